@@ -1,0 +1,171 @@
+"""Checkpoints: folders that are whole or absent.
+
+    checkpoints/step_00000100/
+        model.safetensors, config.json    weights in published names (`transformers` reads a BERT)
+        vocab.txt, tokenizer.json, ...    the tokeniser
+        optimizer.safetensors             the device's optimiser state and hyperparameters, bit for bit
+        state.json                        step, data position, random state, configuration, checksums
+
+A checkpoint is written into a hidden folder, synced, and renamed; `state.json` is written last and holds the
+checksum of every other file. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .errors import CheckpointError
+from .files import fsync_file, fsync_folder, sha256
+
+FORMAT = 1
+_NAME = re.compile(r"step_(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk whose checksums were verified."""
+
+    folder: Path
+    state: Dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
+
+    def optimizer_state(self) -> Dict[str, Any]:
+        """What `poptorch.optim.Optimizer.load_state_dict` takes, without torch's own part."""
+        try:
+            tensors = load_file(str(self.folder / "optimizer.safetensors"))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{self.folder / 'optimizer.safetensors'} can't be read: {error}") from error
+        parts: Dict[str, Any] = {"ipu_state": {}, "ipu_param": {}}
+        for name, tensor in tensors.items():
+            part, key = name.split("/", 1)
+            parts[part][key] = tensor
+        return parts
+
+
+def step_folders(output: Path) -> List[Path]:
+    """The checkpoints in an output folder, oldest first, by number and not by name."""
+    folder = output / "checkpoints"
+    found = [path for path in folder.glob("step_*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=_number)
+
+
+def _number(folder: Path) -> int:
+    match = _NAME.fullmatch(folder.name)
+    assert match is not None
+    return int(match.group(1))
+
+
+def save_checkpoint(
+    output: Path,
+    step: int,
+    *,
+    save_model: Callable[[Path], None],
+    optimizer_state: Dict[str, Any],
+    state: Dict[str, Any],
+    keep: int,
+) -> Path:
+    """Writes `checkpoints/step_<step>` and removes all but the newest `keep` checkpoints.
+
+    `save_model` writes weights, configuration and tokeniser into the folder it is given. A checkpoint of the
+    same step that is there already is replaced. Raises CheckpointError when the disk refuses.
+    """
+    parent = output / "checkpoints"
+    final = parent / f"step_{step:08d}"
+    temporary = parent / f".{final.name}.{os.getpid()}.tmp"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for leftover in parent.glob(".step_*.tmp"):
+            shutil.rmtree(leftover)
+        temporary.mkdir()
+        save_model(temporary)
+        tensors = {
+            f"{part}/{name}": tensor.detach().contiguous().clone()
+            for part in ("ipu_state", "ipu_param")
+            for name, tensor in _as_tensors(optimizer_state.get(part) or {}).items()
+        }
+        save_file(tensors, str(temporary / "optimizer.safetensors"))
+        checksums = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
+        record = {"format": FORMAT, "step": step, **state, "sha256": checksums}
+        (temporary / "state.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        for path in temporary.iterdir():
+            fsync_file(path)
+        fsync_folder(temporary)
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        fsync_folder(parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"the checkpoint {final} could not be written: {error}") from error
+    for old in step_folders(output)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def _as_tensors(state: Dict[str, Any]) -> Dict[str, torch.Tensor]:
+    return {name: torch.as_tensor(value) for name, value in state.items()}
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Reads and verifies one checkpoint folder. Raises CheckpointError that names the file at fault."""
+    path = folder / "state.json"
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} is no checkpoint of this program: it has no state.json") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} can't be read: {error}") from error
+    missing = {"format", "step", "sha256"} - set(state)
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}")
+    if state["format"] != FORMAT:
+        raise CheckpointError(f"{path} has format {state['format']}; this program reads format {FORMAT}")
+    for name, expected in state["sha256"].items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing")
+        found = sha256(file)
+        if found != expected:
+            raise CheckpointError(
+                f"{file} is corrupt: its SHA-256 is {found[:12]}..., state.json says {expected[:12]}..."
+            )
+    return Checkpoint(folder, state)
+
+
+def newest_checkpoint(output: Path) -> Tuple[Optional[Checkpoint], List[str]]:
+    """The newest good checkpoint of an output folder, and what is wrong with each newer one."""
+    problems = []
+    for folder in reversed(step_folders(output)):
+        try:
+            return read_checkpoint(folder), problems
+        except CheckpointError as error:
+            problems.append(str(error))
+    return None, problems
+
+
+def resolve_weights_folder(path: Path) -> Path:
+    """The folder that `--checkpoint` means: itself, or the newest good checkpoint of an output folder."""
+    if not path.is_dir():
+        raise CheckpointError(f"--checkpoint {path}: there is no such folder")
+    if (path / "config.json").is_file():
+        if (path / "state.json").is_file():
+            read_checkpoint(path)
+        return path
+    checkpoint, problems = newest_checkpoint(path)
+    if checkpoint is None:
+        details = "; ".join(problems) or "it has neither config.json nor checkpoints/step_*"
+        raise CheckpointError(f"--checkpoint {path}: no checkpoint found there: {details}")
+    return checkpoint.folder

@@ -1,0 +1,112 @@
+"""From what the device returns to what a person reads.
+
+Outputs come in the order of `model.PRETRAINING_OUTPUTS`:
+loss, mlm_loss, nsp_loss (means of a micro batch), mlm_correct, mlm_count, nsp_correct, nsp_count.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Dict, Iterable, List, Sequence, TextIO
+
+import torch
+
+from .errors import TrainingError
+
+Record = Dict[str, float]
+
+
+def training_metrics(outputs: Sequence[torch.Tensor], micro_batches_per_replica: int) -> Record:
+    """Metrics of one executor call under `OutputMode.Sum`.
+
+    Each output has shape [] or [replicas]: the sum over a replica's micro batches. Losses are means over all
+    micro batches (what the optimiser saw); accuracies are over all predictions.
+    """
+    sums = [output.double().sum().item() for output in outputs]
+    replicas = outputs[0].numel()
+    loss, mlm_loss, nsp_loss = (value / (micro_batches_per_replica * replicas) for value in sums[:3])
+    return {
+        "loss": loss,
+        "mlm_loss": mlm_loss,
+        "nsp_loss": nsp_loss,
+        "mlm_accuracy": _ratio(sums[3], sums[4]),
+        "nsp_accuracy": _ratio(sums[5], sums[6]),
+    }
+
+
+class EvaluationMetrics:
+    """Exact means over a whole validation set, whatever its micro batches hold."""
+
+    def __init__(self) -> None:
+        self._mlm_loss = self._nsp_loss = 0.0
+        self._counts = [0.0, 0.0, 0.0, 0.0]
+
+    def add(self, outputs: Sequence[torch.Tensor]) -> None:
+        """Adds one call under `OutputMode.All`: each output has shape [] or [micro batches]."""
+        _, mlm_loss, nsp_loss, *counts = (output.double().reshape(-1) for output in outputs)
+        # A micro batch's loss is the mean over its own labels: weigh it by their number.
+        self._mlm_loss += float((mlm_loss * counts[1]).sum())
+        self._nsp_loss += float((nsp_loss * counts[3]).sum())
+        self._counts = [total + float(count.sum()) for total, count in zip(self._counts, counts)]
+
+    def result(self) -> Record:
+        mlm_correct, mlm_count, nsp_correct, nsp_count = self._counts
+        mlm_loss, nsp_loss = _ratio(self._mlm_loss, mlm_count), _ratio(self._nsp_loss, nsp_count)
+        return {
+            "eval_loss": mlm_loss + (0.0 if math.isnan(nsp_loss) else nsp_loss),
+            "eval_mlm_loss": mlm_loss,
+            "eval_nsp_loss": nsp_loss,
+            "eval_mlm_accuracy": _ratio(mlm_correct, mlm_count),
+            "eval_nsp_accuracy": _ratio(nsp_correct, nsp_count),
+        }
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a line, flushed a line at a time.
+
+    A resumed run continues where its checkpoint stands: lines of later steps, written before a crash, go.
+    """
+
+    def __init__(self, path: Path, *, continue_from: int = -1) -> None:
+        kept = [line for line in read_metrics(path) if line["step"] <= continue_from] if path.exists() else []
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text("".join(_line(record) for record in kept), encoding="utf-8")
+        temporary.replace(path)
+        self._file: TextIO = path.open("a", encoding="utf-8")
+
+    def write(self, record: Record) -> None:
+        self._file.write(_line(record))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _line(record: Record) -> str:
+    # JSON has no NaN: a metric that has no value is null.
+    clean = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+    return json.dumps(clean, allow_nan=False) + "\n"
+
+
+def read_metrics(path: Path) -> List[Record]:
+    """All whole lines of a `metrics.jsonl`; a last line that was cut by a crash is left out."""
+    return list(_whole_records(path, path.read_text(encoding="utf-8").splitlines(keepends=True)))
+
+
+def _whole_records(path: Path, lines: Sequence[str]) -> Iterable[Record]:
+    for number, line in enumerate(lines, 1):
+        if number == len(lines) and not line.endswith("\n"):
+            return
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            raise TrainingError(f"{path}, line {number}: not JSON ({error})") from error

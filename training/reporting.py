@@ -1,0 +1,106 @@
+"""Where a run's numbers go: metrics.jsonl always, a progress bar or plain lines, W&B when asked."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, Mapping, Optional
+
+from tqdm import tqdm
+
+from .metrics import MetricsFile, Record
+
+
+class Reporter:
+    """Writes each record to every place. `total_steps` and `start_step` give the ETA."""
+
+    def __init__(
+        self,
+        output: Path,
+        *,
+        start_step: int,
+        total_steps: int,
+        log_steps: int,
+        progress_bar: bool,
+        wandb_project: Optional[str],
+        config: Mapping[str, Any],
+    ) -> None:
+        self._file = MetricsFile(output / "metrics.jsonl", continue_from=start_step if start_step else -1)
+        self._start_step, self._total_steps, self._log_steps = start_step, total_steps, log_steps
+        self._began = time.perf_counter()
+        self._wandb = _start_wandb(output, wandb_project, config) if wandb_project is not None else None
+        # Lines that are kept, in a file or a pipe, beat a bar that redraws itself.
+        self._bar = (
+            tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True)
+            if progress_bar and sys.stderr.isatty()
+            else None
+        )
+
+    def write(self, record: Record) -> None:
+        self._file.write(record)
+        if self._wandb is not None:
+            self._wandb.log({key: value for key, value in record.items() if key != "step"}, step=int(record["step"]))
+        step = int(record["step"])
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+            if "loss" in record:
+                self._bar.set_postfix_str(f"loss {record['loss']:.3f} lr {record['learning_rate']:.2e}")
+        evaluated = "eval_mlm_loss" in record
+        if evaluated or (self._bar is None and (step % self._log_steps == 0 or step == self._total_steps)):
+            self._say(self._line(record, step))
+
+    def _line(self, record: Record, step: int) -> str:
+        parts = [f"step {step}/{self._total_steps}"]
+        if "loss" in record:
+            parts += [
+                f"loss {record['loss']:.4f} (mlm {record['mlm_loss']:.4f}, nsp {record['nsp_loss']:.4f})",
+                f"mlm accuracy {record['mlm_accuracy']:.3f}",
+                f"lr {record['learning_rate']:.3e}",
+                f"{record['samples_per_s']:.1f} samples/s",
+                f"ETA {_duration(self._remaining_s(step))}",
+            ]
+        if "eval_mlm_loss" in record:
+            parts.append(
+                f"held-out: mlm loss {record['eval_mlm_loss']:.4f}, mlm accuracy "
+                f"{record['eval_mlm_accuracy']:.3f}, nsp accuracy {record['eval_nsp_accuracy']:.3f}"
+            )
+        return " | ".join(parts)
+
+    def _remaining_s(self, step: int) -> float:
+        done = max(step - self._start_step, 1)
+        return (time.perf_counter() - self._began) / done * (self._total_steps - step)
+
+    def _say(self, line: str) -> None:
+        if self._bar is None:
+            print(line, flush=True)
+        else:
+            self._bar.write(line)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._bar is not None:
+            self._bar.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+
+
+def _start_wandb(output: Path, project: str, config: Mapping[str, Any]) -> Any:
+    """A W&B run, offline unless WANDB_MODE says otherwise; a resumed run continues the same one."""
+    import wandb
+
+    identity = output / "wandb_id"
+    settings: Dict[str, Any] = {"project": project, "dir": str(output), "config": dict(config)}
+    settings["mode"] = os.environ.get("WANDB_MODE", "offline")
+    if identity.exists():
+        settings.update(id=identity.read_text(encoding="utf-8").strip(), resume="allow")
+    run = wandb.init(**settings)
+    identity.write_text(run.id, encoding="utf-8")
+    return run
