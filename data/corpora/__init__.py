@@ -1,0 +1,55 @@
+"""Corpora: where pretraining text comes from. `open_corpus` is the way in."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+from pathlib import Path
+from typing import Optional
+
+from ..errors import DataError
+from .corpus import Corpus
+from .hugging_face import HuggingFaceCorpus
+from .python_docs import PythonDocsCorpus
+from .text import TextCorpus, find_text_files
+
+__all__ = ["Corpus", "open_corpus"]
+
+_LEGAL_FORMS = (
+    "python-docs (the documentation this Python installation carries), "
+    "hf:NAME (a Hugging Face dataset, or hf:FOLDER for local data files), "
+    "or a text file (.txt, .gz, .xz), a folder of them, or a glob"
+)
+
+
+def open_corpus(
+    corpus: str, *, subset: Optional[str] = None, split: str = "train", text_column: str = "text"
+) -> Corpus:
+    """Opens what `corpus` names: "python-docs", "hf:NAME", or a text file, folder or glob.
+
+    `subset`, `split` and `text_column` belong to Hugging Face datasets; other corpora have none of them.
+    Raises DataError for an unknown form (with the legal ones) and for a path that matches no file.
+    """
+    if corpus == PythonDocsCorpus.name:
+        return PythonDocsCorpus()
+    if corpus.startswith("hf:") and len(corpus) > len("hf:"):
+        return HuggingFaceCorpus(str(Path(corpus[3:]).expanduser()), subset, split, text_column)
+    if corpus.endswith(".tfrecord"):
+        raise DataError(
+            f"{corpus!r} holds token ids that are masked already, not text. "
+            "Use it as training data directly; a vocabulary or other examples need a text corpus."
+        )
+    if corpus and (_looks_like_path(corpus) or Path(corpus).exists()):
+        return TextCorpus(corpus, find_text_files(corpus))
+    near = difflib.get_close_matches(corpus.lower(), [PythonDocsCorpus.name, *_entries_here()], n=1, cutoff=0.75)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise DataError(f"unknown corpus {corpus!r}.{hint} Legal forms: {_LEGAL_FORMS}.")
+
+
+def _looks_like_path(corpus: str) -> bool:
+    return os.sep in corpus or glob.has_magic(corpus) or corpus.endswith((".txt", ".gz", ".xz"))
+
+
+def _entries_here() -> list:
+    return sorted(entry.name for entry in Path().iterdir())

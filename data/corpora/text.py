@@ -1,0 +1,140 @@
+"""Text files as a corpus: plain, gzip or xz; a blank line, or the end of a file, ends a document."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import hashlib
+import lzma
+import os
+import zlib
+from pathlib import Path
+from typing import IO, Iterator, List, Sequence
+
+from ..errors import DataError
+from .corpus import document_from_lines, refuse_empty
+
+# A file without blank lines would be one document of any size; it is cut so that memory stays bounded.
+MAX_DOCUMENT_CHARACTERS = 8_000_000
+# Up to here hashing the content is cheap, and a copied or touched file keeps its fingerprint.
+HASH_CONTENT_UP_TO_BYTES = 16_000_000
+
+_COMPRESSED = (".gz", ".xz")
+_TEXT_SUFFIXES = ("", ".txt", ".text")
+
+
+class TextCorpus:
+    """The documents of UTF-8 text files, in the order given."""
+
+    def __init__(self, name: str, files: Sequence[Path]) -> None:
+        self.name = name
+        self.files = list(files)
+
+    def fingerprint(self) -> str:
+        """Of each file's content (small files) or of its path, size and time of change (large ones)."""
+        digest = hashlib.sha256(b"text-1\n")
+        for file in self.files:
+            try:
+                stat = file.stat()
+                if stat.st_size <= HASH_CONTENT_UP_TO_BYTES:
+                    # Compressed or not is part of what is hashed: it decides how the bytes are read.
+                    content = hashlib.sha256(file.read_bytes()).hexdigest()
+                    line = f"{content} {_compression(file)}\n"
+                else:
+                    line = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}\n"
+            except OSError as error:
+                raise _unreadable(file, error) from error
+            digest.update(line.encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+    def documents(self) -> Iterator[str]:
+        every = (document for file in self.files for document in _documents_of(file))
+        return refuse_empty(every, self.name, "Give files that hold UTF-8 text.")
+
+
+def find_text_files(source: str) -> List[Path]:
+    """The files a path, a folder (searched recursively) or a glob stands for, sorted.
+
+    Of a folder, text files count: *.txt, *.txt.gz, *.txt.xz and compressed files without another suffix
+    (articles.gz); hidden ones don't. A file or glob names exactly what it matches.
+    Raises DataError when nothing is found.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        files = sorted(_text_files_below(path))
+        if not files:
+            raise DataError(
+                f"no text file in folder {str(path)!r}: looked for *.txt, *.txt.gz and *.txt.xz in it and below. "
+                "Name the files with a glob if they are called otherwise."
+            )
+        return files
+    files = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+    if not files:
+        where = f"{str(path)!r}" if path.is_absolute() else f"{str(path)!r} in {str(Path.cwd())!r}"
+        raise DataError(f"no file matches {where}. Check the path, or the pattern if it is one.")
+    return files
+
+
+def _text_files_below(folder: Path) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(parent, name)
+            inner = path.with_suffix("") if path.suffix in _COMPRESSED else path
+            is_text = inner.suffix in (_TEXT_SUFFIXES if path.suffix in _COMPRESSED else _TEXT_SUFFIXES[1:])
+            if is_text and not name.startswith(".") and path.is_file():
+                yield path
+
+
+def _compression(file: Path) -> str:
+    return file.suffix if file.suffix in _COMPRESSED else ""
+
+
+def _open_bytes(file: Path) -> IO[bytes]:
+    if file.suffix == ".gz":
+        return gzip.open(file, "rb")
+    if file.suffix == ".xz":
+        return lzma.open(file, "rb")
+    return file.open("rb")
+
+
+def _lines_of(file: Path) -> Iterator[str]:
+    number = 0
+    try:
+        with _open_bytes(file) as stream:
+            for number, raw in enumerate(stream, 1):  # noqa: B007 (the error messages need it)
+                yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{str(file)!r} is not UTF-8 text: line {number} has byte 0x{error.object[error.start]:02x} "
+            f"at its byte {error.start} ({error.reason}). Convert the file (iconv -t utf-8) or leave it out."
+        ) from error
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(
+            f"{str(file)!r} is a damaged or cut-off {file.suffix} file: {error}, after line {number}. "
+            "Copy or download it again."
+        ) from error
+    except OSError as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: OSError) -> DataError:
+    reason = error.strerror or str(error)
+    return DataError(f"cannot read {str(file)!r}: {reason}. Check that it exists and that you may read it.")
+
+
+def _documents_of(file: Path) -> Iterator[str]:
+    lines: List[str] = []
+    characters = 0
+    for line in _lines_of(file):
+        blank = line.isspace() or not line
+        if not blank:
+            lines.append(line)
+            characters += len(line)
+        if lines and (blank or characters >= MAX_DOCUMENT_CHARACTERS):
+            yield document_from_lines(lines)
+            lines, characters = [], 0
+    if lines:
+        yield document_from_lines(lines)
