@@ -1,6 +1,6 @@
 """The run: schedules, optimisers, the loop, checkpoints, metrics and where they go."""
 
-from .checkpoints import Checkpoint, newest_checkpoint, resolve_weights_folder, save_checkpoint, step_folders
+from .checkpoints import Checkpoint, resolve_weights_folder, save_checkpoint
 from .errors import CheckpointError, DivergenceError, TrainingError
 from .evaluation import build_evaluator
 from .files import hold_folder, write_atomically
@@ -8,8 +8,10 @@ from .loop import LoopPlan, LoopResult, refuse_bad_weights, train
 from .optimizers import OptimizerPlan, build_optimizer
 from .plot import plot_loss
 from .reporting import Reporter
+from .resume import checkpoint_to_resume, resuming_arguments
 from .schedules import Schedule
 from .signals import ignore_interrupts, stop_on_signals
+from .weights import initial_model
 
 __all__ = [
     "Checkpoint",
@@ -23,14 +25,15 @@ __all__ = [
     "TrainingError",
     "build_evaluator",
     "build_optimizer",
+    "checkpoint_to_resume",
     "hold_folder",
     "ignore_interrupts",
-    "newest_checkpoint",
+    "initial_model",
     "plot_loss",
     "refuse_bad_weights",
     "resolve_weights_folder",
+    "resuming_arguments",
     "save_checkpoint",
-    "step_folders",
     "stop_on_signals",
     "train",
     "write_atomically",

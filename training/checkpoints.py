@@ -47,7 +47,9 @@ class Checkpoint:
         try:
             tensors = load_file(str(self.folder / "optimizer.safetensors"))
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{self.folder / 'optimizer.safetensors'} can't be read: {error}") from error
+            raise CheckpointError(
+                f"{self.folder / 'optimizer.safetensors'} can't be read: {error}"
+            ) from error
         parts: Dict[str, Any] = {"ipu_state": {}, "ipu_param": {}}
         for name, tensor in tensors.items():
             part, key = name.split("/", 1)
@@ -147,7 +149,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 def newest_checkpoint(output: Path) -> Tuple[Optional[Checkpoint], List[str]]:
     """The newest good checkpoint of an output folder, and what is wrong with each newer one."""
-    problems = []
+    problems: List[str] = []
     for folder in reversed(step_folders(output)):
         try:
             return read_checkpoint(folder), problems

@@ -17,7 +17,7 @@ def build_evaluator(
     model: torch.nn.Module,
     training_executor: Any,
     options: Any,
-    rows: Callable[[int], "torch.utils.data.Dataset[Any]"],
+    rows: Callable[[int], torch.utils.data.Dataset[Any]],
     *,
     micro_batch_size: int,
     max_batches: Optional[int],
@@ -26,8 +26,8 @@ def build_evaluator(
     """A function that evaluates the current weights of `model` on the held-out examples.
 
     `rows(n)` gives the validation set padded to a multiple of n rows that metrics don't see. `max_batches`
-    limits the number of executor calls (None: the whole set). IPUs run one executable at a time, so the training
-    executor lets go of them first; it takes them back by itself at its next call.
+    limits the number of executor calls (None: the whole set). IPUs run one executable at a time, so the
+    training executor lets go of them first; it takes them back by itself at its next call.
     """
     model.eval()
     executor = ipu.poptorch.inferenceModel(model, options)

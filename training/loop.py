@@ -116,13 +116,16 @@ def _refuse_divergence(record: Record) -> None:
     if not math.isfinite(record["loss"]):
         raise DivergenceError(
             f"the loss of update {int(record['step'])} is {record['loss']} at learning rate "
-            f"{record['learning_rate']:.3g}. The last good checkpoint is untouched: start again from it with a "
-            "lower learning_rate, a longer lr_warmup or, in float16, a lower loss_scaling"
+            f"{record['learning_rate']:.3g}. The last good checkpoint is untouched: start again from it with "
+            "a lower learning_rate, a longer lr_warmup or, in float16, a lower loss_scaling"
         )
 
 
 def refuse_bad_weights(model: torch.nn.Module, step: int) -> None:
-    """Raises DivergenceError if a weight is NaN or infinite: a finite loss says nothing of the update after it."""
+    """Raises DivergenceError if a weight is NaN or infinite.
+
+    A finite loss says nothing of the update that came after it.
+    """
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise DivergenceError(

@@ -19,7 +19,9 @@ def plot_loss(metrics: Path, picture: Path, *, unigram_entropy_nats: Optional[fl
     trained = [record for record in records if record.get("mlm_loss") is not None]
     evaluated = [record for record in records if record.get("eval_mlm_loss") is not None]
     figure, axes = pyplot.subplots(figsize=(8, 5), constrained_layout=True)
-    axes.plot([r["step"] for r in trained], [r["mlm_loss"] for r in trained], lw=0.8, alpha=0.6, label="training")
+    axes.plot(
+        [r["step"] for r in trained], [r["mlm_loss"] for r in trained], lw=0.8, alpha=0.6, label="training"
+    )
     axes.plot([r["step"] for r in evaluated], [r["eval_mlm_loss"] for r in evaluated], "o-", label="held-out")
     if unigram_entropy_nats is not None:
         axes.axhline(

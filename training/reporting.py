@@ -41,7 +41,9 @@ class Reporter:
     def write(self, record: Record) -> None:
         self._file.write(record)
         if self._wandb is not None:
-            self._wandb.log({key: value for key, value in record.items() if key != "step"}, step=int(record["step"]))
+            self._wandb.log(
+                {key: value for key, value in record.items() if key != "step"}, step=int(record["step"])
+            )
         step = int(record["step"])
         if self._bar is not None:
             self._bar.update(step - self._bar.n)

@@ -1,0 +1,74 @@
+"""Going on with a run: which checkpoint, whether it is the same run, and the command that does it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, List, Mapping, Optional, Sequence
+
+from .checkpoints import Checkpoint, newest_checkpoint, step_folders
+from .errors import CheckpointError, TrainingError
+
+# What may differ between a checkpoint's configuration and that of the run that resumes it: nothing here
+# changes a weight. `training_steps` does, through the schedule, and is said aloud.
+MAY_CHANGE = frozenset(
+    """training_steps eval_steps eval_batches checkpoint_steps checkpoints_to_keep log_steps wandb wandb_project
+    progress_bar cache_folder dataloader_workers preprocessing_workers async_dataloader device target
+    executable_cache""".split()
+)
+
+
+def checkpoint_to_resume(output: Path, config: Mapping[str, Any], *, resume: bool) -> Optional[Checkpoint]:
+    """The newest good checkpoint of `output` if `resume`, else None for a new run.
+
+    `config` is the run's configuration as a flat mapping. Raises TrainingError when a new run would write into
+    another's folder, CheckpointError when there is nothing to resume or the configuration is another one.
+    """
+    if not resume:
+        if step_folders(output):
+            raise TrainingError(
+                f"the output folder {output} holds the checkpoints of another run: "
+                "add --resume to go on with it, or give another --output"
+            )
+        return None
+    checkpoint, problems = newest_checkpoint(output)
+    for problem in problems:
+        print(f"warning: a checkpoint was passed over: {problem}", file=sys.stderr)
+    if checkpoint is None:
+        raise CheckpointError(
+            f"--resume: no good checkpoint in {output / 'checkpoints'}; leave --resume out to start a new run"
+        )
+    _refuse_another_run(checkpoint, config)
+    return checkpoint
+
+
+def _refuse_another_run(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
+    then, now = checkpoint.state["config"], json.loads(json.dumps(dict(config)))
+    for key in sorted(set(then) | set(now)):
+        before, after = then.get(key), now.get(key)
+        if before == after:
+            continue
+        if key not in MAY_CHANGE:
+            raise CheckpointError(
+                f"--resume: {key} was {json.dumps(before)} in {checkpoint.folder} and is {json.dumps(after)} "
+                "now, but a resumed run must be the same run. To start a new one from these weights, give "
+                f"--checkpoint {checkpoint.folder} and another --output"
+            )
+        if key == "training_steps":
+            print(
+                f"warning: training_steps was {before} and is {after} now: the schedule changes",
+                file=sys.stderr,
+            )
+
+
+def resuming_arguments(arguments: Sequence[str]) -> List[str]:
+    """The command line that goes on with the run that `arguments` began."""
+    kept: List[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--checkpoint":
+            next(words)
+        elif word != "--resume" and not word.startswith("--checkpoint="):
+            kept.append(word)
+    return [*kept, "--resume"]
