@@ -1,0 +1,393 @@
+"""The typed configuration of a run: one field is one documented key of configs.yml and one command-line flag.
+
+`load` reads a named recipe, lays the command line's values over it and checks the whole; nothing runs on a
+configuration that could not. What follows from the keys (global batch, pipeline depth, ...) is in `derived`.
+"""
+
+# ruff: noqa: RUF009 (key() makes a dataclasses.field)
+from __future__ import annotations
+
+import argparse
+from dataclasses import Field, dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict, List, Literal, Mapping, NoReturn, Optional, Tuple, get_type_hints
+
+import yaml
+
+from config_loading import (
+    ConfigError,
+    Problem,
+    choices_of,
+    convert,
+    describe,
+    from_text,
+    item_of,
+    nearest,
+    read_recipes,
+    tuple_from_text,
+)
+from config_rules import TARGET_IPUS, minimum_gradient_accumulation, pipeline_stages, rule_problems
+
+if TYPE_CHECKING:
+    from model.config import ModelConfig
+
+__all__ = ["TARGET_IPUS", "Config", "ConfigError", "FlagParser", "add_flags", "derived", "load", "names"]
+
+CONFIGS = Path(__file__).with_name("configs.yml")
+
+# Flags are grouped as the fields below are; each group is named by its first field.
+_GROUPS = {
+    "task": "run: what to do, for how long, and what to write down",
+    "model": "model: the encoder",
+    "corpus": "data: corpus, tokenizer, masking and loading",
+    "squad_version": "fine-tuning on SQuAD and GLUE",
+    "micro_batch_size": "training: batch, optimizer and schedule",
+    "device": "device: placement and precision on IPUs",
+}
+
+AT_LEAST_0, AT_LEAST_1, ABOVE_0, BELOW_1 = "[0, inf)", "[1, inf)", "(0, inf)", "[0, 1)"
+Family = Literal["bert", "groupbert"]
+Norm = Literal["pre", "post"]
+FeedForward = Literal["dense", "grouped", "grouped_projected"]
+Optimizer = Literal["sgd", "adam", "adamw", "lamb", "lamb_no_bias_correction"]
+Schedule = Literal["constant", "linear", "polynomial"]
+Device = Literal["auto", "ipu", "ipu-model", "simulator"]
+
+
+# Fields are ordered by meaning, so required ones follow optional ones: to the dataclass this is their default.
+_REQUIRED: Any = object()
+
+
+def key(doc: str, default: Any = _REQUIRED, bounds: str = "") -> Any:
+    """One configuration key; one without default must be given. `bounds` is an interval such as "[0, 1)"."""
+    return field(default=default, metadata={"doc": doc, "bounds": bounds})
+
+
+@dataclass(frozen=True)
+class Config:
+    """A complete run. Creating one checks types and rules; ConfigError names everything that is wrong."""
+
+    task: Literal["pretraining", "squad", "glue"] = key("what to train", "pretraining")
+    seed: int = key("of every random draw: data order, masks, initial weights, dropout", 42, AT_LEAST_0)
+    training_steps: Optional[int] = key("weight updates; needed for pretraining", None, AT_LEAST_1)
+    eval_steps: Optional[int] = key(
+        "weight updates between evaluations; none: only first and last", None, AT_LEAST_1
+    )
+    eval_batches: Optional[int] = key(
+        "micro batches of an evaluation; none: the whole validation set", None, AT_LEAST_1
+    )
+    checkpoint_steps: Optional[int] = key(
+        "weight updates between checkpoints; none: only the last", None, AT_LEAST_1
+    )
+    checkpoints_to_keep: int = key("newest checkpoints that stay on disk", 2, AT_LEAST_1)
+    log_steps: int = key("weight updates between lines in the log", 1, AT_LEAST_1)
+    wandb: bool = key("log to Weights & Biases too", False)
+    wandb_project: str = key("project name at Weights & Biases", "groupbert-ipu")
+    progress_bar: bool = key("show progress bars", True)
+
+    model: Family = key("family: the defaults of norm, convolution and feed_forward", "groupbert")
+    hidden_size: int = key("features of a token", bounds=AT_LEAST_1)
+    num_layers: int = key("encoder layers", bounds=AT_LEAST_1)
+    num_heads: int = key("attention heads; hidden_size must be a multiple", bounds=AT_LEAST_1)
+    vocab_size: int = key("rows of the embedding table", 30522, "[8, inf)")
+    max_position_embeddings: int = key("longest sequence that the model can take", 512, "[8, inf)")
+    norm: Optional[Norm] = key("LayerNorm before or after; none: the family's", None)
+    convolution: Optional[bool] = key("a convolution module in each layer; none: the family's", None)
+    feed_forward: Optional[FeedForward] = key(
+        "second projection, and whether an output projection follows; none: the family's", None
+    )
+    ffn_groups: int = key("groups of the grouped feed-forward projection", 4, AT_LEAST_1)
+    conv_group_size: int = key("channels in a group of the convolution", 16, AT_LEAST_1)
+    conv_kernel_size: int = key("tokens that the convolution spans; odd", 7, AT_LEAST_1)
+    hidden_dropout: float = key("dropout of embeddings and residual branches", 0.0, BELOW_1)
+    attention_dropout: float = key("dropout of attention probabilities", 0.0, BELOW_1)
+    layer_norm_eps: float = key("added to the variance; 1e-3 is safe in float16", 1e-3, "(0, 1)")
+
+    corpus: str = key("python-docs, text files (file, folder, glob), TFRecords or hf:NAME", "python-docs")
+    corpus_subset: Optional[str] = key("configuration of a Hugging Face data set", None)
+    corpus_split: str = key("split of a Hugging Face data set", "train")
+    text_column: str = key("column of a Hugging Face data set that holds the text", "text")
+    validation_corpus: Optional[str] = key("corpus to evaluate on; none: held-out documents of corpus", None)
+    validation_fraction: float = key("share of documents held out of corpus", 0.05, BELOW_1)
+    tokenizer: str = key("train (on corpus), a vocab.txt, a folder or a Hugging Face name", "train")
+    lowercase: bool = key("lower-case the text", True)
+    sequence_length: int = key("tokens of a sequence, special ones and padding included", bounds="[8, inf)")
+    mask_tokens: int = key("most masked tokens of a sequence", 20, AT_LEAST_1)
+    masked_lm_probability: float = key("share of tokens to predict", 0.15, "(0, 1)")
+    dynamic_masking: bool = key("new masks in each epoch", True)
+    whole_word_masking: bool = key("mask all pieces of a word together", False)
+    short_sequence_probability: float = key("share of examples cut to a random shorter length", 0.1, "[0, 1]")
+    cache_folder: str = key("where prepared data is kept", "cache")
+    dataloader_workers: int = key("processes that read batches; 0: the main one", 0, AT_LEAST_0)
+    preprocessing_workers: Optional[int] = key(
+        "processes that prepare data; none: one a core", None, AT_LEAST_0
+    )
+    async_dataloader: bool = key("prepare the next batch while the device works", False)
+
+    squad_version: Literal["1.1", "2.0"] = key("2.0 has questions without an answer", "1.1")
+    epochs: Optional[float] = key("passes over the training set, in place of training_steps", None, ABOVE_0)
+    doc_stride: int = key("tokens between the windows of a long document", 128, AT_LEAST_1)
+    max_query_length: int = key("tokens of a question at most", 64, AT_LEAST_1)
+    validation_micro_batch_size: int = key("micro batch size in evaluation", 20, AT_LEAST_1)
+    validation_device_iterations: int = key("micro batches of one device call in evaluation", 4, AT_LEAST_1)
+    validation_layers_per_ipu: Optional[Tuple[int, ...]] = key(
+        "placement in evaluation; none: half of the layers on each of two IPUs", None, AT_LEAST_0
+    )
+
+    micro_batch_size: int = key("sequences that one replica computes at once", bounds=AT_LEAST_1)
+    gradient_accumulation: int = key("micro batches of a replica in a weight update", bounds=AT_LEAST_1)
+    replication_factor: int = key("data-parallel copies of the model", 1, AT_LEAST_1)
+    device_iterations: int = key("weight updates of one device call", 1, AT_LEAST_1)
+    reduction: Literal["mean", "sum"] = key("of gradients over accumulation and replicas", "mean")
+    optimizer: Optimizer = key("the weight update", "adamw")
+    learning_rate: float = key("peak learning rate", bounds=ABOVE_0)
+    lr_schedule: Schedule = key("after warm-up: stay, fall in a line to 0, or to lr_end", "linear")
+    lr_warmup: float = key("of training_steps below 1, else weight updates", 0.0, AT_LEAST_0)
+    lr_warmup_power: float = key("shape of the warm-up: 1 a line, 0.5 GroupBERT's square root", 1.0, ABOVE_0)
+    lr_end: float = key("last learning rate of the polynomial schedule", 0.0, AT_LEAST_0)
+    momentum: float = key("of sgd", 0.9, BELOW_1)
+    adam_beta1: float = key("decay of the first moment", 0.9, BELOW_1)
+    adam_beta2: float = key("decay of the second moment", 0.999, BELOW_1)
+    optimizer_eps: float = key("added to the root of the second moment", 1e-6, ABOVE_0)
+    weight_decay: float = key("of all weights but biases and LayerNorms", 0.01, AT_LEAST_0)
+    max_grad_norm: Optional[float] = key("clip to this global norm; sgd, adam and adamw only", None, ABOVE_0)
+    loss_scaling: float = key("factor on the loss that keeps float16 gradients above underflow", 1.0, ABOVE_0)
+    auto_loss_scaling: bool = key("let PopTorch adapt loss_scaling", False)
+
+    device: Device = key("where to run; auto: an IPU if there is one", "auto")
+    target: str = key(f"the machine: {' | '.join(TARGET_IPUS)}", "pod16")
+    precision: Literal["float16", "float32"] = key("what an IPU stores and computes in", "float16")
+    ipus_per_replica: int = key("IPUs of one pipeline", bounds=AT_LEAST_1)
+    layers_per_ipu: Tuple[int, ...] = key(
+        "encoder layers on each IPU; embeddings stand on the first", bounds=AT_LEAST_0
+    )
+    matmul_proportion: Tuple[float, ...] = key(
+        "share of memory for matmuls, for each IPU or all", (0.25,), "(0, 1]"
+    )
+    embedding_serialization_factor: int = key(
+        "parts in which the vocabulary projection is computed", 1, AT_LEAST_1
+    )
+    replicated_tensor_sharding: bool = key("spread the optimizer state over replicas", False)
+    optimizer_state: Literal["on_chip", "off_chip"] = key("where the optimizer state is kept", "on_chip")
+    recompute_checkpoint_every_layer: bool = key("keep each layer's output, recompute the rest", True)
+    enable_half_partials: bool = key("accumulate matmuls in float16", True)
+    enable_half_first_order_momentum: bool = key("keep the first moment in float16", False)
+    stochastic_rounding: bool = key("round float16 at random so that small updates count", True)
+    executable_cache: Optional[str] = key("folder for compiled programs", None)
+
+    def __post_init__(self) -> None:
+        problems: List[Problem] = []
+        for entry in _entries().values():
+            value = getattr(self, entry.name)
+            try:
+                if value is _REQUIRED:
+                    raise ValueError(f"is missing; expected {describe(_kind(entry))}")
+                value = convert(value, _kind(entry))
+                _check_bounds(value, entry.metadata["bounds"])
+                object.__setattr__(self, entry.name, value)
+            except ValueError as error:
+                problems.append(Problem(entry.name, str(error)))
+        if not problems:  # the rules relate values that are each legal
+            if len(self.matmul_proportion) == 1:
+                object.__setattr__(self, "matmul_proportion", self.matmul_proportion * self.ipus_per_replica)
+            problems = rule_problems(self)
+        if problems:
+            raise ConfigError(problems)
+
+    @property
+    def resolved_norm(self) -> Norm:
+        return self.norm or ("pre" if self.model == "groupbert" else "post")
+
+    @property
+    def resolved_convolution(self) -> bool:
+        return self.model == "groupbert" if self.convolution is None else self.convolution
+
+    @property
+    def resolved_feed_forward(self) -> FeedForward:
+        return self.feed_forward or ("grouped_projected" if self.model == "groupbert" else "dense")
+
+    def model_config(self) -> ModelConfig:
+        """The model's part, with the family's defaults filled in; ConfigError if the model refuses it."""
+        from model.config import ModelConfig, ModelConfigError  # here: a dry look at recipes needs no torch
+
+        try:
+            return ModelConfig(
+                vocab_size=self.vocab_size,
+                hidden_size=self.hidden_size,
+                num_layers=self.num_layers,
+                num_heads=self.num_heads,
+                max_position_embeddings=self.max_position_embeddings,
+                norm=self.resolved_norm,
+                convolution=self.resolved_convolution,
+                feed_forward=self.resolved_feed_forward,
+                ffn_groups=self.ffn_groups,
+                conv_group_size=self.conv_group_size,
+                conv_kernel_size=self.conv_kernel_size,
+                hidden_dropout=self.hidden_dropout,
+                attention_dropout=self.attention_dropout,
+                layer_norm_eps=self.layer_norm_eps,
+            )
+        except ModelConfigError as error:
+            raise ConfigError(str(error)) from error
+
+    def to_dict(self) -> Dict[str, Any]:
+        """Every key with a plain value (lists for tuples), ready for YAML or JSON."""
+        values = {name: getattr(self, name) for name in _entries()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def to_yaml(self, name: str = "resolved") -> str:
+        """A recipe file with this one recipe; `load(name, path=...)` of it gives an equal Config."""
+        return yaml.safe_dump({name: self.to_dict()}, sort_keys=False, default_flow_style=None, width=110)
+
+
+@lru_cache(maxsize=None)
+def _entries() -> Mapping[str, Field]:
+    return {entry.name: entry for entry in fields(Config)}
+
+
+@lru_cache(maxsize=None)
+def _kinds() -> Mapping[str, Any]:
+    return get_type_hints(Config)
+
+
+def _kind(entry: Field) -> Any:
+    return _kinds()[entry.name]
+
+
+def _check_bounds(value: Any, bounds: str) -> None:
+    if not bounds or value is None:
+        return
+    low, high = (float(end) for end in bounds[1:-1].split(","))
+    for number in value if isinstance(value, tuple) else (value,):
+        above = number >= low if bounds[0] == "[" else number > low
+        below = number <= high if bounds[-1] == "]" else number < high
+        if not (above and below):
+            raise ValueError(f"{number} lies outside {bounds}")
+
+
+def names(path: Path = CONFIGS) -> List[str]:
+    """The runnable recipes of a file, in its order; names that start with `_` only hold shared keys."""
+    return [name for name in read_recipes(Path(path)) if not name.startswith("_")]
+
+
+def load(name: str, *, path: Path = CONFIGS, overrides: Optional[Mapping[str, object]] = None) -> Config:
+    """The recipe `name` of a file with `overrides` laid over it.
+
+    Raises ConfigError for an unknown name or key, a value of the wrong type or range, and combinations that
+    cannot run: all that can be found at once, with file and line where the recipe is to blame.
+    """
+    path = Path(path)
+    recipes = read_recipes(path)
+    if name.startswith("_") and name in recipes:
+        raise ConfigError(f"{path}: {name!r} only holds keys that recipes share; it cannot run")
+    if name not in recipes:
+        runnable = [known for known in recipes if not known.startswith("_")]
+        raise ConfigError(f"{path} has no configuration {name!r}; {nearest(name, runnable)}")
+    recipe = recipes[name]
+    values = {**recipe, **(overrides or {})}
+    unknown = [
+        Problem(word, f"is no key; {nearest(word, _entries())}") for word in values if word not in _entries()
+    ]
+    try:
+        config = Config(**{word: value for word, value in values.items() if word in _entries()})
+    except ConfigError as error:
+        unknown.extend(error.problems)
+    if unknown:
+        mine = set(recipe) - set(overrides or {})
+        lines = {word: f"{path.name}:{recipe.lines[word]}: " for word in mine}
+        raise ConfigError([Problem("", f"{lines.get(problem.key, '')}{problem}") for problem in unknown])
+    return config
+
+
+class FlagParser(argparse.ArgumentParser):
+    """An argument parser that takes flags only in full and suggests the nearest one for a mistyped flag."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        lead = "unrecognized arguments: "
+        if message.startswith(lead):
+            flags = [word.split("=")[0] for word in message[len(lead) :].split() if word.startswith("--")]
+            known = [option for option in self._option_string_actions if option.startswith("--")]
+            message += "".join(f"\n{flag}: {nearest(flag, known)}" for flag in flags)
+        super().error(message)
+
+
+class _ListFlag(argparse.Action):
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
+    ) -> None:
+        try:
+            setattr(namespace, self.dest, tuple_from_text(values, _kinds()[self.dest]))
+        except ValueError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` one flag for each key, in kebab case; absent flags leave no trace in its result."""
+    for entry in _entries().values():
+        if entry.name in _GROUPS:
+            group = parser.add_argument_group(_GROUPS[entry.name])
+        kind = _kind(entry)
+        flag = "--" + entry.name.replace("_", "-")
+        notes = [describe(kind)] + ([f"in {entry.metadata['bounds']}"] if entry.metadata["bounds"] else [])
+        text = f"{entry.metadata['doc']} [{', '.join(notes)}]".replace("%", "%%")
+        common: Dict[str, Any] = {"dest": entry.name, "default": argparse.SUPPRESS}
+        if kind in (bool, Optional[bool]):
+            group.add_argument(flag, action="store_const", const=True, help=entry.metadata["doc"], **common)
+            group.add_argument(
+                flag.replace("--", "--no-", 1),
+                action="store_const",
+                const=False,
+                help="the opposite",
+                **common,
+            )
+        elif item_of(kind):
+            group.add_argument(flag, nargs="+", action=_ListFlag, metavar="N", help=text, **common)
+        else:
+            metavar = "WORD" if choices_of(kind) or kind in (str, Optional[str]) else "N"
+            group.add_argument(flag, type=_reader(kind), metavar=metavar, help=text, **common)
+
+
+def _reader(kind: Any) -> Any:
+    def read(text: str) -> Any:
+        try:
+            return from_text(text, kind)
+        except ValueError as error:  # argparse would hide a ValueError's text
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+def overrides_from(namespace: argparse.Namespace) -> Dict[str, object]:
+    """The configuration keys that a parsed command line gave."""
+    return {name: value for name, value in vars(namespace).items() if name in _entries()}
+
+
+def warmup_steps(config: Config, training_steps: int) -> int:
+    """Weight updates of the learning rate's warm-up in a run of `training_steps` updates."""
+    return round(config.lr_warmup * training_steps) if config.lr_warmup < 1 else round(config.lr_warmup)
+
+
+def derived(config: Config) -> Dict[str, Any]:
+    """Every quantity that follows from the keys; None where it depends on the data set's size (epochs)."""
+    steps = config.training_steps
+    samples = config.micro_batch_size * config.gradient_accumulation * config.replication_factor
+    return {
+        "norm": config.resolved_norm,
+        "convolution": config.resolved_convolution,
+        "feed_forward": config.resolved_feed_forward,
+        "head_size": config.hidden_size // config.num_heads,
+        "intermediate_size": 4 * config.hidden_size,
+        "ipus": config.ipus_per_replica * config.replication_factor,
+        "pipeline_stages": pipeline_stages(config.layers_per_ipu, config.task),
+        "minimum_gradient_accumulation": minimum_gradient_accumulation(config.layers_per_ipu, config.task),
+        "global_batch_size": samples,
+        "samples_per_device_call": samples * config.device_iterations,
+        "tokens_per_step": samples * config.sequence_length,
+        "device_calls": None if steps is None else steps // config.device_iterations,
+        "samples_total": None if steps is None else steps * samples,
+        "warmup_steps": None if steps is None else warmup_steps(config, steps),
+    }

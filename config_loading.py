@@ -1,0 +1,236 @@
+"""How configuration values come in: recipe files (YAML), command-line text, and the check of a value's type.
+
+Nothing here knows a key. YAML is read by rules of its own, since YAML 1.1 has traps for recipes: `1e-3` is a
+string there, `010` is eight, `1:30` is ninety, a date is no string, and of two equal keys the second wins in
+silence.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from pathlib import Path
+from typing import (
+    Any,
+    Dict,
+    Hashable,
+    Iterable,
+    List,
+    Literal,
+    NamedTuple,
+    Tuple,
+    Union,
+    get_args,
+    get_origin,
+)
+
+import yaml
+
+
+class Problem(NamedTuple):
+    """One mistake: the configuration key it is about (empty where there is none) and what to do about it."""
+
+    key: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.text}" if self.key else self.text
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; `problems` holds every mistake that was found, not just the first."""
+
+    def __init__(self, problems: Union[str, Iterable[Problem]]) -> None:
+        self.problems: Tuple[Problem, ...] = (
+            (Problem("", problems),) if isinstance(problems, str) else tuple(problems)
+        )
+        lines = [str(problem) for problem in self.problems]
+        if len(lines) > 1:
+            lines = [f"{len(lines)} things to correct:"] + [f"  {line}" for line in lines]
+        super().__init__("\n".join(lines))
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """The end of an error message: it suggests the likeliest of `words`, or lists them if none is close."""
+    known = list(words)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known) or 'none'}"
+
+
+class Recipe(Dict[str, Any]):
+    """A mapping of a recipe file that remembers the line of each of its values (of merged ones too)."""
+
+    lines: Dict[str, int]
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's idea of numbers, no dates, no repeated keys, and line numbers."""
+
+
+_NUMBERS_AND_DATES = ("int", "float", "timestamp")
+_RecipeLoader.yaml_implicit_resolvers = {
+    first: [(tag, rule) for tag, rule in rules if tag.rpartition(":")[2] not in _NUMBERS_AND_DATES]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789")
+)
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.inf|\.nan)$"
+    ),
+    list("-+.0123456789"),
+)
+
+
+def _construct_mapping(loader: _RecipeLoader, node: yaml.MappingNode) -> Recipe:
+    first_line: Dict[Hashable, int] = {}
+    for key_node, _ in node.value:  # before anchors are merged in: an own key may replace a merged one
+        key, line = key_node.value, key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+        if key in first_line:
+            problem = f"the key {key!r} stands twice, on lines {first_line[key]} and {line}: keep one"
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+        first_line[key] = line
+    loader.flatten_mapping(node)
+    recipe = Recipe()
+    recipe.lines = {}
+    for key_node, value_node in node.value:  # merged keys come first, so a recipe's own ones replace them
+        recipe[key_node.value] = loader.construct_object(value_node, deep=True)
+        recipe.lines[key_node.value] = value_node.start_mark.line + 1
+    return recipe
+
+
+_RecipeLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+
+
+def read_recipes(path: Path) -> Dict[str, Recipe]:
+    """All mappings of a recipe file by name, anchors resolved.
+
+    Raises ConfigError, with file and line, if the file is missing, unreadable or malformed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file of configurations") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    try:
+        recipes = yaml.load(text, Loader=_RecipeLoader)  # derives from SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{where}: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(recipes, Recipe):
+        raise ConfigError(
+            f"{path}: expected 'name:' with indented 'key: value' lines below, found {text[:40]!r}"
+        )
+    for name, recipe in recipes.items():
+        if not isinstance(recipe, Recipe):
+            found = "nothing" if recipe is None else repr(recipe)
+            raise ConfigError(
+                f"{path}:{recipes.lines[name]}: {name} must hold 'key: value' lines, found {found}"
+            )
+    return dict(recipes)
+
+
+def is_optional(kind: Any) -> bool:
+    return get_origin(kind) is Union
+
+
+def inner(kind: Any) -> Any:
+    """The type itself, without Optional."""
+    return next(part for part in get_args(kind) if part is not type(None)) if is_optional(kind) else kind
+
+
+def item_of(kind: Any) -> Any:
+    """The element type of Tuple[element, ...], or None for every other type."""
+    return get_args(inner(kind))[0] if get_origin(inner(kind)) is tuple else None
+
+
+def choices_of(kind: Any) -> Tuple[str, ...]:
+    """The legal words of a Literal, or nothing for every other type."""
+    return get_args(inner(kind)) if get_origin(inner(kind)) is Literal else ()
+
+
+def describe(kind: Any) -> str:
+    """A type in a user's words."""
+    if item_of(kind):
+        text = f"a list of {'whole numbers' if item_of(kind) is int else 'numbers'}"
+    elif choices_of(kind):
+        text = "one of " + " | ".join(choices_of(kind))
+    else:
+        text = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[inner(kind)]
+    return text + (" or none" if is_optional(kind) else "")
+
+
+def convert(value: object, kind: Any) -> Any:
+    """`value` as a field of type `kind`; ValueError says what is wrong with it.
+
+    Strict on purpose: only a whole number for a number, a lone element for a list of one, and 1.1 for the
+    choice "1.1" are turned into what was meant.
+    """
+    if value is None and is_optional(kind):
+        return None
+    target, item, choices = inner(kind), item_of(kind), choices_of(kind)
+    if item:
+        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        if not values:
+            raise ValueError(f"the list is empty; expected {describe(kind)}")
+        return tuple(convert(element, item) for element in values)
+    if choices:
+        if str(value) in choices and not isinstance(value, bool):
+            return str(value)
+        raise ValueError(f"{value!r} is not {describe(kind)}; {nearest(str(value), choices)}")
+    if target is float and type(value) in (int, float):
+        number = float(value)  # type: ignore[arg-type]
+        if math.isfinite(number):
+            return number
+    elif type(value) is target:  # exactly: True is no whole number here
+        return value
+    raise ValueError(f"expected {describe(kind)}, found {value!r} ({_what(value)}){_hint(value, target)}")
+
+
+def _what(value: object) -> str:
+    words = {bool: "true/false", int: "a whole number", float: "a number", str: "text", type(None): "nothing"}
+    return words.get(type(value), type(value).__name__)
+
+
+_LOOKS_NUMERIC = re.compile(r"[-+]?[\d_.]+([eE][-+]?\d+)?")
+_LOOKS_BOOLEAN = ("true", "false", "on", "off", "yes", "no")
+
+
+def _hint(value: object, target: type) -> str:
+    if isinstance(value, str) and target in (int, float) and _LOOKS_NUMERIC.fullmatch(value):
+        return ": write it without quotes and without leading zeros"
+    if isinstance(value, str) and target is bool and value.lower() in _LOOKS_BOOLEAN:
+        return ": write it without quotes"
+    if target is str and isinstance(value, (bool, int, float)):
+        return ": put it in quotes to make it text"
+    if target is int and isinstance(value, float) and value == round(value):
+        return f": write {round(value)}"
+    return ""
+
+
+def from_text(text: str, kind: Any) -> Any:
+    """A command-line word as a value of `kind`; ValueError says what is wrong with it."""
+    if text.lower() == "none" and is_optional(kind):
+        return None
+    target = inner(kind)
+    if target in (int, float):
+        try:
+            return convert(target(text), kind)
+        except (ValueError, OverflowError):
+            raise ValueError(f"expected {describe(kind)}, found {text!r}") from None
+    return convert(text, kind)
+
+
+def tuple_from_text(words: List[str], kind: Any) -> Any:
+    """The words after a list flag, separated by blanks, commas or both, as a tuple (None for `none`)."""
+    elements = [element for word in words for element in word.split(",") if element]
+    if len(elements) == 1 and elements[0].lower() == "none" and is_optional(kind):
+        return None
+    return convert([from_text(element, item_of(kind)) for element in elements], kind)
