@@ -42,7 +42,9 @@ def open_corpus(
         )
     if corpus and (_looks_like_path(corpus) or Path(corpus).exists()):
         return TextCorpus(corpus, find_text_files(corpus))
-    near = difflib.get_close_matches(corpus.lower(), [PythonDocsCorpus.name, *_entries_here()], n=1, cutoff=0.75)
+    near = difflib.get_close_matches(
+        corpus.lower(), [PythonDocsCorpus.name, *_entries_here()], n=1, cutoff=0.75
+    )
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise DataError(f"unknown corpus {corpus!r}.{hint} Legal forms: {_LEGAL_FORMS}.")
 

@@ -8,7 +8,7 @@ from ..errors import DataError
 
 
 class Corpus(Protocol):
-    """Documents in a fixed order, streamed: the whole corpus is never in memory unless it is small by design."""
+    """Documents in a fixed order, streamed: never all in memory, unless the corpus is small by design."""
 
     @property
     def name(self) -> str:

@@ -20,7 +20,7 @@ class HuggingFaceCorpus:
         self.text_column = text_column
 
     def fingerprint(self) -> str:
-        """Of name, subset, split, column and what `datasets` knows of the files (commit, tag or time of change)."""
+        """Of name, subset, split, column and what `datasets` knows of the files' state."""
         builder = self._ask("load_dataset_builder", self.dataset, self.subset)
         parts = (self.dataset, self.subset, self.split, self.text_column, builder.hash, builder.config.name)
         return hashlib.sha256(f"hugging-face-1 {parts!r} {builder.config.version}".encode()).hexdigest()

@@ -1,7 +1,7 @@
 """From documentation markup to plain paragraphs: code, tables, signatures and directives are left out.
 
-Reads reStructuredText, Markdown, and the Google and NumPy docstring styles by the shapes of their lines alone:
-documentation in the wild mixes them, so a strict parser of any one would give up on most of it.
+Reads reStructuredText, Markdown, and the Google and NumPy docstring styles by the shapes of their lines
+alone: documentation in the wild mixes them, so a strict parser of any one would give up on most of it.
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ from typing import Iterator, List, Optional
 _FENCE = re.compile(r"```|~~~")
 _RULE = re.compile(r"([=\-~^\"'*+#_.:`|])(?:\1|[ +|])+$")  # underlines of headings, table borders
 _PROMPT = re.compile(r">>>|\.\.\. |\$ |In \[\d|Out\[\d|%timeit")
-_DIRECTIVE = re.compile(r"\.\.(?: |$)(?P<name>[\w-]+::)?")
-_PROSE_DIRECTIVES = frozenset(
-    "note:: warning:: tip:: important:: caution:: admonition:: deprecated:: versionadded:: versionchanged::".split()
+_DIRECTIVE = re.compile(r"\.\.(?: |$)")
+_PROSE_DIRECTIVE = re.compile(
+    r"\.\. (?:note|warning|tip|important|caution|admonition|deprecated|versionadded|versionchanged)::"
 )
 _SECTION = re.compile(
-    r"(?:Args|Arguments|Parameters|Params|Returns?|Raises?|Yields?|Attributes|Examples?|Notes?|See Also|References|"
-    r"Usage|Shape|Warns|Warnings?|Keyword Arg(?:ument)?s|Other Parameters|Inputs?|Outputs?|Methods|Tips?) ?:{0,2}$"
+    r"(?:Args|Arguments|(?:Other )?Parameters|Params|Keyword Arg(?:ument)?s|Attributes|Methods|Inputs?|Outputs?|"
+    r"Returns?|Raises?|Yields?|Examples?|Notes?|Tips?|Warns|Warnings?|See Also|References|Usage|Shape) ?:{0,2}$"
 )
 _SECTIONS_OF_CODE = ("Example", "Usage", "References", "See Also", "Shape")
 _FIELD = re.compile(r":(?:param|arg|argument|key|keyword|ivar|cvar|var|returns?|raises?)\b[^:]*:\s*")
 _OPTION = re.compile(r":[\w -]+:")
 _BULLET = re.compile(r"(?:[-*+•]|\(?\d{1,2}[.)]|\(?[a-z]\)|#\.)\s+")
 _NUMPY_ARGUMENT = re.compile(r"[\w*., ]{1,80} : ")
-_ARGUMENT = re.compile(r"[`*]{0,2}[\w.*-]{1,40}[`*]{0,2}(?:\s*\((?:[^()]|\([^()]*\)){0,200}\))?\s*(?::|--)(?:\s+|$)")
+_ARGUMENT = re.compile(
+    r"[`*]{0,2}[\w.*-]{1,40}[`*]{0,2}(?:\s*\((?:[^()]|\([^()]*\)){0,200}\))?\s*(?::|--)(?:\s+|$)"
+)
 _TABLE_OR_HEADING = re.compile(r"[|#+]|\[!\[|!\[|<(?!https?:)")
 
 _INLINE = (
@@ -53,7 +55,7 @@ _INLINE = (
 def paragraphs(text: str) -> Iterator[str]:
     """Yields each paragraph, list item and argument description of a documentation text on one line.
 
-    An item without a final stop gets one, and its first letter a capital: they are sentences for what follows.
+    An item without a final stop gets one, and its first letter a capital: it becomes a sentence.
     """
     lines: List[str] = []  # of the paragraph being read
     paragraph_indent = 0
@@ -76,14 +78,13 @@ def paragraphs(text: str) -> Iterator[str]:
             continue
 
         in_doctest = bool(_PROMPT.match(body))
-        directive = _DIRECTIVE.match(body)
         section = _SECTION.match(body)
         if _RULE.match(body):
             if len(lines) == 1:
                 lines.clear()  # what it underlines is a heading
             body = ""
-        elif directive:
-            if directive.group("name") not in _PROSE_DIRECTIVES:
+        elif _DIRECTIVE.match(body):
+            if not _PROSE_DIRECTIVE.match(body):
                 skip_below = indent
             body = ""
         elif section:

@@ -7,11 +7,15 @@ from typing import List
 
 # A stop, with a closing quote or bracket, before a blank and what a sentence begins with.
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
-_ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|etc|cf|vs|Dr|Mr|Mrs|St|al|Fig|Eq|Sec|No|resp|approx|incl)|\b[A-Z])\.$")
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:e\.g|i\.e|etc|cf|vs|Dr|Mr|Mrs|St|al|Fig|Eq|Sec|No|resp|approx|incl)|\b[A-Z])\.$"
+)
 _WORD = re.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*")
 _COMMON_WORDS = frozenset(
-    "the a an is are was were be been to of and or in for from with by on at as it its this that these those if when "
-    "not no can may will should must has have does do you your we which than then there all any each".split()
+    (
+        "the a an is are was were be been to of and or in for from with by on at as it its this that these those "
+        "if when not no can may will should must has have does do you your we which than then there all any each"
+    ).split()
 )
 _SYMBOL = re.compile(r"[=<>{}\[\]|\\/^~@#$%&*+_]")
 _CODE = re.compile(r"[\w\])]\(|\w\.\w+\.\w|\w_\w+_\w|\.\.\.|--")
@@ -31,7 +35,7 @@ def split_sentences(paragraph: str) -> List[str]:
 
 
 def is_prose(sentence: str) -> bool:
-    """Whether it reads as an English sentence: begins and ends as one, nearly all words, some of them common."""
+    """Whether it reads as an English sentence: ends and begins as one, mostly words, a common one among them."""
     if not sentence.lstrip("\"'(")[:1].isupper() or not sentence.rstrip("\"')]").endswith((".", "!", "?")):
         return False
     words = _WORD.findall(sentence)
@@ -41,4 +45,5 @@ def is_prose(sentence: str) -> bool:
     if letters < 0.72 * len(sentence) or letters > 9 * len(words):
         return False
     symbols = len(_SYMBOL.findall(sentence)) + 2 * len(_CODE.findall(sentence))
-    return symbols <= len(words) // 6 and sum(not character.isascii() for character in sentence) <= 2
+    foreign = 0 if sentence.isascii() else sum(not character.isascii() for character in sentence)
+    return symbols <= len(words) // 6 and foreign <= 2

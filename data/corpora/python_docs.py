@@ -1,7 +1,7 @@
 """The embedded default corpus: the documentation that a Python installation carries.
 
-Docstrings of the standard library's modules, the language reference inside it (pydoc's topics), then docstrings and
-README texts of the installed packages. Sources are parsed, never imported, so nothing of them runs.
+The language reference that pydoc has, docstrings of the standard library's modules, then README texts and
+docstrings of the installed packages. Sources are parsed, never imported, so nothing of them runs.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ LONG_DOCUMENT_SENTENCES = 60
 # Raise it when cleaning or the choice of sources changes, so that prepared data is made anew.
 _FINGERPRINT_VERSION = "python-docs-1"
 _SKIPPED_FOLDERS = frozenset(
-    "test tests testing idle_test idlelib lib2to3 site-packages dist-packages _vendor vendored __pycache__ "
-    "_bundled pydoc_data node_modules".split()
+    ("test", "tests", "testing", "idlelib", "lib2to3", "pydoc_data")
+    + ("site-packages", "dist-packages", "_vendor", "_bundled", "__pycache__")
 )
 _MAX_SOURCE_BYTES = 1_500_000
 _OWN_PACKAGE = "groupbert-ipu"
@@ -42,14 +42,14 @@ _OWN_PACKAGE = "groupbert-ipu"
 class PythonDocsCorpus:
     """A few megabytes of technical English, the same at every call on the same installation.
 
-    A document is a module's docstrings in the order of its source (a long module gives several), a topic of the
-    language reference, or a package's README. No sentence comes twice.
+    A document is a module's docstrings in the order of its source (a long module gives several), a topic of
+    the language reference, or a package's README. No sentence comes twice.
     """
 
     name = "python-docs"
 
     def __init__(self) -> None:
-        # Bounded by MAX_CHARACTERS, and wanted several times: by the vocabulary, the examples, the statistics.
+        # Bounded by MAX_CHARACTERS, and wanted several times: by the vocabulary, the examples.
         self._documents: Optional[List[str]] = None
 
     def fingerprint(self) -> str:
@@ -127,8 +127,10 @@ def _standard_library(library: Path) -> Iterator[List[str]]:
 
 
 def _installed(distribution: importlib.metadata.Distribution) -> Iterator[List[str]]:
-    metadata = distribution.metadata
-    yield [metadata.get("Description") or metadata.get_payload() or ""]
+    # Old metadata has the README as a field (marked at the line starts), newer as the message's body.
+    headers, _, body = (distribution.read_text("METADATA") or "").partition("\n\n")
+    _, _, field = headers.partition("\nDescription:")
+    yield [body if body.strip() else field.replace("\n        ", "\n")]
     for file in sorted(distribution.files or (), key=str):
         if _SKIPPED_FOLDERS.isdisjoint(file.parts) and _is_source(file):
             yield _docstrings(Path(str(distribution.locate_file(file))))

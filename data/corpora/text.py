@@ -9,7 +9,7 @@ import lzma
 import os
 import zlib
 from pathlib import Path
-from typing import IO, Iterator, List, Sequence
+from typing import IO, Iterator, List, Sequence, Union
 
 from ..errors import DataError
 from .corpus import document_from_lines, refuse_empty
@@ -66,11 +66,12 @@ def find_text_files(source: str) -> List[Path]:
         files = sorted(_text_files_below(path))
         if not files:
             raise DataError(
-                f"no text file in folder {str(path)!r}: looked for *.txt, *.txt.gz and *.txt.xz in it and below. "
+                f"no text file in folder {str(path)!r} or below: looked for *.txt, *.txt.gz and *.txt.xz. "
                 "Name the files with a glob if they are called otherwise."
             )
         return files
-    files = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+    matches = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 (the pattern may be absolute)
+    files = sorted(match for match in matches if match.is_file())
     if not files:
         where = f"{str(path)!r}" if path.is_absolute() else f"{str(path)!r} in {str(Path.cwd())!r}"
         raise DataError(f"no file matches {where}. Check the path, or the pattern if it is one.")
@@ -92,7 +93,7 @@ def _compression(file: Path) -> str:
     return file.suffix if file.suffix in _COMPRESSED else ""
 
 
-def _open_bytes(file: Path) -> IO[bytes]:
+def _open_bytes(file: Path) -> Union[IO[bytes], gzip.GzipFile, lzma.LZMAFile]:
     if file.suffix == ".gz":
         return gzip.open(file, "rb")
     if file.suffix == ".xz":
@@ -104,7 +105,7 @@ def _lines_of(file: Path) -> Iterator[str]:
     number = 0
     try:
         with _open_bytes(file) as stream:
-            for number, raw in enumerate(stream, 1):  # noqa: B007 (the error messages need it)
+            for number, raw in enumerate(stream, 1):
                 yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise DataError(

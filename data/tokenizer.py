@@ -1,0 +1,291 @@
+"""BERT's WordPiece tokeniser: loaded from a vocabulary, or trained on a corpus."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from .atomic import write_atomically
+from .corpora import Corpus
+from .errors import DataError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+CONTINUATION = "##"
+
+
+class Tokenizer:
+    """Text to token ids and back, with BERT's normalisation; two with equal fingerprints encode alike.
+
+    A special token written out in a text ("[MASK]") is ordinary text: only what builds examples places
+    special tokens. It can be pickled, for worker processes.
+    """
+
+    def __init__(
+        self, vocabulary: Sequence[str], *, lowercase: bool = True, strip_accents: Optional[bool] = None
+    ) -> None:
+        """`vocabulary[i]` is the token with id i. `strip_accents` None means: when lowercasing, as BERT does.
+
+        Raises DataError for a missing special token and for a token that comes twice.
+        """
+        self.vocabulary: Tuple[str, ...] = tuple(vocabulary)
+        self.lowercase = lowercase
+        self.strip_accents = strip_accents
+        ids = _checked_ids(self.vocabulary)
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (ids[t] for t in SPECIAL_TOKENS)
+        self.special_ids: Tuple[int, ...] = tuple(sorted(ids[token] for token in SPECIAL_TOKENS))
+        # bool [vocab_size]: whether a piece continues a word
+        self.is_continuation = np.array([t.startswith(CONTINUATION) for t in self.vocabulary], dtype=bool)
+        self._encoder = tokenizers.Tokenizer(
+            models.WordPiece(ids, unk_token="[UNK]", continuing_subword_prefix=CONTINUATION)
+        )
+        self._encoder.normalizer = _normalizer(lowercase, strip_accents)
+        self._encoder.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        self._encoder.decoder = decoders.WordPiece(prefix=CONTINUATION)
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return _rebuild, (self.vocabulary, self.lowercase, self.strip_accents)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.vocabulary)
+
+    def encode_lines(self, lines: List[str]) -> List[np.ndarray]:
+        """Each line's token ids, int32 [tokens], without special tokens; a blank line gives none."""
+        encode = getattr(self._encoder, "encode_batch_fast", self._encoder.encode_batch)  # newer: no offsets
+        encodings = encode(lines, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids, special tokens included."""
+        text: str = self._encoder.decode([int(i) for i in ids], skip_special_tokens=False)
+        return text
+
+    def fingerprint(self) -> str:
+        """A hex digest of everything that decides how text is encoded."""
+        digest = hashlib.sha256(f"wordpiece-1 {self.lowercase} {self.strip_accents}\n".encode())
+        digest.update("\n".join(self.vocabulary).encode())
+        return digest.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Writes vocab.txt, tokenizer.json and tokenizer_config.json, which transformers reads."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": self.lowercase,
+            "strip_accents": self.strip_accents,
+            "tokenize_chinese_chars": True,
+            "model_max_length": 512,
+            **{f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS},
+        }
+        write_atomically(folder / "vocab.txt", "".join(f"{t}\n" for t in self.vocabulary).encode())
+        write_atomically(folder / "tokenizer_config.json", (json.dumps(config, indent=2) + "\n").encode())
+        write_atomically(folder / "tokenizer.json", self._with_special_tokens().to_str(pretty=True).encode())
+
+    def _with_special_tokens(self) -> tokenizers.Tokenizer:
+        """As other programs expect it: adds [CLS] and [SEP], and knows special tokens in a text."""
+        other = tokenizers.Tokenizer.from_str(self._encoder.to_str())
+        other.add_special_tokens(list(SPECIAL_TOKENS))
+        other.post_processor = processors.TemplateProcessing(
+            single="[CLS]:0 $A:0 [SEP]:0",
+            pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+            special_tokens=[("[CLS]", self.cls_id), ("[SEP]", self.sep_id)],
+        )
+        return other
+
+
+def _rebuild(vocabulary: Sequence[str], lowercase: bool, strip_accents: Optional[bool]) -> Tokenizer:
+    return Tokenizer(vocabulary, lowercase=lowercase, strip_accents=strip_accents)
+
+
+def _normalizer(lowercase: bool, strip_accents: Optional[bool]) -> normalizers.Normalizer:
+    return normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
+
+
+def _checked_ids(vocabulary: Sequence[str]) -> Dict[str, int]:
+    ids = {token: i for i, token in enumerate(vocabulary)}
+    if len(ids) != len(vocabulary):
+        token = next(token for i, token in enumerate(vocabulary) if ids[token] != i)
+        raise DataError(
+            f"the vocabulary has {token!r} twice, as id {vocabulary.index(token)} and as id {ids[token]}: "
+            "every token needs one id. Remove the second, or take an undamaged copy."
+        )
+    missing = [token for token in SPECIAL_TOKENS if token not in ids]
+    if missing:
+        raise DataError(
+            f"the vocabulary of {len(vocabulary)} tokens lacks {', '.join(missing)}: "
+            "it isn't a BERT vocabulary. BERT's have all of " + " ".join(SPECIAL_TOKENS) + "."
+        )
+    return ids
+
+
+def train_tokenizer(
+    corpus: Corpus, vocab_size: int, *, lowercase: bool = True, progress: bool = False
+) -> Tokenizer:
+    """A WordPiece vocabulary of exactly `vocab_size` tokens for the corpus; the same corpus gives the same.
+
+    The special tokens come first. Where the corpus has too few words for the size, [unusedN] fill it up.
+    Reads the corpus twice. Raises DataError when `vocab_size` is too small for single characters alone.
+    """
+    normalizer = _normalizer(lowercase, None)
+    characters = _alphabet(map(normalizer.normalize_str, corpus.documents()), _alphabet_limit(vocab_size))
+    # The trainer numbers continuing characters in the order of a hash table, and ties between merges go by
+    # number: naming the characters as special tokens numbers them first, the same at every run.
+    first = [*SPECIAL_TOKENS, *(CONTINUATION + c for c in characters), *characters]
+    if len(first) > vocab_size:
+        raise DataError(
+            f"vocab_size {vocab_size} is too small: special tokens and single characters of {corpus.name!r} "
+            f"alone are {len(first)}. Set vocab_size to {2 * len(first)} or more."
+        )
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=first,
+        limit_alphabet=len(characters),
+        initial_alphabet=characters,
+        continuing_subword_prefix=CONTINUATION,
+        show_progress=progress,
+    )
+    learner = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    learner.normalizer = normalizer
+    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    learner.train_from_iterator(corpus.documents(), trainer)
+    ids = learner.get_vocab()
+    vocabulary = sorted(ids, key=lambda token: ids[token])
+    vocabulary += [f"[unused{n}]" for n in range(vocab_size - len(vocabulary))]
+    return Tokenizer(vocabulary, lowercase=lowercase)
+
+
+def _alphabet_limit(vocab_size: int) -> int:
+    # Each character takes two ids (alone and continuing). BERT's own limit is 1000 for 30522 tokens.
+    return max(100, min(1000, vocab_size // 30))
+
+
+def _alphabet(documents: Iterator[str], limit: int) -> List[str]:
+    """The most frequent characters, in the order of their code points."""
+    counts: Counter = Counter()
+    for document in documents:
+        counts.update(document)
+    characters = [character for character in counts if not character.isspace()]
+    characters.sort(key=lambda character: (-counts[character], character))
+    return sorted(characters[:limit])
+
+
+def load_tokenizer(source: str, *, lowercase: bool = True) -> Tokenizer:
+    """Loads a vocab.txt, a tokenizer.json, a folder with either, or a vocabulary from the Hugging Face hub.
+
+    `lowercase` is for a bare vocab.txt: a tokenizer.json, or a folder's tokenizer_config.json, says itself how
+    its text is normalised. Raises DataError for what isn't a WordPiece vocabulary of BERT's kind.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _load_folder(path, lowercase)
+    if not path.is_file():
+        if source.startswith((".", "/", "~")) or source.endswith((".txt", ".json")) or source.count("/") > 1:
+            raise DataError(f"no tokeniser at {source!r}: no such file or folder. Check the path.")
+        return _load_folder(_download(source), lowercase)
+    if path.suffix == ".json":
+        return _load_json(path)
+    return _load_vocabulary(path, lowercase, None)
+
+
+def _load_folder(folder: Path, lowercase: bool) -> Tokenizer:
+    if (folder / "tokenizer.json").is_file():
+        return _load_json(folder / "tokenizer.json")
+    if not (folder / "vocab.txt").is_file():
+        raise DataError(
+            f"no tokeniser in folder {str(folder)!r}: it has neither tokenizer.json nor vocab.txt. "
+            "Name a folder that a BERT tokeniser was saved in, or a vocabulary file."
+        )
+    config_file = folder / "tokenizer_config.json"
+    config = _read_json(config_file) if config_file.is_file() else {}
+    if not config.get("tokenize_chinese_chars", True):
+        raise _unsupported(config_file, "tokenize_chinese_chars: false")
+    return _load_vocabulary(
+        folder / "vocab.txt", config.get("do_lower_case", lowercase), config.get("strip_accents")
+    )
+
+
+def _load_vocabulary(file: Path, lowercase: bool, strip_accents: Optional[bool]) -> Tokenizer:
+    lines = _read(file).split("\n")
+    while lines and not lines[-1]:
+        lines.pop()
+    return _named(file, [line.rstrip("\r") for line in lines], lowercase, strip_accents)
+
+
+def _load_json(file: Path) -> Tokenizer:
+    content = _read_json(file)
+    model = content.get("model") or {}
+    if model.get("type") != "WordPiece" or model.get("continuing_subword_prefix") != CONTINUATION:
+        raise _unsupported(file, f"a {model.get('type')} model")
+    normalizer = content.get("normalizer") or {}
+    if normalizer.get("type") != "BertNormalizer" or not (
+        normalizer.get("clean_text") and normalizer.get("handle_chinese_chars")
+    ):
+        raise _unsupported(file, f"the normaliser {json.dumps(normalizer)}")
+    ids: Dict[str, int] = {added["content"]: added["id"] for added in content.get("added_tokens") or ()}
+    ids.update(model["vocab"])
+    vocabulary = sorted(ids, key=lambda token: ids[token])
+    if [ids[token] for token in vocabulary] != list(range(len(vocabulary))):
+        raise DataError(f"{str(file)!r} does not number its {len(vocabulary)} tokens from 0 without gaps.")
+    return _named(file, vocabulary, normalizer["lowercase"], normalizer["strip_accents"])
+
+
+def _named(
+    file: Path, vocabulary: Sequence[str], lowercase: bool, strip_accents: Optional[bool]
+) -> Tokenizer:
+    if not vocabulary:
+        raise DataError(f"{str(file)!r} is empty: a vocabulary has one token per line.")
+    try:
+        return Tokenizer(vocabulary, lowercase=lowercase, strip_accents=strip_accents)
+    except DataError as error:
+        raise DataError(f"{str(file)!r}: {error}") from None
+
+
+def _unsupported(file: Path, what: str) -> DataError:
+    return DataError(
+        f"{str(file)!r} has {what}; supported are BERT's: WordPiece with {CONTINUATION!r}, BertNormalizer "
+        "with clean_text and handle_chinese_chars. Use a BERT tokeniser, or train one on your corpus."
+    )
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise DataError(
+            f"cannot read {str(file)!r}: {error.strerror}. Check that you may read it."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{str(file)!r} is not UTF-8 text (byte {error.start}): not a vocabulary.") from error
+
+
+def _read_json(file: Path) -> Dict[str, Any]:
+    try:
+        content = json.loads(_read(file))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{str(file)!r} is not JSON: {error}. Take an undamaged copy.") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{str(file)!r} holds no JSON object: not a tokeniser.")
+    return content
+
+
+def _download(name: str) -> Path:
+    """The folder in the hub's cache that holds the tokeniser files of a model on the Hugging Face hub."""
+    try:
+        from huggingface_hub import snapshot_download
+
+        files = ["tokenizer.json", "vocab.txt", "tokenizer_config.json"]
+        return Path(snapshot_download(name, allow_patterns=files))
+    except Exception as error:  # the network, the name and the cache fail with many types
+        raise DataError(
+            f"no file or folder {name!r} here, and it could not be had from the Hugging Face hub: "
+            f"{type(error).__name__}: {error}. Check the name and the network, or name a vocabulary file."
+        ) from error
