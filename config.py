@@ -55,7 +55,7 @@ Schedule = Literal["constant", "linear", "polynomial"]
 Device = Literal["auto", "ipu", "ipu-model", "simulator"]
 
 
-# Fields are ordered by meaning, so required ones follow optional ones: to the dataclass this is their default.
+# Fields are ordered by meaning, so required ones follow optional ones: for dataclass, this is their default.
 _REQUIRED: Any = object()
 
 
