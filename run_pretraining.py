@@ -61,7 +61,7 @@ def main(argv: Optional[Sequence[str]] = None) -> PretrainingResult:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = configuration.FlagParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", required=True, help="a run of configs.yml, for example demo")
     parser.add_argument("--output", type=Path, help="the run's folder (default: output/CONFIG)")
     start = parser.add_mutually_exclusive_group()
@@ -73,7 +73,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         type=Path,
         help="start from these weights, with a new optimiser (phase 2 after phase 1)",
     )
-    return configuration.parse(parser, arguments)
+    configuration.add_flags(parser)
+    return parser.parse_args(arguments)
 
 
 def _print_configuration(name: str, config: Config) -> None:
@@ -145,6 +146,7 @@ def _run(
         max_batches=config.eval_batches,
         collate=data.collate,
     )
+    modes = ipu.poptorch.DataLoaderMode
     calls_left = -(-max(config.training_steps - start_step, 0) // loop.device_iterations)
     batches = ipu.poptorch.DataLoader(
         options,
@@ -152,6 +154,7 @@ def _run(
         batch_size=config.micro_batch_size,
         sampler=data.SampleStream(start_step * loop.global_batch_size, loop.samples_per_call, calls_left),
         num_workers=config.dataloader_workers,
+        mode=modes.Async if config.async_dataloader else modes.Sync,
         collate_fn=data.collate,
         worker_init_fn=training.ignore_interrupts,
         auto_distributed_partitioning=False,

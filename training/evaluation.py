@@ -26,13 +26,14 @@ def build_evaluator(
     """A function that evaluates the current weights of `model` on the held-out examples.
 
     `rows(n)` gives the validation set padded to a multiple of n rows that metrics don't see. `max_batches`
-    limits the number of executor calls (None: the whole set). IPUs run one executable at a time, so the
+    limits the micro batches, rounded up to whole executor calls (None: the whole set). IPUs run one executable at a time, so the
     training executor lets go of them first; it takes them back by itself at its next call.
     """
     model.eval()
     executor = ipu.poptorch.inferenceModel(model, options)
     model.train()
     combined = micro_batch_size * options.device_iterations
+    max_calls = None if max_batches is None else -(-max_batches // options.device_iterations)
     loader = ipu.poptorch.DataLoader(
         options,
         rows(combined),
@@ -48,7 +49,7 @@ def build_evaluator(
         metrics = EvaluationMetrics()
         model.eval()
         for number, batch in enumerate(loader):
-            if max_batches is not None and number >= max_batches:
+            if max_calls is not None and number >= max_calls:
                 break
             metrics.add(executor(*batch))
         executor.detachFromDevice()

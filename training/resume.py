@@ -13,17 +13,17 @@ from .errors import CheckpointError, TrainingError
 # What may differ between a checkpoint's configuration and that of the run that resumes it: nothing here
 # changes a weight. `training_steps` does, through the schedule, and is said aloud.
 MAY_CHANGE = frozenset(
-    """training_steps eval_steps eval_batches checkpoint_steps checkpoints_to_keep log_steps wandb wandb_project
-    progress_bar cache_folder dataloader_workers preprocessing_workers async_dataloader device target
-    executable_cache""".split()
+    """training_steps eval_steps eval_batches checkpoint_steps checkpoints_to_keep log_steps
+    wandb wandb_project progress_bar cache_folder dataloader_workers preprocessing_workers async_dataloader
+    device target executable_cache""".split()
 )
 
 
 def checkpoint_to_resume(output: Path, config: Mapping[str, Any], *, resume: bool) -> Optional[Checkpoint]:
     """The newest good checkpoint of `output` if `resume`, else None for a new run.
 
-    `config` is the run's configuration as a flat mapping. Raises TrainingError when a new run would write into
-    another's folder, CheckpointError when there is nothing to resume or the configuration is another one.
+    `config` is the run's configuration as a flat mapping. Raises TrainingError when a new run would write
+    into another's folder, CheckpointError when there is nothing to resume or the configuration differs.
     """
     if not resume:
         if step_folders(output):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Optional
 
-import torch
-
 import data
 import model as models
 
@@ -22,7 +20,7 @@ def initial_model(
     `model.from_pretrained` raises if it holds none.
     """
     if folder is None:
-        return models.PretrainingModel(config, generator=torch.Generator().manual_seed(seed))
+        return models.PretrainingModel(config, seed=seed)
     loaded = models.from_pretrained(
         folder, hidden_dropout=config.hidden_dropout, attention_dropout=config.attention_dropout
     )
@@ -46,6 +44,7 @@ def _refuse_other_vocabulary(folder: Path, tokenizer: data.Tokenizer) -> None:
     theirs = data.load_tokenizer(str(folder))
     if theirs.fingerprint() != tokenizer.fingerprint():
         raise CheckpointError(
-            f"the vocabulary of the checkpoint {folder} ({theirs.vocab_size} entries) is not the one that the "
-            f"data is made with ({tokenizer.vocab_size} entries): use the checkpoint's, --tokenizer {folder}"
+            f"the vocabulary of the checkpoint {folder} ({theirs.vocab_size} entries) is not the one that "
+            f"the data is made with ({tokenizer.vocab_size} entries): use the checkpoint's, "
+            f"--tokenizer {folder}"
         )

@@ -1,0 +1,58 @@
+"""Small real runs: text of the standard library, the runner itself."""
+
+import pydoc
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A text file of real documentation: one document per module, blank lines between them."""
+    modules = (
+        "argparse difflib json logging optparse pathlib pickle random statistics subprocess tarfile threading"
+    )
+    documents = []
+    for name in modules.split():
+        text = pydoc.plain(pydoc.render_doc(name))
+        documents.append("\n".join(line.strip(" |") for line in text.splitlines() if len(line.split()) > 4))
+    path = tmp_path_factory.mktemp("corpus") / "documentation.txt"
+    path.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def flags(corpus, cache):
+    """Flags of a run of a few seconds; `flags(output, extra...)` gives the whole command line."""
+
+    def command_line(output, *extra, config="test_groupbert"):
+        return [
+            *("--config", config, "--output", str(output), "--corpus", str(corpus)),
+            *("--cache-folder", str(cache), "--device", "simulator", "--no-progress-bar"),
+            *("--validation-fraction", "0.2", "--preprocessing-workers", "0"),
+            *(str(word) for word in extra),
+        ]
+
+    return command_line
+
+
+@pytest.fixture
+def program():
+    """Starts the runner as a user would; returns the process."""
+
+    def start(arguments, **keywords):
+        command = [sys.executable, str(ROOT / "run_pretraining.py"), *arguments]
+        return subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **keywords
+        )
+
+    return start

@@ -1,0 +1,201 @@
+"""The runner on real text: what it leaves, phases, other corpora, and what it refuses."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import ipu
+import model as models
+import run_pretraining
+from config import ConfigError
+from data import DataError
+from training import CheckpointError, DivergenceError, TrainingError
+from training.metrics import read_metrics
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared"
+FEW = ("--training-steps", 2)
+
+
+def test_a_run_leaves_what_it_promises(tmp_path, flags, capsys):
+    output = tmp_path / "run"
+    result = run_pretraining.main(
+        flags(output, "--training-steps", 30, "--eval-steps", 10, config="test_groupbert")
+    )
+    said = capsys.readouterr().out
+    assert said.splitlines()[0].startswith("device: simulator")
+    assert "global_batch_size" in said
+    records = read_metrics(output / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(31))
+    assert [record["step"] for record in records if "eval_mlm_loss" in record] == [0, 10, 20, 30]
+    for record in records[1:]:
+        assert record["loss"] == pytest.approx(record["mlm_loss"] + record["nsp_loss"])
+        assert 0 <= record["mlm_accuracy"] <= 1 and record["samples_per_s"] > 0
+    # It starts at the uniform distribution's loss and learns.
+    vocabulary = json.loads((result.checkpoint / "config.json").read_text())["vocab_size"]
+    assert records[0]["eval_mlm_loss"] == pytest.approx(math.log(vocabulary), rel=0.05)
+    assert records[-1]["eval_mlm_loss"] < 0.9 * records[0]["eval_mlm_loss"]
+    assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["eval_mlm_loss"] == records[-1]["eval_mlm_loss"]
+    assert models.from_pretrained(result.checkpoint).config.convolution
+    tokenizer = transformers.AutoTokenizer.from_pretrained(result.checkpoint)
+    assert tokenizer("documentation")["input_ids"][0] == tokenizer.cls_token_id
+
+
+def test_transformers_reads_a_bert_checkpoint_and_agrees(tmp_path, flags):
+    result = run_pretraining.main(flags(tmp_path / "run", *FEW, config="test_bert"))
+    theirs = transformers.BertForPreTraining.from_pretrained(result.checkpoint).eval()
+    ours = models.from_pretrained(result.checkpoint).eval()
+    ids = torch.randint(5, 100, (2, 16))
+    positions = torch.arange(16).repeat(2, 1)
+    with torch.no_grad():
+        logits = theirs(ids).prediction_logits.gather(
+            1, positions[..., None].expand(-1, -1, theirs.config.vocab_size)
+        )
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
+        outputs = ours(
+            ids, torch.ones_like(ids), torch.zeros_like(ids), positions, ids, torch.tensor([-100, -100])
+        )
+    assert outputs[1].item() == pytest.approx(loss.item(), abs=1e-5)
+
+
+def test_phase_two_starts_from_the_weights_of_phase_one(tmp_path, flags):
+    run_pretraining.main(flags(tmp_path / "one", *FEW))
+    longer = ("--sequence-length", 64, "--mask-tokens", 10, *FEW)
+    result = run_pretraining.main(flags(tmp_path / "two", *longer, "--checkpoint", tmp_path / "one"))
+    first = read_metrics(tmp_path / "one" / "metrics.jsonl")
+    second = read_metrics(tmp_path / "two" / "metrics.jsonl")
+    assert second[0]["eval_mlm_loss"] < first[0]["eval_mlm_loss"]
+    assert result.step == 2
+
+
+def test_the_simulator_learns_the_same_whatever_the_split(tmp_path, flags):
+    """Eight sequences an update, as accumulation or as replicas: equal losses in float32."""
+    split = ("--training-steps", 3, "--micro-batch-size", 1)
+    run_pretraining.main(
+        flags(tmp_path / "a", *split, "--gradient-accumulation", 8, "--replication-factor", 1)
+    )
+    run_pretraining.main(
+        flags(tmp_path / "b", *split, "--gradient-accumulation", 8, "--replication-factor", 1)
+    )
+    one, other = (read_metrics(tmp_path / name / "metrics.jsonl") for name in "ab")
+    assert [record["loss"] for record in one[1:]] == [record["loss"] for record in other[1:]]
+
+
+def test_a_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, flags):
+    output = tmp_path / "run"
+    run_pretraining.main(flags(output, *FEW, "--checkpoint-steps", 1))
+    steps = ("--training-steps", 6, "--checkpoint-steps", 1, "--optimizer", "sgd")
+    with pytest.raises(DivergenceError, match="learning_rate"):
+        run_pretraining.main(
+            flags(
+                tmp_path / "nan",
+                *steps,
+                "--learning-rate",
+                "1e30",
+                "--lr-schedule",
+                "constant",
+                "--lr-warmup",
+                0,
+            )
+        )
+    kept = sorted(path.name for path in (tmp_path / "nan" / "checkpoints").glob("step_*"))
+    for name in kept:
+        weights = load_file(str(tmp_path / "nan" / "checkpoints" / name / "model.safetensors"))
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
+
+
+def test_wandb_offline(tmp_path, flags):
+    run_pretraining.main(flags(tmp_path / "run", *FEW, "--wandb"))
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_graphcores_tfrecord_as_it_is(tmp_path, flags):
+    sample = SHARED / "data" / "graphcore_samples" / "sample_text.tfrecord"
+    if not sample.exists():
+        pytest.skip("Graphcore's sample TFRecord is not beside the checkout")
+    own = ("--corpus", sample, "--vocab-size", 30522, "--sequence-length", 128, "--mask-tokens", 20)
+    sizes = ("--max-position-embeddings", 128, "--micro-batch-size", 1)
+    result = run_pretraining.main(flags(tmp_path / "run", *FEW, *own, *sizes))
+    assert math.isfinite(result.record["eval_mlm_loss"])
+
+
+@pytest.mark.parametrize(
+    ("extra", "kind", "words"),
+    [
+        (("--gradient-accumulation", 100000), DataError, "one training step"),
+        (("--corpus", "nowhere.txt"), DataError, "nowhere"),
+        (("--layers-per-ipu", 1), ConfigError, "layers_per_ipu"),
+        (("--checkpoint", "nowhere"), CheckpointError, "nowhere"),
+        (("--resume",), CheckpointError, "leave --resume out"),
+    ],
+)
+def test_mistakes_are_found_before_training(tmp_path, flags, extra, kind, words):
+    with pytest.raises(kind, match=words):
+        run_pretraining.main(flags(tmp_path / "run", *FEW, *extra))
+
+
+def test_another_vocabulary_than_the_checkpoints_is_refused(tmp_path, flags, corpus):
+    result = run_pretraining.main(flags(tmp_path / "one", *FEW))
+    other = tmp_path / "other.txt"
+    other.write_text(corpus.read_text()[: corpus.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match="vocabulary"):
+        run_pretraining.main(
+            flags(tmp_path / "two", *FEW, "--corpus", other, "--checkpoint", result.checkpoint)
+        )
+    run_pretraining.main(
+        flags(
+            tmp_path / "three",
+            *FEW,
+            "--corpus",
+            other,
+            "--checkpoint",
+            result.checkpoint,
+            "--tokenizer",
+            result.checkpoint,
+        )
+    )
+
+
+def test_another_model_than_the_checkpoints_is_refused(tmp_path, flags):
+    result = run_pretraining.main(flags(tmp_path / "one", *FEW))
+    with pytest.raises(CheckpointError, match="conv_kernel_size is 7 there and 5 here"):
+        run_pretraining.main(
+            flags(tmp_path / "two", *FEW, "--conv-kernel-size", 5, "--checkpoint", result.checkpoint)
+        )
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path, flags):
+    run_pretraining.main(flags(tmp_path / "run", *FEW))
+    with pytest.raises(TrainingError, match="--resume"):
+        run_pretraining.main(flags(tmp_path / "run", *FEW))
+
+
+def test_a_users_mistake_has_no_traceback_and_status_2(tmp_path, flags, program):
+    process = program(flags(tmp_path / "run", *FEW, "--learning-rat", "1"))
+    said, _ = process.communicate()
+    assert process.returncode == 2
+    assert "learning-rate" in said and "Traceback" not in said
+
+
+def test_a_corrupt_checkpoint_is_refused_by_name(tmp_path, flags):
+    result = run_pretraining.main(flags(tmp_path / "one", *FEW))
+    weights = load_file(str(result.checkpoint / "model.safetensors"))
+    save_file(
+        {name: tensor + 1 for name, tensor in weights.items()}, str(result.checkpoint / "model.safetensors")
+    )
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is corrupt"):
+        run_pretraining.main(flags(tmp_path / "two", *FEW, "--checkpoint", result.checkpoint))
+
+
+def test_ipu_without_the_sdk_is_a_clear_error(tmp_path, flags, program):
+    arguments = [word if word != "simulator" else "ipu" for word in flags(tmp_path / "run", *FEW)]
+    said, _ = (process := program(arguments)).communicate()
+    assert process.returncode == 2
+    assert "simulator" in said and "Traceback" not in said
+    assert isinstance(ipu.DeviceError("x"), ValueError)

@@ -1,0 +1,116 @@
+"""A run that was killed, stopped or moved on equals one that never stopped, bit for bit: weights, losses, data."""
+
+import json
+import shlex
+import signal
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+import run_pretraining
+from training.metrics import read_metrics
+
+UNTIMED = ("samples_per_s",)
+
+
+def untimed(output):
+    return [
+        {key: value for key, value in record.items() if key not in UNTIMED}
+        for record in read_metrics(output / "metrics.jsonl")
+    ]
+
+
+def assert_same_run(one, other, step):
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        tensors = [load_file(str(run / "checkpoints" / f"step_{step:08d}" / name)) for run in (one, other)]
+        assert tensors[0].keys() == tensors[1].keys()
+        different = [
+            key
+            for key in tensors[0]
+            if tensors[0][key].numpy().tobytes() != tensors[1][key].numpy().tobytes()
+        ]
+        assert different == []
+    assert untimed(one) == untimed(other)
+
+
+def wait_for(path, process):
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+
+
+# Dropout on, so that the device's random state matters as well.
+STEPS = ("--training-steps", 8, "--checkpoint-steps", 4, "--eval-steps", 4, "--hidden-dropout", 0.1)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return tmp_path_factory.mktemp("uninterrupted") / "run"
+
+
+@pytest.fixture
+def reference(uninterrupted, flags):
+    if not uninterrupted.exists():
+        run_pretraining.main(flags(uninterrupted, *STEPS))
+    return uninterrupted
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kill_9_and_resume(tmp_path, flags, program, reference, workers):
+    output = tmp_path / "killed"
+    arguments = flags(output, *STEPS, "--dataloader-workers", workers)
+    process = program(arguments)
+    wait_for(output / "checkpoints" / "step_00000004", process)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert not (output / "checkpoints" / "step_00000008").exists()
+    result = run_pretraining.main([*arguments, "--resume"])
+    assert result.step == 8
+    assert_same_run(reference, output, 8)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_says_how_to_go_on(tmp_path, flags, program, number):
+    output = tmp_path / "stopped"
+    steps = ("--training-steps", 400, "--eval-batches", 1, "--dataloader-workers", 1)
+    process = program(flags(output, *steps))
+    wait_for(output / "metrics.jsonl", process)
+    while len((output / "metrics.jsonl").read_text().splitlines()) < 3:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert "Traceback" not in said
+    assert signal.Signals(number).name in said
+    command = next(line for line in said.splitlines() if line.startswith("to go on: ")).split(": ", 1)[1]
+    words = shlex.split(command)[2:]
+    saved = json.loads(next((output / "checkpoints").glob("step_*/state.json")).read_text())["step"]
+    assert 2 <= saved < 400
+    words[words.index("--training-steps") + 1] = str(saved + 2)
+    resumed = run_pretraining.main(words)
+    assert resumed.step == saved + 2
+    assert [record["step"] for record in read_metrics(output / "metrics.jsonl")] == list(range(saved + 3))
+
+
+def test_device_iterations_resume_too(tmp_path, flags):
+    steps = ("--device-iterations", 2, "--training-steps", 8, "--checkpoint-steps", 4)
+    run_pretraining.main(flags(tmp_path / "one", *steps))
+    import shutil
+
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "step_00000008")
+    run_pretraining.main(flags(tmp_path / "two", *steps, "--resume"))
+    assert_same_run(tmp_path / "one", tmp_path / "two", 8)
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path, flags, reference):
+    import shutil
+
+    output = tmp_path / "again"
+    shutil.copytree(reference, output)
+    result = run_pretraining.main([*flags(output, *STEPS), "--resume"])
+    assert result.step == 8
+    assert_same_run(reference, output, 8)

@@ -1,0 +1,181 @@
+"""Checkpoints are whole or absent, found by number, verified, rotated; folders are held by one run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from training import CheckpointError, TrainingError, hold_folder, resolve_weights_folder, save_checkpoint
+from training.checkpoints import newest_checkpoint, read_checkpoint, step_folders
+from training.resume import checkpoint_to_resume, resuming_arguments
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def save(output, step, *, keep=9, config=None, state=None):
+    def save_model(folder):
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(bytes(range(256)) * 40)
+
+    return save_checkpoint(
+        output,
+        step,
+        save_model=save_model,
+        optimizer_state=state or {"ipu_state": {"Accl1___w": torch.arange(3.0)}, "ipu_param": {"lr": 0.5}},
+        state={"config": config or {"seed": 1}, "rng_state": [1, 2]},
+        keep=keep,
+    )
+
+
+def test_optimizer_state_comes_back_bit_for_bit(tmp_path):
+    moments = torch.randn(1000) * torch.tensor(2.0) ** torch.randint(-120, 120, (1000,))
+    state = {
+        "ipu_state": {"Accl1___a/b.weight": moments, "Step___x": torch.tensor(7.0)},
+        "ipu_param": {"lr": 0.1},
+    }
+    loaded = read_checkpoint(save(tmp_path, 3, state=state)).optimizer_state()
+    assert torch.equal(loaded["ipu_state"]["Accl1___a/b.weight"], moments)
+    assert loaded["ipu_state"]["Step___x"] == 7
+    assert loaded["ipu_param"]["lr"] == torch.tensor(0.1)
+
+
+def test_the_newest_is_found_by_number_and_old_ones_rotate(tmp_path):
+    for step in (900, 1000, 2000, 123456789):
+        save(tmp_path, step, keep=3)
+    assert [int(folder.name[5:]) for folder in step_folders(tmp_path)] == [1000, 2000, 123456789]
+    assert newest_checkpoint(tmp_path)[0].step == 123456789
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "config.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_checkpoint_is_passed_over_with_the_reason(tmp_path, name, damage):
+    save(tmp_path, 1)
+    path = save(tmp_path, 2) / name
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "truncate":
+        path.write_bytes(content[:-1])
+    else:
+        path.unlink()
+    with pytest.raises(CheckpointError, match=name):
+        read_checkpoint(path.parent)
+    good, problems = newest_checkpoint(tmp_path)
+    assert good.step == 1
+    assert len(problems) == 1 and name in problems[0]
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"step": 2}', "[]", '{"format": 99, "step": 1, "sha256": {}}'])
+def test_a_damaged_state_file_is_a_clear_error(tmp_path, text):
+    folder = save(tmp_path, 2)
+    (folder / "state.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"state\.json"):
+        read_checkpoint(folder)
+
+
+def test_a_write_that_fails_leaves_the_older_checkpoint_and_no_debris(tmp_path):
+    save(tmp_path, 1)
+
+    def full_disk(folder):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(CheckpointError, match="No space left"):
+        save_checkpoint(tmp_path, 2, save_model=full_disk, optimizer_state={}, state={}, keep=2)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
+
+
+def test_a_killed_writer_leaves_nothing_that_counts(tmp_path):
+    save(tmp_path, 1)
+    script = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from training import save_checkpoint
+def die(folder):
+    (folder / "model.safetensors").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+save_checkpoint(Path({str(tmp_path)!r}), 2, save_model=die, optimizer_state={{}}, state={{}}, keep=2)
+"""
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -9
+    assert newest_checkpoint(tmp_path)[0].step == 1
+    save(tmp_path, 3)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step_00000001",
+        "step_00000003",
+    ]
+
+
+def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
+    save(tmp_path, 5, config={"seed": 1})
+    save(tmp_path, 5, config={"seed": 2})
+    assert newest_checkpoint(tmp_path)[0].state["config"] == {"seed": 2}
+
+
+def test_weights_folder_is_a_checkpoint_or_the_newest_of_an_output_folder(tmp_path):
+    first, second = save(tmp_path, 1), save(tmp_path, 2)
+    assert resolve_weights_folder(first) == first
+    assert resolve_weights_folder(tmp_path) == second
+    with pytest.raises(CheckpointError, match="no such folder"):
+        resolve_weights_folder(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="no checkpoint found"):
+        resolve_weights_folder(tmp_path / "empty")
+
+
+def test_resume_is_the_same_run_or_an_error_that_names_the_key(tmp_path, capsys):
+    config = {"seed": 1, "eval_steps": 5, "training_steps": 10, "layers_per_ipu": (1, 1)}
+    assert checkpoint_to_resume(tmp_path, config, resume=False) is None
+    with pytest.raises(CheckpointError, match="leave --resume out"):
+        checkpoint_to_resume(tmp_path, config, resume=True)
+    save(tmp_path, 4, config=config)
+    with pytest.raises(TrainingError, match="--resume"):
+        checkpoint_to_resume(tmp_path, config, resume=False)
+    assert checkpoint_to_resume(tmp_path, {**config, "eval_steps": 7}, resume=True).step == 4
+    assert capsys.readouterr().err == ""
+    assert checkpoint_to_resume(tmp_path, {**config, "training_steps": 20}, resume=True).step == 4
+    assert "training_steps was 10 and is 20" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match=r"seed was 1 .* is 2"):
+        checkpoint_to_resume(tmp_path, {**config, "seed": 2}, resume=True)
+
+
+def test_resuming_arguments_drop_what_started_the_run():
+    arguments = ["--config", "a b", "--checkpoint", "x", "--seed", "3"]
+    assert resuming_arguments(arguments) == ["--config", "a b", "--seed", "3", "--resume"]
+    assert resuming_arguments(["--config", "a", "--checkpoint=x", "--resume"]) == [
+        "--config",
+        "a",
+        "--resume",
+    ]
+
+
+def test_one_run_holds_a_folder_at_a_time(tmp_path):
+    script = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from training import TrainingError, hold_folder
+try:
+    with hold_folder(Path({str(tmp_path)!r})):
+        print("held")
+except TrainingError as error:
+    print(error)
+"""
+    with hold_folder(tmp_path):
+        said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout
+        assert "in use by another run" in said and str(os.getpid()) in said
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "held\n"
+
+
+def test_state_is_readable_json(tmp_path):
+    state = json.loads((save(tmp_path, 7) / "state.json").read_text())
+    assert state["step"] == 7 and set(state["sha256"]) == {
+        "config.json",
+        "model.safetensors",
+        "optimizer.safetensors",
+    }

@@ -1,0 +1,76 @@
+"""Metrics against sums done by hand; the metrics file after a crash."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from training.errors import TrainingError
+from training.metrics import EvaluationMetrics, MetricsFile, read_metrics, training_metrics
+
+# Micro batches: loss, mlm_loss, nsp_loss, mlm_correct, mlm_count, nsp_correct, nsp_count
+MICRO_BATCHES = [(5.0, 4.0, 1.0, 3, 10, 1, 2), (3.0, 2.5, 0.5, 4, 5, 2, 2), (9.0, 8.0, 1.0, 0, 1, 0, 1)]
+
+
+def columns(rows):
+    return [torch.tensor(column, dtype=torch.float32) for column in zip(*rows)]
+
+
+def test_training_losses_are_means_over_micro_batches_and_accuracies_over_predictions():
+    # Two replicas; each saw all three micro batches, summed on the device.
+    outputs = [torch.stack([column.sum(), column.sum()]) for column in columns(MICRO_BATCHES)]
+    metrics = training_metrics(outputs, micro_batches_per_replica=3)
+    assert metrics["loss"] == pytest.approx(17 / 3)
+    assert metrics["loss"] == pytest.approx(metrics["mlm_loss"] + metrics["nsp_loss"])
+    assert metrics["mlm_accuracy"] == pytest.approx(7 / 16)
+    assert metrics["nsp_accuracy"] == pytest.approx(3 / 5)
+
+
+def test_one_replica_gives_scalars():
+    outputs = [column.sum() for column in columns(MICRO_BATCHES)]
+    assert training_metrics(outputs, 3)["mlm_loss"] == pytest.approx(14.5 / 3)
+
+
+def test_evaluation_weighs_each_micro_batch_by_its_labels():
+    evaluation = EvaluationMetrics()
+    evaluation.add(columns(MICRO_BATCHES[:2]))
+    evaluation.add(columns(MICRO_BATCHES[2:]))
+    evaluation.add(columns([(0.0, 0.0, 0.0, 0, 0, 0, 0)]))  # padding only
+    result = evaluation.result()
+    assert result["eval_mlm_loss"] == pytest.approx((4 * 10 + 2.5 * 5 + 8) / 16)
+    assert result["eval_nsp_loss"] == pytest.approx((2 * 1 + 2 * 0.5 + 1) / 5)
+    assert result["eval_mlm_accuracy"] == pytest.approx(7 / 16)
+    assert result["eval_loss"] == pytest.approx(result["eval_mlm_loss"] + result["eval_nsp_loss"])
+
+
+def test_metrics_file_continues_where_the_checkpoint_stands(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path)
+    for step in range(6):
+        file.write({"step": step, "loss": step / 3})
+    file.close()
+    with path.open("a") as torn:
+        torn.write('{"step": 6, "lo')
+    assert [record["step"] for record in read_metrics(path)] == [0, 1, 2, 3, 4, 5]
+    file = MetricsFile(path, continue_from=3)
+    file.write({"step": 4, "loss": math.nan})
+    file.close()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        *({"step": step, "loss": step / 3} for step in range(4)),
+        {"step": 4, "loss": None},
+    ]
+
+
+def test_a_new_run_starts_a_new_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0}\n')
+    MetricsFile(path).close()
+    assert path.read_text() == ""
+
+
+def test_a_line_that_is_not_json_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0}\nnonsense\n{"step": 1}\n')
+    with pytest.raises(TrainingError, match="line 2"):
+        read_metrics(path)
