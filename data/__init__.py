@@ -1,0 +1,46 @@
+"""Data: corpora, vocabulary, sentence pairs, masks and batches: what the rest of the program uses."""
+
+from __future__ import annotations
+
+from data.batches import (
+    BATCH_FIELDS,
+    Batch,
+    EvaluationDataset,
+    SampleDataset,
+    SampleStream,
+    collate,
+    require_examples,
+)
+from data.corpora import Corpus, open_corpus
+from data.errors import DataError
+from data.preparation import PretrainingData, PretrainingDataOptions, prepare_pretraining_data
+from data.pretraining import PretrainingDataset
+from data.pretraining_tfrecord import TfRecordPretrainingDataset
+from data.statistics import PretrainingStatistics, SplitStatistics, unigram_entropy
+from data.tfrecord import TfRecordFile
+from data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+
+__all__ = [
+    "BATCH_FIELDS",
+    "Batch",
+    "Corpus",
+    "DataError",
+    "EvaluationDataset",
+    "PretrainingData",
+    "PretrainingDataOptions",
+    "PretrainingDataset",
+    "PretrainingStatistics",
+    "SampleDataset",
+    "SampleStream",
+    "SplitStatistics",
+    "TfRecordFile",
+    "TfRecordPretrainingDataset",
+    "Tokenizer",
+    "collate",
+    "load_tokenizer",
+    "open_corpus",
+    "prepare_pretraining_data",
+    "require_examples",
+    "train_tokenizer",
+    "unigram_entropy",
+]

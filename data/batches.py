@@ -1,0 +1,200 @@
+"""The batch that the model takes, and the datasets, samplers and padding that make batches.
+
+Legend: B rows, S sequence length, M mask_tokens. A batch is a tuple of int32 tensors, see BATCH_FIELDS.
+"""
+
+from __future__ import annotations
+
+from typing import Iterator, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from data.errors import DataError
+from data.masking import IGNORED_LABEL
+from data.permutation import IndexPermutation
+from data.randomness import derive_key
+
+# [B,S] tokens; [B,S] 1 real, 0 padding; [B,S] 0 in segment A, 1 in B; [B,M] ascending, 0 where unused;
+# [B,M] -100 where unused; [B] 1 random next, 0 continuation, -100 ignored.
+BATCH_FIELDS = (
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "masked_lm_positions",
+    "masked_lm_labels",
+    "next_sentence_labels",
+)
+Batch = Tuple[torch.Tensor, ...]
+_SHUFFLE_STREAM = 1  # keeps the order's draws apart from the masks'
+
+
+class Rows(Sequence[Batch]):
+    """A batch seen as a sequence of samples: any collate function can stack them, `collate` needn't."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return len(self.batch[0])
+
+    def __getitem__(self, row):  # type: ignore[no-untyped-def]
+        if isinstance(row, slice):
+            return Rows(tuple(field[row] for field in self.batch))
+        if not -len(self) <= row < len(self):
+            raise IndexError(row)
+        return tuple(field[row] for field in self.batch)
+
+
+def collate(samples: Sequence[Batch]) -> Batch:
+    """Samples to a batch; what __getitems__ has fetched as a batch is passed on without a copy."""
+    if isinstance(samples, Rows):
+        return samples.batch
+    return tuple(torch.stack(list(field)) for field in zip(*samples))
+
+
+class SampleDataset(Dataset):
+    """A map-style dataset over GLOBAL SAMPLE NUMBERS k = 0, 1, 2, ... without end.
+
+    epoch, slot = divmod(k, num_examples); the example is the slot's image under the epoch's permutation. So
+    what a run trains on is a pure function of (seed, k): the same for any number of workers, batch sizes or
+    replicas, and a run resumes from a number. len() is one epoch.
+    """
+
+    pad_id = 0
+    sequence_length: int
+    mask_tokens: int
+
+    def __init__(self, num_examples: int, *, seed: int, shuffle: bool) -> None:
+        self.num_examples = num_examples
+        self.seed = seed
+        self.shuffle = shuffle
+        self._permutation: Optional[Tuple[int, IndexPermutation]] = None  # the latest epoch's
+
+    def fetch(self, indices: np.ndarray, epochs: np.ndarray) -> Batch:
+        """The examples with these indices as these epochs see them (int64 [B] both)."""
+        raise NotImplementedError
+
+    def token_counts(self) -> np.ndarray:
+        """int64: how often each token id occurs in the examples, unmasked; 0 for special tokens."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self.num_examples
+
+    def __getitem__(self, sample: int) -> Batch:
+        return self.__getitems__([sample])[0]
+
+    def __getitems__(self, samples: Sequence[int]) -> Rows:
+        """Many samples at once: torch's loaders (2.0 and later) ask so if they can, and it is much faster."""
+        numbers = np.asarray(samples, dtype=np.int64)
+        if self.num_examples == 0 or (numbers < 0).any():
+            raise IndexError(f"samples {numbers.min()} to {numbers.max()} of {self.num_examples} examples")
+        epochs, slots = np.divmod(numbers, self.num_examples)
+        return Rows(self.fetch(self._order(epochs, slots), epochs))
+
+    def _order(self, epochs: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        if not self.shuffle:
+            return slots
+        indices = np.empty_like(slots)
+        for epoch in np.unique(epochs).tolist():
+            if self._permutation is None or self._permutation[0] != epoch:
+                key = int(derive_key(self.seed, _SHUFFLE_STREAM, epoch))
+                self._permutation = (epoch, IndexPermutation(self.num_examples, key))
+            here = epochs == epoch
+            indices[here] = self._permutation[1](slots[here])
+        return indices
+
+
+class SampleStream(Sampler):
+    """Global sample numbers for a loader of one process: num_batches batches of batch_size, from start on.
+
+    batch_size: samples that this process takes at a time (of all its replicas, accumulation steps and device
+    iterations). With world_size processes a global batch is world_size times that: consecutive numbers, cut
+    into contiguous slices, of which this process gets the rank-th.
+    """
+
+    def __init__(
+        self, start: int, batch_size: int, num_batches: int, *, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} isn't one of {world_size} processes")
+        self.start = start
+        self.batch_size = batch_size
+        self.num_batches = num_batches
+        self.rank = rank
+        self.world_size = world_size
+
+    def __iter__(self) -> Iterator[int]:
+        for batch in range(self.num_batches):
+            first = self.start + (batch * self.world_size + self.rank) * self.batch_size
+            yield from range(first, first + self.batch_size)
+
+    def __len__(self) -> int:
+        return self.num_batches * self.batch_size
+
+
+class EvaluationDataset(Dataset):
+    """One pass over a dataset, filled up with padding rows to a multiple of batch_size.
+
+    A device's batch has a fixed size, so the last, short one is filled. Padding rows have all labels -100, so
+    that no metric sees them; their first position is left unmasked, so that attention has something to attend
+    to.
+    """
+
+    def __init__(self, dataset: SampleDataset, batch_size: int) -> None:
+        if dataset.num_examples == 0:
+            raise DataError("there are no examples to evaluate on")
+        self._dataset = dataset
+        self._length = -(-dataset.num_examples // batch_size) * batch_size
+        self.num_examples = dataset.num_examples
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, sample: int) -> Batch:
+        return self.__getitems__([sample])[0]
+
+    def __getitems__(self, samples: Sequence[int]) -> Rows:
+        numbers = np.asarray(samples, dtype=np.int64)
+        if (numbers < 0).any() or (numbers >= self._length).any():
+            raise IndexError(f"samples {numbers.min()} to {numbers.max()} of {self._length}")
+        is_real = numbers < self.num_examples
+        if is_real.all():
+            return self._dataset.__getitems__(samples)
+        batch = self._padding(len(numbers))
+        if is_real.any():
+            rows = torch.from_numpy(is_real)
+            for field, real in zip(batch, self._dataset.__getitems__(numbers[is_real].tolist()).batch):
+                field[rows] = real
+        return Rows(batch)
+
+    def _padding(self, rows: int) -> Batch:
+        shape, slots = (rows, self._dataset.sequence_length), (rows, self._dataset.mask_tokens)
+        attention_mask = torch.zeros(shape, dtype=torch.int32)
+        attention_mask[:, 0] = 1
+        return (
+            torch.full(shape, self._dataset.pad_id, dtype=torch.int32),
+            attention_mask,
+            torch.zeros(shape, dtype=torch.int32),
+            torch.zeros(slots, dtype=torch.int32),
+            torch.full(slots, IGNORED_LABEL, dtype=torch.int32),
+            torch.full((rows,), IGNORED_LABEL, dtype=torch.int32),
+        )
+
+
+def require_examples(dataset: Union[SampleDataset, EvaluationDataset], needed: int, what: str) -> None:
+    """DataError if the dataset has fewer examples than `what` needs, such as "one training step"."""
+    if dataset.num_examples < needed:
+        raise DataError(
+            f"{what} needs {needed} examples, the data has {dataset.num_examples} "
+            f"({needed - dataset.num_examples} too few): take a larger corpus, a smaller sequence_length or "
+            "a smaller batch (micro_batch_size, gradient_accumulation, replication_factor, device_iterations)"
+        )
+
+
+def batch_of(fields: List[np.ndarray]) -> Batch:
+    """int32 tensors over the arrays' memory, in the order of BATCH_FIELDS."""
+    assert len(fields) == len(BATCH_FIELDS)
+    return tuple(torch.from_numpy(np.ascontiguousarray(field, dtype=np.int32)) for field in fields)

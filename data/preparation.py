@@ -1,0 +1,271 @@
+"""From the options of a run to its training and validation data: corpus, vocabulary, shards, datasets."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple
+
+from data.batches import SampleDataset
+from data.chunks import TRAIN, VALIDATION
+from data.corpora import Corpus, open_corpus
+from data.errors import DataError
+from data.masking import Masker
+from data.preprocessing import PairParameters, prepare_shards
+from data.pretraining import PretrainingDataset
+from data.pretraining_tfrecord import TfRecordPretrainingDataset
+from data.shards import load_manifest, open_shards
+from data.statistics import PretrainingStatistics, SplitStatistics
+from data.tfrecord import TfRecordFile
+from data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+
+TRAINED_TOKENIZER = "train"
+_SHORTEST_SEQUENCE = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainingDataOptions:
+    """corpus: see open_corpus, or TFRecord files (a .tfrecord file, a glob, a folder of them).
+
+    validation_corpus: if given, validation_fraction is ignored; of a Hugging Face dataset its split
+    "validation". tokenizer: "train" trains a vocabulary of vocab_size on the corpus, otherwise see
+    load_tokenizer. preprocessing_workers: processes; None for all cores, 0 for none.
+    """
+
+    corpus: str
+    sequence_length: int
+    mask_tokens: int
+    vocab_size: int
+    tokenizer: str = TRAINED_TOKENIZER
+    corpus_subset: Optional[str] = None
+    corpus_split: str = "train"
+    text_column: str = "text"
+    validation_corpus: Optional[str] = None
+    validation_fraction: float = 0.05
+    lowercase: bool = True
+    masked_lm_probability: float = 0.15
+    dynamic_masking: bool = True
+    whole_word_masking: bool = False
+    short_sequence_probability: float = 0.1
+    seed: int = 42
+    preprocessing_workers: Optional[int] = None
+
+    def __post_init__(self) -> None:
+        if self.sequence_length < _SHORTEST_SEQUENCE:
+            raise DataError(f"sequence_length {self.sequence_length} is below {_SHORTEST_SEQUENCE}")
+        if not 1 <= self.mask_tokens <= self.sequence_length:
+            raise DataError(
+                f"mask_tokens {self.mask_tokens} is outside of 1 to {self.sequence_length} (sequence_length)"
+            )
+        for name in ("masked_lm_probability", "short_sequence_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DataError(f"{name} {getattr(self, name)} is outside of 0 to 1")
+        if not 0 <= self.validation_fraction < 1:
+            raise DataError(f"validation_fraction {self.validation_fraction} is outside of 0 to below 1")
+        if self.preprocessing_workers is not None and self.preprocessing_workers < 0:
+            raise DataError(
+                f"preprocessing_workers {self.preprocessing_workers} is negative: 0 works without"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainingData:
+    """validation: unshuffled, static masks; None without one. tokenizer: None if TFRecords name none."""
+
+    train: SampleDataset
+    validation: Optional[SampleDataset]
+    tokenizer: Optional[Tokenizer]
+    statistics: PretrainingStatistics
+
+
+def prepare_pretraining_data(
+    options: PretrainingDataOptions, *, cache_folder: Path, progress: bool = True
+) -> PretrainingData:
+    """Everything that training needs, ready to read; from cache_folder where an earlier run has prepared it.
+
+    Raises DataError for unusable corpora, vocabularies and shards, see their modules.
+    """
+    cache_folder = Path(cache_folder)
+    if _is_tfrecord(options.corpus):
+        return _from_tfrecords(options, cache_folder)
+    corpus = open_corpus(
+        options.corpus,
+        subset=options.corpus_subset,
+        split=options.corpus_split,
+        text_column=options.text_column,
+    )
+    validation_corpus = _open_validation_corpus(options)
+    if options.tokenizer == TRAINED_TOKENIZER:
+        tokenizer = _trained_tokenizer(corpus, options, cache_folder / "vocabularies", progress)
+    else:
+        tokenizer = load_tokenizer(options.tokenizer, lowercase=options.lowercase)
+    if tokenizer.vocab_size > options.vocab_size:
+        raise DataError(
+            f"the vocabulary {options.tokenizer} has {tokenizer.vocab_size} tokens, "
+            f"{tokenizer.vocab_size - options.vocab_size} more than vocab_size {options.vocab_size}: "
+            f"set vocab_size to {tokenizer.vocab_size}"
+        )
+
+    def prepare(source: Corpus, validation_fraction: float) -> Path:
+        parameters = PairParameters(
+            sequence_length=options.sequence_length,
+            short_sequence_probability=options.short_sequence_probability,
+            validation_fraction=validation_fraction,
+            seed=options.seed,
+        )
+        return prepare_shards(
+            source,
+            tokenizer,
+            parameters,
+            cache_folder / "examples",
+            workers=options.preprocessing_workers,
+            progress=progress,
+        )
+
+    validation: Optional[PretrainingDataset] = None
+    validation_counts: Optional[SplitStatistics] = None
+    if validation_corpus is not None:
+        folder = prepare(corpus, 0.0)
+        validation, validation_counts = _open_split(
+            prepare(validation_corpus, 0.0), TRAIN, options, tokenizer, for_training=False
+        )
+    else:
+        folder = prepare(corpus, options.validation_fraction)
+        if options.validation_fraction > 0:
+            validation, validation_counts = _open_split(
+                folder, VALIDATION, options, tokenizer, for_training=False
+            )
+    train, train_counts = _open_split(folder, TRAIN, options, tokenizer, for_training=True)
+    return PretrainingData(
+        train,
+        validation,
+        tokenizer,
+        PretrainingStatistics(corpus.name, tokenizer.vocab_size, train_counts, validation_counts),
+    )
+
+
+def _open_validation_corpus(options: PretrainingDataOptions) -> Optional[Corpus]:
+    if options.validation_corpus is None:
+        return None
+    return open_corpus(
+        options.validation_corpus,
+        subset=options.corpus_subset,
+        split=VALIDATION,
+        text_column=options.text_column,
+    )
+
+
+def _open_split(
+    folder: Path, split: str, options: PretrainingDataOptions, tokenizer: Tokenizer, *, for_training: bool
+) -> Tuple[PretrainingDataset, SplitStatistics]:
+    masker = Masker(
+        mask_id=tokenizer.mask_id,
+        special_ids=tokenizer.special_ids,
+        is_continuation=tokenizer.is_continuation,
+        mask_tokens=options.mask_tokens,
+        probability=options.masked_lm_probability,
+        whole_word=options.whole_word_masking,
+    )
+    dataset = PretrainingDataset(
+        open_shards(folder, split),
+        masker,
+        sequence_length=options.sequence_length,
+        mask_tokens=options.mask_tokens,
+        vocab_size=tokenizer.vocab_size,
+        pad_id=tokenizer.pad_id,
+        cls_id=tokenizer.cls_id,
+        sep_id=tokenizer.sep_id,
+        special_ids=tokenizer.special_ids,
+        seed=options.seed,
+        shuffle=for_training,
+        dynamic_masking=options.dynamic_masking and for_training,
+    )
+    manifest = load_manifest(folder)
+    assert manifest is not None
+    return dataset, SplitStatistics.of_shards(manifest["splits"].get(split, []))
+
+
+def _trained_tokenizer(
+    corpus: Corpus, options: PretrainingDataOptions, vocabularies: Path, progress: bool
+) -> Tokenizer:
+    """The corpus' own vocabulary, trained once.
+
+    All of the corpus is read, held-out documents too, so that runs which hold out other shares of it agree.
+    """
+    description: Dict[str, Any] = {
+        "corpus": corpus.fingerprint(),
+        "vocab_size": options.vocab_size,
+        "lowercase": options.lowercase,
+    }
+    key = hashlib.blake2b(json.dumps(description, sort_keys=True).encode(), digest_size=16).hexdigest()
+    folder = vocabularies / key
+    if not folder.exists():
+        tokenizer = train_tokenizer(
+            corpus, options.vocab_size, lowercase=options.lowercase, progress=progress
+        )
+        temporary = vocabularies / f".{key}.{uuid.uuid4().hex}"
+        temporary.mkdir(parents=True)
+        tokenizer.save(temporary)
+        # Another process may have been quicker; its vocabulary is the same.
+        with contextlib.suppress(OSError):
+            temporary.replace(folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+    return load_tokenizer(str(folder), lowercase=options.lowercase)
+
+
+def _is_tfrecord(corpus: str) -> bool:
+    if corpus.endswith(".tfrecord"):
+        return True
+    folder = Path(corpus).expanduser()
+    return folder.is_dir() and any(folder.rglob("*.tfrecord"))
+
+
+def _from_tfrecords(options: PretrainingDataOptions, cache_folder: Path) -> PretrainingData:
+    tokenizer: Optional[Tokenizer] = None
+    notes = [f"{options.corpus} is masked already: its masks and lengths are used as they are"]
+    if options.tokenizer == TRAINED_TOKENIZER:
+        notes.append(
+            "no tokeniser: token ids have no text to train a vocabulary on; name the one that was used"
+        )
+    else:
+        tokenizer = load_tokenizer(options.tokenizer, lowercase=options.lowercase)
+
+    def dataset(source: str, held_out: Optional[bool], for_training: bool) -> TfRecordPretrainingDataset:
+        return TfRecordPretrainingDataset(
+            TfRecordFile(source, index_folder=cache_folder / "tfrecord-indices"),
+            sequence_length=options.sequence_length,
+            mask_tokens=options.mask_tokens,
+            vocab_size=options.vocab_size,
+            seed=options.seed,
+            shuffle=for_training,
+            validation_fraction=options.validation_fraction,
+            held_out=held_out,
+        )
+
+    validation: Optional[TfRecordPretrainingDataset] = None
+    if options.validation_corpus is not None:
+        if not _is_tfrecord(options.validation_corpus):
+            raise DataError(
+                f"the corpus {options.corpus} is TFRecord files, so validation_corpus must be too, unlike "
+                f"{options.validation_corpus}; without one, validation_fraction holds out records"
+            )
+        train = dataset(options.corpus, None, True)
+        validation = dataset(options.validation_corpus, None, False)
+    elif options.validation_fraction > 0:
+        train = dataset(options.corpus, False, True)
+        validation = dataset(options.corpus, True, False)
+    else:
+        train = dataset(options.corpus, None, True)
+    statistics = PretrainingStatistics(
+        options.corpus,
+        tokenizer.vocab_size if tokenizer else None,
+        SplitStatistics(train.num_examples),
+        SplitStatistics(validation.num_examples) if validation else None,
+        tuple(notes),
+    )
+    return PretrainingData(train, validation, tokenizer, statistics)

@@ -1,0 +1,53 @@
+"""Keyed randomness: 64-bit draws that are a pure function of what they belong to, vectorised over numpy.
+
+A draw is `mix(key + n * GOLDEN)`: SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
+generators", OOPSLA 2014) used as a counter-based generator. No state is kept, so that the n-th draw of an
+example is the same in any batch, worker or resumed run, and a batch of draws costs a few array operations
+where a numpy Generator for each example would cost more than the rest of the work on it.
+"""
+
+from __future__ import annotations
+
+from typing import Union
+
+import numpy as np
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MASK64 = (1 << 64) - 1
+
+Integers = Union[int, np.ndarray]
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser, a bijection of uint64: every output bit depends on every input bit."""
+    with np.errstate(over="ignore"):
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def derive_key(*parts: Integers) -> np.ndarray:
+    """A uint64 key for a tuple of integers, such as (seed, epoch, index); arrays broadcast."""
+    key: np.ndarray = np.zeros((), dtype=np.uint64)
+    for part in parts:
+        words = np.uint64(part & _MASK64) if isinstance(part, int) else part.astype(np.uint64)
+        with np.errstate(over="ignore"):
+            key = mix((key ^ words) + _GOLDEN)
+    return key
+
+
+def draws(keys: np.ndarray, count: int) -> np.ndarray:
+    """uint64 [B, count]: the first `count` draws of each of the keys (uint64 [B])."""
+    counters = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+    return mix(keys[:, None] + counters)
+
+
+def below(words: np.ndarray, bound: int) -> np.ndarray:
+    """int64 in [0, bound) from uint64 draws: bound * the top 32 bits / 2^32, so bound must be below 2^31."""
+    assert 0 < bound < 1 << 31
+    return (((words >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32)).astype(np.int64)
+
+
+def unit_interval(words: np.ndarray) -> np.ndarray:
+    """float64 in [0, 1) from uint64 draws (their top 53 bits)."""
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53

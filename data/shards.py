@@ -1,0 +1,179 @@
+"""Shards: files of sentence pairs that are memory-mapped, so that a corpus of any size costs no memory.
+
+A file: 8 magic bytes, the header's length (uint64), the header (JSON, padded with blanks to a multiple of
+64 bytes), the examples' records, the tokens (A then B of each example, no special tokens). Little-endian.
+The header holds the body's CRC-32, so that a finished shard is known by itself and a damaged one is found.
+A folder of shards is whole when it has its manifest, which is written last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import numpy as np
+
+from data.atomic import write_atomically
+from data.errors import DataError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+RECORD = np.dtype([("start", "<u8"), ("length_a", "<u2"), ("length_b", "<u2"), ("is_random_next", "<u4")])
+_MAGIC = b"PAIRSHRD"
+_ALIGNMENT_BYTES = 64
+
+
+def shard_name(split: str, index: int) -> str:
+    return f"{split}-{index:05d}.shard"
+
+
+def write_shard(
+    path: Path, records: np.ndarray, tokens: np.ndarray, description: Dict[str, Any]
+) -> Dict[str, Any]:
+    """Write a shard under a temporary name, make it durable and rename it; returns its header."""
+    body = records.tobytes() + tokens.tobytes()
+    header = dict(
+        description,
+        format=FORMAT_VERSION,
+        examples=len(records),
+        random_next=int(records["is_random_next"].sum()),
+        token_type=tokens.dtype.str,
+        body_bytes=len(body),
+        crc32=zlib.crc32(body),
+    )
+    text = json.dumps(header, sort_keys=True).encode()
+    text += b" " * (-(len(_MAGIC) + 8 + len(text)) % _ALIGNMENT_BYTES)
+    write_atomically(path, _MAGIC + len(text).to_bytes(8, "little") + text + body)
+    return header
+
+
+def read_header(path: Path) -> Tuple[Dict[str, Any], int]:
+    """A shard's header and where its body begins (bytes). DataError if the file isn't a whole shard."""
+    try:
+        with path.open("rb") as file:
+            magic, length = file.read(len(_MAGIC)), int.from_bytes(file.read(8), "little")
+            size = os.fstat(file.fileno()).st_size
+            if magic != _MAGIC or length > size:
+                raise DataError(_damaged(path, f"it has {size} bytes that don't begin as a shard does"))
+            header: Dict[str, Any] = json.loads(file.read(length))
+    except OSError as error:
+        raise DataError(_damaged(path, f"it can't be read ({error.strerror})")) from error
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(_damaged(path, "its header is no JSON")) from error
+    body_start = len(_MAGIC) + 8 + length
+    expected = body_start + header["body_bytes"]
+    if size != expected:
+        raise DataError(_damaged(path, f"it has {size} bytes instead of {expected}"))
+    return header, body_start
+
+
+def verify_shard(path: Path) -> Dict[str, Any]:
+    """The header of a shard whose body agrees with its checksum; else DataError."""
+    header, body_start = read_header(path)
+    checksum = 0
+    with path.open("rb") as file:
+        file.seek(body_start)
+        for block in iter(lambda: file.read(1 << 22), b""):
+            checksum = zlib.crc32(block, checksum)
+    if checksum != header["crc32"]:
+        raise DataError(_damaged(path, f"its checksum is {checksum:08x} instead of {header['crc32']:08x}"))
+    return header
+
+
+def _damaged(path: Path, found: str) -> str:
+    return f"{path} is damaged: {found}. Delete the folder {path.parent} and start again: it is rebuilt."
+
+
+def write_manifest(
+    folder: Path, parameters: Dict[str, Any], headers: Dict[str, List[Dict[str, Any]]]
+) -> None:
+    """Declare the folder whole. headers: those of each split's shards, in order."""
+    manifest = {"format": FORMAT_VERSION, "parameters": parameters, "splits": headers}
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+
+
+class ShardedExamples:
+    """The examples of one split, in order. Pickles as its paths: a worker maps the files for itself."""
+
+    def __init__(self, paths: List[Path]) -> None:
+        self._paths = paths
+        self._map()
+
+    def _map(self) -> None:
+        self._records: List[np.ndarray] = []
+        self._tokens: List[np.ndarray] = []
+        for path in self._paths:
+            header, body_start = read_header(path)
+            # A plain array over the map: slicing it is several times faster than slicing a numpy.memmap.
+            data = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+            tokens_start = body_start + header["examples"] * RECORD.itemsize
+            self._records.append(data[body_start:tokens_start].view(RECORD))
+            self._tokens.append(data[tokens_start:].view(header["token_type"]))
+        counts = [len(records) for records in self._records]
+        self._first_index = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    def __getstate__(self) -> Dict[str, Any]:
+        return {"_paths": self._paths}
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        self._paths = state["_paths"]
+        self._map()
+
+    def __len__(self) -> int:
+        return int(self._first_index[-1])
+
+    def read(self, indices: np.ndarray) -> List[Tuple[np.ndarray, np.ndarray, int]]:
+        """(tokens of A, tokens of B, 1 if B is a random next) for each of the indices (int64 [B])."""
+        shards = np.searchsorted(self._first_index, indices, side="right") - 1
+        locals_ = indices - self._first_index[shards]
+        examples = []
+        for shard, local in zip(shards.tolist(), locals_.tolist()):
+            start, length_a, length_b, is_random_next = self._records[shard][local].item()
+            tokens = self._tokens[shard]
+            middle = start + length_a
+            examples.append((tokens[start:middle], tokens[middle : middle + length_b], is_random_next))
+        return examples
+
+    def token_counts(self, vocab_size: int) -> np.ndarray:
+        """int64 [vocab_size]: how often each token occurs."""
+        counts = np.zeros(vocab_size, dtype=np.int64)
+        for tokens in self._tokens:
+            counts += np.bincount(tokens, minlength=vocab_size)
+        return counts
+
+
+def load_manifest(folder: Path) -> Optional[Dict[str, Any]]:
+    """A finished folder's manifest, None if the folder isn't finished; DataError if it can't be read."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        manifest: Dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(manifest["splits"], dict):
+            raise KeyError("splits")
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(_damaged(path, f"it is no manifest ({error})")) from error
+    return manifest
+
+
+def open_shards(folder: Path, split: str) -> ShardedExamples:
+    """The examples of a split, every shard checked. DataError names the first damaged one."""
+    manifest = load_manifest(folder)
+    if manifest is None:
+        raise DataError(
+            f"{folder} holds no finished shards ({MANIFEST} is missing): start the preprocessing again"
+        )
+    paths = []
+    for index, expected in enumerate(manifest["splits"].get(split, [])):
+        path = folder / shard_name(split, index)
+        header = verify_shard(path)
+        if header["crc32"] != expected["crc32"]:
+            raise DataError(_damaged(path, "it isn't the shard that the manifest lists"))
+        if header["examples"]:
+            paths.append(path)
+    return ShardedExamples(paths)
