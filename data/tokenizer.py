@@ -181,8 +181,8 @@ def _alphabet(documents: Iterator[str], limit: int) -> List[str]:
 def load_tokenizer(source: str, *, lowercase: bool = True) -> Tokenizer:
     """Loads a vocab.txt, a tokenizer.json, a folder with either, or a vocabulary from the Hugging Face hub.
 
-    `lowercase` is for a bare vocab.txt: a tokenizer.json, or a folder's tokenizer_config.json, says itself how
-    its text is normalised. Raises DataError for what isn't a WordPiece vocabulary of BERT's kind.
+    `lowercase` is for a bare vocab.txt: a tokenizer.json, or a folder's tokenizer_config.json, says itself
+    how its text is normalised. Raises DataError for what isn't a WordPiece vocabulary of BERT's kind.
     """
     path = Path(source).expanduser()
     if path.is_dir():

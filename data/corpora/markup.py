@@ -17,8 +17,9 @@ _PROSE_DIRECTIVE = re.compile(
     r"\.\. (?:note|warning|tip|important|caution|admonition|deprecated|versionadded|versionchanged)::"
 )
 _SECTION = re.compile(
-    r"(?:Args|Arguments|(?:Other )?Parameters|Params|Keyword Arg(?:ument)?s|Attributes|Methods|Inputs?|Outputs?|"
-    r"Returns?|Raises?|Yields?|Examples?|Notes?|Tips?|Warns|Warnings?|See Also|References|Usage|Shape) ?:{0,2}$"
+    r"(?:Args|Arguments|(?:Other )?Parameters|Params|Keyword Arg(?:ument)?s|Attributes|Methods|Inputs?|"
+    r"Outputs?|Returns?|Raises?|Yields?|Examples?|Notes?|Tips?|Warns|Warnings?|See Also|References|Usage|"
+    r"Shape) ?:{0,2}$"
 )
 _SECTIONS_OF_CODE = ("Example", "Usage", "References", "See Also", "Shape")
 _FIELD = re.compile(r":(?:param|arg|argument|key|keyword|ivar|cvar|var|returns?|raises?)\b[^:]*:\s*")
@@ -26,7 +27,7 @@ _OPTION = re.compile(r":[\w -]+:")
 _BULLET = re.compile(r"(?:[-*+•]|\(?\d{1,2}[.)]|\(?[a-z]\)|#\.)\s+")
 _NUMPY_ARGUMENT = re.compile(r"[\w*., ]{1,80} : ")
 _ARGUMENT = re.compile(
-    r"[`*]{0,2}[\w.*-]{1,40}[`*]{0,2}(?:\s*\((?:[^()]|\([^()]*\)){0,200}\))?\s*(?::|--)(?:\s+|$)"
+    r"[`*]{0,2}[\w.*-]{1,40}(?:\[[^:]{0,60}\])?[`*]{0,2}(?:\s*\((?:[^()]|\([^()]*\)){0,200}\))?\s*(?::|--)(?:\s+|$)"
 )
 _TABLE_OR_HEADING = re.compile(r"[|#+]|\[!\[|!\[|<(?!https?:)")
 
@@ -39,7 +40,7 @@ _INLINE = (
     (re.compile(r"</?[a-zA-Z][^<>]{0,200}>"), " "),  # HTML
     (re.compile(r":[\w:+-]+:`[~!]?(?:[^`<]*\.)?([^`.<]*?)(?:\s*<[^`]*>)?`"), r"\1"),  # :class:`~package.Name`
     (re.compile(r"\[[\^#]?\d*\]_?"), ""),  # footnotes
-    (re.compile(r"\[`{0,2}~?([\w.]+)`{0,2}\]_?"), r"\1"),  # [`Name`] cross references
+    (re.compile(r"(?<!\w)\[`{0,2}~?([\w.]+)`{0,2}\]_?"), r"\1"),  # [`Name`] cross references
     (re.compile(r"``([^`]+)``"), r"\1"),
     (re.compile(r"`([^`]+)`_{0,2}"), r"\1"),
     (re.compile(r"(?<!\w)(\*\*|__)(?=\S)([^*_]+)(?<=\S)\1(?!\w)"), r"\2"),

@@ -13,8 +13,9 @@ _ABBREVIATION = re.compile(
 _WORD = re.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*")
 _COMMON_WORDS = frozenset(
     (
-        "the a an is are was were be been to of and or in for from with by on at as it its this that these those "
-        "if when not no can may will should must has have does do you your we which than then there all any each"
+        "the a an is are was were be been to of and or in for from with by on at as it its this that these "
+        "those if when not no can may will should must has have does do you your we which than then there "
+        "all any each"
     ).split()
 )
 _SYMBOL = re.compile(r"[=<>{}\[\]|\\/^~@#$%&*+_]")
@@ -35,7 +36,7 @@ def split_sentences(paragraph: str) -> List[str]:
 
 
 def is_prose(sentence: str) -> bool:
-    """Whether it reads as an English sentence: ends and begins as one, mostly words, a common one among them."""
+    """Whether it reads as an English sentence: whole, mostly words, a common one among them."""
     if not sentence.lstrip("\"'(")[:1].isupper() or not sentence.rstrip("\"')]").endswith((".", "!", "?")):
         return False
     words = _WORD.findall(sentence)
