@@ -1,0 +1,51 @@
+"""Random draws keyed by what they belong to: seed, update, replica, micro batch.
+
+The device's generator is PyTorch's default CPU generator, seeded afresh for every micro batch and
+given back to the host as it was. So the host's stream never moves, no draw depends on how many draws
+came before, and two integers (seed, updates done) resume a run exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from contextlib import contextmanager
+from typing import Iterator, List, Sequence
+
+import torch
+
+_MASK = (1 << 64) - 1
+
+
+class KeyedRandomness:
+    """The device's random state: a seed and the number of device iterations done."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed & _MASK
+        self.iterations_done = 0
+
+    @property
+    def state(self) -> List[int]:
+        """[seed, device iterations done]: all that a resumed run needs."""
+        return [self.seed, self.iterations_done]
+
+    @state.setter
+    def state(self, state: Sequence[int]) -> None:
+        seed, iterations_done = state
+        self.seed, self.iterations_done = int(seed) & _MASK, int(iterations_done)
+
+    def seed_micro_batch(self, replica: int, micro_batch: int) -> None:
+        """Start the stream of one micro batch of the current device iteration."""
+        key = struct.pack("<QQQQ", self.seed, self.iterations_done, replica, micro_batch)
+        digest = hashlib.blake2b(key, digest_size=8).digest()
+        torch.default_generator.manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+@contextmanager
+def host_generator_kept() -> Iterator[None]:
+    """Put the host's default CPU generator back as it was."""
+    state = torch.default_generator.get_state()
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)

@@ -1,0 +1,143 @@
+"""Weight updates as PopART computes them, on lists of float32 tensors, in place.
+
+Letters: w weight, g gradient, m and v first and second moment, u update term, t steps done with this one.
+Every function updates the tensors of one parameter group, which share their settings.
+Sources: the update rules of PopART's optimizer documentation (SGD, Adam, LAMB, RMSProp);
+LAMB: You et al., "Large Batch Optimization for Deep Learning" (2020), algorithm 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import List, Sequence
+
+import torch
+
+Tensors = List[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """What one parameter group's update depends on; a rule reads only what it needs."""
+
+    lr: float
+    weight_decay: float = 0.0
+    eps: float = 1e-8
+    beta1: float = 0.9
+    beta2: float = 0.999
+    momentum: float = 0.0
+    dampening: float = 0.0
+    nesterov: bool = False
+    alpha: float = 0.99
+    max_weight_norm: float = 65500.0
+
+
+def sgd(w: Tensors, g: Tensors, velocity: Tensors, group: GroupSettings) -> None:
+    """v = momentum*v + (1 - dampening)*(g + decay*w), from the first step on; w -= lr*v.
+
+    Nesterov: w -= lr*(g + decay*w + momentum*v). `velocity` is empty for SGD without momentum.
+    """
+    if group.weight_decay:
+        torch._foreach_add_(g, w, alpha=group.weight_decay)
+    if not velocity:
+        torch._foreach_add_(w, g, alpha=-group.lr * (1 - group.dampening))
+        return
+    torch._foreach_mul_(velocity, group.momentum)
+    torch._foreach_add_(velocity, g, alpha=1 - group.dampening)
+    if group.nesterov:
+        torch._foreach_add_(w, g, alpha=-group.lr)
+        torch._foreach_add_(w, velocity, alpha=-group.lr * group.momentum)
+    else:
+        torch._foreach_add_(w, velocity, alpha=-group.lr)
+
+
+def adam(
+    w: Tensors, g: Tensors, m: Tensors, v: Tensors, t: Sequence[int], group: GroupSettings, decoupled: bool
+) -> None:
+    """w -= lr * mhat / (sqrt(vhat) + eps); decay into g, or decoupled (AdamW) from the weight."""
+    if group.weight_decay:
+        if decoupled:
+            torch._foreach_mul_(w, 1 - group.lr * group.weight_decay)
+        else:
+            torch._foreach_add_(g, w, alpha=group.weight_decay)
+    _moments(g, m, v, group)
+    denominators = _root_second_moments(v, t, group, corrected=True)
+    scales = [-group.lr / (1 - group.beta1**step) for step in t]
+    torch._foreach_addcdiv_(w, m, denominators, scales)
+
+
+def lamb(
+    w: Tensors, g: Tensors, m: Tensors, v: Tensors, t: Sequence[int], group: GroupSettings, corrected: bool
+) -> None:
+    """w -= lr * min(|w|, max_weight_norm) / |u| * u, with u = mhat / (sqrt(vhat) + eps) + decay*w.
+
+    The trust ratio is per tensor, and 1 where |w|, |u| or max_weight_norm is 0.
+    """
+    _moments(g, m, v, group)
+    u = list(torch._foreach_div(m, _root_second_moments(v, t, group, corrected)))
+    if corrected:
+        torch._foreach_div_(u, [1 - group.beta1**step for step in t])
+    if group.weight_decay:
+        torch._foreach_add_(u, w, alpha=group.weight_decay)
+    if group.max_weight_norm:
+        w_norms = torch.stack(torch._foreach_norm(w)).clamp(max=group.max_weight_norm)
+        u_norms = torch.stack(torch._foreach_norm(u))
+        ratios = torch.where((w_norms == 0) | (u_norms == 0), torch.ones_like(w_norms), w_norms / u_norms)
+        torch._foreach_mul_(u, ratios.tolist())
+    torch._foreach_add_(w, u, alpha=-group.lr)
+
+
+def rmsprop(
+    w: Tensors,
+    g: Tensors,
+    square_average: Tensors,
+    average: Tensors,
+    momentum: Tensors,
+    group: GroupSettings,
+    eps_inside_root: bool,
+) -> None:
+    """w -= lr * g / (sqrt(v) + eps), or / sqrt(v + eps) in TensorFlow's variant.
+
+    v is the running average of g*g, less the square of g's own where `average` isn't empty
+    (centred). `momentum` isn't empty where the quotient goes through a velocity.
+    """
+    if group.weight_decay:
+        torch._foreach_add_(g, w, alpha=group.weight_decay)
+    torch._foreach_mul_(square_average, group.alpha)
+    torch._foreach_addcmul_(square_average, g, g, 1 - group.alpha)
+    variance = square_average
+    if average:
+        torch._foreach_mul_(average, group.alpha)
+        torch._foreach_add_(average, g, alpha=1 - group.alpha)
+        variance = list(torch._foreach_addcmul(square_average, average, average, -1))
+    if eps_inside_root:
+        denominators = list(torch._foreach_sqrt(torch._foreach_add(variance, group.eps)))
+    else:
+        denominators = list(torch._foreach_sqrt(variance))
+        torch._foreach_add_(denominators, group.eps)
+    if not momentum:
+        torch._foreach_addcdiv_(w, g, denominators, -group.lr)
+        return
+    torch._foreach_mul_(momentum, group.momentum)
+    torch._foreach_addcdiv_(momentum, g, denominators, 1)
+    torch._foreach_add_(w, momentum, alpha=-group.lr)
+
+
+def clip_by_global_norm(g: Tensors, max_norm: float) -> None:
+    """Scale all gradients by max_norm / max(norm of all of them together, max_norm)."""
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(g)))
+    torch._foreach_mul_(g, max_norm / norm.clamp(min=max_norm))
+
+
+def _moments(g: Tensors, m: Tensors, v: Tensors, group: GroupSettings) -> None:
+    torch._foreach_lerp_(m, g, 1 - group.beta1)
+    torch._foreach_mul_(v, group.beta2)
+    torch._foreach_addcmul_(v, g, g, 1 - group.beta2)
+
+
+def _root_second_moments(v: Tensors, t: Sequence[int], group: GroupSettings, corrected: bool) -> Tensors:
+    roots = list(torch._foreach_sqrt(v))
+    if corrected:
+        torch._foreach_div_(roots, [(1 - group.beta2**step) ** 0.5 for step in t])
+    torch._foreach_add_(roots, group.eps)
+    return roots
