@@ -1,0 +1,137 @@
+"""One space of encoders, in which BERT and GroupBERT are points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Dict, List
+
+NORMS = ("pre", "post")
+FEED_FORWARDS = ("dense", "grouped", "grouped_projected")
+
+
+class ModelConfigError(ValueError):
+    """A model configuration that describes no model; the message lists every fault found."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What an encoder is made of. The feed-forward's inner size is always `4 * hidden_size`.
+
+    `norm`: "pre" is `x + dropout(f(LN(x)))` with one more LayerNorm after the last layer, "post" is `LN(x +
+    dropout(f(x)))`. `convolution` puts a convolution and a second feed-forward before the attention of each
+    layer. `feed_forward`: "dense", "grouped" (the way back from the inner size is `ffn_groups` independent
+    matmuls) or "grouped_projected" (and a dense projection mixes the groups). `conv_group_size` is the
+    number of channels in a group, not the number of groups. Raises ModelConfigError.
+    """
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    vocab_size: int = 30522
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    norm: str = "post"
+    convolution: bool = False
+    feed_forward: str = "dense"
+    ffn_groups: int = 4
+    conv_group_size: int = 16
+    conv_kernel_size: int = 7
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    layer_norm_eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        faults = _faults(self)
+        if faults:
+            raise ModelConfigError("not a model: " + "; ".join(faults))
+
+    @property
+    def intermediate_size(self) -> int:
+        return 4 * self.hidden_size
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def is_bert(self) -> bool:
+        return (self.norm, self.convolution, self.feed_forward) == ("post", False, "dense")
+
+    @property
+    def is_groupbert(self) -> bool:
+        return (self.norm, self.convolution, self.feed_forward) == ("pre", True, "grouped_projected")
+
+
+def _faults(config: ModelConfig) -> List[str]:
+    faults = []
+    sizes = (
+        "hidden_size num_layers num_heads vocab_size max_position_embeddings type_vocab_size "
+        "ffn_groups conv_group_size conv_kernel_size"
+    )
+    for name in sizes.split():
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            faults.append(f"{name} is {value!r}, but must be a positive integer")
+    for name, legal in (("norm", NORMS), ("feed_forward", FEED_FORWARDS)):
+        if getattr(config, name) not in legal:
+            faults.append(f"{name} is {getattr(config, name)!r}, but must be one of {', '.join(legal)}")
+    if not isinstance(config.convolution, bool):
+        faults.append(f"convolution is {config.convolution!r}, but must be true or false")
+    for name in ("hidden_dropout", "attention_dropout"):
+        value = getattr(config, name)
+        if not _is_number(value) or not 0.0 <= value < 1.0:
+            faults.append(f"{name} is {value!r}, but must be a number of at least 0 and below 1")
+    if not _is_number(config.layer_norm_eps) or not 0.0 < config.layer_norm_eps < 1.0:
+        faults.append(f"layer_norm_eps is {config.layer_norm_eps!r}, but must lie between 0 and 1")
+    if faults:
+        return faults  # what follows divides by these
+
+    hidden = config.hidden_size
+    faults += _indivisible("hidden_size", hidden, "num_heads", config.num_heads)
+    if config.feed_forward != "dense":
+        faults += _indivisible("hidden_size", hidden, "ffn_groups", config.ffn_groups)
+    if config.convolution:
+        faults += _indivisible("hidden_size", hidden, "conv_group_size", config.conv_group_size)
+        if config.conv_kernel_size % 2 == 0:
+            size = config.conv_kernel_size
+            faults.append(
+                f"conv_kernel_size is {size}, but must be odd, so that a token has as many neighbours on "
+                f"either side (nearest: {size - 1}, {size + 1})"
+            )
+    return faults
+
+
+def _indivisible(name: str, value: int, divisor_name: str, divisor: int) -> List[str]:
+    if value % divisor == 0:
+        return []
+    below = value // divisor * divisor
+    nearest = [size for size in (below, below + divisor) if size > 0]
+    return [
+        f"{name} {value} isn't a multiple of {divisor_name} {divisor} (remainder {value % divisor}; "
+        f"nearest {name}: {', '.join(map(str, nearest))})"
+    ]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _named_points() -> Dict[str, ModelConfig]:
+    points = {}
+    for size, hidden, layers, heads in (
+        ("tiny", 128, 2, 2),
+        ("mini", 256, 4, 4),
+        ("medium", 512, 8, 8),
+        ("base", 768, 12, 12),
+        ("large", 1024, 24, 16),
+    ):
+        bert = ModelConfig(hidden_size=hidden, num_layers=layers, num_heads=heads, hidden_dropout=0.1)
+        points[f"bert_{size}"] = bert
+        points[f"groupbert_{size}"] = replace(
+            bert, norm="pre", convolution=True, feed_forward="grouped_projected", hidden_dropout=0.0
+        )
+    return points
+
+
+# The published sizes, with the dropouts that their pretraining used.
+PRESETS = _named_points()

@@ -1,0 +1,181 @@
+"""Models from folders and into folders.
+
+A folder holds config.json and model.safetensors (pytorch_model.bin is read too), with the names of
+transformers' BERT, of optimum-graphcore's GroupBERT, or our own (parameter_names.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Union
+
+from torch import Tensor, nn
+
+from .checkpoint_files import CONFIG_FILE, ConversionError, check_vocabulary, read_config, read_weights, write
+from .config import ModelConfig, ModelConfigError
+from .parameter_names import from_file, to_file
+from .pretraining import PretrainingModel
+from .question_answering import SquadModel
+
+# Ours -> theirs, for the settings that have a name of their own in config.json.
+_SETTINGS = {
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_position_embeddings",
+    "type_vocab_size": "type_vocab_size",
+    "hidden_dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "layer_norm_eps": "layer_norm_eps",
+}
+_GROUPBERT_SETTINGS = (
+    "norm",
+    "convolution",
+    "feed_forward",
+    "ffn_groups",
+    "conv_group_size",
+    "conv_kernel_size",
+)
+_REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+# What transformers takes for a setting that config.json leaves out.
+_DEFAULTS = {
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "layer_norm_eps": 1e-12,
+}
+_MOST_NAMES_SHOWN = 5
+
+
+def save_pretrained(model: Union[PretrainingModel, SquadModel], folder: Union[str, Path]) -> None:
+    """Writes config.json and model.safetensors into `folder`, in the model's dtype.
+
+    transformers loads what is saved of a BERT. Files are written in place: a caller that must not leave
+    half a checkpoint saves beside it and renames.
+    """
+    write(Path(folder), _file_config(model), to_file(model.state_dict(), model.config))
+
+
+def from_pretrained(
+    folder: Union[str, Path],
+    *,
+    head: str = "pretraining",
+    hidden_dropout: Optional[float] = None,
+    attention_dropout: Optional[float] = None,
+    seed: Optional[int] = None,
+) -> Union[PretrainingModel, SquadModel]:
+    """The model saved in `folder`, in float32, with its configuration in `.config`.
+
+    `head`: "pretraining" gives a PretrainingModel and needs all of its weights. "squad" gives a SquadModel;
+    the folder of a pretrained one will do, then the head is fresh, from `seed`. Dropouts other than None
+    replace the saved ones. Raises ConversionError for files that are missing, damaged or unsafe, for
+    settings that no model here has, and for weights that don't belong to the model.
+    """
+    folder = Path(folder)
+    config = _read_model_config(folder)
+    try:
+        if hidden_dropout is not None:
+            config = replace(config, hidden_dropout=hidden_dropout)
+        if attention_dropout is not None:
+            config = replace(config, attention_dropout=attention_dropout)
+    except ModelConfigError as error:
+        raise ConversionError(str(error)) from error
+    check_vocabulary(folder, config.vocab_size)
+    weights = from_file(read_weights(folder), config)
+
+    model: Union[PretrainingModel, SquadModel]
+    if head == "pretraining":
+        model = PretrainingModel(config, seed)
+        other_head, may_be_fresh = "span.", "none"
+    elif head == "squad":
+        model = SquadModel(config, seed)
+        other_head, may_be_fresh = "heads.", "span."
+    else:
+        raise ConversionError(f"head is {head!r}, but must be 'pretraining' or 'squad'")
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(other_head)}
+    if not any(name.startswith(may_be_fresh) for name in weights):
+        fresh = model.state_dict()
+        weights.update({name: fresh[name] for name in fresh if name.startswith(may_be_fresh)})
+    _check(weights, model, folder, head)
+    model.load_state_dict(weights)
+    return model
+
+
+def _read_model_config(folder: Path) -> ModelConfig:
+    settings = read_config(folder)
+    path = folder / CONFIG_FILE
+    kind = settings.get("model_type", "bert")
+    if kind not in ("bert", "groupbert"):
+        raise ConversionError(f"{path}: model_type is {kind!r}, but only 'bert' and 'groupbert' can be read")
+    missing = [name for name in _REQUIRED if name not in settings]
+    if missing:
+        raise ConversionError(f"{path} has no {', '.join(missing)}")
+    values: Dict[str, Any] = {
+        ours: settings.get(theirs, _DEFAULTS.get(theirs)) for ours, theirs in _SETTINGS.items()
+    }
+    if kind == "groupbert":
+        # optimum-graphcore's files name none of the three: its models differ in size alone.
+        values.update(norm="pre", convolution=True, feed_forward="grouped_projected")
+        values.update({name: settings[name] for name in _GROUPBERT_SETTINGS if name in settings})
+    try:
+        config = ModelConfig(**values)
+    except ModelConfigError as error:
+        raise ConversionError(f"{path}: {error}") from error
+    legal: Dict[str, Any] = {
+        "intermediate_size": config.intermediate_size,
+        "hidden_act": "gelu",
+        "position_embedding_type": "absolute",
+        "is_decoder": False,
+    }
+    for name, only in legal.items():
+        if settings.get(name, only) != only:
+            raise ConversionError(
+                f"{path}: {name} is {settings[name]!r}, but must be {only!r} for a model here"
+            )
+    return config
+
+
+def _file_config(model: Union[PretrainingModel, SquadModel]) -> Dict[str, Any]:
+    config = model.config
+    settings = {theirs: getattr(config, ours) for ours, theirs in _SETTINGS.items()}
+    settings.update(intermediate_size=config.intermediate_size, hidden_act="gelu", pad_token_id=0)
+    kind = "bert" if config.is_bert else "groupbert"
+    if not config.is_bert:
+        settings.update({name: getattr(config, name) for name in _GROUPBERT_SETTINGS})
+    task = "QuestionAnswering" if isinstance(model, SquadModel) else "PreTraining"
+    family = "Bert" if config.is_bert else "GroupBert"
+    return {**settings, "model_type": kind, "architectures": [f"{family}For{task}"]}
+
+
+def _check(weights: Dict[str, Tensor], model: nn.Module, folder: Path, head: str) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    faults = []
+    missing = [name for name in expected if name not in found]
+    if missing:
+        faults.append("missing " + _listed(missing))
+    extra = [name for name in found if name not in expected]
+    if extra:
+        faults.append("unknown " + _listed(extra))
+    mismatching = [
+        f"{name} (is {found[name]}, must be {expected[name]})"
+        for name in expected
+        if name in found and found[name] != expected[name]
+    ]
+    if mismatching:
+        faults.append("of another shape " + _listed(mismatching))
+    if faults:
+        raise ConversionError(
+            f"the weights in {folder} aren't those of its {CONFIG_FILE} with a {head} head: "
+            f"{'; '.join(faults)} (by this program's names). Give the folder of a whole model, saved together "
+            "with its configuration"
+        )
+
+
+def _listed(names: List[str]) -> str:
+    shown = ", ".join(names[:_MOST_NAMES_SHOWN])
+    rest = len(names) - _MOST_NAMES_SHOWN
+    return shown + (f" and {rest} more" if rest > 0 else "")

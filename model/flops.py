@@ -1,0 +1,77 @@
+"""How large a model is and how much it computes.
+
+Letters: h hidden size, L layers, V vocabulary, S sequence length, M masked positions, G feed-forward
+groups, g channels in a convolution group, k convolution kernel. A multiplication and an addition are two
+FLOPs. Only matrix products and convolutions count (attention as two matmuls, over padding too); softmax,
+LayerNorm, activations, additions and lookups don't. So torch.utils.flop_counter counts, and the forward
+pass agrees with it exactly.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .config import ModelConfig
+
+
+def count_parameters(model: nn.Module) -> int:
+    """The number of trainable scalars; the tied vocabulary projection counts once."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def flops_per_sequence(
+    config: ModelConfig,
+    sequence_length: int,
+    masked_tokens: int = 0,
+    *,
+    training: bool = False,
+    head: str = "pretraining",
+) -> int:
+    """FLOPs of one sequence through encoder and head ("pretraining" or "squad").
+
+    A weight update's forward and backward passes take three times the forward FLOPs: a product X W costs as
+    much again for the gradient of X and of W each (Kaplan et al. 2020, section 2.1). Recomputation isn't
+    counted, nor the optimiser.
+    """
+    if head not in ("pretraining", "squad"):
+        raise ValueError(f"head is {head!r}, but must be 'pretraining' or 'squad'")
+    forward = config.num_layers * layer_flops(config, sequence_length)
+    if head == "pretraining":
+        forward += pretraining_head_flops(config, masked_tokens)
+    else:
+        forward += 2 * sequence_length * config.hidden_size * 2
+    return 3 * forward if training else forward
+
+
+def layer_flops(config: ModelConfig, sequence_length: int) -> int:
+    """Forward FLOPs of one encoder layer for one sequence.
+
+    A BERT layer has 24 h^2 S + 4 S^2 h (8 h^2 S for the attention's four projections, 4 S^2 h for its
+    scores and context, 16 h^2 S for the feed-forward). A GroupBERT layer, with G = 4, has 38 h^2 S + 2 k g
+    h S + 4 S^2 h.
+    """
+    hidden, tokens = config.hidden_size, sequence_length
+    attention = 2 * tokens * 4 * hidden**2 + 2 * 2 * tokens**2 * hidden
+    flops = attention + _feed_forward_flops(config, tokens)
+    if config.convolution:
+        # Values, gates and output projection; each output channel sees k tokens of g channels.
+        convolution = 2 * tokens * (3 * hidden**2 + config.conv_kernel_size * config.conv_group_size * hidden)
+        flops += convolution + _feed_forward_flops(config, tokens)
+    return flops
+
+
+def _feed_forward_flops(config: ModelConfig, tokens: int) -> int:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    products = hidden * inner
+    products += hidden * inner if config.feed_forward == "dense" else hidden * inner // config.ffn_groups
+    if config.feed_forward == "grouped_projected":
+        products += hidden**2
+    return 2 * tokens * products
+
+
+def pretraining_head_flops(config: ModelConfig, masked_tokens: int) -> int:
+    """Transformation and vocabulary projection of M tokens, 2 M (h^2 + h V); pooler 2 h^2; next sentence 4
+    h."""
+    hidden = config.hidden_size
+    masked_lm = 2 * masked_tokens * (hidden**2 + hidden * config.vocab_size)
+    return masked_lm + 2 * hidden**2 + 2 * hidden * 2

@@ -1,0 +1,130 @@
+"""Puts a model on IPUs: pipeline blocks, recomputation, the serialised vocabulary projection, the final
+loss."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Callable, List, Sequence, Tuple, Union
+
+import ipu
+
+from .pretraining import PretrainingModel
+from .question_answering import SquadModel
+
+
+class StagesError(ValueError):
+    """A placement or a serialisation that the model doesn't allow."""
+
+
+class Annotations:
+    """What `annotate` did to a model, to be undone."""
+
+    def __init__(self) -> None:
+        self._steps: List[Callable[[], Any]] = []
+
+    def add(self, undo_step: Callable[[], Any]) -> None:
+        self._steps.append(undo_step)
+
+    def undo(self) -> None:
+        """Gives the model back as it was, weights aside. A second call does nothing."""
+        while self._steps:
+            self._steps.pop()()
+
+
+def placement(
+    num_layers: int, layers_per_ipu: Sequence[int], head: str = "pretraining"
+) -> List[Tuple[str, int]]:
+    """The pipeline blocks in running order and the IPU of each.
+
+    Embeddings stand on IPU 0. So do pretraining heads, beside the word embeddings that they share (as in
+    every published recipe); a SQuAD head stands on the last IPU that has layers. Raises StagesError.
+    """
+    for stage, count in enumerate(layers_per_ipu):
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise StagesError(
+                f"layers_per_ipu has {count!r} for IPU {stage}, but must have counts of 0 and more"
+            )
+    total = sum(layers_per_ipu)
+    if total != num_layers:
+        difference = f"{abs(total - num_layers)} too {'many' if total > num_layers else 'few'}"
+        raise StagesError(
+            f"layers_per_ipu {list(layers_per_ipu)} places {total} encoder layers, but the model has "
+            f"{num_layers} ({difference}): its entries must add up to num_layers"
+        )
+    of_layers = [stage for stage, count in enumerate(layers_per_ipu) for _ in range(count)]
+    blocks = [("Embedding", 0)]
+    blocks += [(f"Encoder{layer}", stage) for layer, stage in enumerate(of_layers)]
+    blocks.append(("Classifier", 0) if head == "pretraining" else ("QA Outputs", of_layers[-1]))
+    return blocks
+
+
+def annotate(
+    model: Union[PretrainingModel, SquadModel],
+    layers_per_ipu: Sequence[int],
+    *,
+    embedding_serialization_factor: int = 1,
+    recompute_checkpoint_every_layer: bool = True,
+) -> Annotations:
+    """Annotates `model` in place, for PopTorch. Parameters and state dict keys stay as they are.
+
+    The blocks of `placement` begin at their modules (PreNorm's last LayerNorm stays with the last layer).
+    With `recompute_checkpoint_every_layer` the output of each layer is kept for the backward pass instead
+    of computed again. `embedding_serialization_factor` is the number of slices of the vocabulary
+    projection. The model's loss becomes PopTorch's one final loss. Raises StagesError before it changes
+    anything.
+    """
+    squad = isinstance(model, SquadModel)
+    blocks = placement(model.config.num_layers, layers_per_ipu, "squad" if squad else "pretraining")
+    if squad and embedding_serialization_factor != 1:
+        raise StagesError(
+            f"embedding_serialization_factor is {embedding_serialization_factor}, but a SQuAD model has no "
+            "vocabulary projection: it must be 1"
+        )
+    _check_serialization(embedding_serialization_factor, model.config.vocab_size)
+
+    poptorch = ipu.poptorch
+    annotations = Annotations()
+    head = model.span if isinstance(model, SquadModel) else model.heads
+    modules = [model.encoder.embeddings, *model.encoder.layers, head]
+    for module, (name, stage) in zip(modules, blocks):
+        poptorch.BeginBlock(module, user_id=name, ipu_id=stage)
+    annotations.add(functools.partial(poptorch.removeBlocks, model))
+    if recompute_checkpoint_every_layer:
+        for layer in model.encoder.layers:
+            annotations.add(layer.register_forward_hook(_recomputation_checkpoint).remove)
+    if isinstance(model, PretrainingModel) and embedding_serialization_factor > 1:
+        masked_lm = model.heads.masked_lm
+        masked_lm.serialized_matmul = functools.partial(
+            _serialized_matmul, factor=embedding_serialization_factor
+        )
+        annotations.add(functools.partial(setattr, masked_lm, "serialized_matmul", None))
+    annotations.add(model.register_forward_hook(_final_loss).remove)
+    return annotations
+
+
+def _recomputation_checkpoint(_module: Any, _inputs: Any, output: Any) -> Any:
+    return ipu.poptorch.recomputationCheckpoint(output)
+
+
+def _serialized_matmul(lhs: Any, rhs: Any, *, factor: int) -> Any:
+    poptorch = ipu.poptorch
+    return poptorch.serializedMatMul(lhs, rhs, poptorch.MatMulSerializationMode.OutputChannels, factor)
+
+
+def _final_loss(_module: Any, _inputs: Any, outputs: Tuple[Any, ...]) -> Tuple[Any, ...]:
+    if outputs[0].dim() != 0:
+        return outputs  # logits: no positions were given, so there's no loss
+    return (ipu.poptorch.identity_loss(outputs[0], reduction="none"), *outputs[1:])
+
+
+def _check_serialization(factor: int, vocab_size: int) -> None:
+    if isinstance(factor, int) and factor >= 1 and vocab_size % factor == 0:
+        return
+    divisors = [divisor for divisor in range(1, vocab_size + 1) if vocab_size % divisor == 0]
+    below = [divisor for divisor in divisors if divisor < factor]
+    above = [divisor for divisor in divisors if divisor > factor]
+    nearest = ", ".join(map(str, below[-1:] + above[:1]))
+    raise StagesError(
+        f"embedding_serialization_factor is {factor}, but must divide the vocabulary of {vocab_size} "
+        f"into equal slices (nearest: {nearest})"
+    )
