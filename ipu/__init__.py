@@ -1,0 +1,20 @@
+"""The device: which PopTorch a run uses, and that PopTorch itself as `ipu.poptorch`.
+
+`ipu.poptorch` resolves at its first use: Graphcore's package on an IPU or on Poplar's IPU model, this
+program's own on the simulator. Choose with `select_device` before that; without a choice it is `auto`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ipu.device import DEVICES, DeviceChoice, DeviceError, select_device
+from ipu.device import resolve as _resolve
+
+__all__ = ["DEVICES", "DeviceChoice", "DeviceError", "poptorch", "select_device"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "poptorch":
+        return _resolve()
+    raise AttributeError(f"module 'ipu' has no attribute {name!r}")

@@ -1,0 +1,176 @@
+"""The choice of the device, made once in a process.
+
+Nothing falls back in silence: a device that was asked for and can't be had is a DeviceError, and `auto` says
+in its banner what it took and why.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Optional
+
+DEVICES = ("auto", "ipu", "ipu-model", "simulator")
+
+DROP_IN = Path(__file__).resolve().parent / "simulator" / "dropin"
+
+_REMEDY = (
+    "Source the enable scripts of Graphcore's SDK and install the PopTorch wheel that comes with it "
+    "(source poplar-*/enable && source popart-*/enable && pip install poptorch-*.whl), "
+    "or use --device simulator, which needs no SDK"
+)
+
+
+class DeviceError(ValueError):
+    """The device asked for can't be had."""
+
+
+@dataclass(frozen=True)
+class DeviceChoice:
+    """The device in use: its name, whose PopTorch, of which version, and why this one."""
+
+    name: str
+    implementation: str
+    version: str
+    reason: str
+
+    def banner(self) -> str:
+        """One line for the log."""
+        return f"device: {self.name} ({self.implementation}, poptorch {self.version}); {self.reason}"
+
+
+_asked: Optional[str] = None
+_chosen: Optional[DeviceChoice] = None
+_module: Optional[ModuleType] = None
+
+
+def select_device(name: str) -> DeviceChoice:
+    """Chooses one of DEVICES for this process and imports its PopTorch.
+
+    Raises DeviceError for an unknown name, for a device that can't be had, and for a second, different
+    choice.
+    """
+    global _asked, _chosen, _module
+    if name not in DEVICES:
+        raise DeviceError(f"unknown device {name!r}: choose one of {', '.join(DEVICES)}")
+    if _chosen is not None:
+        # What `auto` found may be asked for by its name.
+        if name not in (_asked, _chosen.name):
+            raise DeviceError(
+                f"device {name!r} was asked for, but this process uses {_chosen.name!r} already: "
+                "choose the device once, before the first use of ipu.poptorch"
+            )
+        return _chosen
+    if name == "auto":
+        _module, _chosen = _first_that_answers()
+    elif name == "simulator":
+        _module, _chosen = _simulator("asked for")
+    else:
+        _module, _chosen = _graphcore(name)
+    _asked = name
+    return _chosen
+
+
+def resolve() -> ModuleType:
+    """The PopTorch of the device in use; `auto` if none was chosen."""
+    if _module is None:
+        select_device("auto")
+    assert _module is not None
+    return _module
+
+
+def _first_that_answers() -> tuple[ModuleType, DeviceChoice]:
+    already = sys.modules.get("poptorch")
+    if already is not None and _is_drop_in(already):
+        # A program may have been started on the drop-in (PYTHONPATH): that is its choice.
+        return _simulator("the simulator's poptorch is the one in use already")
+    try:
+        module = _import_graphcore()
+    except ImportError as error:
+        return _simulator(f"PopTorch not importable: {error}")
+    if module.ipuHardwareIsAvailable():
+        return module, _graphcore_choice(module, "ipu", "an IPU answers")
+    # Two packages of one name don't fit in a process: what was only looked at has to go.
+    if already is not None:
+        raise DeviceError(
+            "no IPU answers, and Graphcore's poptorch was imported before the device was chosen, so the "
+            "simulator "
+            "can't be: choose the device first, or use --device ipu-model"
+        )
+    _forget("poptorch")
+    return _simulator("PopTorch is installed, but no IPU answers")
+
+
+def _simulator(reason: str) -> tuple[ModuleType, DeviceChoice]:
+    if "poptorch" not in sys.modules:
+        sys.path.insert(0, str(DROP_IN))
+    module = importlib.import_module("poptorch")
+    if not _is_drop_in(module):
+        raise DeviceError(
+            f"the simulator was asked for, but another poptorch is imported already, from {module.__file__}: "
+            "choose the device before anything imports poptorch"
+        )
+    whose = "this program's own poptorch, PopTorch 3.4 semantics; no SDK in use"
+    return module, DeviceChoice("simulator", whose, module.__version__, reason)
+
+
+def _graphcore(name: str) -> tuple[ModuleType, DeviceChoice]:
+    already = sys.modules.get("poptorch")
+    if already is not None and _is_drop_in(already):
+        raise DeviceError(
+            f"device {name!r} was asked for, but the simulator's poptorch is imported already: "
+            "choose the device before anything imports poptorch"
+        )
+    previous = os.environ.get("POPTORCH_IPU_MODEL")
+    if name == "ipu-model":
+        os.environ["POPTORCH_IPU_MODEL"] = "1"
+    try:
+        module = _import_graphcore()
+    except ImportError as error:
+        if previous is None:
+            os.environ.pop("POPTORCH_IPU_MODEL", None)
+        else:
+            os.environ["POPTORCH_IPU_MODEL"] = previous
+        raise DeviceError(
+            f"device {name!r} needs Graphcore's PopTorch, which can't be imported ({error}). {_REMEDY}"
+        ) from error
+    if name == "ipu-model":
+        return module, _graphcore_choice(module, name, "asked for")
+    if not module.ipuHardwareIsAvailable():
+        raise DeviceError(
+            f"device 'ipu' was asked for, and PopTorch {_version(module)} is here, but no IPU answers. Check "
+            "gc-info -l and IPUOF_VIPU_API_PARTITION_ID, or use --device ipu-model or --device simulator"
+        )
+    return module, _graphcore_choice(module, name, "asked for")
+
+
+def _graphcore_choice(module: ModuleType, name: str, reason: str) -> DeviceChoice:
+    return DeviceChoice(name, "Graphcore's PopTorch", _version(module), reason)
+
+
+def _import_graphcore() -> ModuleType:
+    """Imports poptorch from anywhere but the drop-in."""
+    path = list(sys.path)
+    sys.path[:] = [folder for folder in path if Path(folder or ".").resolve() != DROP_IN]
+    try:
+        return importlib.import_module("poptorch")
+    finally:
+        sys.path[:] = path
+
+
+def _is_drop_in(module: ModuleType) -> bool:
+    file = getattr(module, "__file__", None)
+    return file is not None and DROP_IN in Path(file).resolve().parents
+
+
+def _forget(package: str) -> None:
+    for name in [name for name in sys.modules if name == package or name.startswith(package + ".")]:
+        del sys.modules[name]
+
+
+def _version(module: ModuleType) -> str:
+    return str(getattr(module, "__version__", "unknown"))

@@ -1,0 +1,105 @@
+"""Loading in the background, into a ring of buffers that are used again and again."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Any, Iterator
+
+from ._logging import logger
+from ._rebatch import Rebatched, flatten
+from ._ring import END, Ring, Stopped
+from .enums import SharingStrategy
+from .poptorch_core import createPoptorchError
+
+# A worker that a data set keeps waiting for longer than this is left to end by itself.
+_JOIN_TIMEOUT_S = 5.0
+
+
+class AsynchronousDataAccessor:
+    """Iterates over a data set that a background worker reads ahead of the consumer.
+
+    **The tensors of an element are overwritten once the next one has been taken: clone what you keep.**
+    Elements are tensors, or flat lists, tuples or dicts of tensors. An exception of the data set is raised
+    where its element would have been taken; before the first element, it is logged and the constructor
+    raises poptorch.Error.
+
+    The worker is a thread, so `miss_sleep_time_in_ms` (PopTorch polls) and `sharing_strategy` (PopTorch's
+    worker is a process) change nothing, and a data set that draws from global generators shares them with
+    the program.
+
+    :param buffer_size: the elements that can wait, the one in use included.
+    :param load_indefinitely: read the next pass ahead when one is complete.
+    :param early_preload: fill the buffers at once, rather than at the first iteration.
+    :param rebatched_size: join batches into batches of this size.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        buffer_size: int = 3,
+        miss_sleep_time_in_ms: float = 0.1,
+        load_indefinitely: bool = True,
+        early_preload: bool = False,
+        sharing_strategy: SharingStrategy = SharingStrategy.ForkServer,
+        rebatched_size: int | None = None,
+    ):
+        if getattr(dataset, "_accessor", None) is not None:
+            raise createPoptorchError(
+                "The DataLoader already uses an AsynchronousDataAccessor internally. "
+                "Use it as it is, or make it with mode=DataLoaderMode.Sync."
+            )
+        if rebatched_size is not None and rebatched_size <= 1:
+            raise createPoptorchError("rebatched_size must be None or greater than 1")
+        self._dataset = (
+            dataset if rebatched_size is None else Rebatched(dataset, rebatched_size, drop_last=True)
+        )
+        self._load_indefinitely = load_indefinitely
+        # Whether the pass that is being loaded has lost elements to an earlier iteration.
+        self._begun = False
+        self._ring = Ring(buffer_size)
+        # The thread holds no reference to self: forgetting the accessor ends it, and so does leaving the
+        # program.
+        thread = threading.Thread(
+            target=self._ring.load, args=(self._dataset, flatten, load_indefinitely), daemon=True
+        )
+        self._end = weakref.finalize(self, _end_thread, self._ring, thread)
+        thread.start()
+        try:
+            self._ring.wait_until_started()
+        except Exception as error:
+            logger.error("The data set failed before its first element", exc_info=error)
+            raise createPoptorchError(
+                "AsynchronousDataAccessor worker thread failed to start (Check above for details)"
+            ) from error
+        if early_preload:
+            self._ring.open()
+
+    def terminate(self) -> None:
+        """Ends the worker; the accessor can't be used any more."""
+        self._end()
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._begun:
+            self._ring.restart()
+        self._begun = True
+        self._ring.open()
+        return self._elements()
+
+    def _elements(self) -> Iterator[Any]:
+        try:
+            while (element := self._ring.take()) is not END:
+                yield element
+        except Stopped as stopped:
+            raise createPoptorchError("The AsynchronousDataAccessor has been terminated") from stopped
+        # Loading goes on with the next pass by itself, unless it waits to be asked.
+        self._begun = not self._load_indefinitely
+
+
+def _end_thread(ring: Ring, thread: threading.Thread) -> None:
+    ring.stop()
+    if thread.is_alive() and thread is not threading.current_thread():
+        thread.join(_JOIN_TIMEOUT_S)

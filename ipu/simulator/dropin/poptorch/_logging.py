@@ -1,0 +1,73 @@
+"""The logger `poptorch::python`, its levels and its destination."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+# PopTorch's numbers; 5 (critical) is no level of its own.
+_LEVELS = {"TRACE": 0, "DEBUG": 1, "INFO": 2, "WARN": 3, "ERR": 4, "OFF": 6}
+_PYTHON_LEVELS = {
+    "TRACE": logging.DEBUG - 5,
+    "DEBUG": logging.DEBUG,
+    "INFO": logging.INFO,
+    "WARN": logging.WARNING,
+    "ERR": logging.ERROR,
+    "OFF": logging.CRITICAL + 10,
+}
+_POPART_LEVELS = ("TRACE", "DEBUG", "INFO", "WARN", "ERR", "CRITICAL", "OFF")
+
+logger = logging.getLogger("poptorch::python")
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        level = record.levelname.lower()
+        return f"[{self.formatTime(record, '%H:%M:%S')}] [poptorch::python] [{level}] {record.getMessage()}"
+
+
+def _destination() -> logging.Handler:
+    name = os.environ.get("POPTORCH_LOG_DEST", "stderr")
+    if name in ("stderr", "stdout"):
+        return logging.StreamHandler(getattr(sys, name))
+    return logging.FileHandler(name, mode="w", delay=True)
+
+
+def setLogLevel(level: str | int) -> None:
+    """Sets PopTorch's log level: a name (TRACE, DEBUG, INFO, WARN, ERR, OFF) or its number (0 to 4, 6).
+
+    Raises ValueError for any other name or number.
+    """
+    if isinstance(level, int):
+        if level not in _LEVELS.values():
+            raise ValueError("Invalid log level integer")
+        level = next(name for name, number in _LEVELS.items() if number == level)
+    if level not in _LEVELS:
+        raise ValueError(
+            f"Unknown log level: {level}. Valid values are DEBUG, ERR, INFO, OFF, TRACE and WARN"
+        )
+    logger.setLevel(_PYTHON_LEVELS[level])
+
+
+def setPopartLogLevel(level: str | int) -> None:
+    """Checks PopART's level; nothing here logs in PopART's name. Raises ValueError for an unknown one."""
+    known = level in range(len(_POPART_LEVELS)) if isinstance(level, int) else level in _POPART_LEVELS
+    if not known:
+        raise ValueError(f"Level must be one of {', '.join(_POPART_LEVELS)}")
+
+
+def _log_uncaught(type_, value, traceback):
+    if not issubclass(type_, KeyboardInterrupt):
+        logger.error("Uncaught exception", exc_info=(type_, value, traceback))
+    sys.__excepthook__(type_, value, traceback)
+
+
+def install() -> None:
+    """What importing poptorch does to a process: the handler, the level, and the hook for uncaught errors."""
+    if not logger.handlers:
+        handler = _destination()
+        handler.setFormatter(_Formatter())
+        logger.addHandler(handler)
+    setLogLevel(os.environ.get("POPTORCH_LOG_LEVEL", "WARN"))
+    sys.excepthook = _log_uncaught

@@ -1,0 +1,71 @@
+"""Elements as flat lists of tensors, and batches of one size from batches of any."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Iterator
+
+import torch
+
+from .poptorch_core import createPoptorchError
+
+Build = Callable[[list], Any]
+
+
+def flatten(element: Any) -> tuple[list[torch.Tensor], Build]:
+    """(tensors, a function that builds such an element from tensors) of a tensor, a flat container, or a
+    dict.
+    """
+    values, build = _parts(element)
+    if not values or not all(isinstance(value, torch.Tensor) for value in values):
+        raise createPoptorchError(
+            "An AsynchronousDataAccessor needs elements that are a tensor, or a flat list, tuple or dict of "
+            "tensors: "
+            f"got {type(element)} of {sorted({type(value).__name__ for value in values})}"
+        )
+    return values, build
+
+
+def _parts(element: Any) -> tuple[list[Any], Build]:
+    if isinstance(element, dict):
+        keys = list(element)
+        return list(element.values()), lambda tensors: dict(zip(keys, tensors))
+    if isinstance(element, (list, tuple)):
+        kind = type(element)
+        if hasattr(kind, "_fields"):  # a namedtuple takes its fields one by one
+            return list(element), lambda tensors: kind(*tensors)
+        return list(element), lambda tensors: kind(tensors)
+    return [element], lambda tensors: tensors[0]
+
+
+class Rebatched:
+    """Joins a loader's batches [k, ...], of any k, into batches [size, ...]; the last may be dropped or
+    shorter.
+    """
+
+    def __init__(self, loader: Any, size: int, drop_last: bool):
+        self._loader = loader
+        self._size = size
+        self._drop_last = drop_last
+
+    def __len__(self) -> int:
+        # A torch loader says how many elements its batches have in all; anything else yields elements.
+        elements = len(getattr(self._loader, "dataset", self._loader))
+        return (elements if self._drop_last else elements + self._size - 1) // self._size
+
+    def __iter__(self) -> Iterator[Any]:
+        pending: list[list[torch.Tensor]] = []
+        held = 0
+        for batch in self._loader:
+            tensors, build = flatten(batch)
+            pending.append(tensors)
+            held += len(tensors[0])
+            if held < self._size:
+                continue
+            whole = [torch.cat(parts) for parts in zip(*pending)]
+            while held >= self._size:
+                yield build([tensor[: self._size] for tensor in whole])
+                whole = [tensor[self._size :] for tensor in whole]
+                held -= self._size
+            pending = [whole] if held else []
+        if held and not self._drop_last:
+            yield build([torch.cat(parts) for parts in zip(*pending)])

@@ -1,0 +1,170 @@
+"""What is known while a model runs "on the IPU": the blocks it enters and the losses it marks.
+
+`tracing(options)` stands around the one run that compiles a model, `running()` around every later run. In
+both, isRunningOnIpu() is True; only the first records blocks.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Iterator
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .poptorch_core import MAX_IPUS_PER_PROCESS, createBackendError, usesIpuModel
+
+
+@dataclass(frozen=True)
+class BlockEntry:
+    """One entering of a block; blocks may be entered several times."""
+
+    block_id: str
+    stage: int
+    ipu: int
+
+
+class Run:
+    """A model's forward on the device."""
+
+    def __init__(self) -> None:
+        self.identity_losses: list[torch.Tensor] = []
+
+    def begin_block(self, user_id: str | None, ipu_id: int | None) -> None:
+        """Blocks only matter to the run that compiles."""
+
+    def end_block(self) -> None:
+        """See begin_block."""
+
+    def reset_auto_id(self) -> None:
+        """See begin_block."""
+
+
+class Trace(Run):
+    """The compiling run: `entries` lists the blocks in the order in which they were entered."""
+
+    def __init__(self, options: Any) -> None:
+        super().__init__()
+        self._options = options
+        self._strategy = options._execution_strategy
+        self._next_auto_id = 0
+        self._active: BlockEntry | None = None
+        self.entries: list[BlockEntry] = []
+        self.starts_outside_block = False
+
+    def begin_block(self, user_id: str | None, ipu_id: int | None) -> None:
+        if user_id is None:
+            user_id = str(self._next_auto_id)
+            self._next_auto_id += 1
+        stage, ipu = self._strategy._place(user_id, ipu_id)
+        self._active = BlockEntry(user_id, stage, ipu)
+        self.entries.append(self._active)
+
+    def end_block(self) -> None:
+        self._active = None
+
+    def reset_auto_id(self) -> None:
+        self._next_auto_id = 0
+
+    @property
+    def active_ipu(self) -> int:
+        """The IPU of the block in force; 0 where there's none."""
+        return self._active.ipu if self._active else 0
+
+    @property
+    def num_pipeline_stages(self) -> int:
+        """The depth of the forward pipeline: one more than the IPU changes along the blocks, from IPU 0
+        on.
+        """
+        ipus = [0] + [entry.ipu for entry in self.entries]
+        return 1 + sum(before != after for before, after in pairwise(ipus))
+
+    @property
+    def ipus_per_replica(self) -> int:
+        """The highest IPU in use and all below it."""
+        return 1 + max((entry.ipu for entry in self.entries), default=0)
+
+    def validate(self, training: bool) -> None:
+        """Raises poptorch.Error where blocks, pipeline depth or number of IPUs can't be compiled."""
+        if self.entries and self.starts_outside_block:
+            raise createBackendError("No active Block, all the ops must belong to a Block")
+        self._strategy._check_depth(self._options, self.num_pipeline_stages, training)
+        self._check_num_ipus()
+
+    def _check_num_ipus(self) -> None:
+        num_ipus = self.ipus_per_replica * self._options.replication_factor
+        reserved = 1 << (num_ipus - 1).bit_length()
+        on_hardware = not usesIpuModel(self._options._values)
+        if num_ipus > MAX_IPUS_PER_PROCESS:
+            raise createBackendError(
+                f"Too many IPUs requested ({num_ipus}). Experiments that need more than 64 IPUs require "
+                "distributed execution."
+            )
+        if on_hardware and reserved != num_ipus and not self._options.auto_round_num_ipus:
+            raise createBackendError(
+                f"The model specifies the use of {num_ipus} IPUs, however PopTorch must reserve a minimum of "
+                f"{reserved} in order to allow the model to run, because PopTorch must reserve a power of 2 "
+                f"or "
+                "maximum of 64 IPUs per process. Please reconfigure your model to use a different number of "
+                "IPUs "
+                "or set poptorch.Options().autoRoundNumIPUs(True)."
+            )
+
+
+class _FirstOperation(TorchDispatchMode):
+    """Notes whether the model computes anything before its first block."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self._trace = trace
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not self._trace.entries:
+            self._trace.starts_outside_block = True
+        return func(*args, **(kwargs or {}))
+
+
+_current: Run | None = None
+
+
+def current() -> Run | None:
+    """The run under way, or None on the host."""
+    return _current
+
+
+def isRunningOnIpu() -> bool:
+    """Whether the caller runs as part of a model on the IPU; False in a plain call of the same module."""
+    return _current is not None
+
+
+@contextmanager
+def _as_current(run: Run) -> Iterator[None]:
+    global _current
+    outer, _current = _current, run
+    try:
+        yield
+    finally:
+        _current = outer
+
+
+@contextmanager
+def tracing(options: Any) -> Iterator[Trace]:
+    """Stands around the forward that compiles a model; `Trace.validate` afterwards says whether it can be."""
+    trace = Trace(options)
+    strategy = options._execution_strategy
+    strategy.onStartTracing()
+    try:
+        with _as_current(trace), _FirstOperation(trace):
+            yield trace
+    finally:
+        strategy.onEndTracing()
+
+
+@contextmanager
+def running() -> Iterator[Run]:
+    """Stands around every later forward."""
+    run = Run()
+    with _as_current(run):
+        yield run

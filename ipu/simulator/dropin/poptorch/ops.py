@@ -1,0 +1,186 @@
+"""Annotations and operations. All keep autograd and work on plain CPU tensors outside any executor."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from . import _trace
+from ._blocks import BeginBlock, Block, BlockFunction, LegacyBeginBlockFn, removeBlocks
+from .enums import MatMulSerializationMode, OverlapMode
+from .poptorch_core import createPoptorchError
+
+__all__ = [
+    "Attribute",
+    "BeginBlock",
+    "Block",
+    "BlockFunction",
+    "LegacyBeginBlockFn",
+    "NameScope",
+    "identity_loss",
+    "ipu_print_tensor",
+    "nop",
+    "recomputationCheckpoint",
+    "removeBlocks",
+    "serializedMatMul",
+    "set_available_memory",
+    "set_overlap_for_input",
+    "set_overlap_for_output",
+]
+
+
+def nop(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself; the device keeps an operation there that fuses with nothing."""
+    return tensor.view_as(tensor)
+
+
+def identity_loss(x: torch.Tensor, reduction: str) -> torch.Tensor:
+    """Marks `x`, reduced by "sum", "mean" or "none", as a loss, where no torch loss function made it.
+
+    Raises AssertionError for another reduction.
+    """
+    assert reduction in ("sum", "mean", "none"), "Unsupported reduction type!"
+    # A new tensor also for "none": what is marked must be told from what it was made of.
+    loss = x.view_as(x) if reduction == "none" else getattr(x, reduction)()
+    run = _trace.current()
+    if run is not None:
+        run.identity_losses.append(loss)
+    return loss
+
+
+def recomputationCheckpoint(*tensors):
+    """Marks tensors to be kept for the backward pass, where everything between marks is computed again.
+
+    Returns what it was given: a tensor, a tuple for several, or a list or tuple for one of these.
+    Raises ValueError if anything else is among them.
+    """
+    container = None
+    if len(tensors) == 1 and isinstance(tensors[0], (list, tuple)):
+        container = type(tensors[0])
+        tensors = tuple(tensors[0])
+    if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+        raise ValueError("All inputs must be tensors")
+    marked = [nop(tensor) for tensor in tensors]
+    if container is not None:
+        # A namedtuple takes its fields one by one.
+        return container(*marked) if hasattr(container, "_fields") else container(marked)
+    return marked[0] if len(marked) == 1 else tuple(marked)
+
+
+def serializedMatMul(
+    lhs: torch.Tensor,
+    rhs: torch.Tensor,
+    mode: MatMulSerializationMode,
+    factor: int = 0,
+    keep_precision: bool = False,
+) -> torch.Tensor:
+    """torch.matmul(lhs, rhs), which the device computes in `factor` slices along the dimension that `mode`
+    names.
+    """
+    assert isinstance(keep_precision, bool), "keep_precision must be a bool"
+    assert isinstance(factor, int), "factor must be an int"
+    assert isinstance(mode, MatMulSerializationMode), "mode must be a poptorch.MatMulSerializationMode"
+    return torch.matmul(lhs, rhs)
+
+
+def set_available_memory(tensor: torch.Tensor, available_memory_proportion: float) -> torch.Tensor:
+    """Limits the temporary memory of the operation that made `tensor` to a share (0 to 1) of a tile's
+    memory.
+    """
+    if not isinstance(tensor, torch.Tensor):
+        raise createPoptorchError(
+            "You may only set available memory for torch.tensor values. "
+            f"You have tried to set it for a value of type {type(tensor)}."
+        )
+    return tensor.view_as(tensor)
+
+
+_FLOAT_FORMATS = ("auto", "fixed", "scientific", "none")
+
+
+def ipu_print_tensor(
+    tensor: torch.Tensor,
+    title: str = "",
+    print_gradient: bool = True,
+    summarise_threshold: int = 1000,
+    edge_items: int = 3,
+    max_line_width: int = 80,
+    digits: int = 4,
+    float_format: str = "auto",
+    separator: str = ", ",
+    open_bracket: str = "(",
+    close_bracket: str = ")",
+) -> torch.Tensor:
+    """The tensor itself. The simulator prints nothing; the arguments are checked as PopTorch does."""
+    if not isinstance(tensor, torch.Tensor):
+        raise createPoptorchError(
+            f"ipu print tensor must take a torch.tensor argument. You have given it a {type(tensor)}."
+        )
+    if float_format not in _FLOAT_FORMATS:
+        raise KeyError(float_format)
+    return tensor.view_as(tensor)
+
+
+def _map_tensors(structure, function):
+    if isinstance(structure, torch.Tensor):
+        return function(structure)
+    if isinstance(structure, dict):
+        return type(structure)((key, _map_tensors(value, function)) for key, value in structure.items())
+    if isinstance(structure, (list, tuple)):
+        parts = [_map_tensors(part, function) for part in structure]
+        return type(structure)(*parts) if hasattr(structure, "_fields") else type(structure)(parts)
+    return structure
+
+
+def set_overlap_for_input(input_tensors, mode: OverlapMode):
+    """The inputs themselves; their transfer may overlap with computation as `mode` says."""
+    assert isinstance(mode, OverlapMode), "mode must be a poptorch.OverlapMode"
+    return _map_tensors(input_tensors, nop)
+
+
+def set_overlap_for_output(output_tensors, mode: OverlapMode):
+    """The outputs themselves; their transfer may overlap with computation as `mode` says."""
+    assert isinstance(mode, OverlapMode), "mode must be a poptorch.OverlapMode"
+    return _map_tensors(output_tensors, nop)
+
+
+class Attribute:
+    """A context whose operations carry attributes: Attribute(__outline={"layer": "embedding"}).
+
+    Contexts nest; leaving one brings the outer values back. Values must be strings.
+    """
+
+    _active: ClassVar[dict[str, dict[str, str]]] = {}
+
+    def __init__(self, **kwargs):
+        for name, values in kwargs.items():
+            assert isinstance(values, dict), f"Attribute {name} must be a dictionary"
+            assert all(isinstance(value, str) for value in values.values()), (
+                f"The values of attribute {name} must be strings"
+            )
+        self._attributes = kwargs
+        self._outer: list[dict[str, dict[str, str]]] = []
+
+    def __enter__(self):
+        outer = Attribute._active
+        self._outer.append(outer)
+        inner = {name: {**outer.get(name, {}), **values} for name, values in self._attributes.items()}
+        Attribute._active = {**outer, **inner}
+
+    def __exit__(self, type, value, traceback):
+        Attribute._active = self._outer.pop()
+
+
+class NameScope:
+    """A context whose operations' names begin with `name`."""
+
+    def __init__(self, name: str):
+        assert isinstance(name, str), "Parameter to NameScope must be a string"
+        self.name = name
+
+    def __enter__(self):
+        return None
+
+    def __exit__(self, type, value, traceback):
+        return None

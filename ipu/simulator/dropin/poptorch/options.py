@@ -1,0 +1,361 @@
+"""Options: everything a program can say about how a model runs."""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any
+
+import torch
+
+from . import _options_files, enums
+from ._logging import logger
+from ._options_dict import OptionsDict
+from ._options_files import ConfigFileError
+from ._options_namespaces import (
+    DistributedOptions,
+    JitOptions,
+    PrecisionOptions,
+    TensorLocationOptions,
+    TensorLocationSettings,
+    TrainingOptions,
+)
+from ._options_popart import PopartOptions
+from ._options_strategies import PipelinedExecution, ShardedExecution, Stage, _IExecutionStrategy
+from .poptorch_core import usesIpuModel
+
+__all__ = [
+    "ConfigFileError",
+    "Options",
+    "PipelinedExecution",
+    "ShardedExecution",
+    "Stage",
+    "TensorLocationSettings",
+]
+
+# "No limit" on the other side, which counts in 64 bits.
+_UNLIMITED = 2**64 - 1
+
+
+def _default_values() -> dict[str, Any]:
+    return {
+        "replication_factor": 1,
+        "input_group_size": 1,
+        "input_cgt": enums.CommGroupType.Consecutive,
+        "broadcast_buffers": True,
+        "device_iterations": 1,
+        "log_dir": ".",
+        "max_repeat_logs": 4,
+        "auto_round_num_ipus": False,
+        "anchored_tensors": {},
+        "output_mode": enums.OutputMode.Default,
+        "output_return_period": 1,
+        "connection_type": enums.ConnectionType.Always.value,
+        "sync_pattern": enums.SyncPattern.Full.value,
+        "available_memory_proportion": {},
+        "source_location_excludes": ["site-packages/torch", "site-packages/poptorch"],
+        "module_namescope_enabled": True,
+        "show_compilation_progress_bar": True,
+        "relax_optimizer_checks": False,
+        "updatable_named_buffers": [],
+    }
+
+
+class Options(OptionsDict):
+    """How a model runs. Setters change this object and return it, so that calls chain.
+
+    Wrapping a model or making a DataLoader freezes it: later changes are an AttributeError; clone() isn't
+    frozen. Values are as wide as their types: what a device can do is checked when a model is compiled.
+    """
+
+    def __init__(self):
+        super().__init__(**_default_values())
+        self._popart = PopartOptions()
+        self._training = TrainingOptions(self._popart)
+        self._precision = PrecisionOptions(self._popart)
+        self._jit = JitOptions()
+        self._tensor_locations = TensorLocationOptions()
+        self._distributed = DistributedOptions()
+        self._execution_strategy: _IExecutionStrategy = PipelinedExecution()
+        if os.environ.get("POPTORCH_CACHE_DIR"):
+            self.enableExecutableCaching(os.environ["POPTORCH_CACHE_DIR"])
+        if os.environ.get("POPTORCH_DEFAULT_OPTIONS"):
+            self.from_json(os.environ["POPTORCH_DEFAULT_OPTIONS"])
+
+    @property
+    def Training(self) -> TrainingOptions:
+        """Options that only training models have."""
+        return self._training
+
+    @property
+    def Precision(self) -> PrecisionOptions:
+        """Number formats and rounding."""
+        return self._precision
+
+    @property
+    def Jit(self) -> JitOptions:
+        """Tracing."""
+        return self._jit
+
+    @property
+    def TensorLocations(self) -> TensorLocationOptions:
+        """Where tensors live."""
+        return self._tensor_locations
+
+    @property
+    def Distributed(self) -> DistributedOptions:
+        """Several processes."""
+        return self._distributed
+
+    @property
+    def _Popart(self) -> PopartOptions:
+        """Options by PopART's own names."""
+        return self._popart
+
+    def _namespaces(self) -> dict[str, Any]:
+        return {
+            "Training": self._training,
+            "Precision": self._precision,
+            "Jit": self._jit,
+            "TensorLocations": self._tensor_locations,
+            "Distributed": self._distributed,
+            "_Popart": self._popart,
+        }
+
+    def _freeze(self) -> None:
+        super()._freeze()
+        for namespace in self._namespaces().values():
+            namespace._freeze()
+
+    def __repr__(self) -> str:
+        values = [*self._values.items(), ("execution_strategy", type(self._execution_strategy).__name__)]
+        lines = [f"{name}: {value!r}" for name, value in [*values, *self._namespaces().items()]]
+        return "\n".join(["Options:", *(f"  {line}" for line in lines)])
+
+    def clone(self) -> Options:
+        """An unfrozen copy."""
+        return copy.deepcopy(self)
+
+    def toDict(self) -> dict[str, Any]:
+        """All options in one flat dictionary. AssertionError while the output mode is Default."""
+        assert not self.defaultOutputMode(), "An output mode must be picked before serialisation"
+        merged = self.update(dict(self._popart.options))
+        for namespace in (self._training, self._precision, self._jit, self._tensor_locations):
+            merged = namespace.update(merged)
+        merged = self._distributed.update(merged)
+        strategy = self._execution_strategy.backendOptions()
+        shared = set(merged) & set(strategy)
+        assert not shared, f"Can't merge dictionaries, they have keys in common: {sorted(shared)}"
+        return {**merged, **strategy}
+
+    def loadFromFile(self, filepath: str):
+        """Applies a file with one setter call a line, as in `deviceIterations(4)`; `#` begins a comment line.
+
+        A line that isn't Python is a ConfigFileError; whatever a setter raises passes through.
+        """
+        _options_files.apply_file(self, filepath)
+        return self
+
+    def from_json(self, string: str):
+        """Applies {"deviceIterations": 4, "Training.gradientAccumulation": 8, "outputMode":
+        "OutputMode.All"}.
+
+        A list gives several arguments.
+        """
+        _options_files.apply_json(self, string)
+        return self
+
+    # ---- how much a call processes, and what it returns
+
+    def deviceIterations(self, device_iterations: int):
+        """Iterations on the device for one call of the model."""
+        return self.set(device_iterations=device_iterations)
+
+    def replicationFactor(self, replication_factor: int):
+        """Copies of the model that share the work."""
+        return self.set(replication_factor=replication_factor)
+
+    def inputReplicaGrouping(self, input_group_size: int, input_group_type: enums.CommGroupType):
+        """Makes groups of replicas read the same input. ValueError where the groups don't fit the
+        replicas.
+        """
+        if input_group_type == enums.CommGroupType.All:
+            raise ValueError("input_group_type cannot be All")
+        if input_group_size > self.replication_factor:
+            raise ValueError("input_group_size cannot be larger than replication_factor")
+        if self.replication_factor % input_group_size:
+            raise ValueError("input_group_size must be a factor of replication_factor")
+        if input_group_type == enums.CommGroupType.NoGrouping:
+            input_group_size, input_group_type = 1, enums.CommGroupType.Consecutive
+        return self.set(input_group_size=input_group_size, input_cgt=input_group_type)
+
+    def broadcastBuffers(self, broadcast_buffers: bool = True):
+        """Gives every replica the same buffers."""
+        return self.set(broadcast_buffers=broadcast_buffers)
+
+    def outputMode(self, output_mode: enums.OutputMode, output_return_period: int | None = None):
+        """Which micro batches' outputs a call returns; EveryN needs a positive period."""
+        period = _checked_period(output_mode, output_return_period)
+        return self.set(output_mode=output_mode, output_return_period=period)
+
+    def defaultOutputMode(self) -> bool:
+        """Whether the output mode is still Default."""
+        return self.output_mode == enums.OutputMode.Default
+
+    def anchorTensor(
+        self,
+        short_name: str,
+        long_name: str,
+        output_mode: enums.OutputMode | None = None,
+        output_return_period: int | None = 1,
+    ) -> None:
+        """Keeps a tensor of the device for getAnchoredTensor(short_name); mode None is the model's own."""
+        self.checkIsFrozen("anchored_tensors")
+        if output_mode is not None:
+            output_return_period = _checked_period(output_mode, output_return_period)
+        self.anchored_tensors[short_name] = [long_name, output_mode, output_return_period]
+
+    def randomSeed(self, random_seed: int):
+        """Seeds the device's random numbers, and at once the host's (torch.manual_seed)."""
+        assert isinstance(random_seed, int), "random_seed must be an int"
+        self.createOrSet(random_seed=random_seed)
+        torch.manual_seed(random_seed)
+        return self
+
+    def updatableNamedBuffers(self, buffers: list[str]):
+        """Buffers that the host may change between runs."""
+        return self.set(updatable_named_buffers=buffers)
+
+    # ---- the device
+
+    def setExecutionStrategy(self, strategy: _IExecutionStrategy):
+        """How blocks become stages."""
+        self.checkIsFrozen("execution_strategy")
+        assert isinstance(strategy, _IExecutionStrategy), (
+            f"Invalid type {type(strategy)}: an execution strategy is expected"
+        )
+        self._execution_strategy = strategy
+        return self
+
+    def autoRoundNumIPUs(self, auto_round_num_ipus: bool = True):
+        """Reserves the next power of two of IPUs."""
+        return self.set(auto_round_num_ipus=auto_round_num_ipus)
+
+    def setAvailableMemoryProportion(self, available_memory_proportion: dict[str, float]) -> None:
+        """The share of a tile's memory for temporary values, by IPU: {"IPU0": 0.3}."""
+        shares = {}
+        for key, share in available_memory_proportion.items():
+            assert key.startswith("IPU"), (
+                "Available memory proportions are expected to be in a dictionary of "
+                '{"IPU0": 0.5} where the 0 in IPU is the index of the IPU. '
+                f"Invalid key: {key}"
+            )
+            shares[int(key[len("IPU") :])] = share
+        self.set(available_memory_proportion=shares)
+
+    def connectionType(self, connection_type: enums.ConnectionType):
+        """When to attach to the device."""
+        assert isinstance(connection_type, enums.ConnectionType), "a poptorch.ConnectionType is expected"
+        return self.set(connection_type=connection_type.value)
+
+    def syncPattern(self, sync_pattern: enums.SyncPattern):
+        """How IPUs wait for each other."""
+        assert isinstance(sync_pattern, enums.SyncPattern), "a poptorch.SyncPattern is expected"
+        return self.set(sync_pattern=sync_pattern.value)
+
+    def useIpuModel(self, use_model: bool):
+        """Poplar's IPU model in place of IPUs; wins over POPTORCH_IPU_MODEL."""
+        return self.createOrSet(use_model=use_model)
+
+    def useIpuId(self, ipu_id: int):
+        """The device to use, by Poplar's number."""
+        return self.createOrSet(ipu_id=ipu_id)
+
+    def useOfflineIpuTarget(self, ipu_version: int = 2):
+        """Compiles for IPUs of this version without any; the model can't be run then."""
+        self.connectionType(enums.ConnectionType.Never)
+        return self.createOrSet(ipu_version=ipu_version)
+
+    def enableExecutableCaching(self, path: str | None):
+        """Keeps executables in this folder; None keeps none. The IPU model has none to keep."""
+        if path is not None and usesIpuModel(self._values):
+            logger.warning("enableExecutableCaching has no effect with the IPU model")
+        self._popart.set("enableEngineCaching", path is not None)
+        if path is not None:
+            self._popart.set("cachePath", path)
+        return self
+
+    def enableSyntheticData(self, enabled: bool | int):
+        """Runs without any transfer of data between host and device."""
+        # PopART's modes: 0 off, 1 zeros, 2 normally distributed.
+        self._popart.set("syntheticDataMode", 2 if enabled else 0)
+        return self
+
+    def enableStableNorm(self, enabled: bool):
+        """Normalisations that are slower and lose fewer bits."""
+        self._popart.set("enableStableNorm", enabled)
+        return self
+
+    # ---- names, logs and reports
+
+    def logDir(self, log_dir: str):
+        """Where to write logs."""
+        return self.set(log_dir=log_dir)
+
+    def logCycleCount(self, log_cycle_count: bool):
+        """Counts the cycles of a call."""
+        self._popart.set("instrumentWithHardwareCycleCounter", log_cycle_count)
+        return self
+
+    def enableProfiling(self, profile_dir: str | None = None):
+        """Writes Poplar's reports; POPLAR_ENGINE_OPTIONS wins where it is set."""
+        if "POPLAR_ENGINE_OPTIONS" in os.environ:
+            logger.warning("POPLAR_ENGINE_OPTIONS is set and overrides the options of enableProfiling")
+        self._popart.setEngineOptions(
+            {
+                "autoReport.directory": self.log_dir if profile_dir is None else profile_dir,
+                "autoReport.all": "true",
+                "debug.allowOutOfMemory": "true",
+            }
+        )
+        return self
+
+    def maxRepeatLogs(self, max_lines: int | None):
+        """How often a line may repeat in the log; None for any number."""
+        return self.set(max_repeat_logs=_UNLIMITED if max_lines is None else max_lines)
+
+    def modelName(self, name: str):
+        """The name in reports."""
+        assert isinstance(name, str), "name must be a string"
+        return self.createOrSet(model_name=name)
+
+    def disableModuleNamescope(self):
+        """Leaves the modules' names out of the operations' names."""
+        return self.set(module_namescope_enabled=False)
+
+    def showCompilationProgressBar(self, show: bool = True):
+        """The progress bar of a compilation."""
+        return self.set(show_compilation_progress_bar=show)
+
+    def relaxOptimizerAttributesChecks(self, relax: bool = True):
+        """Logs unexpected attributes of an optimizer at debug level instead of warning."""
+        return self.set(relax_optimizer_checks=relax)
+
+    def sourceLocationExcludes(self, excludes: list[str]):
+        """Paths that never count as an operation's place in the source."""
+        return self.set(source_location_excludes=excludes)
+
+    def appendToLocationExcludes(self, *excludes: str):
+        """Adds to the paths of sourceLocationExcludes."""
+        return self.set(source_location_excludes=[*self.source_location_excludes, *excludes])
+
+
+def _checked_period(output_mode: enums.OutputMode, period: int | None) -> int:
+    """The period to store: it must be positive for EveryN, and means nothing otherwise."""
+    assert isinstance(output_mode, enums.OutputMode), "a poptorch.OutputMode is expected"
+    if output_mode == enums.OutputMode.EveryN:
+        valid = isinstance(period, int) and period > 0
+        assert valid, "EveryN anchor must have output_return_period set to valid positive integer"
+    elif period is not None and period != 1:
+        logger.info("output_return_period %s is ignored: the output mode is %s", period, output_mode)
+    return 1 if period is None else period

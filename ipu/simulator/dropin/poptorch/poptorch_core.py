@@ -1,0 +1,72 @@
+"""Exceptions, and the entry points that PopTorch has in its C++ module."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+
+class Error(Exception):
+    """`type`, `message` and `location` say where it came from; str() has them as one text."""
+
+    type = ""
+    message = ""
+    location = ""
+
+
+class RecoverableError(Error):
+    """An error of the system that a reset mends; `recovery_action` names it (IPU_RESET, FULL_RESET, ...)."""
+
+    recovery_action = ""
+
+
+class UnrecoverableError(Error):
+    """An error of the system that no reset mends."""
+
+
+def createPoptorchError(msg: str) -> Error:
+    """An Error found by the Python layer."""
+    error = Error(f"'poptorch_py_error': {msg}")
+    error.type, error.message, error.location = "poptorch_py_error", msg, ""
+    return error
+
+
+def createBackendError(msg: str, type: str = "poptorch_cpp_error") -> Error:
+    """An Error that PopTorch's C++ side finds (here: the simulator). It names the file and line of the
+    caller.
+    """
+    frame = sys._getframe(1)
+    where = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"  # noqa: PTH119
+    error = Error(f"In {where}: '{type}': {msg}")
+    error.type, error.message, error.location = type, msg, ""
+    return error
+
+
+def usesIpuModel(values: dict[str, Any] | None = None) -> bool:
+    """Whether a program asked for Poplar's IPU model: by its options, which win, or by the environment."""
+    if values and "use_model" in values:
+        return bool(values["use_model"])
+    return any(_flag(name) for name in ("POPTORCH_IPU_MODEL", "POPTORCH_SMALL_IPU_MODEL"))
+
+
+def _flag(name: str) -> bool:
+    text = os.environ.get(name, "0")
+    return text.isdigit() and int(text) != 0
+
+
+# The simulator answers as one process's whole reservation of GC200 (hardware version 2) would.
+MAX_IPUS_PER_PROCESS = 64
+HARDWARE_VERSION = 2
+
+
+def ipuHardwareVersion(numIpus: int = 1) -> int:
+    """2 when that many IPUs could be had, else 0; 0 too when the IPU model is on."""
+    return HARDWARE_VERSION if numIpus <= MAX_IPUS_PER_PROCESS and not usesIpuModel() else 0
+
+
+def _validateOptions(options: dict[str, Any]) -> None:
+    """Refuses unknown option names and unfit value types in an `Options.toDict()`, as a compilation would."""
+    from ._options_known import validate
+
+    validate(options)
