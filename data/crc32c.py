@@ -29,8 +29,8 @@ def _table() -> np.ndarray:
 
 def crc32c(data: bytes) -> int:
     """The CRC-32C of the bytes."""
-    # The running remainder acts as if XORed into the next four bytes. Zeros in front of a message change nothing
-    # while the remainder is zero, so the first block may be filled up from the left.
+    # The running remainder acts as if XORed into the next four bytes. Zeros in front of a message change
+    # nothing while the remainder is zero, so the first block may be filled up from the left.
     content = np.frombuffer(data, dtype=np.uint8)
     if len(content) < 4:
         return _crc32c_of_few(data)

@@ -1,6 +1,6 @@
 """Pretraining examples in TFRecord files, as Graphcore's BERT applications write them; needs no TensorFlow.
 
-A record is: length (uint64), masked CRC-32C of the length, data, masked CRC-32C of the data, little-endian all.
+A record is: length (uint64), masked CRC-32C of the length, data, masked CRC-32C of the data, little-endian.
 Its data is a tf.train.Example message: a map from feature names to lists, here of int64.
 """
 
@@ -47,9 +47,10 @@ class TfRecordFile:
     def __init__(self, source: str, *, index_folder: Optional[Path] = None) -> None:
         self.source = source
         self.paths = find_tfrecord_files(source)
-        self._offsets = [_offsets_of(path, index_folder) for path in self.paths]
+        # per file, where each record begins in bytes: int64 [records]
+        self.offsets = [_offsets_of(path, index_folder) for path in self.paths]
         # number of the first record of each file, and the number of all at the end
-        self._first = np.concatenate([[0], np.cumsum([len(offsets) for offsets in self._offsets])])
+        self._first = np.concatenate([[0], np.cumsum([len(offsets) for offsets in self.offsets])])
         if len(self) == 0:
             raise DataError(f"no record in {source!r}: its {len(self.paths)} file(s) are empty.")
         self._maps: Dict[int, mmap.mmap] = {}
@@ -70,7 +71,7 @@ class TfRecordFile:
             raise IndexError(f"record {index} of {len(self)}")
         file = int(np.searchsorted(self._first, index, side="right")) - 1
         number = index - int(self._first[file])
-        offset = int(self._offsets[file][number])
+        offset = int(self.offsets[file][number])
         where = f"record {number} at byte {offset} of {str(self.paths[file])!r}"
         try:
             features = int64_features(_data_at(self._map(file), offset, where))
@@ -175,8 +176,8 @@ def _records(content: mmap.mmap, path: Path) -> Iterator[Tuple[int, int]]:
                 checked[header] = masked_crc32c(header[:8]) == int.from_bytes(header[8:], "little")
             if not checked[header]:
                 raise DataError(
-                    f"{where} is damaged: the checksum of its length is wrong. Is it an uncompressed TFRecord "
-                    "file? If so, copy or write it again."
+                    f"{where} is damaged: the checksum of its length is wrong. Is it an uncompressed "
+                    "TFRecord file? If so, copy or write it again."
                 )
         length = int.from_bytes(header[:8], "little")
         end = offset + _HEADER_BYTES + length + _FOOTER_BYTES

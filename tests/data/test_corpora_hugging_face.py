@@ -1,0 +1,93 @@
+"""hf: corpora, on real datasets that the test writes."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+pytest.importorskip("datasets")
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+from data.corpora import open_corpus  # noqa: E402
+from data.errors import DataError  # noqa: E402
+
+ROWS = ["One paragraph.\n\nAnother   one.", "", "  \n ", "Second document.", None]
+DOCUMENTS = ["One paragraph.\nAnother one.", "Second document."]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture(params=["parquet", "jsonl"])
+def folder(request, tmp_path, cache):
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    _write(folder / f"train.{request.param}", ROWS)
+    return folder
+
+
+def _write(file, texts):
+    if file.suffix == ".parquet":
+        table = pyarrow.table({"id": list(range(len(texts))), "text": pyarrow.array(texts, pyarrow.string())})
+        parquet.write_table(table, file)
+    else:
+        lines = (json.dumps({"id": i, "text": text}) for i, text in enumerate(texts))
+        file.write_text("".join(f"{line}\n" for line in lines))
+
+
+def test_each_row_is_a_document_whatever_blank_lines_it_has(folder):
+    corpus = open_corpus(f"hf:{folder}")
+    assert list(corpus.documents()) == DOCUMENTS
+    assert list(corpus.documents()) == DOCUMENTS
+    assert corpus.name == f"hf:{folder}"
+
+
+def test_the_fingerprint_changes_with_the_files_and_the_choice(folder):
+    first = open_corpus(f"hf:{folder}").fingerprint()
+    assert open_corpus(f"hf:{folder}").fingerprint() == first
+    assert open_corpus(f"hf:{folder}", split="test").fingerprint() != first
+    assert open_corpus(f"hf:{folder}", text_column="id").fingerprint() != first
+    (file,) = folder.iterdir()
+    _write(file, ["New text."])
+    os.utime(file, ns=(10**18, 10**18))
+    assert open_corpus(f"hf:{folder}").fingerprint() != first
+
+
+def test_a_missing_column_names_those_there_are(folder):
+    with pytest.raises(DataError, match="no column 'content'; its columns are: id, text"):
+        list(open_corpus(f"hf:{folder}", text_column="content").documents())
+
+
+def test_a_column_that_is_no_text_is_an_error(folder):
+    with pytest.raises(DataError, match=r"column 'id' .* holds int, not text"):
+        list(open_corpus(f"hf:{folder}", text_column="id").documents())
+
+
+def test_a_missing_split_is_an_error(folder):
+    with pytest.raises(DataError, match=r"split 'nonesuch'.*Check name, subset and split"):
+        list(open_corpus(f"hf:{folder}", split="nonesuch").documents())
+
+
+def test_a_split_without_text_is_an_error(folder):
+    (file,) = folder.iterdir()
+    _write(file, ["", " "])
+    with pytest.raises(DataError, match="has no text"):
+        list(open_corpus(f"hf:{folder}").documents())
+
+
+def test_a_dataset_that_cannot_be_had_is_a_clear_error(cache, monkeypatch):
+    # The library's own offline mode: without it, it would try for half a minute.
+    import datasets
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match=r"cannot read hf:no-such-owner/no-such-dataset.*and the network"):
+        list(open_corpus("hf:no-such-owner/no-such-dataset").documents())
