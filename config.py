@@ -11,7 +11,20 @@ import argparse
 from dataclasses import Field, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Literal, Mapping, NoReturn, Optional, Tuple, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Dict,
+    List,
+    Literal,
+    Mapping,
+    NoReturn,
+    Optional,
+    Tuple,
+    Type,
+    TypeVar,
+    get_type_hints,
+)
 
 import yaml
 
@@ -27,7 +40,13 @@ from config_loading import (
     read_recipes,
     tuple_from_text,
 )
-from config_rules import TARGET_IPUS, minimum_gradient_accumulation, pipeline_stages, rule_problems
+from config_rules import (
+    TARGET_IPUS,
+    default_validation_layers,
+    minimum_gradient_accumulation,
+    pipeline_stages,
+    rule_problems,
+)
 
 if TYPE_CHECKING:
     from model.config import ModelConfig
@@ -52,6 +71,7 @@ Norm = Literal["pre", "post"]
 FeedForward = Literal["dense", "grouped", "grouped_projected"]
 Optimizer = Literal["sgd", "adam", "adamw", "lamb", "lamb_no_bias_correction"]
 Schedule = Literal["constant", "linear", "polynomial"]
+Section = TypeVar("Section")
 Device = Literal["auto", "ipu", "ipu-model", "simulator"]
 
 
@@ -70,7 +90,7 @@ class Config:
 
     task: Literal["pretraining", "squad", "glue"] = key("what to train", "pretraining")
     seed: int = key("of every random draw: data order, masks, initial weights, dropout", 42, AT_LEAST_0)
-    training_steps: Optional[int] = key("weight updates; needed for pretraining", None, AT_LEAST_1)
+    training_steps: int = key("weight updates; 0: as many as epochs make (fine-tuning)", 0, AT_LEAST_0)
     eval_steps: Optional[int] = key(
         "weight updates between evaluations; none: only first and last", None, AT_LEAST_1
     )
@@ -207,6 +227,23 @@ class Config:
     def resolved_feed_forward(self) -> FeedForward:
         return self.feed_forward or ("grouped_projected" if self.model == "groupbert" else "dense")
 
+    @property
+    def resolved_validation_layers_per_ipu(self) -> Tuple[int, ...]:
+        return self.validation_layers_per_ipu or default_validation_layers(self.num_layers)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Weight updates of the learning rate's warm-up; 0 while training_steps is still to be found."""
+        return round(self.lr_warmup * self.training_steps) if self.lr_warmup < 1 else round(self.lr_warmup)
+
+    def section(self, kind: Type[Section]) -> Section:
+        """A part of the application's own view of the run: a `kind` whose fields are taken from here by name.
+
+        A field that is unknown here keeps its default in `kind` (TypeError where it has none).
+        """
+        wanted = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
+        return kind(**{name: getattr(self, name) for name in wanted if hasattr(self, name)})
+
     def model_config(self) -> ModelConfig:
         """The model's part, with the family's defaults filled in; ConfigError if the model refuses it."""
         from model.config import ModelConfig, ModelConfigError  # here: a dry look at recipes needs no torch
@@ -301,7 +338,7 @@ def load(name: str, *, path: Path = CONFIGS, overrides: Optional[Mapping[str, ob
 
 
 class FlagParser(argparse.ArgumentParser):
-    """An argument parser that takes flags only in full and suggests the nearest one for a mistyped flag."""
+    """Takes flags only in full and suggests the nearest for a mistyped one; errors don't list all of them"""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
@@ -312,7 +349,7 @@ class FlagParser(argparse.ArgumentParser):
             flags = [word.split("=")[0] for word in message[len(lead) :].split() if word.startswith("--")]
             known = [option for option in self._option_string_actions if option.startswith("--")]
             message += "".join(f"\n{flag}: {nearest(flag, known)}" for flag in flags)
-        super().error(message)
+        self.exit(2, f"{self.prog}: error: {message}\n(--help explains all flags)\n")
 
 
 class _ListFlag(argparse.Action):
@@ -366,14 +403,9 @@ def overrides_from(namespace: argparse.Namespace) -> Dict[str, object]:
     return {name: value for name, value in vars(namespace).items() if name in _entries()}
 
 
-def warmup_steps(config: Config, training_steps: int) -> int:
-    """Weight updates of the learning rate's warm-up in a run of `training_steps` updates."""
-    return round(config.lr_warmup * training_steps) if config.lr_warmup < 1 else round(config.lr_warmup)
-
-
 def derived(config: Config) -> Dict[str, Any]:
-    """Every quantity that follows from the keys; None where it depends on the data set's size (epochs)."""
-    steps = config.training_steps
+    """Every quantity that follows from the keys; None where epochs are given, not training_steps."""
+    steps = config.training_steps or None
     samples = config.micro_batch_size * config.gradient_accumulation * config.replication_factor
     return {
         "norm": config.resolved_norm,
@@ -389,5 +421,5 @@ def derived(config: Config) -> Dict[str, Any]:
         "tokens_per_step": samples * config.sequence_length,
         "device_calls": None if steps is None else steps // config.device_iterations,
         "samples_total": None if steps is None else steps * samples,
-        "warmup_steps": None if steps is None else warmup_steps(config, steps),
+        "warmup_steps": None if steps is None else config.warmup_steps,
     }

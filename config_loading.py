@@ -196,6 +196,7 @@ def convert(value: object, kind: Any) -> Any:
 
 def _what(value: object) -> str:
     words = {bool: "true/false", int: "a whole number", float: "a number", str: "text", type(None): "nothing"}
+    words.update({list: "a list", tuple: "a list", Recipe: "a mapping"})
     return words.get(type(value), type(value).__name__)
 
 

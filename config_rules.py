@@ -82,18 +82,20 @@ def _words(layers: Sequence[int]) -> str:
 
 def _length(config: Config) -> Iterator[Problem]:
     steps = config.training_steps
-    if steps is None and (config.task == "pretraining" or config.epochs is None):
+    if not steps and (config.task == "pretraining" or config.epochs is None):
         also = "" if config.task == "pretraining" else ", or give epochs"
         yield Problem("training_steps", f"is missing; give the number of weight updates{also}")
     if config.epochs is not None and config.task == "pretraining":
         yield Problem("epochs", f"{config.epochs:g} is not read in pretraining; give training_steps instead")
-    elif config.epochs is not None and steps is not None:
+    elif config.epochs is not None and steps:
         yield Problem(
-            "epochs", f"{config.epochs:g} and training_steps {steps} both set the length; give one of them"
+            "epochs",
+            f"{config.epochs:g} and training_steps {steps} both set the length; give one of them (--epochs none or "
+            "--training-steps 0)",
         )
     for key in ("training_steps", "eval_steps", "checkpoint_steps"):
         count = getattr(config, key)
-        if count is not None and count % config.device_iterations:
+        if count and count % config.device_iterations:
             yield Problem(
                 key,
                 f"{count} is no multiple of device_iterations {config.device_iterations}, the updates "
@@ -158,7 +160,7 @@ def _squad(config: Config) -> Iterator[Problem]:
                 f"{config.doc_stride} is more than the {window} tokens of a window, so text would be lost "
                 f"between them; take at most {window}",
             )
-    layers = config.validation_layers_per_ipu or default_validation_layers(config.num_layers)
+    layers = config.resolved_validation_layers_per_ipu
     if sum(layers) != config.num_layers:
         yield _wrong_sum("validation_layers_per_ipu", layers, config.num_layers)
     stages = pipeline_stages(layers, config.task)
@@ -177,7 +179,7 @@ def _training(config: Config) -> Iterator[Problem]:
             "lr_warmup",
             f"{warmup:g} is neither a fraction below 1 nor a whole number of steps; take {round(warmup)}",
         )
-    elif warmup >= 1 and steps is not None and warmup > steps:
+    elif steps and warmup >= 1 and warmup > steps:
         yield Problem(
             "lr_warmup",
             f"{warmup:g} steps are {warmup - steps:g} more than training_steps {steps}; take at most "

@@ -1,0 +1,484 @@
+"""What the configuration accepts, what it refuses and in which words, and how flags and files reach it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import textwrap
+from pathlib import Path
+from typing import Any, Dict, List
+
+import pytest
+
+import config
+from config import Config, ConfigError
+from config_rules import balanced_layers, minimum_gradient_accumulation, pipeline_stages
+
+VALUES: Dict[str, Any] = {
+    "training_steps": 8,
+    "hidden_size": 64,
+    "num_layers": 4,
+    "num_heads": 4,
+    "sequence_length": 32,
+    "mask_tokens": 5,
+    "micro_batch_size": 2,
+    "gradient_accumulation": 8,
+    "learning_rate": 1e-3,
+    "ipus_per_replica": 2,
+    "layers_per_ipu": (2, 2),
+}
+SQUAD = {"task": "squad", "sequence_length": 128, "doc_stride": 32}
+
+
+def refusal(**changes: object) -> List[str]:
+    """The complaints about VALUES with `changes`."""
+    with pytest.raises(ConfigError) as raised:
+        Config(**{**VALUES, **changes})
+    return [str(problem) for problem in raised.value.problems]
+
+
+# (changes, the key that the message must start with, what else it must say)
+RULES = [
+    ({"layers_per_ipu": (2, 3)}, "layers_per_ipu", "5 layers, num_layers is 4: 1 too many; try 0 4"),
+    ({"layers_per_ipu": (1, 1)}, "layers_per_ipu", "2 too few"),
+    (
+        {"layers_per_ipu": (1, 1, 2)},
+        "layers_per_ipu",
+        "ipus_per_replica is 2; try 0 4, or ipus_per_replica 3",
+    ),
+    ({"matmul_proportion": (0.2, 0.2, 0.2)}, "matmul_proportion", "3 values for ipus_per_replica 2"),
+    ({"gradient_accumulation": 4}, "gradient_accumulation", "n = 3 stages and needs 2n - 1 = 5"),
+    ({"num_heads": 5}, "num_heads", "take num_heads 4 or 8, or hidden_size 60 or 65"),
+    ({"conv_group_size": 24}, "conv_group_size", "take conv_group_size 16 or 32, or hidden_size 48 or 72"),
+    ({"ffn_groups": 3}, "ffn_groups", "take ffn_groups 2 or 4, or hidden_size 63 or 66"),
+    ({"conv_kernel_size": 6}, "conv_kernel_size", "take 5 or 7"),
+    ({"sequence_length": 520}, "sequence_length", "8 above max_position_embeddings 512"),
+    ({"mask_tokens": 33}, "mask_tokens", "more than sequence_length 32"),
+    (
+        {"embedding_serialization_factor": 5},
+        "embedding_serialization_factor",
+        "take 3 or 6, or vocab_size 30520",
+    ),
+    ({"replication_factor": 9, "target": "pod16"}, "target", "need 18; take a target of pod64 (64)"),
+    ({"replication_factor": 9, "target": "pod16"}, "target", "or replication_factor 8"),
+    ({"target": "pod17"}, "target", "did you mean 'pod16'?"),
+    ({"replicated_tensor_sharding": True}, "replicated_tensor_sharding", "--no-replicated-tensor-sharding"),
+    ({"optimizer": "lamb", "max_grad_norm": 1.0}, "max_grad_norm", "with sgd, adam, adamw only"),
+    (
+        {"optimizer": "lamb_no_bias_correction", "max_grad_norm": 1.0, "device": "ipu"},
+        "max_grad_norm",
+        "take one of these",
+    ),
+    ({"device": "ipu-model", "replication_factor": 2}, "replication_factor", "take 1"),
+    ({"lr_warmup": 9}, "lr_warmup", "1 more than training_steps 8"),
+    ({"lr_warmup": 1.5}, "lr_warmup", "take 2"),
+    ({"lr_end": 1e-7}, "lr_end", "polynomial only"),
+    ({"lr_end": 1.0, "lr_schedule": "polynomial"}, "lr_end", "above learning_rate 0.001"),
+    ({"auto_loss_scaling": True, "reduction": "sum"}, "auto_loss_scaling", "reduction mean"),
+    ({"auto_loss_scaling": True, "precision": "float32"}, "auto_loss_scaling", "precision float16"),
+    ({"device_iterations": 3}, "training_steps", "take 6 or 9"),
+    ({"device_iterations": 4, "eval_steps": 6}, "eval_steps", "take 4 or 8"),
+    ({"device_iterations": 4, "checkpoint_steps": 2}, "checkpoint_steps", "take 4"),
+    ({"training_steps": 0}, "training_steps", "give the number of weight updates"),
+    ({"epochs": 3.0}, "epochs", "not read in pretraining"),
+    ({**SQUAD, "epochs": 3.0}, "epochs", "give one of them (--epochs none or --training-steps 0)"),
+    ({**SQUAD, "training_steps": 0}, "training_steps", "or give epochs"),
+    ({**SQUAD, "max_query_length": 126}, "max_query_length", "take at most 124"),
+    ({**SQUAD, "doc_stride": 62}, "doc_stride", "take at most 61"),
+    (
+        {**SQUAD, "validation_layers_per_ipu": (1, 2)},
+        "validation_layers_per_ipu",
+        "1 too few",
+    ),
+    (
+        {**SQUAD, "validation_device_iterations": 1},
+        "validation_device_iterations",
+        "2 stages (2 2); take at least 2",
+    ),
+    # types and ranges
+    ({"num_layers": 4.0}, "num_layers", "expected a whole number, found 4.0 (a number): write 4"),
+    ({"num_layers": True}, "num_layers", "found True (true/false)"),
+    ({"num_layers": "4"}, "num_layers", "without quotes"),
+    ({"num_layers": 0}, "num_layers", "0 lies outside [1, inf)"),
+    ({"num_layers": None}, "num_layers", "expected a whole number"),
+    ({"learning_rate": "1e-3"}, "learning_rate", "without quotes"),
+    ({"learning_rate": float("nan")}, "learning_rate", "nan"),
+    ({"learning_rate": -1e-3}, "learning_rate", "outside (0, inf)"),
+    ({"hidden_dropout": 1.0}, "hidden_dropout", "outside [0, 1)"),
+    ({"masked_lm_probability": 1.5}, "masked_lm_probability", "outside (0, 1)"),
+    ({"matmul_proportion": (0.2, 1.2)}, "matmul_proportion", "1.2 lies outside (0, 1]"),
+    ({"layers_per_ipu": (5, -1)}, "layers_per_ipu", "-1 lies outside [0, inf)"),
+    ({"layers_per_ipu": (2.0, 2)}, "layers_per_ipu", "write 2"),
+    ({"layers_per_ipu": ()}, "layers_per_ipu", "the list is empty"),
+    ({"layers_per_ipu": {"a": 1}}, "layers_per_ipu", "expected a whole number"),
+    ({"wandb": "off"}, "wandb", "without quotes"),
+    ({"wandb": 1}, "wandb", "expected true or false"),
+    ({"corpus": 3}, "corpus", "put it in quotes"),
+    ({"optimizer": "adamv"}, "optimizer", "did you mean 'adam"),
+    ({"norm": True}, "norm", "pre | post"),
+]
+
+
+@pytest.mark.parametrize("changes, key, text", RULES, ids=lambda part: str(part)[:60])
+def test_refusals_name_the_key_and_what_is_legal(changes: Dict[str, Any], key: str, text: str) -> None:
+    (complaint,) = refusal(**changes)
+    assert complaint.startswith(key + ": ")
+    assert text in complaint
+
+
+def test_values_are_accepted_without_the_changes() -> None:
+    assert Config(**VALUES).max_grad_norm is None
+    assert Config(**{**VALUES, "optimizer": "adamw", "max_grad_norm": 1}).max_grad_norm == 1.0
+    assert Config(**{**VALUES, **SQUAD, "doc_stride": 61}).task == "squad"
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    complaints = refusal(layers_per_ipu=(2, 3), num_heads=5, conv_kernel_size=2, target="pod17")
+    assert [line.split(":")[0] for line in complaints] == [
+        "num_heads",
+        "conv_kernel_size",
+        "layers_per_ipu",
+        "target",
+    ]
+
+
+def test_every_required_key_is_named_when_missing() -> None:
+    with pytest.raises(ConfigError, match="num_heads: is missing; expected a whole number"):
+        Config(**{key: value for key, value in VALUES.items() if key != "num_heads"})
+
+
+def test_legal_conversions() -> None:
+    made = Config(**{**VALUES, "learning_rate": 1, "matmul_proportion": 0.3, "squad_version": 2.0})
+    assert made.learning_rate == 1.0 and type(made.learning_rate) is float
+    assert made.matmul_proportion == (0.3, 0.3)
+    assert made.squad_version == "2.0"
+    assert Config(**{**VALUES, "layers_per_ipu": [2, 2]}) == Config(**VALUES)
+    assert hash(Config(**VALUES)) == hash(Config(**VALUES))
+
+
+def test_family_gives_defaults_that_single_keys_replace() -> None:
+    bert = Config(**VALUES, model="bert")
+    assert (bert.resolved_norm, bert.resolved_convolution, bert.resolved_feed_forward) == (
+        "post",
+        False,
+        "dense",
+    )
+    hybrid = Config(**VALUES, model="bert", norm="pre", convolution=True, feed_forward="grouped")
+    model = hybrid.model_config()
+    assert (model.norm, model.convolution, model.feed_forward) == ("pre", True, "grouped")
+    dense = Config(**{**VALUES, "model": "groupbert", "feed_forward": "dense", "ffn_groups": 3})
+    assert dense.resolved_norm == "pre"  # and 3 groups of a feed-forward that has none disturb nobody
+
+
+@pytest.mark.parametrize(
+    "layers, task, stages",
+    [
+        ((12,), "pretraining", 1),
+        ((0, 4, 4, 4), "pretraining", 5),
+        ((3, 7, 7, 7), "pretraining", 5),
+        ((0, 4, 4, 4), "squad", 4),
+        ((6, 6), "squad", 2),
+        ((2, 0, 2), "pretraining", 3),
+        ((0, 2), "pretraining", 3),
+    ],
+)
+def test_pipeline_depth_counts_changes_of_ipu(layers: tuple, task: str, stages: int) -> None:
+    assert pipeline_stages(layers, task) == stages
+    assert minimum_gradient_accumulation(layers, task) == 2 * stages - 1
+
+
+def test_suggested_placements_are_legal_and_as_published() -> None:
+    assert balanced_layers(12, 4) == [0, 4, 4, 4]
+    assert balanced_layers(24, 4) == [3, 7, 7, 7]
+    for layers in range(1, 30):
+        for ipus in range(1, 17):
+            placement = balanced_layers(layers, ipus)
+            assert len(placement) == ipus and sum(placement) == layers and min(placement) >= 0
+
+
+def test_derived_quantities() -> None:
+    made = Config(**{**VALUES, "replication_factor": 4, "device_iterations": 2, "lr_warmup": 0.25})
+    assert config.derived(made) == {
+        "norm": "pre",
+        "convolution": True,
+        "feed_forward": "grouped_projected",
+        "head_size": 16,
+        "intermediate_size": 256,
+        "ipus": 8,
+        "pipeline_stages": 3,
+        "minimum_gradient_accumulation": 5,
+        "global_batch_size": 2 * 8 * 4,
+        "samples_per_device_call": 2 * 8 * 4 * 2,
+        "tokens_per_step": 2 * 8 * 4 * 32,
+        "device_calls": 4,
+        "samples_total": 2 * 8 * 4 * 8,
+        "warmup_steps": 2,
+    }
+    epochs = Config(**{**VALUES, **SQUAD, "training_steps": 0, "epochs": 2.0})
+    assert config.derived(epochs)["samples_total"] is None
+    assert epochs.resolved_validation_layers_per_ipu == (2, 2)
+
+
+def test_section_takes_fields_by_name() -> None:
+    @dataclasses.dataclass
+    class Plan:
+        learning_rate: float
+        warmup_steps: int
+        unknown_here: str = "kept"
+
+    assert Config(**VALUES, lr_warmup=2).section(Plan) == Plan(1e-3, 2, "kept")
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def recipe_file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "some.yml"
+    path.write_text(textwrap.dedent(text), encoding="utf-8")
+    return path
+
+
+BODY = (
+    "{hidden_size: 64, num_layers: 4, num_heads: 4, sequence_length: 32, training_steps: 8, "
+    "learning_rate: 1e-3, micro_batch_size: 2, gradient_accumulation: 8, ipus_per_replica: 2, "
+    "layers_per_ipu: [2, 2]}"
+)
+
+
+@pytest.mark.parametrize(
+    "written, key, value",
+    [
+        ("learning_rate: 1e-3", "learning_rate", 1e-3),  # text in YAML 1.1
+        ("learning_rate: 1", "learning_rate", 1.0),
+        ("learning_rate: 5.E-4", "learning_rate", 5e-4),
+        ("training_steps: 1_000", "training_steps", 1000),
+        ("wandb: on", "wandb", True),
+        ("wandb: No", "wandb", False),
+        ("convolution: off", "convolution", False),
+        ("corpus_subset: 20231101.en", "corpus_subset", "20231101.en"),
+        ("corpus_subset: 2023-11-01", "corpus_subset", "2023-11-01"),  # a date in YAML 1.1
+        ("corpus_subset: 1:30", "corpus_subset", "1:30"),  # ninety in YAML 1.1
+        ("squad_version: 2.0", "squad_version", "2.0"),
+        ("squad_version: '2.0'", "squad_version", "2.0"),
+        ("eval_steps: null", "eval_steps", None),
+        ("eval_steps: ~", "eval_steps", None),
+        ("matmul_proportion: 0.3", "matmul_proportion", (0.3, 0.3)),
+    ],
+)
+def test_yaml_values(tmp_path: Path, written: str, key: str, value: object) -> None:
+    path = recipe_file(tmp_path, f"_all: &all {BODY}\nrun:\n  <<: *all\n  {written}\n")
+    assert getattr(config.load("run", path=path), key) == value
+
+
+@pytest.mark.parametrize(
+    "written, text",
+    [
+        (
+            'num_heads: "4"',
+            "some.yml:4: num_heads: expected a whole number, found '4' (text): write it without quotes",
+        ),
+        ("num_heads: 04", "without leading zeros"),
+        ("num_heads: 4.0", "some.yml:4: num_heads: expected a whole number, found 4.0"),
+        ("num_heads: yes", "some.yml:4: num_heads: expected a whole number, found True"),
+        ("num_heads:", "found None (nothing)"),
+        ("corpus_split: on", "put it in quotes"),
+        ("num_heads: {a: 1}", "(a mapping)"),
+        ("num_heds: 4", "some.yml:4: num_heds: is no key; did you mean 'num_heads'?"),
+        ("lr_warmup: .inf", "expected a number, found inf"),
+        ("gradient_accumulation: 3", "some.yml:4: gradient_accumulation: 3 cannot fill the pipeline"),
+    ],
+)
+def test_yaml_mistakes_name_file_line_and_key(tmp_path: Path, written: str, text: str) -> None:
+    path = recipe_file(tmp_path, f"_all: &all {BODY}\nrun:\n  <<: *all\n  {written}\n")
+    with pytest.raises(ConfigError) as raised:
+        config.load("run", path=path)
+    assert text in str(raised.value)
+
+
+def test_an_override_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    path = recipe_file(tmp_path, f"run: {BODY}\n")
+    with pytest.raises(ConfigError) as raised:
+        config.load("run", path=path, overrides={"num_heads": 5, "num_hedas": 2})
+    assert [str(problem) for problem in raised.value.problems] == [
+        "num_hedas: is no key; did you mean 'num_heads'?",
+        "num_heads: hidden_size 64 is no multiple of 5; take num_heads 4 or 8, or hidden_size 60 or 65",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            "run:\n  seed: 1\n  wandb: on\n  seed: 2\n",
+            r"some.yml:4: the key 'seed' stands twice, on lines 2 and 4",
+        ),
+        ("run: {seed: 1}\nrun: {seed: 2}\n", r"some.yml:2: the key 'run' stands twice"),
+        ("run:\n  seed: [1\n", r"some.yml:\d: "),
+        ("run:\n  <<: *nowhere\n", r"some.yml:2: found undefined alias 'nowhere'"),
+        ("run: &run\n  seed: *run\n", r"some.yml:\d: .*recursive"),
+        ("run: !!python/object/apply:os.getcwd []\n", r"some.yml:1: could not determine a constructor"),
+        ("run:\n  [1, 2]: 3\n", r"some.yml:2: a key must be a word"),
+        ("run: 3\n", r"some.yml:1: run must hold 'key: value' lines, found 3"),
+        ("run:\n", r"some.yml:1: run must hold 'key: value' lines, found nothing"),
+        ("", r"some.yml: expected 'name:'"),
+        ("- a\n", r"some.yml: expected 'name:'"),
+    ],
+)
+def test_malformed_files(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config.load("run", path=recipe_file(tmp_path, text))
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone.yml: there is no such file"):
+        config.names(tmp_path / "gone.yml")
+    (tmp_path / "latin.yml").write_bytes(b"run: {corpus: caf\xe9}")
+    with pytest.raises(ConfigError, match=r"latin.yml: cannot be read as UTF-8"):
+        config.names(tmp_path / "latin.yml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        config.names(tmp_path)
+
+
+def test_merged_keys_give_way_to_own_ones_and_earlier_to_later(tmp_path: Path) -> None:
+    path = recipe_file(
+        tmp_path,
+        f"""
+        _all: &all {BODY}
+        _seed: &seed {{seed: 1, num_heads: 8}}
+        run: {{seed: 3, <<: [*seed, *all]}}
+        """,
+    )
+    made = config.load("run", path=path)
+    assert (made.seed, made.num_heads, made.hidden_size) == (3, 8, 64)
+
+
+def test_names_and_unknown_names(tmp_path: Path) -> None:
+    path = recipe_file(tmp_path, f"_all: &all {BODY}\nsecond: *all\nfirst: *all\n")
+    assert config.names(path) == ["second", "first"]
+    with pytest.raises(ConfigError, match="no configuration 'secnd'; did you mean 'second'"):
+        config.load("secnd", path=path)
+    with pytest.raises(ConfigError, match="'_all' only holds keys that recipes share"):
+        config.load("_all", path=path)
+
+
+# ------------------------------------------------------------------------------------------------ flags
+
+
+def parse(*words: str) -> Dict[str, object]:
+    parser = config.FlagParser(prog="run")
+    parser.add_argument("--config")
+    config.add_flags(parser)
+    return config.overrides_from(parser.parse_args(list(words)))
+
+
+def flags() -> Dict[str, List[argparse.Action]]:
+    parser = config.FlagParser(add_help=False)
+    config.add_flags(parser)
+    found: Dict[str, List[argparse.Action]] = {}
+    for action in parser._actions:
+        found.setdefault(action.dest, []).append(action)
+    return found
+
+
+def test_one_key_is_one_documented_flag() -> None:
+    keys = [entry.name for entry in dataclasses.fields(Config)]
+    assert list(flags()) == keys
+    for key, actions in flags().items():
+        kebab = key.replace("_", "-")
+        both = isinstance(actions[0].const, bool)
+        assert [action.option_strings for action in actions] == [[f"--{kebab}"], [f"--no-{kebab}"]][
+            : 1 + both
+        ]
+        assert actions[0].help and "%(" not in actions[0].help
+
+
+def test_the_surface_changes_on_purpose_only() -> None:
+    """Scripts and recipes out there use these names: adding one is fine, losing one is a break."""
+    surface = """
+        task seed training_steps eval_steps eval_batches checkpoint_steps checkpoints_to_keep log_steps
+        wandb wandb_project progress_bar model hidden_size num_layers num_heads vocab_size
+        max_position_embeddings norm convolution feed_forward ffn_groups conv_group_size
+        conv_kernel_size hidden_dropout attention_dropout layer_norm_eps corpus corpus_subset
+        corpus_split text_column validation_corpus validation_fraction tokenizer lowercase
+        sequence_length mask_tokens masked_lm_probability dynamic_masking whole_word_masking
+        short_sequence_probability cache_folder dataloader_workers preprocessing_workers
+        async_dataloader squad_version epochs doc_stride max_query_length validation_micro_batch_size
+        validation_device_iterations validation_layers_per_ipu micro_batch_size gradient_accumulation
+        replication_factor device_iterations reduction optimizer learning_rate lr_schedule lr_warmup
+        lr_warmup_power lr_end momentum adam_beta1 adam_beta2 optimizer_eps weight_decay max_grad_norm
+        loss_scaling auto_loss_scaling device target precision ipus_per_replica layers_per_ipu
+        matmul_proportion embedding_serialization_factor replicated_tensor_sharding optimizer_state
+        recompute_checkpoint_every_layer enable_half_partials enable_half_first_order_momentum
+        stochastic_rounding executable_cache
+    """
+    assert [entry.name for entry in dataclasses.fields(Config)] == surface.split()
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ("", {}),
+        ("--micro-batch-size 4", {"micro_batch_size": 4}),
+        ("--micro-batch-size=4", {"micro_batch_size": 4}),
+        ("--learning-rate 1e-3", {"learning_rate": 1e-3}),
+        ("--whole-word-masking", {"whole_word_masking": True}),
+        ("--no-whole-word-masking", {"whole_word_masking": False}),
+        ("--no-convolution", {"convolution": False}),
+        ("--layers-per-ipu 0 4 4 4", {"layers_per_ipu": (0, 4, 4, 4)}),
+        ("--layers-per-ipu 0,4,4,4", {"layers_per_ipu": (0, 4, 4, 4)}),
+        ("--layers-per-ipu 0, 4, 4 4 --seed 1", {"layers_per_ipu": (0, 4, 4, 4), "seed": 1}),
+        ("--matmul-proportion .25", {"matmul_proportion": (0.25,)}),
+        ("--max-grad-norm none", {"max_grad_norm": None}),
+        ("--norm None", {"norm": None}),
+        ("--validation-layers-per-ipu none", {"validation_layers_per_ipu": None}),
+        ("--corpus none", {"corpus": "none"}),  # a folder may have this name
+        ("--config demo --target bow-pod16", {"target": "bow-pod16"}),
+    ],
+)
+def test_flags(words: str, expected: Dict[str, object]) -> None:
+    assert parse(*words.split()) == expected
+
+
+@pytest.mark.parametrize(
+    "words, text",
+    [
+        ("--micro-batch-size 4.0", "argument --micro-batch-size: expected a whole number, found '4.0'"),
+        ("--micro-batch-size none", "expected a whole number, found 'none'"),
+        ("--learning-rate fast", "expected a number, found 'fast'"),
+        ("--learning-rate nan", "expected a number, found 'nan'"),
+        ("--layers-per-ipu 0 four", "argument --layers-per-ipu: expected a whole number, found 'four'"),
+        ("--optimizer lam", "did you mean 'lamb'?"),
+        ("--micro-batchsize 4", "--micro-batchsize: did you mean '--micro-batch-size'?"),
+        ("--micro-batch 4", "--micro-batch: did you mean '--micro-batch-size'?"),  # no abbreviations
+        ("--wandb true", "unrecognized arguments: true"),
+    ],
+)
+def test_flag_mistakes_exit_with_status_2(words: str, text: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as raised:
+        parse(*words.split())
+    message = capsys.readouterr().err
+    assert raised.value.code == 2
+    assert text in message and len(message.splitlines()) <= 3
+
+
+def test_every_value_of_a_recipe_can_be_given_as_flags() -> None:
+    """The flags of one recipe, written out, turn another one into it."""
+    wanted = config.load("bert_large_128_pod64_als")
+    words: List[str] = []
+    for key, value in wanted.to_dict().items():
+        flag = "--" + key.replace("_", "-")
+        if isinstance(value, bool):
+            words += [flag if value else flag.replace("--", "--no-", 1)]
+        elif isinstance(value, list):
+            words += [flag, *map(str, value)]
+        elif value is not None or key != "convolution":
+            words += [flag, str(value)]
+    assert config.load("demo", overrides=parse(*words)) == wanted
+
+
+def test_help_lists_every_flag_with_its_type(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        parse("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--layer-norm-eps N added to the variance; 1e-3 is safe in float16 [a number, in (0, 1)]" in text
+    assert "[one of mean | sum]" in text
