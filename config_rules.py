@@ -90,8 +90,8 @@ def _length(config: Config) -> Iterator[Problem]:
     elif config.epochs is not None and steps:
         yield Problem(
             "epochs",
-            f"{config.epochs:g} and training_steps {steps} both set the length; give one of them (--epochs none or "
-            "--training-steps 0)",
+            f"{config.epochs:g} and training_steps {steps} both set the length; give one of them "
+            "(--epochs none or --training-steps 0)",
         )
     for key in ("training_steps", "eval_steps", "checkpoint_steps"):
         count = getattr(config, key)
