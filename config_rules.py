@@ -160,6 +160,12 @@ def _squad(config: Config) -> Iterator[Problem]:
                 f"{config.doc_stride} is more than the {window} tokens of a window, so text would be lost "
                 f"between them; take at most {window}",
             )
+    if config.embedding_serialization_factor != 1:
+        yield Problem(
+            "embedding_serialization_factor",
+            f"{config.embedding_serialization_factor}: a {config.task} model has no vocabulary projection to "
+            "serialize; take 1",
+        )
     layers = config.resolved_validation_layers_per_ipu
     if sum(layers) != config.num_layers:
         yield _wrong_sum("validation_layers_per_ipu", layers, config.num_layers)

@@ -95,6 +95,7 @@ RULES = [
         "validation_device_iterations",
         "2 stages (2 2); take at least 2",
     ),
+    ({**SQUAD, "embedding_serialization_factor": 2}, "embedding_serialization_factor", "take 1"),
     # types and ranges
     ({"num_layers": 4.0}, "num_layers", "expected a whole number, found 4.0 (a number): write 4"),
     ({"num_layers": True}, "num_layers", "found True (true/false)"),
