@@ -45,7 +45,8 @@ class Updater:
     """Weights with their optimizer state.
 
     `weights` are float tensors that steps change in place, in their own dtype; the state is float32.
-    `group_of[i]` is the index of weight i's group in the settings of each step.
+    `group_of[i]` is the index of weight i's group in the settings of each step, or None for a weight
+    that isn't the optimizer's to change.
     """
 
     def __init__(
@@ -53,12 +54,12 @@ class Updater:
         settings: OptimizerSettings,
         names: Sequence[str],
         weights: Sequence[torch.Tensor],
-        group_of: Sequence[int],
+        group_of: Sequence[Optional[int]],
     ) -> None:
         self.rule = settings.rule
+        self.group_of = list(group_of)
         self._names = list(names)
         self._weights = list(weights)
-        self._group_of = list(group_of)
         self._steps = [0] * len(self._weights)
         self._slots: Dict[str, List[torch.Tensor]] = {
             slot: [torch.full_like(w, start, dtype=torch.float32) for w in self._weights]
@@ -67,12 +68,12 @@ class Updater:
 
     def step(self, gradients: Sequence[Optional[torch.Tensor]], settings: OptimizerSettings) -> None:
         """Update every weight that has a gradient; gradients are used up."""
-        reached = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        reached = [i for i, g in enumerate(gradients) if g is not None and self.group_of[i] is not None]
         g = {i: gradients[i].float() for i in reached}  # type: ignore[union-attr]
         if g and not math.isinf(settings.max_grad_norm):
             update_rules.clip_by_global_norm(list(g.values()), settings.max_grad_norm)
         for index, group in enumerate(settings.groups):
-            members = [i for i in reached if self._group_of[i] == index]
+            members = [i for i in reached if self.group_of[i] == index]
             if not members:
                 continue
             narrow = [i for i in members if self._weights[i].dtype != torch.float32]

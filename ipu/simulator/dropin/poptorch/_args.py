@@ -13,7 +13,8 @@ from ._structure import leaves, map_leaves, tensors, with_tensors
 from .poptorch_core import createPoptorchError
 
 _HOW_TO_RECOMPILE = (
-    "\nThis error occurred because the inputs passed at runtime don't match the inputs used to compile the model."
+    "\nThis error occurred because the inputs passed at runtime don't match the inputs used to compile the "
+    "model."
     "\nTo recompile the model for the new inputs create a new inferenceModel / trainingModel wrapper or call "
     "destroy() on the curent one and try again."
 )

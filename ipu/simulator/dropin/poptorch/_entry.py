@@ -1,15 +1,87 @@
-"""trainingModel and inferenceModel."""
+"""trainingModel and inferenceModel: a PyTorch model becomes an executor."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+
+from . import _impl, enums, optim
 from ._poplar_executor import PoplarExecutor
+from .options import Options
+from .poptorch_core import createPoptorchError
+
+_POPTORCH_VERSION = "3.4.0"
 
 
-def trainingModel(model, options=None, optimizer=None) -> PoplarExecutor:
-    """Wraps a model for training."""
-    raise NotImplementedError
+def trainingModel(
+    model: torch.nn.Module | PoplarExecutor,
+    options: Options | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> PoplarExecutor:
+    """Wrap a model for training; its forward must have one final loss.
+
+    The model is changed in place: touching its weights from now on fetches them from the device. The
+    optimizer is poptorch.optim.SGD(lr=0.01) unless given.
+
+    Raises poptorch.Error for options of another type, RuntimeError for a model that is wrapped already.
+    """
+    model = _user_model(model)
+    if _impl.is_wrapped(model):
+        _impl.wrap(model, None)  # raises
+    executor_options = _resolved(options, enums.OutputMode.Final)
+    if optimizer is None:
+        optimizer = optim.SGD(model.parameters(), lr=0.01)
+    return PoplarExecutor(
+        model=_impl.shallow_copy(model),
+        options=executor_options,
+        training=True,
+        poptorch_version=_POPTORCH_VERSION,
+        optimizer=optimizer,
+        user_model=model,
+    )
 
 
-def inferenceModel(model, options=None) -> PoplarExecutor:
-    """Wraps a model for inference."""
-    raise NotImplementedError
+def inferenceModel(model: torch.nn.Module | PoplarExecutor, options: Options | None = None) -> PoplarExecutor:
+    """Wrap a model for inference; the model itself doesn't change.
+
+    If it also trains, every call sees the weights of the training before it. Raises poptorch.Error for
+    options of another type, and for gradient accumulation.
+    """
+    model = _user_model(model)
+    executor_options = _resolved(options, enums.OutputMode.All)
+    if executor_options.Training.gradient_accumulation != 1:
+        raise createPoptorchError(
+            "You must set poptorch.Options().Training.gradientAccumulation to 1 or leave it as its default "
+            "value (1) when running a poptorch.inferenceModel(). Use poptorch.Options().deviceIterations to "
+            "process a sufficient number of batches each run for pipelined execution instead."
+        )
+    return PoplarExecutor(
+        model=_impl.shallow_copy(model),
+        options=executor_options,
+        training=False,
+        poptorch_version=_POPTORCH_VERSION,
+        user_model=model,
+    )
+
+
+def _user_model(model: Any) -> torch.nn.Module:
+    if isinstance(model, PoplarExecutor):
+        model = model._user_model
+    assert isinstance(model, torch.nn.Module), f"A torch.nn.Module is expected, not {type(model)}"
+    return model
+
+
+def _resolved(options: Options | None, default_mode: enums.OutputMode) -> Options:
+    """Freeze the user's options; the executor's own copy has an output mode."""
+    if options is None:
+        options = Options()
+    if not isinstance(options, Options):
+        raise createPoptorchError(
+            f"Invalid type: 'options' is of type {type(options)} (Expected poptorch.Options)"
+        )
+    options._freeze()
+    clone = options.clone()
+    if clone.defaultOutputMode():
+        clone.outputMode(default_mode)
+    return clone

@@ -72,7 +72,9 @@ class LossTap(TorchFunctionMode):
 
 
 class CompileTap(LossTap):
-    """Stands around the compiling run: losses, which tensor was made from which, and what a graph can't hold."""
+    """Stands around the compiling run: losses, which tensor was made from which, and what a graph can't
+    hold.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,398 @@
-"""The executor of a wrapped model."""
+"""PoplarExecutor: what trainingModel and inferenceModel return."""
 
 from __future__ import annotations
 
+import os
+import time
+from typing import Any
+
+import torch
+
+from . import _impl, enums
+from ._args import ArgumentParser, Arguments
+from ._executable import Executable
+from ._logging import logger
+from ._numerics import numerics
+from .optim._extract import Extracted, extract
+from .optim._on_device import OptimizerOnDevice
+from .poptorch_core import createPoptorchError
+
+_NO_LATENCY = (0.0, 0.0, 0.0)
+
 
 class PoplarExecutor:
-    """Runs a wrapped model."""
+    """Runs a wrapped model: the first call compiles it for the inputs given, whose shapes are final then.
+
+    Attributes that an executor doesn't have are the user model's.
+
+    :param model: what runs: a shallow copy of the user's model.
+    :param options: resolved options; frozen here.
+    :param user_model: the model that was wrapped; default: `model`.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        options: Any,
+        training: bool,
+        poptorch_version: str,
+        optimizer: torch.optim.Optimizer | None = None,
+        user_model: torch.nn.Module | None = None,
+    ) -> None:
+        self._model = model
+        self._user_model = model if user_model is None else user_model
+        self._options = options
+        self._training = training
+        self._poptorch_version = poptorch_version
+        self._parser = ArgumentParser(model.forward)
+        seed = (
+            options.random_seed if options.exists("random_seed") else int.from_bytes(os.urandom(4), "little")
+        )
+        self._randomness = numerics.KeyedRandomness(seed)
+        self._executable: Executable | None = None
+        self._optimizer_on_device: OptimizerOnDevice | None = None
+        self._attached = False
+        self._host_version = 0
+        self._compilation_s: float | None = None
+        self._latencies_s: list[float] = []
+        self._perf_counters: list[tuple[float, float]] = []
+        self._optimizer = optimizer
+        self._found: Extracted | None = None
+        self._first_found: Extracted | None = None
+        self._logged: set[str] = set()
+        _impl.check_buffers(self._user_model)
+        if training:
+            assert optimizer is not None, "A training model needs an optimizer"
+            self.setOptimizer(optimizer)
+            _impl.wrap(self._user_model, _impl.HostWeights(self))
+        options._freeze()
+
+    # ---- what it is made of
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The user's model."""
+        return self._user_model
+
+    @property
+    def options(self) -> Any:
+        """The options in force: a frozen copy of the user's with the output mode resolved."""
+        return self._options
+
+    @property
+    def rng_state(self) -> list[int]:
+        """The device's random state: [seed, device iterations done]."""
+        return self._randomness.state
+
+    @rng_state.setter
+    def rng_state(self, state: list[int]) -> None:
+        self._randomness.state = state
+
+    def __getattr__(self, attribute: str) -> Any:
+        # Reached only where ordinary look-up fails, also before __init__ has run (copy, pickle).
+        if attribute.startswith("__") or "_user_model" not in self.__dict__:
+            raise AttributeError(attribute)
+        return getattr(self._user_model, attribute)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True) -> Any:
+        """Load weights into the user's model, and on to the device if there is one."""
+        result = self._user_model.load_state_dict(state_dict, strict)
+        if self.isAttachedToDevice():
+            self.copyWeightsToDevice()
+        return result
+
+    # ---- compile and run
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run on a combined batch: deviceIterations * gradientAccumulation * replicas micro batches.
+
+        Raises poptorch.Error where the arguments differ from those the model was compiled for.
+        """
+        assert not self._offline, (
+            "Trying to run a model on an offline device (ConnectionType.Never): use model.compile(inputs) "
+            "instead of model(inputs)"
+        )
+        arguments = self._parser.parse(args, kwargs)
+        if self._executable is None:
+            self._compile(arguments)
+        if not self._attached:
+            self.attachToDevice()
+        self._fetch_training_weights()
+        return self._run(arguments)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile for these inputs without running."""
+        arguments = self._parser.parse(args, kwargs)
+        if self._executable is not None:
+            logger.warning("Call to compile() ignored: the executable is already compiled")
+            return
+        self._compile(arguments)
+
+    def _compile(self, arguments: Arguments) -> None:
+        for hook in list(_impl.pre_compile_hooks.values()):
+            hook()
+        start_s = time.perf_counter()
+        host = self._host
+        if host is not None:
+            host.sync()
+            self._host_version = host.version
+            host.running = True
+        try:
+            executable = Executable(self._model, self._options, self._training, self._randomness, arguments)
+        finally:
+            if host is not None:
+                host.running = False
+        if self._training:
+            popart = self._options._Popart.options
+            self._optimizer_on_device = OptimizerOnDevice(
+                self._optimizer,
+                self._found,
+                executable.weights,
+                accumulators=executable.plan.gradient_accumulation > 1
+                and not popart.get("disableGradAccumulationTensorStreams", False),
+            )
+        self._executable = executable
+        self._attached = not self._offline
+        self._compilation_s = time.perf_counter() - start_s
+        for hook in list(_impl.post_compile_hooks.values()):
+            hook()
+
+    def _run(self, arguments: Arguments) -> Any:
+        host = self._host
+        start_s = time.time()
+        if host is not None:
+            # Set before: whatever stops a run in the middle, the device may hold newer weights.
+            host.stale = host.stale or self._training
+            host.running = True
+        try:
+            update = self._optimizer_on_device.update if self._optimizer_on_device is not None else None
+            output = self._executable.run(arguments, update)
+        finally:
+            if host is not None:
+                host.running = False
+        end_s = time.time()
+        self._latencies_s.append(end_s - start_s)
+        self._perf_counters = [(start_s, end_s)]
+        return output
+
+    @property
+    def _offline(self) -> bool:
+        return self._options.connection_type == enums.ConnectionType.Never.value
+
+    @property
+    def _host(self) -> _impl.HostWeights | None:
+        """The host's side of the weights while the user's model trains."""
+        model = self._user_model
+        return type(model)._poptorch_host if _impl.is_wrapped(model) else None
+
+    def _fetch_training_weights(self) -> None:
+        """Before inference: take over what training has done to a shared model since."""
+        host = self._host
+        if self._training or host is None:
+            return
+        host.sync()
+        if host.version != self._host_version:
+            self.copyWeightsToDevice()
+
+    # ---- weights and device
+
+    def _compiled(self) -> Executable:
+        if self._executable is None:
+            raise createPoptorchError("Model has not been compiled or has been destroyed.")
+        return self._executable
+
+    def copyWeightsToHost(self) -> None:
+        """Download the weights into the user's model."""
+        executable = self._compiled()
+        host = self._host
+        if host is not None:
+            # First: the copy below touches the wrapped tensors.
+            host.stale = False
+            host.version += 1
+        executable.weights.download()
+
+    def copyWeightsToHostIfNeeded(self) -> bool:
+        """Download the weights if the device has newer ones; returns whether it did."""
+        host = self._host
+        return host is not None and host.sync()
+
+    def copyWeightsToDevice(self) -> None:
+        """Upload the user's model's weights: edits on the host have no effect before."""
+        executable = self._compiled()
+        host = self._host
+        if host is not None:
+            if self._training:
+                host.stale = False
+            else:
+                host.sync()
+            self._host_version = host.version
+        executable.weights.upload()
+
+    def copyNamedBuffersToDevice(self) -> None:
+        """Upload the buffers that options.updatableNamedBuffers lists."""
+        names = self._options.updatable_named_buffers
+        if not names:
+            raise createPoptorchError("No named buffers marked as updatable via updatableNamedBuffers option")
+        self._compiled().weights.upload_buffers(names)
+
+    def isCompiled(self) -> bool:
+        """Whether there is an executable."""
+        return self._executable is not None
+
+    def isAttachedToDevice(self) -> bool:
+        """Whether the executable is on the device."""
+        return self._attached
+
+    def detachFromDevice(self) -> None:
+        """Download weights and optimizer state and leave the device to others."""
+        self._compiled()
+        if not self._attached:
+            raise createPoptorchError("Device is not attached")
+        self.copyWeightsToHostIfNeeded()
+        if self._training:
+            self._optimizer_on_device.refresh()
+        self._attached = False
+
+    def attachToDevice(self) -> None:
+        """Take the device again and upload everything."""
+        self._compiled()
+        assert not self._offline, "Can't attach to an offline device (ConnectionType.Never)"
+        if self._attached:
+            raise createPoptorchError("Device is already attached")
+        self.copyWeightsToDevice()
+        self._attached = True
+
+    def destroy(self) -> None:
+        """Download the weights, drop the executable, unwrap the user's model. No-op if not compiled."""
+        if self._executable is None:
+            return
+        if self._training:
+            self.copyWeightsToHostIfNeeded()
+            self._optimizer_on_device.release()
+            _impl.unwrap(self._user_model)
+        self._executable = None
+        self._optimizer_on_device = None
+        self._attached = False
+
+    # ---- optimizer
+
+    def setOptimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take over the optimizer's present attributes; a scheduler's change has no effect before.
+
+        Raises AssertionError for an unsupported class, ValueError for one that would change the mean
+        reduction strategy of a compiled model, poptorch.Error for a changed constant.
+        """
+        assert self._training, "setOptimizer is only for training models"
+        found = extract(optimizer)
+        self._choose_reduction_strategy(found)
+        if self._first_found is None:
+            self._first_found = found
+        for text in found.unexpected(self._first_found):
+            if text not in self._logged:
+                self._logged.add(text)
+                relaxed = self._options.relax_optimizer_checks
+                (logger.debug if relaxed else logger.warning)(text)
+        if self._optimizer_on_device is not None:
+            self._optimizer_on_device.follow(optimizer, found)
+        self._optimizer = optimizer
+        self._found = found
+
+    def _choose_reduction_strategy(self, found: Extracted) -> None:
+        """float16 accumulators would overflow before a division at the end: they need a running mean."""
+        training = self._options.Training
+        running = enums.MeanReductionStrategy.Running
+        if (
+            not found.needs_running_mean
+            or training.meanAccumulationAndReplicationReductionStrategy == running
+        ):
+            return
+        if self._executable is not None:
+            raise ValueError(
+                "Invalid optimizer: the new optimizer would require changing options.Training."
+                "meanAccumulationAndReplicationReductionStrategy to poptorch.MeanReductionStrategy.Running "
+                "but the executable is already compiled."
+            )
+        self._options = self._options.clone()
+        self._options.Training.setMeanAccumulationAndReplicationReductionStrategy(running)
+        self._options._freeze()
+
+    # ---- measurements
+
+    def _latency(self) -> tuple[float, float, float]:
+        times_s = self._latencies_s
+        return (min(times_s), max(times_s), sum(times_s) / len(times_s)) if times_s else _NO_LATENCY
+
+    def getLatency(self) -> tuple[float, float, float]:
+        """(min, max, average) seconds of a call; zeros before the first."""
+        return self._latency()
+
+    def getComputeLatency(self) -> tuple[float, float, float]:
+        """As getLatency: here a call is nothing but computing."""
+        return self._latency()
+
+    def getHostIpuLatency(self) -> tuple[float, float, float]:
+        """Zeros: inputs aren't transferred."""
+        return _NO_LATENCY
+
+    def getIpuHostLatency(self) -> tuple[float, float, float]:
+        """Zeros: outputs aren't transferred."""
+        return _NO_LATENCY
+
+    def getPerfCounters(self) -> dict[str, list[list[float]]]:
+        """Wall-clock times of the last call, by event, in lists by tensor."""
+        starts = [[start_s for start_s, _ in self._perf_counters]]
+        ends = [[end_s for _, end_s in self._perf_counters]]
+        return {"input": starts, "input_complete": starts, "output": ends, "output_complete": ends}
+
+    def cycleCount(self) -> int:
+        """IPU cycles of the last call, which the simulator's executor doesn't count."""
+        if not self._options._Popart.options["instrumentWithHardwareCycleCounter"]:
+            raise createPoptorchError(
+                "Cycle count logging is disabled. Please set option logCycleCount to True to enable."
+            )
+        if not self._latencies_s:
+            raise createPoptorchError("Please run the model at least once before obtaining cycle count.")
+        raise createPoptorchError("The simulator doesn't count the cycles of a run.")
+
+    def compilationTime(self) -> float:
+        """Seconds."""
+        if self._executable is None:
+            raise createPoptorchError("Please compile the model before obtaining compilation time.")
+        if not self._options.show_compilation_progress_bar:
+            raise createPoptorchError(
+                "Please set showCompilationProgressBar option to obtain compilation time."
+            )
+        return self._compilation_s
+
+    def getTensorNames(self) -> list[str]:
+        """PopART's names of the weights, and in training of their gradients and updates."""
+        assert self._executable is not None, "Model must be compiled first"
+        names = list(self._executable.weights.names)
+        if self._training:
+            names += [f"{kind}___{name}" for kind in ("Gradient", "UpdatedVar") for name in names]
+        return names
+
+    def getAnchoredTensor(self, short_name: str) -> torch.Tensor:
+        """A tensor kept by options.anchorTensor; the simulator keeps none."""
+        raise AssertionError(f"No tensor with name {short_name} found.")
+
+    # ---- executables in files
+
+    def compileAndExport(self, filename: str, *args: Any, export_model: bool = True, **kwargs: Any) -> None:
+        """Compile into a file. Not on the simulator."""
+        raise _no_files()
+
+    def save(self, filename: str, export_model: bool = True, save_rng_state: bool = True) -> None:
+        """Write the executable to a file. Not on the simulator."""
+        raise _no_files()
+
+    def loadExecutable(self, filename: str) -> None:
+        """Read an executable from a file. Not on the simulator."""
+        raise _no_files()
+
+
+def _no_files() -> Exception:
+    return createPoptorchError(
+        "The simulator has no executables to save or load: compiling takes it one forward pass. "
+        "Save the model's and the optimizer's state_dict() instead."
+    )

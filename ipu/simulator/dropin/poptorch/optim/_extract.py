@@ -52,11 +52,32 @@ class Extracted:
     """What one look at an optimizer found."""
 
     settings: Any  # numerics.OptimizerSettings
+    values: dict[tuple[int, str], Any]  # (group, attribute) -> value
     loss_scaling: float
+    loss_scaling_is_variable: bool
     group_of: dict[int, int]  # id of parameter -> index of its group
     constants: dict[tuple[int, str], Any]  # (group, attribute) -> compiled-in value
     needs_running_mean: bool
     extra_keys: frozenset[tuple[str, str]]  # (where, name) of what the device doesn't know
+
+    def value(self, group: int, name: str) -> Any:
+        """An attribute of a group."""
+        return self.values[group, name]
+
+    def variable(self, group: int) -> set[str]:
+        """The attributes of a group that aren't compiled in."""
+        return {name for index, name in self.values if index == group} - {
+            name for index, name in self.constants if index == group
+        }
+
+    def unexpected(self, first: Extracted) -> list[str]:
+        """Texts on what wasn't there when the program's first optimizer was looked at."""
+        new = self.extra_keys - first.extra_keys
+        return [
+            f"Ignoring unexpected {place} in {self.type_name} optimizer: "
+            f"{sorted(name for where, name in new if where == place)}"
+            for place in sorted({where for where, _ in new})
+        ]
 
     @property
     def type_name(self) -> str:
@@ -81,11 +102,9 @@ def extract(optimizer: torch.optim.Optimizer) -> Extracted:
         rule = Rule.LAMB_NO_BIAS
     if rule is Rule.RMSPROP and any(group["centered"] for group in groups):
         rule = Rule.RMSPROP_CENTERED
+    values = {(i, name): _value(group, name) for i, group in enumerate(groups) for name in attributes}
     constants = {
-        (index, name): _value(group, name)
-        for index, group in enumerate(groups)
-        for name in attributes
-        if _is_constant(optimizer, group, name)
+        (i, name): value for (i, name), value in values.items() if _is_constant(optimizer, groups[i], name)
     }
     settings = numerics.OptimizerSettings(
         rule=rule,
@@ -99,7 +118,10 @@ def extract(optimizer: torch.optim.Optimizer) -> Extracted:
     half = getattr(optimizer, "accum_type", torch.float32) is torch.float16
     return Extracted(
         settings=settings,
+        values=values,
         loss_scaling=float(getattr(optimizer, "loss_scaling", 1.0)),
+        loss_scaling_is_variable=isinstance(optimizer, _optimizer.Optimizer)
+        and not optimizer.variable_attrs.isConstant("loss_scaling"),
         group_of={id(weight): i for i, group in enumerate(groups) for weight in group["params"]},
         constants=constants,
         needs_running_mean=half and not settings.combined_accumulator,

@@ -1,0 +1,192 @@
+"""A compiled model: what its forward showed when run once, its weights on the device, and its runs."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Callable, Iterator
+
+import torch
+
+from . import _trace, enums, poptorch_core
+from ._args import Arguments, check_batch_dimension
+from ._device_weights import DeviceWeights
+from ._losses import CompileTap, LossPlace, LossTap
+from ._numerics import numerics
+from ._structure import map_leaves, tensors, with_tensors
+from .poptorch_core import createBackendError, createPoptorchError
+
+_RETURNED = {
+    enums.OutputMode.All: numerics.Returned.ALL,
+    enums.OutputMode.EveryN: numerics.Returned.EVERY_N,
+    enums.OutputMode.Final: numerics.Returned.FINAL,
+    enums.OutputMode.Sum: numerics.Returned.SUM,
+}
+_NORMS_WITH_STATISTICS = torch.nn.modules.batchnorm._NormBase
+
+
+class Executable:
+    """A model compiled for one kind of input.
+
+    Making one runs the model's forward on the first micro batch; no weight, buffer, random state or
+    input changes by that. Raises poptorch.Error where the model or its options can't be compiled.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, options: Any, training: bool, randomness: Any, arguments: Arguments
+    ) -> None:
+        self._model = model
+        self._options = options
+        self._training = training
+        self._randomness = randomness
+        accumulation = options.Training.gradient_accumulation if training else 1
+        check_batch_dimension(arguments, options, accumulation)
+        _check_target(options)
+        self.plan = numerics.StepPlan(
+            device_iterations=options.device_iterations,
+            gradient_accumulation=accumulation,
+            replicas=options.replication_factor,
+            input_group_size=options.input_group_size,
+            groups_are_orthogonal=options.input_cgt == enums.CommGroupType.Orthogonal,
+        )
+        self._inputs = arguments.frozen()
+        # The graph holds what training flags said when it was traced.
+        self._flags = [(module, module.training) for module in model.modules()]
+        self.weights = DeviceWeights(model, self.plan.replicas)
+        self._loss: LossPlace | None = None
+        self._trace_model(arguments)
+
+    def _trace_model(self, arguments: Arguments) -> None:
+        first = numerics.MicroBatch(0, 0, 0)
+        inputs = [
+            self.plan.micro_input(numerics.to_device_dtype(tensor), first).clone()
+            for tensor in arguments.tensors
+        ]
+        args, kwargs = arguments.replaced(inputs)
+        with (
+            self.weights.swapped_in(),
+            self.weights.buffers_kept(),
+            numerics.host_generator_kept(),
+            _members_kept(self._model),
+            torch.set_grad_enabled(self._training),
+        ):
+            self._randomness.seed_micro_batch(0, 0)
+            with _trace.tracing(self._options) as trace, CompileTap() as tap:
+                output = self._model(*args, **kwargs)
+            trace.validate(self._training)
+            if self._training:
+                self._loss = tap.find_loss(trace, tensors(output))
+        self._output = map_leaves(output, _placeholder)
+
+    def run(self, arguments: Arguments, update: Callable[[Any], None]) -> Any:
+        """One call: every micro batch forward (and, in training, backward and `update`) -> the outputs."""
+        self._inputs.check(arguments)
+        inputs = [numerics.to_device_dtype(tensor) for tensor in arguments.tensors]
+        collector = numerics.OutputCollector(
+            self.plan, _RETURNED[self._options.output_mode], self._options.output_return_period
+        )
+        program = numerics.Program(
+            self.plan, self._forward(arguments), self._randomness, self.weights.enter_replica
+        )
+        with self.weights.swapped_in(), self._flags_of_compilation():
+            if self._training:
+                trainable = [self.weights.parameters[i] for i in self.weights.trainable]
+                mean = (
+                    self._options.Training.accumulation_and_replication_reduction_type
+                    == enums.ReductionType.Mean
+                )
+                results = numerics.run_training(program, inputs, trainable, update, collector, mean)
+            else:
+                results = numerics.run_inference(program, inputs, collector)
+        for result in results:
+            result.backward = _refuse_backward
+        return with_tensors(self._output, results)
+
+    def _forward(self, arguments: Arguments) -> Callable[[list[torch.Tensor]], Any]:
+        def forward(inputs):
+            args, kwargs = arguments.replaced(inputs)
+            tap = LossTap() if self._loss is not None and self._loss.kind == "function" else None
+            with _trace.running() as run, tap if tap is not None else contextlib.nullcontext():
+                output = self._model(*args, **kwargs)
+            outputs = tensors(output)
+            if self._loss is None:
+                return None, outputs
+            found = {
+                "output": outputs,
+                "identity": run.identity_losses,
+                "function": tap.losses if tap is not None else [],
+            }[self._loss.kind]
+            return found[self._loss.index], outputs
+
+        return forward
+
+    @contextlib.contextmanager
+    def _flags_of_compilation(self) -> Iterator[None]:
+        changed = [module for module, flag in self._flags if module.training != flag]
+        for module in changed:
+            module.training = not module.training
+        try:
+            yield
+        finally:
+            for module in changed:
+                module.training = not module.training
+
+
+def _check_target(options: Any) -> None:
+    poptorch_core._validateOptions(options.toDict())
+    never = options.connection_type == enums.ConnectionType.Never.value
+    on_model = poptorch_core.usesIpuModel(options._values)
+    if on_model and never:
+        raise createBackendError(
+            "ConnectionType.Never / poptorch.Options.useOfflineIpuTarget not supported for the IPU model"
+        )
+    if on_model and options._Popart.options["instrumentWithHardwareCycleCounter"]:
+        raise createBackendError("Cycle count logging is only supported on actual IPU hardware.")
+    if options.Distributed.numProcesses > 1:
+        raise createPoptorchError(
+            f"The simulator runs a model in one process, but Options.Distributed says "
+            f"{options.Distributed.numProcesses}. Use replicationFactor for more replicas, or "
+            "Options.Distributed.disable()."
+        )
+
+
+@contextlib.contextmanager
+def _members_kept(model: torch.nn.Module) -> Iterator[None]:
+    """If a forward replaces or removes parameters or buffers: put them back, raise poptorch.Error."""
+    before = [
+        (path, module, kind, dict(getattr(module, kind)))
+        for path, module in model.named_modules()
+        if not isinstance(module, _NORMS_WITH_STATISTICS)
+        for kind in ("_parameters", "_buffers")
+    ]
+    yield
+    for path, module, kind, members in before:
+        now = getattr(module, kind)
+        for name, tensor in members.items():
+            if now.get(name) is tensor:
+                continue
+            full_name = f"{path}.{name}" if path else name
+            removed = name not in now
+            now[name] = tensor
+            if removed:
+                problem = "is removed from the model when calling the forward method."
+            else:
+                problem = (
+                    "is reassigned within the model when calling the forward method. This is not "
+                    f"supported. Consider using self.{full_name}.copy_(src) to copy data from a source "
+                    "tensor, where src is the name of the source tensor."
+                )
+            what = "Parameter" if kind == "_parameters" else "Buffer"
+            raise createPoptorchError(f"{what} {full_name} {problem}")
+
+
+def _placeholder(leaf: Any) -> Any:
+    """Stands for a tensor in the structure of the outputs, without the graph and memory of the real one."""
+    return torch.empty(0) if isinstance(leaf, torch.Tensor) else leaf
+
+
+def _refuse_backward(*args: Any, **kwargs: Any) -> None:
+    raise createPoptorchError(
+        "backward() cannot be called explicitly on outputs of a PopTorch model. If you're using a "
+        "trainingModel, the backwards pass is performed automatically when invoking the model. If you're "
+        "using an inferenceModel, you should use a trainingModel instead."
+    )

@@ -1,0 +1,231 @@
+"""A training model's host side: wrapped in place, so that every touch sees the device's latest weights.
+
+Wrapping swaps classes and nothing else: model, parameters and buffers stay the same objects. The new
+classes are made for one wrapping and hold its state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import weakref
+from typing import Any, Callable, Iterator
+
+import torch
+
+from . import _trace
+from .poptorch_core import createPoptorchError
+
+# Attributes of a model through which its weights are reached; its other attributes are left alone.
+_REACHES_WEIGHTS = frozenset({"_buffers", "_modules", "_parameters", "forward", "state_dict"})
+
+
+class HostWeights:
+    """The host's copy of the weights: whether the device has newer ones, and how often it was renewed."""
+
+    def __init__(self, executor: Any) -> None:
+        self.executor = executor
+        self.stale = False
+        self.version = 0
+        self.running = False  # while a run has the device's data in the model, nothing is fetched
+
+    def sync(self) -> bool:
+        """Download if the device has newer weights; returns whether it did."""
+        if not self.stale or self.running:
+            return False
+        self.executor.copyWeightsToHost()
+        return True
+
+
+class _PoptorchTensor:
+    """Mixed into a wrapped tensor's class: downloads before anything looks at the tensor."""
+
+    __slots__ = ()
+    _poptorch_host: HostWeights
+    _poptorch_base: type
+
+    def __getattribute__(self, name):
+        if name != "__class__":
+            type(self)._poptorch_host.sync()
+        return super().__getattribute__(name)
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls._poptorch_host.sync()
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    def __deepcopy__(self, memo):
+        if id(self) not in memo:
+            with as_original_class(self):
+                memo[id(self)] = copy.deepcopy(self, memo)
+        return memo[id(self)]
+
+    def __reduce_ex__(self, protocol):
+        with as_original_class(self):
+            return self.__reduce_ex__(protocol)
+
+
+class PoptorchParameter(_PoptorchTensor, torch.nn.Parameter):
+    """A wrapped parameter."""
+
+
+class PoptorchBuffer(_PoptorchTensor, torch.Tensor):
+    """A wrapped buffer."""
+
+
+def is_wrapped(thing: Any) -> bool:
+    """Whether a model or tensor has one of the classes made here."""
+    return hasattr(type(thing), "_poptorch_host")
+
+
+@contextlib.contextmanager
+def as_original_class(thing: Any) -> Iterator[None]:
+    """Inside, a wrapped model or tensor has its own class again, with fresh weights."""
+    wrapped = type(thing)
+    wrapped._poptorch_host.sync()
+    thing.__class__ = wrapped._poptorch_base
+    try:
+        yield
+    finally:
+        thing.__class__ = wrapped
+
+
+def _tensor_class(kind: type, base: type, host: HostWeights) -> type:
+    bases = (kind,) if base in kind.__mro__ else (kind, base)
+    return type(kind.__name__, bases, {"_poptorch_host": host, "_poptorch_base": base})
+
+
+def _model_class(base: type, host: HostWeights) -> type:
+    def getattribute(self, name):
+        if name in _REACHES_WEIGHTS:
+            host.sync()
+        elif name == "destroy":
+            return host.executor.destroy
+        return base.__getattribute__(self, name)
+
+    def getattr_(self, name):
+        # Parameters, buffers and submodules aren't ordinary attributes.
+        host.sync()
+        return base.__getattr__(self, name)
+
+    def deepcopy(self, memo):
+        with as_original_class(self):
+            return copy.deepcopy(self, memo)
+
+    def reduce_ex(self, protocol):
+        with as_original_class(self):
+            return self.__reduce_ex__(protocol)
+
+    return type(
+        f"Poptorch{base.__name__}",
+        (base,),
+        {
+            "_poptorch_host": host,
+            "_poptorch_base": base,
+            "__module__": base.__module__,
+            "__doc__": base.__doc__,
+            "__getattribute__": getattribute,
+            "__getattr__": getattr_,
+            "__deepcopy__": deepcopy,
+            "__reduce_ex__": reduce_ex,
+        },
+    )
+
+
+def shallow_copy(model: torch.nn.Module) -> torch.nn.Module:
+    """A model of the original class with the same submodules and tensors, and attributes of its own."""
+    original = type(model)._poptorch_base if is_wrapped(model) else type(model)
+    duplicate = original.__new__(original)
+    duplicate.__dict__.update(model.__dict__)
+    return duplicate
+
+
+def check_buffers(model: torch.nn.Module) -> None:
+    """Raise poptorch.Error for a buffer that is more than a plain tensor."""
+    for buffer in model.buffers():
+        plain = type(buffer)._poptorch_base if is_wrapped(buffer) else type(buffer)
+        if plain is not torch.Tensor:
+            raise createPoptorchError(f"All buffers must be an instance of torch.Tensor (Got {type(buffer)})")
+
+
+def wrap(model: torch.nn.Module, host: HostWeights) -> None:
+    """Wrap `model` in place. RuntimeError if it is wrapped already."""
+    if is_wrapped(model):
+        raise RuntimeError(
+            "Model has already been wrapped in 'poptorch.trainingModel'. Call model.destroy() on the model "
+            "to unwrap before wrapping again."
+        )
+    for kind, members in ((PoptorchParameter, model.parameters()), (PoptorchBuffer, model.buffers())):
+        for tensor in members:
+            tensor.__class__ = _tensor_class(kind, type(tensor), host)
+    model.__class__ = _model_class(type(model), host)
+
+
+def unwrap(model: torch.nn.Module) -> None:
+    """Give `model` and its tensors their own classes back."""
+    if not is_wrapped(model):
+        return
+    type(model)._poptorch_host.sync()
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if is_wrapped(tensor):
+            tensor.__class__ = type(tensor)._poptorch_base
+    model.__class__ = type(model)._poptorch_base
+
+
+# Wrapped classes of models that were unwrapped for a while.
+_set_aside: weakref.WeakKeyDictionary[torch.nn.Module, HostWeights] = weakref.WeakKeyDictionary()
+
+
+def unwrapModelIfNecessary(model: torch.nn.Module) -> None:
+    """Give a wrapped model its own class back until rewrapModelIfNecessary."""
+    if is_wrapped(model):
+        _set_aside[model] = type(model)._poptorch_host
+        unwrap(model)
+
+
+def rewrapModelIfNecessary(model: torch.nn.Module) -> None:
+    """Wrap a model again that unwrapModelIfNecessary unwrapped."""
+    if model in _set_aside:
+        wrap(model, _set_aside.pop(model))
+
+
+def isDispatchTracing() -> bool:
+    """Whether a model runs on the device right now."""
+    return _trace.isRunningOnIpu()
+
+
+# Compile hooks.
+class _RemovableHook:
+    """Takes a hook off again."""
+
+    def __init__(self, hooks: dict[int, Callable[[], Any]], key: int) -> None:
+        self._hooks = hooks
+        self._key = key
+
+    def remove(self) -> None:
+        """The hook isn't called any more."""
+        self._hooks.pop(self._key, None)
+
+
+pre_compile_hooks: dict[int, Callable[[], Any]] = {}
+post_compile_hooks: dict[int, Callable[[], Any]] = {}
+_next_hook = iter(range(2**63)).__next__
+
+
+def _register(hooks: dict[int, Callable[[], Any]], hook: Callable[[], Any], kind: str) -> _RemovableHook:
+    if not callable(hook):
+        raise RuntimeError(f"{kind} hook must be callable")
+    key = _next_hook()
+    hooks[key] = hook
+    return _RemovableHook(hooks, key)
+
+
+def registerPreCompileHook(hook: Callable[[], Any]) -> _RemovableHook:
+    """Call `hook()` before every compilation; the handle's remove() ends it. RuntimeError if not callable."""
+    return _register(pre_compile_hooks, hook, "Pre-compile")
+
+
+def registerPostCompileHook(hook: Callable[[], Any]) -> _RemovableHook:
+    """Call `hook()` after every compilation; the handle's remove() ends it. RuntimeError if not callable."""
+    return _register(post_compile_hooks, hook, "Post-compile")
