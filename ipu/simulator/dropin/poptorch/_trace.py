@@ -13,6 +13,7 @@ from typing import Any, Iterator
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from .poptorch_core import MAX_IPUS_PER_PROCESS, createBackendError, usesIpuModel
 
@@ -121,7 +122,8 @@ class _FirstOperation(TorchDispatchMode):
         self._trace = trace
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if not self._trace.entries:
+        # A constant is made where it is first used, so only what takes a tensor counts.
+        if not self._trace.entries and any(isinstance(arg, torch.Tensor) for arg in tree_leaves(args)):
             self._trace.starts_outside_block = True
         return func(*args, **(kwargs or {}))
 

@@ -1,0 +1,198 @@
+"""Blocks, the stages they become, and what a compilation makes of them."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+import ipu
+
+ipu.select_device("simulator")
+poptorch = ipu.poptorch
+tracing = poptorch._trace.tracing
+AutoIncrement = poptorch.AutoStage.AutoIncrement
+
+
+class Layers(torch.nn.Module):
+    """A chain of linear layers, each its own block on the IPU that the list says."""
+
+    def __init__(self, ipus, names=None):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in ipus)
+        for index, (layer, ipu_id) in enumerate(zip(self.layers, ipus)):
+            poptorch.BeginBlock(layer, names[index] if names else f"B{index}", ipu_id=ipu_id)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def run(model, options=None):
+    with tracing(options or poptorch.Options()) as trace:
+        model(torch.zeros(1, 2))
+    return trace
+
+
+def test_begin_block_changes_nothing_but_a_hook():
+    layer = torch.nn.Linear(2, 2)
+    keys, kind, x = list(layer.state_dict()), type(layer), torch.ones(1, 2)
+    before = layer(x)
+    assert poptorch.BeginBlock(layer, "A", ipu_id=1) is layer
+    assert type(layer) is kind and list(layer.state_dict()) == keys
+    assert torch.equal(layer(x), before)  # inert outside a trace
+    assert [repr(h) for h in layer._forward_pre_hooks.values()] == ["BeginBlock(user_id=A, ipu_id=1)"]
+    with pytest.raises(poptorch.Error, match="module has already been assigned to a block"):
+        poptorch.BeginBlock(layer, "B")
+    with pytest.raises(poptorch.Error, match="module is not an instance of torch.nn.Module or function"):
+        poptorch.BeginBlock(3)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_blocks_survive_copies_and_removal_leaves_other_hooks(duplicate):
+    model = duplicate(Layers([0, 1]))
+    assert [entry.ipu for entry in run(model).entries] == [0, 1]
+    calls = []
+    model.layers[0].register_forward_pre_hook(lambda module, inputs: calls.append(module))
+    poptorch.removeBlocks(model)
+    assert run(model).entries == [] and len(calls) == 1
+    poptorch.BeginBlock(model.layers[0], "again")
+    with pytest.raises(AssertionError):
+        poptorch.removeBlocks("model")
+
+
+@pytest.mark.parametrize(
+    "ipus, depth, per_replica",
+    [
+        ([0], 1, 1),
+        ([0, 0, 0], 1, 1),
+        ([1], 2, 2),
+        ([0, 1, 2, 3], 4, 4),
+        ([0, 1, 2, 3, 0], 5, 4),  # the heads back on the first IPU, as in BERT
+        ([0, 3], 2, 4),
+        ([0, 1, 1, 0], 3, 2),
+    ],
+)
+def test_depth_counts_changes_of_the_ipu(ipus, depth, per_replica):
+    def options(accumulation=1, iterations=1):
+        made = poptorch.Options().deviceIterations(iterations)
+        made.Training.gradientAccumulation(accumulation)
+        return made
+
+    model = Layers(ipus)
+    trace = run(model)
+    assert (trace.num_pipeline_stages, trace.ipus_per_replica) == (depth, per_replica)
+    run(model, options(accumulation=2 * depth - 1)).validate(training=True)
+    run(model, options(iterations=depth)).validate(training=False)
+    if depth > 1:
+        with pytest.raises(poptorch.Error) as caught:
+            run(model, options(accumulation=2 * depth - 2)).validate(training=True)
+        assert f"pipeline stages ({2 * depth - 1}) when using poptorch.Pip" in str(caught.value)
+        assert f"with {depth} pipeline stages in PopTorch will have an additional {depth - 1} " in str(
+            caught.value
+        )
+        with pytest.raises(
+            poptorch.Error, match=rf"deviceIterations must be .* \({depth}\) when using PopTorch"
+        ):
+            run(model, options(iterations=depth - 1)).validate(training=False)
+    sharded = options().setExecutionStrategy(poptorch.ShardedExecution())
+    run(model, sharded).validate(training=True)
+
+
+def test_a_block_entered_again_keeps_its_stage():
+    model = Layers([0, 1, 0], names=["A", "B", "A"])
+    options = poptorch.Options().setExecutionStrategy(poptorch.PipelinedExecution(AutoIncrement))
+    for _ in range(2):  # a second trace counts from the beginning
+        assert [(e.block_id, e.stage, e.ipu) for e in run(model, options).entries] == [
+            ("A", 1, 0),
+            ("B", 2, 1),
+            ("A", 1, 0),
+        ]
+
+
+def test_where_a_block_stands():
+    """On its stage's own IPU, else on the one it was given, else on the stage's number."""
+    model = Layers([5, 5, None], names=["A", "B", "C"])
+    strategy = poptorch.PipelinedExecution(poptorch.Stage("A").ipu(2), ["B"], "C")
+    entries = run(model, poptorch.Options().setExecutionStrategy(strategy)).entries
+    assert [(e.stage, e.ipu) for e in entries] == [(0, 2), (1, 5), (2, 2)]
+    assert strategy.stage("B").blocks == ["B"]
+    with pytest.raises(AssertionError, match="Unknown block X"):
+        strategy.stage("X")
+
+
+def test_strategies_refuse():
+    with pytest.raises(AssertionError, match="Block IDs are supposed to be strings but got"):
+        poptorch.Stage(1)
+    with pytest.raises(AssertionError, match="A associated with more than one stage"):
+        poptorch.PipelinedExecution("A", ["B", "A"])
+    with pytest.raises(AssertionError, match="SameAsIpu was selected but no IPU was specified for block B0"):
+        run(Layers([None]))
+    unlisted = poptorch.Options().setExecutionStrategy(poptorch.PipelinedExecution("A"))
+    with pytest.raises(AssertionError, match=r"Unknown Block 'B0' list of expected Blocks: \['A'\]"):
+        run(Layers([0]), unlisted)
+
+
+def test_contexts_functions_and_numbers():
+    @poptorch.BlockFunction("decorated", ipu_id=2)
+    def decorated(x):
+        return x + 1
+
+    def forward(x):
+        poptorch.Block.useAutoId()
+        with poptorch.Block(ipu_id=0):
+            x = x + 1
+        with poptorch.Block(ipu_id=1):
+            x = x + 1
+        x = decorated(x)
+        poptorch.Block.start("last", ipu_id=3)
+        return poptorch.BeginBlock(torch.abs, "legacy", ipu_id=4)(x)
+
+    assert torch.equal(forward(torch.zeros(1)), torch.full((1,), 3.0))
+    entries = run(lambda x: forward(x)).entries
+    assert [(e.block_id, e.ipu) for e in entries] == [
+        ("0", 0),
+        ("1", 1),
+        ("decorated", 2),
+        ("last", 3),
+        ("legacy", 4),
+    ]
+
+
+def test_all_operations_belong_to_a_block_once_there_are_blocks():
+    layers = Layers([0])
+    run(lambda x: x * 2).validate(training=False)  # no blocks: all on the first IPU
+    run(layers).validate(training=False)
+    with pytest.raises(poptorch.Error, match="No active Block"):
+        run(lambda x: layers(x * 2)).validate(training=False)
+
+
+def test_number_of_ipus(monkeypatch):
+    def options(replicas=1):
+        return poptorch.Options().deviceIterations(8).replicationFactor(replicas)
+
+    three = Layers([0, 1, 2])
+    with pytest.raises(
+        poptorch.Error, match="specifies the use of 3 IPUs, however .* a minimum of 4 in order"
+    ):
+        run(three, options()).validate(training=False)
+    run(three, options().autoRoundNumIPUs()).validate(training=False)
+    with pytest.raises(poptorch.Error, match=r"Too many IPUs requested \(128\)"):
+        run(Layers([1]), options(replicas=64)).validate(training=False)
+    monkeypatch.setenv("POPTORCH_IPU_MODEL", "1")
+    run(three, options()).validate(training=False)
+
+
+def test_running_on_ipu_only_within_a_run():
+    seen = []
+    assert not poptorch.isRunningOnIpu()
+    run(lambda x: seen.append(poptorch.isRunningOnIpu()))
+    with poptorch._trace.running():
+        seen.append(poptorch.isRunningOnIpu())
+        Layers([None])(torch.zeros(1, 2))  # blocks only matter to the compiling run
+    with pytest.raises(RuntimeError), tracing(poptorch.Options()):
+        raise RuntimeError
+    assert seen == [True, True] and not poptorch.isRunningOnIpu()

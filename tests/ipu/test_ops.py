@@ -1,0 +1,117 @@
+"""Operations on plain CPU tensors: values, gradients, and what they refuse."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+import pytest
+import torch
+
+import ipu
+
+ipu.select_device("simulator")
+poptorch = ipu.poptorch
+
+IDENTITIES = [
+    poptorch.nop,
+    poptorch.recomputationCheckpoint,
+    lambda x: poptorch.set_available_memory(x, 0.3),
+    lambda x: poptorch.ipu_print_tensor(x, "title"),
+    lambda x: poptorch.identity_loss(x, "none"),
+    lambda x: poptorch.set_overlap_for_input(x, poptorch.OverlapMode.NoOverlap),
+    lambda x: poptorch.set_overlap_for_output((x,), poptorch.OverlapMode.OverlapAccumulationLoop)[0],
+]
+
+
+@pytest.mark.parametrize("identity", IDENTITIES)
+def test_identities_keep_values_and_autograd(identity):
+    x = torch.randn(3, requires_grad=True)
+    weights = torch.randn(3)
+    y = identity(x)
+    (y * weights).sum().backward()
+    assert torch.equal(y, x) and torch.equal(x.grad, weights)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_identity_loss_reduces(reduction):
+    x = torch.randn(4, requires_grad=True)
+    loss = poptorch.identity_loss(x, reduction)
+    assert loss.shape == () and torch.equal(loss, getattr(x, reduction)())
+    loss.backward()
+    assert torch.equal(x.grad, torch.full((4,), 1.0 if reduction == "sum" else 0.25))
+    with pytest.raises(AssertionError, match="Unsupported reduction type!"):
+        poptorch.identity_loss(x, "max")
+
+
+def test_a_run_knows_its_identity_losses():
+    with poptorch._trace.running() as run:
+        x = torch.ones(2)
+        loss = poptorch.identity_loss(x, "none")
+    assert run.identity_losses == [loss] or run.identity_losses[0] is loss
+    assert loss is not x
+
+
+def test_recomputation_checkpoint_gives_back_what_it_got():
+    a, b = torch.ones(1), torch.zeros(2)
+    Pair = namedtuple("Pair", "first second")
+    assert isinstance(poptorch.recomputationCheckpoint(a), torch.Tensor)
+    assert type(poptorch.recomputationCheckpoint(a, b)) is tuple
+    assert type(poptorch.recomputationCheckpoint([a, b])) is list
+    assert type(poptorch.recomputationCheckpoint((a,))) is tuple
+    assert type(poptorch.recomputationCheckpoint(Pair(a, b))) is Pair
+    with pytest.raises(ValueError, match="All inputs must be tensors"):
+        poptorch.recomputationCheckpoint(a, 3)
+
+
+@pytest.mark.parametrize("mode", list(poptorch.MatMulSerializationMode))
+def test_serialized_matmul_is_a_matmul(mode):
+    lhs, rhs = torch.randn(2, 3, requires_grad=True), torch.randn(3, 5)
+    product = poptorch.serializedMatMul(lhs, rhs, mode, factor=5)
+    assert torch.equal(product, lhs @ rhs)
+    product.sum().backward()
+    assert torch.equal(lhs.grad, torch.ones(2, 5) @ rhs.T)
+    with pytest.raises(AssertionError):
+        poptorch.serializedMatMul(lhs, rhs, mode.value)
+
+
+def test_attributes_nest_and_come_back():
+    def active():
+        return poptorch.ops.Attribute._active
+
+    outer = poptorch.Attribute(__outline={"layer": "embedding"})
+    outer.__enter__()
+    with poptorch.Attribute(__outline={"part": "sum"}, other={"a": "b"}):
+        assert active() == {"__outline": {"layer": "embedding", "part": "sum"}, "other": {"a": "b"}}
+        with outer:
+            assert active()["__outline"]["part"] == "sum"
+    assert active() == {"__outline": {"layer": "embedding"}}
+    outer.__exit__(None, None, None)
+    assert active() == {}
+    with pytest.raises(AssertionError):
+        poptorch.Attribute(__outline={"layer": 1})
+
+
+def test_what_is_no_tensor_is_refused():
+    with pytest.raises(poptorch.Error, match="You may only set available memory for torch.tensor values"):
+        poptorch.set_available_memory(3, 0.1)
+    with pytest.raises(poptorch.Error, match="ipu print tensor must take a torch.tensor argument"):
+        poptorch.ipu_print_tensor("x")
+    with pytest.raises(KeyError):
+        poptorch.ipu_print_tensor(torch.ones(1), float_format="hex")
+    with pytest.raises(AssertionError):
+        poptorch.NameScope(1)
+    with poptorch.NameScope("name"):
+        pass
+
+
+def test_helpers_for_programs_and_their_tests():
+    assert poptorch.testing.allclose(
+        (torch.ones(2), [torch.zeros(1)]), (torch.ones(2) + 1e-7, [torch.zeros(1)])
+    )
+    assert not poptorch.testing.allclose((torch.ones(2),), (torch.zeros(2),))
+    assert not poptorch.testing.allclose([torch.ones(2)], [])
+    channel = poptorch.profiling.Channel("loop")
+    thing = object()
+    assert channel.instrument(thing, "method") is thing
+    with channel.tracepoint("step"):
+        pass
