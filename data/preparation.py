@@ -103,13 +103,7 @@ def prepare_pretraining_data(
     if options.tokenizer == TRAINED_TOKENIZER:
         tokenizer = _trained_tokenizer(corpus, options, cache_folder / "vocabularies", progress)
     else:
-        tokenizer = load_tokenizer(options.tokenizer, lowercase=options.lowercase)
-    if tokenizer.vocab_size > options.vocab_size:
-        raise DataError(
-            f"the vocabulary {options.tokenizer} has {tokenizer.vocab_size} tokens, "
-            f"{tokenizer.vocab_size - options.vocab_size} more than vocab_size {options.vocab_size}: "
-            f"set vocab_size to {tokenizer.vocab_size}"
-        )
+        tokenizer = _named_tokenizer(options)
 
     def prepare(source: Corpus, validation_fraction: float) -> Path:
         parameters = PairParameters(
@@ -190,6 +184,17 @@ def _open_split(
     return dataset, SplitStatistics.of_shards(manifest["splits"].get(split, []))
 
 
+def _named_tokenizer(options: PretrainingDataOptions) -> Tokenizer:
+    tokenizer = load_tokenizer(options.tokenizer, lowercase=options.lowercase)
+    excess = tokenizer.vocab_size - options.vocab_size
+    if excess > 0:
+        raise DataError(
+            f"the vocabulary {options.tokenizer} has {tokenizer.vocab_size} tokens, {excess} more than vocab_size "
+            f"{options.vocab_size}: set vocab_size to {tokenizer.vocab_size}"
+        )
+    return tokenizer
+
+
 def _trained_tokenizer(
     corpus: Corpus, options: PretrainingDataOptions, vocabularies: Path, progress: bool
 ) -> Tokenizer:
@@ -233,7 +238,7 @@ def _from_tfrecords(options: PretrainingDataOptions, cache_folder: Path) -> Pret
             "no tokeniser: token ids have no text to train a vocabulary on; name the one that was used"
         )
     else:
-        tokenizer = load_tokenizer(options.tokenizer, lowercase=options.lowercase)
+        tokenizer = _named_tokenizer(options)
 
     def dataset(source: str, held_out: Optional[bool], for_training: bool) -> TfRecordPretrainingDataset:
         return TfRecordPretrainingDataset(

@@ -57,6 +57,7 @@ class TfRecordPretrainingDataset(SampleDataset):
     def _read(self, index: int) -> Dict[str, np.ndarray]:
         number = index if self._selected is None else int(self._selected[index])
         record = self._records.read(number)
+        where = f"record {number} of {self._records.source}"
         for features, wanted, key in (
             (_TOKENS, self.sequence_length, "sequence_length"),
             (_PREDICTIONS, self.mask_tokens, "mask_tokens"),
@@ -65,14 +66,14 @@ class TfRecordPretrainingDataset(SampleDataset):
                 found = len(record[feature])
                 if found != wanted:
                     raise DataError(
-                        f"record {number} of {self._records.source} has {feature} of length {found}, but {key} "
-                        f"is {wanted}: set {key} to {found} or take files written for {wanted}"
+                        f"{where} has {feature} of length {found}, but {key} is {wanted}: "
+                        f"set {key} to {found} or take files written for {wanted}"
                     )
         for feature in ("input_ids", "masked_lm_ids"):
             low, high = int(record[feature].min()), int(record[feature].max())
             if low < 0 or high >= self._vocab_size:
                 raise DataError(
-                    f"record {number} of {self._records.source} has token id {high if low >= 0 else low} in {feature}, "
+                    f"{where} has token id {high if low >= 0 else low} in {feature}, "
                     f"but vocab_size is {self._vocab_size}: set vocab_size to that of the files' vocabulary"
                 )
         return record

@@ -1,15 +1,16 @@
 """Shards: files of sentence pairs that are memory-mapped, so that a corpus of any size costs no memory.
 
-A file: 8 magic bytes, the header's length (uint64), the header (JSON, padded with blanks to a multiple of
-64 bytes), the examples' records, the tokens (A then B of each example, no special tokens). Little-endian.
-The header holds the body's CRC-32, so that a finished shard is known by itself and a damaged one is found.
-A folder of shards is whole when it has its manifest, which is written last.
+A file: 8 magic bytes, the header's length and CRC-32 (uint64 each), the header (JSON, padded with blanks so
+that the body begins at a multiple of 64 bytes), the examples' records, the tokens (A then B of each example, no
+special tokens); all little-endian. The header holds the body's CRC-32, so that a finished shard is known by
+itself and a damaged one is found. A folder of shards is whole when it has its manifest, which is written last.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import struct
 import zlib
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -23,6 +24,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 RECORD = np.dtype([("start", "<u8"), ("length_a", "<u2"), ("length_b", "<u2"), ("is_random_next", "<u4")])
 _MAGIC = b"PAIRSHRD"
+_PREFIX = struct.Struct("<8sQQ")
 _ALIGNMENT_BYTES = 64
 
 
@@ -45,8 +47,8 @@ def write_shard(
         crc32=zlib.crc32(body),
     )
     text = json.dumps(header, sort_keys=True).encode()
-    text += b" " * (-(len(_MAGIC) + 8 + len(text)) % _ALIGNMENT_BYTES)
-    write_atomically(path, _MAGIC + len(text).to_bytes(8, "little") + text + body)
+    text += b" " * (-(_PREFIX.size + len(text)) % _ALIGNMENT_BYTES)
+    write_atomically(path, _PREFIX.pack(_MAGIC, len(text), zlib.crc32(text)) + text + body)
     return header
 
 
@@ -54,18 +56,18 @@ def read_header(path: Path) -> Tuple[Dict[str, Any], int]:
     """A shard's header and where its body begins (bytes). DataError if the file isn't a whole shard."""
     try:
         with path.open("rb") as file:
-            magic, length = file.read(len(_MAGIC)), int.from_bytes(file.read(8), "little")
             size = os.fstat(file.fileno()).st_size
-            if magic != _MAGIC or length > size:
-                raise DataError(_damaged(path, f"it has {size} bytes that don't begin as a shard does"))
-            header: Dict[str, Any] = json.loads(file.read(length))
+            prefix = file.read(_PREFIX.size)
+            if len(prefix) < _PREFIX.size:
+                raise DataError(_damaged(path, f"it has {size} bytes"))
+            magic, length, checksum = _PREFIX.unpack(prefix)
+            text = file.read(min(length, size))
     except OSError as error:
         raise DataError(_damaged(path, f"it can't be read ({error.strerror})")) from error
-    except ValueError as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(_damaged(path, "its header is no JSON")) from error
-    body_start = len(_MAGIC) + 8 + length
+    if magic != _MAGIC or zlib.crc32(text) != checksum:
+        raise DataError(_damaged(path, "it doesn't begin as a shard does"))
+    header: Dict[str, Any] = json.loads(text)
+    body_start = _PREFIX.size + length
     expected = body_start + header["body_bytes"]
     if size != expected:
         raise DataError(_damaged(path, f"it has {size} bytes instead of {expected}"))
@@ -153,11 +155,11 @@ def load_manifest(folder: Path) -> Optional[Dict[str, Any]]:
     if not path.exists():
         return None
     try:
-        manifest: Dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(manifest["splits"], dict):
-            raise KeyError("splits")
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(_damaged(path, f"it is no manifest ({error})")) from error
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(_damaged(path, f"it can't be read ({error})")) from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("splits"), dict):
+        raise DataError(_damaged(path, "it lists no splits"))
     return manifest
 
 
@@ -172,7 +174,7 @@ def open_shards(folder: Path, split: str) -> ShardedExamples:
     for index, expected in enumerate(manifest["splits"].get(split, [])):
         path = folder / shard_name(split, index)
         header = verify_shard(path)
-        if header["crc32"] != expected["crc32"]:
+        if header != expected:
             raise DataError(_damaged(path, "it isn't the shard that the manifest lists"))
         if header["examples"]:
             paths.append(path)

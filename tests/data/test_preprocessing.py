@@ -1,0 +1,181 @@
+"""Preprocessing gives the same shards however many workers do it and however often it is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Dict, List
+
+import numpy as np
+import pytest
+
+from data.chunks import TRAIN, VALIDATION, is_held_out
+from data.corpora import Corpus
+from data.errors import DataError
+from data.preprocessing import prepare_shards
+from data.shards import MANIFEST, load_manifest, open_shards
+from data.tokenizer import Tokenizer
+from tests.data import preprocess_slowly
+from tests.data.conftest import write_text_corpus
+from tests.data.preprocess_slowly import PARAMETERS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vocabulary")
+    tokenizer.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def large(documents: List[str], tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """A corpus of several chunks: the documents eight times, numbered so that they differ."""
+    copies = [f"Copy {copy}.\n{document}" for copy in range(8) for document in documents]
+    return write_text_corpus(tmp_path_factory.mktemp("large") / "large.txt", copies)
+
+
+@pytest.fixture(scope="module")
+def expected(
+    large: Corpus, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Dict[str, bytes]:
+    cache = tmp_path_factory.mktemp("expected")
+    return contents(prepare_shards(large, tokenizer, PARAMETERS, cache, workers=0, progress=False))
+
+
+def contents(folder: Path) -> Dict[str, bytes]:
+    """The folder's name and files, lock and all: two runs must agree in every byte."""
+    return {f"{folder.name}/{path.name}": path.read_bytes() for path in folder.iterdir()}
+
+
+def start(
+    corpus: Corpus, vocabulary: Path, cache: Path, *, workers: int, documents: int = -1
+) -> subprocess.Popen:
+    arguments = [corpus.name, vocabulary, cache, workers, documents]
+    return subprocess.Popen(
+        [sys.executable, str(Path(preprocess_slowly.__file__)), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_workers_change_nothing(
+    large: Corpus, tokenizer: Tokenizer, tmp_path: Path, expected: Dict[str, bytes]
+) -> None:
+    assert sum(name.endswith(".shard") for name in expected) >= 5
+    folder = prepare_shards(large, tokenizer, PARAMETERS, tmp_path, workers=2, progress=False)
+    assert contents(folder) == expected
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_run_is_continued(
+    large: Corpus,
+    tokenizer: Tokenizer,
+    vocabulary: Path,
+    tmp_path: Path,
+    expected: Dict[str, bytes],
+    workers: int,
+) -> None:
+    process = start(large, vocabulary, tmp_path, workers=workers, documents=450)
+    written: List[Path] = []
+    deadline = time.monotonic() + 60
+    while len(written) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+        written = sorted(tmp_path.glob("pairs-*/*.shard"))
+    children = children_of(process.pid)
+    assert len(children) >= workers
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    (folder,) = tmp_path.glob("pairs-*")
+    assert not (folder / MANIFEST).exists()
+    with pytest.raises(DataError, match="no finished shards"):
+        open_shards(folder, TRAIN)
+    while any(is_running(child) for child in children):
+        assert time.monotonic() < deadline, "workers outlive their parent"
+        time.sleep(0.02)
+
+    # As if the kill had come in the middle of a write, and on a file system that reorders renames.
+    (folder / ".train-00009.shard.abc").write_bytes(b"half")
+    written[1].write_bytes(written[1].read_bytes()[:-100])
+    kept = written[0].stat().st_mtime_ns
+    assert prepare_shards(large, tokenizer, PARAMETERS, tmp_path, workers=0, progress=False) == folder
+    assert contents(folder) == expected
+    assert written[0].stat().st_mtime_ns == kept
+
+
+def children_of(pid: int) -> List[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    if not children.exists():
+        pytest.skip("needs /proc to see a process' children")
+    return [int(child) for child in children.read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+def test_two_runs_at_once_share_the_work(
+    large: Corpus, vocabulary: Path, tmp_path: Path, expected: Dict[str, bytes]
+) -> None:
+    processes = [start(large, vocabulary, tmp_path, workers=0) for _ in range(2)]
+    assert [process.wait(timeout=60) for process in processes] == [0, 0]
+    (folder,) = tmp_path.iterdir()
+    assert contents(folder) == expected
+
+
+def test_a_finished_folder_is_not_written_again(corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    folder = prepare_shards(corpus, tokenizer, PARAMETERS, tmp_path, workers=0, progress=False)
+    times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert prepare_shards(corpus, tokenizer, PARAMETERS, tmp_path, workers=0, progress=False) == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == times
+
+
+def test_a_failing_worker_is_reported(large: Corpus, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """A folder that can't be written to: the worker's own error arrives, and the run ends."""
+    folder = prepare_shards(large, tokenizer, PARAMETERS, tmp_path, workers=0, progress=False)
+    (folder / MANIFEST).unlink()
+    for path in folder.glob("*.shard"):
+        path.unlink()
+        path.mkdir()
+    with pytest.raises(OSError):
+        prepare_shards(large, tokenizer, PARAMETERS, tmp_path, workers=2, progress=False)
+
+
+def test_shards_hold_the_documents_text(
+    corpus: Corpus, tokenizer: Tokenizer, documents: List[str], tmp_path: Path
+) -> None:
+    """Each segment of an example is a run of tokens of a document of its own split."""
+    folder = prepare_shards(corpus, tokenizer, PARAMETERS, tmp_path, workers=0, progress=False)
+    for split, held_out in ((TRAIN, False), (VALIDATION, True)):
+        mine = [
+            document
+            for document in documents
+            if is_held_out(document, PARAMETERS.validation_fraction) == held_out
+        ]
+        # Tokens as characters, so that a run of them is a substring.
+        texts = ["".join(chr(i) for ids in tokenizer.encode_lines(d.split("\n")) for i in ids) for d in mine]
+        examples = open_shards(folder, split)
+        assert len(examples) > 20
+        seen = set()
+        for tokens_a, tokens_b, is_random_next in examples.read(np.arange(len(examples))):
+            a, b = ("".join(map(chr, tokens.tolist())) for tokens in (tokens_a, tokens_b))
+            owners_a, owners_b = ({n for n, text in enumerate(texts) if run in text} for run in (a, b))
+            assert owners_a and owners_b
+            assert is_random_next or owners_a & owners_b
+            assert 2 <= len(a) + len(b) <= PARAMETERS.sequence_length - 3
+            seen |= owners_a
+        assert len(seen) == len([text for text in texts if len(text) > 10])
+        manifest = load_manifest(folder)
+        assert manifest is not None
+        headers = manifest["splits"][split]
+        assert sum(header["documents"] for header in headers) == len(mine)
+        assert sum(header["tokens"] for header in headers) == sum(map(len, texts))

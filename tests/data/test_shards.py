@@ -1,0 +1,142 @@
+"""A shard is read as it was written, or refused: never half of it."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import List
+
+import numpy as np
+import pytest
+
+from data.errors import DataError
+from data.shards import (
+    MANIFEST,
+    RECORD,
+    ShardedExamples,
+    open_shards,
+    shard_name,
+    verify_shard,
+    write_manifest,
+    write_shard,
+)
+
+
+def write_folder(folder: Path, sizes: List[int], token_type: str = "<u2") -> None:
+    """Shards whose example n has n % 5 + 1 tokens of value n in A and one of value n + 1 in B."""
+    headers, n = [], 0
+    for number, size in enumerate(sizes):
+        records, tokens = np.zeros(size, dtype=RECORD), []
+        for row in range(size):
+            records[row] = (len(tokens), n % 5 + 1, 1, n % 2)
+            tokens += [n] * (n % 5 + 1) + [n + 1]
+            n += 1
+        counts = {"documents": 1, "sentences": 2, "tokens": len(tokens)}
+        headers.append(
+            write_shard(folder / shard_name("train", number), records, np.array(tokens, token_type), counts)
+        )
+    write_manifest(folder, {}, {"train": headers})
+
+
+@pytest.mark.parametrize("token_type", ["<u2", "<u4"])
+def test_examples_come_back(tmp_path: Path, token_type: str) -> None:
+    write_folder(tmp_path, [3, 0, 70, 1], token_type)
+    examples = open_shards(tmp_path, "train")
+    assert len(examples) == 74
+    for examples_again in (examples, pickle.loads(pickle.dumps(examples))):
+        order = np.random.default_rng(0).permutation(74)
+        for n, (tokens_a, tokens_b, is_random_next) in zip(order.tolist(), examples_again.read(order)):
+            assert tokens_a.tolist() == [n] * (n % 5 + 1)
+            assert tokens_b.tolist() == [n + 1]
+            assert is_random_next == n % 2
+
+
+def test_token_counts(tmp_path: Path) -> None:
+    write_folder(tmp_path, [2, 3])
+    # Example n: n % 5 + 1 times n, once n + 1.
+    assert open_shards(tmp_path, "train").token_counts(7).tolist() == [1, 3, 4, 5, 6, 1, 0]
+
+
+def test_the_largest_ids_survive(tmp_path: Path) -> None:
+    records = np.array([(0, 1, 1, 1)], dtype=RECORD)
+    for token_type, largest in (("<u2", 65535), ("<u4", 70000)):
+        path = tmp_path / f"{largest}.shard"
+        write_shard(path, records, np.array([largest, 0], token_type), {})
+        tokens_a, tokens_b, _ = ShardedExamples([path]).read(np.array([0]))[0]
+        assert tokens_a.tolist() == [largest] and tokens_b.tolist() == [0]
+
+
+def damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "empty":
+        content = bytearray()
+    elif how == "truncated":
+        content = content[:-1]
+    elif how == "grown":
+        content += b"\0"
+    elif how == "flipped":
+        content[-1] ^= 1
+    elif how == "no magic":
+        content[0] ^= 1
+    elif how == "header":
+        content[24] = ord("?")
+    elif how == "huge header":
+        content[8:16] = b"\xff" * 8
+    elif how == "missing":
+        path.unlink()
+        return
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "how", ["empty", "truncated", "grown", "flipped", "no magic", "header", "huge header", "missing"]
+)
+def test_a_damaged_shard_is_refused_by_name(tmp_path: Path, how: str) -> None:
+    write_folder(tmp_path, [5, 5])
+    path = tmp_path / shard_name("train", 1)
+    damage(path, how)
+    with pytest.raises(DataError, match=f"{path} is damaged.*Delete the folder {tmp_path}"):
+        open_shards(tmp_path, "train")
+
+
+def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
+    write_folder(tmp_path, [3])
+    path = tmp_path / shard_name("train", 0)
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :])
+        with pytest.raises(DataError):
+            verify_shard(path)
+
+
+def test_shards_of_another_run_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    write_folder(tmp_path / "a", [5])
+    write_folder(tmp_path / "b", [6])
+    name = shard_name("train", 0)
+    (tmp_path / "a" / name).write_bytes((tmp_path / "b" / name).read_bytes())
+    with pytest.raises(DataError, match="manifest"):
+        open_shards(tmp_path / "a", "train")
+
+
+def test_without_a_manifest_nothing_is_read(tmp_path: Path) -> None:
+    write_folder(tmp_path, [5])
+    (tmp_path / MANIFEST).unlink()
+    with pytest.raises(DataError, match="no finished shards"):
+        open_shards(tmp_path, "train")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"splits": 3}'])
+def test_a_damaged_manifest_is_refused(tmp_path: Path, content: str) -> None:
+    write_folder(tmp_path, [5])
+    (tmp_path / MANIFEST).write_text(content)
+    with pytest.raises(DataError, match=MANIFEST):
+        open_shards(tmp_path, "train")
+
+
+def test_nothing_temporary_is_left(tmp_path: Path) -> None:
+    write_folder(tmp_path, [2, 2])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [MANIFEST, shard_name("train", 0), shard_name("train", 1)]
+    )
