@@ -169,9 +169,9 @@ def _check(weights: Dict[str, Tensor], model: nn.Module, folder: Path, head: str
         faults.append("of another shape " + _listed(mismatching))
     if faults:
         raise ConversionError(
-            f"the weights in {folder} aren't those of its {CONFIG_FILE} with a {head} head: "
-            f"{'; '.join(faults)} (by this program's names). Give the folder of a whole model, saved together "
-            "with its configuration"
+            f"the weights in {folder} aren't those of a {head} model by its {CONFIG_FILE}: "
+            f"{'; '.join(faults)} (this program's names). Give the folder of a whole model, saved with its "
+            "configuration"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from .config import ModelConfig
@@ -15,7 +16,8 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.word = nn.Embedding(config.vocab_size, config.hidden_size)
+        # As in transformers' BERT, [PAD] (token 0) learns nothing as an input.
+        self.word = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=0)
         self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -24,7 +26,8 @@ class Embeddings(nn.Module):
     def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
         """int32 or int64 [B, S] twice -> [B, S, h]. Raises ValueError if S has no position embedding."""
         sequence_length = input_ids.shape[1]
-        if sequence_length > self.position.num_embeddings:
+        # A tracer's lengths aren't plain numbers that Python may compare.
+        if not torch.jit.is_tracing() and sequence_length > self.position.num_embeddings:
             raise ValueError(
                 f"a sequence has {sequence_length} tokens, but the model has position embeddings for "
                 f"{self.position.num_embeddings} only: shorten the sequences or raise max_position_embeddings"

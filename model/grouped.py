@@ -25,8 +25,8 @@ class GroupedConvolution(nn.Module):
         assert in_channels % groups == 0 and out_channels % groups == 0 and kernel_size % 2 == 1
         self.groups = groups
         self.padding = kernel_size // 2
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size))
-        self.bias = nn.Parameter(torch.empty(out_channels))
+        self.weight = nn.Parameter(torch.zeros(out_channels, in_channels // groups, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
 
     def forward(self, x_bsc: Tensor) -> Tensor:
         """[B, S, in_channels] -> [B, S, out_channels]. Beyond either end of a sequence there are zeros."""
