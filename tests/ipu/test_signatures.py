@@ -22,10 +22,10 @@ API = json.loads((Path(__file__).parent / "poptorch_api.json").read_text())
 NEEDED = """
     AsynchronousDataAccessor Attribute AutoStage BeginBlock Block BlockFunction ConnectionType DataLoader
     DataLoaderMode Error MatMulSerializationMode MeanReductionStrategy NameScope Options OutputMode
-    PipelinedExecution PoplarExecutor RecoverableError ReductionType ShardedExecution Stage TensorLocationSettings
-    UnrecoverableError createPoptorchError identity_loss inferenceModel ipuHardwareIsAvailable ipuHardwareVersion
-    ipu_print_tensor isRunningOnIpu nop recomputationCheckpoint removeBlocks serializedMatMul setLogLevel
-    set_available_memory trainingModel
+    PipelinedExecution PoplarExecutor RecoverableError ReductionType ShardedExecution Stage
+    TensorLocationSettings UnrecoverableError createPoptorchError identity_loss inferenceModel
+    ipuHardwareIsAvailable ipuHardwareVersion ipu_print_tensor isRunningOnIpu nop recomputationCheckpoint
+    removeBlocks serializedMatMul setLogLevel set_available_memory trainingModel
 """.split()
 
 

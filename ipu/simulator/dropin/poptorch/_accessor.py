@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import traceback
 import weakref
 from typing import Any, Iterator
 
@@ -61,14 +62,16 @@ class AsynchronousDataAccessor:
         # The thread holds no reference to self: forgetting the accessor ends it, and so does leaving the
         # program.
         thread = threading.Thread(
-            target=self._ring.load, args=(self._dataset, flatten, load_indefinitely), daemon=True
+            target=_load, args=(self._ring, self._dataset, load_indefinitely), daemon=True
         )
         self._end = weakref.finalize(self, _end_thread, self._ring, thread)
         thread.start()
         try:
             self._ring.wait_until_started()
         except Exception as error:
-            logger.error("The data set failed before its first element", exc_info=error)
+            self._end()
+            # As text: a log that keeps its records would keep this accessor with the traceback.
+            logger.error("The data set failed before its first element:\n%s", traceback.format_exc())
             raise createPoptorchError(
                 "AsynchronousDataAccessor worker thread failed to start (Check above for details)"
             ) from error
@@ -97,6 +100,14 @@ class AsynchronousDataAccessor:
             raise createPoptorchError("The AsynchronousDataAccessor has been terminated") from stopped
         # Loading goes on with the next pass by itself, unless it waits to be asked.
         self._begun = not self._load_indefinitely
+
+
+def _load(ring: Ring, dataset: Any, load_indefinitely: bool) -> None:
+    ring.load(dataset, flatten, load_indefinitely)
+    # A torch loader with persistent workers keeps them until it goes itself.
+    loader = dataset.loader if isinstance(dataset, Rebatched) else dataset
+    if getattr(loader, "_iterator", None) is not None:
+        loader._iterator = None
 
 
 def _end_thread(ring: Ring, thread: threading.Thread) -> None:

@@ -43,19 +43,19 @@ class Rebatched:
     """
 
     def __init__(self, loader: Any, size: int, drop_last: bool):
-        self._loader = loader
+        self.loader = loader
         self._size = size
         self._drop_last = drop_last
 
     def __len__(self) -> int:
         # A torch loader says how many elements its batches have in all; anything else yields elements.
-        elements = len(getattr(self._loader, "dataset", self._loader))
+        elements = len(getattr(self.loader, "dataset", self.loader))
         return (elements if self._drop_last else elements + self._size - 1) // self._size
 
     def __iter__(self) -> Iterator[Any]:
         pending: list[list[torch.Tensor]] = []
         held = 0
-        for batch in self._loader:
+        for batch in self.loader:
             tensors, build = flatten(batch)
             pending.append(tensors)
             held += len(tensors[0])

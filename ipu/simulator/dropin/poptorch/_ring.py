@@ -59,8 +59,8 @@ class Ring:
         """Waits for the first element; raises what loading raised before it."""
         with self._changed:
             self._changed.wait_for(lambda: self._filled or self._failure or self._stopped)
-            if self._failure is not None and not self._filled:
-                raise self._failure
+            if not self._filled:
+                self._raise_failure()
 
     def open(self) -> None:
         """Lets loading go on beyond the first element."""
@@ -85,8 +85,7 @@ class Ring:
             if self._stopped:
                 raise Stopped
             if not self._filled:
-                assert self._failure is not None
-                raise self._failure
+                self._raise_failure()
             entry = self._filled.popleft()
             self._changed.notify_all()
             if entry is END:
@@ -99,6 +98,13 @@ class Ring:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+
+    def _raise_failure(self) -> None:
+        # Raised once and forgotten: its traceback will hold the consumer's frames, and all that they hold.
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            self._stopped = True
+            raise failure
 
     def _release_taken(self) -> None:
         if self._taken is not None:

@@ -1,0 +1,280 @@
+"""The data loader: combined batches, slices of processes, loading in the background."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import threading
+import time
+
+import pytest
+import torch
+from torch.utils.data import BatchSampler, IterableDataset, SequentialSampler
+
+import ipu
+
+ipu.select_device("simulator")
+poptorch = ipu.poptorch
+Mode = poptorch.DataLoaderMode
+
+
+class Numbers(torch.utils.data.Dataset):
+    """Elements (i, 2i); may fail at one."""
+
+    def __init__(self, count, broken=None):
+        self.count, self.broken = count, broken
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if index == self.broken:
+            raise ArithmeticError(f"element {index} is broken")
+        return torch.tensor(index), torch.tensor(2 * index)
+
+
+class Stream(IterableDataset):
+    """Counts; each worker its own share."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __iter__(self):
+        worker = torch.utils.data.get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        return iter([torch.tensor(i) for i in range(first, self.count, step)])
+
+
+def options(iterations=1, replicas=1, accumulation=1, process=0, processes=1, seed=None):
+    made = poptorch.Options().deviceIterations(iterations).replicationFactor(replicas)
+    made.Training.gradientAccumulation(accumulation)
+    made.Distributed.configureProcessId(process, processes)
+    return made if seed is None else made.randomSeed(seed)
+
+
+def firsts(loader):
+    return [batch[0].tolist() for batch in loader]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running():
+    threads = threading.active_count()
+    yield
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while (threading.active_count() > threads or multiprocessing.active_children()) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(0.05)
+    assert threading.active_count() <= threads and not multiprocessing.active_children()
+
+
+def test_a_batch_is_what_one_call_consumes():
+    loader = poptorch.DataLoader(options(2, 3, 4), Numbers(200), batch_size=2)
+    assert loader.combinedBatchSize == 2 * 2 * 3 * 4
+    assert loader.options.device_iterations == 2
+    assert firsts(loader) == [list(range(i, i + 48)) for i in (0, 48, 96, 144)]
+    assert len(loader) == 4  # unlike torch's, the remainder is dropped by default
+    grouped = options(1, 4, 1).inputReplicaGrouping(2, poptorch.CommGroupType.Consecutive)
+    assert poptorch.DataLoader(grouped, Numbers(9), batch_size=3).combinedBatchSize == 6
+
+
+def test_no_automatic_batching():
+    loader = poptorch.DataLoader(options(), Numbers(3), batch_size=None)
+    assert loader.combinedBatchSize is None
+    assert [int(batch[0]) for batch in loader] == [0, 1, 2]
+
+
+def test_a_short_last_batch_is_announced(caplog):
+    loader = poptorch.DataLoader(options(2), Numbers(7), batch_size=2, drop_last=False)
+    assert firsts(loader) == [[0, 1, 2, 3], [4, 5, 6]]
+    assert "the last batch has 3 elements" in caplog.text
+
+
+def test_samplers_and_further_arguments_reach_torch():
+    loader = poptorch.DataLoader(options(2), Numbers(10), sampler=range(9, -1, -1), collate_fn=list)
+    assert [[int(pair[0]) for pair in batch] for batch in loader][:2] == [[9, 8], [7, 6]]
+
+
+def test_batch_samplers_are_joined():
+    sampler = BatchSampler(SequentialSampler(range(14)), batch_size=2, drop_last=False)
+    loader = poptorch.DataLoader(options(3), Numbers(14), batch_sampler=sampler)
+    assert loader.combinedBatchSize == 6 and len(loader) == 2
+    assert firsts(loader) == [list(range(6)), list(range(6, 12))]
+    rest = poptorch.DataLoader(options(3), Numbers(14), batch_sampler=sampler, drop_last=False)
+    assert len(rest) == 3 and firsts(rest)[-1] == [12, 13]
+    for clash in ({"batch_size": 2}, {"shuffle": True}):
+        with pytest.raises(poptorch.Error, match="mutually exclusive with batch_size, shuffle"):
+            poptorch.DataLoader(options(), Numbers(4), batch_sampler=sampler, **clash)
+    with pytest.raises(poptorch.Error, match="mutually exclusive with auto_distributed_partitioning=True"):
+        poptorch.DataLoader(options(processes=2), Numbers(4), batch_sampler=sampler)
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_processes_read_contiguous_slices(drop_last):
+    slices = [
+        sum(
+            firsts(
+                poptorch.DataLoader(options(2, process=p, processes=3), Numbers(20), 2, drop_last=drop_last)
+            ),
+            [],
+        )
+        for p in range(3)
+    ]
+    if drop_last:
+        assert slices == [list(range(0, 4)), list(range(4, 8)), list(range(8, 12))]
+    else:
+        assert sum(slices, []) == list(range(20)) and [len(s) for s in slices] == [7, 7, 6]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_is_left_over_takes_turns_and_shuffles_agree(num_workers):
+    """Two processes of 2 elements each out of 5: epochs begin at 0, 1, 0, ... in an order that both share."""
+
+    def loaders(shuffle):
+        return [
+            poptorch.DataLoader(
+                options(process=p, processes=2, seed=7), Numbers(5), 2, shuffle, num_workers=num_workers
+            )
+            for p in range(2)
+        ]
+
+    def epochs(pair):
+        return [[sum(firsts(loader), []) for loader in pair] for _ in range(3)]
+
+    assert epochs(loaders(False)) == [[[0, 1], [2, 3]], [[1, 2], [3, 4]], [[0, 1], [2, 3]]]
+    shuffled = epochs(loaders(True))
+    assert all(len({*first, *second}) == 4 for first, second in shuffled)  # no element twice
+    assert len({str(epoch) for epoch in shuffled}) == 3
+
+
+def test_distributed_shuffling_needs_a_seed():
+    with pytest.raises(AssertionError, match=r"you must set poptorch\.Options\.randomSeed\(\)"):
+        poptorch.DataLoader(options(processes=2), Numbers(8), shuffle=True)
+    whole = poptorch.DataLoader(options(processes=2), Numbers(4), auto_distributed_partitioning=False)
+    assert len(whole) == 4
+    with pytest.raises(AssertionError):
+        poptorch.DataLoader(options(processes=2), Stream(4))
+
+
+def test_iterable_data_sets(caplog):
+    assert [b.tolist() for b in poptorch.DataLoader(options(2), Stream(5), 1)] == [[0, 1], [2, 3]]
+    poptorch.DataLoader(options(), Stream(4), num_workers=1)
+    assert "worker_init_fn" in caplog.text
+
+
+@pytest.mark.parametrize("mode", [Mode.Async, Mode.AsyncRebatched])
+def test_background_loading_gives_the_same(mode):
+    loader = poptorch.DataLoader(options(2), Numbers(11), 2, mode=mode)
+    expected = firsts(poptorch.DataLoader(options(2), Numbers(11), 2))
+    assert len(loader) == 2
+    for _ in range(3):
+        assert firsts(loader) == expected
+
+
+def test_rebatching_keeps_what_workers_would_drop():
+    """Two workers with 5 elements each: torch would give batches of 4 and lose the fifth of each."""
+    loader = poptorch.DataLoader(
+        options(2), Stream(10), 2, mode=Mode.AsyncRebatched, num_workers=2, worker_init_fn=int
+    )
+    assert [len(batch) for batch in loader] == [4, 4]
+    small = poptorch.DataLoader(
+        options(2), Numbers(10), 2, mode=Mode.AsyncRebatched, rebatched_worker_size=3, drop_last=False
+    )
+    assert firsts(small) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]] and len(small) == 3
+    # Async that keeps the last batch is rebatched too.
+    kept = poptorch.DataLoader(options(2), Numbers(10), 2, mode=Mode.Async, drop_last=False)
+    assert firsts(kept) == firsts(small)
+
+
+def test_what_is_drawn_in_the_background_leaves_the_programs_generator_alone():
+    def draws(pause_s):
+        torch.manual_seed(3)
+        loader = poptorch.DataLoader(options(), Numbers(6), shuffle=True, mode=Mode.Async)
+        order = []
+        for _ in range(2):
+            order.append([int(batch[0]) for batch in loader])
+            time.sleep(pause_s)
+        return order, torch.rand(2).tolist()
+
+    assert draws(0.0) == draws(0.05)
+
+
+def test_tensors_are_overwritten_when_the_next_one_is_taken():
+    accessor = poptorch.AsynchronousDataAccessor(poptorch.DataLoader(options(), Numbers(9), 1), buffer_size=2)
+    kept = [batch[0] for batch in accessor]
+    assert len({tensor.data_ptr() for tensor in kept}) == 2  # nine elements in two places
+    assert [int(batch[0].clone()) for batch in accessor] == list(range(9))
+
+
+def test_an_abandoned_pass_begins_again():
+    loader = poptorch.DataLoader(options(), Numbers(8), mode=Mode.Async)
+    for taken in (1, 3):
+        for _, batch in zip(range(taken), loader):
+            last = int(batch[0])
+        assert last == taken - 1
+    assert [int(batch[0]) for batch in loader] == list(range(8))
+
+
+def test_loading_once_waits_to_be_asked():
+    passes = []
+
+    class Counted(Numbers):
+        def __getitem__(self, index):
+            passes.append(index)
+            return super().__getitem__(index)
+
+    loader = poptorch.DataLoader(
+        options(), Counted(4), mode=Mode.Async, async_options={"load_indefinitely": False}
+    )
+    assert passes == [0]  # without early_preload, no more than shows that it works
+    assert len(firsts(loader)) == 4
+    time.sleep(0.1)
+    assert passes == [0, 1, 2, 3]
+    assert len(firsts(loader)) == 4 and len(passes) == 8
+
+
+def test_errors_of_the_data_set_reach_the_consumer(caplog):
+    loader = poptorch.DataLoader(options(), Numbers(5, broken=2), mode=Mode.Async)
+    iterator = iter(loader)
+    assert [int(next(iterator)[0]) for _ in range(2)] == [0, 1]
+    with pytest.raises(ArithmeticError, match="element 2 is broken"):
+        next(iterator)
+    with pytest.raises(poptorch.Error, match=r"worker thread failed to start \(Check above for details\)"):
+        poptorch.DataLoader(options(), Numbers(5, broken=0), mode=Mode.Async)
+    assert "element 0 is broken" in caplog.text
+
+
+def test_an_accessor_ends_when_told_or_forgotten():
+    threads = threading.active_count()
+    loader = poptorch.DataLoader(options(), Numbers(50), mode=Mode.Async, num_workers=1)
+    iterator = iter(loader)
+    next(iterator)
+    loader.terminate()
+    assert threading.active_count() == threads
+    with pytest.raises(poptorch.Error, match="has been terminated"):
+        next(iterator)
+    del loader, iterator
+    forgotten = poptorch.AsynchronousDataAccessor([torch.ones(1)] * 3)
+    assert threading.active_count() == threads + 1
+    del forgotten  # the fixture sees the thread gone
+
+
+def test_accessors_take_flat_containers():
+    for element in (torch.ones(2), (torch.ones(1), torch.zeros(2)), [torch.ones(1)], {"a": torch.ones(3)}):
+        accessor = poptorch.AsynchronousDataAccessor([element] * 2)
+        assert len(accessor) == 2
+        for got in accessor:
+            assert type(got) is type(element)
+            assert poptorch.testing.allclose(
+                list(got.values()) if isinstance(got, dict) else got,
+                list(element.values()) if isinstance(element, dict) else element,
+            )
+    with pytest.raises(poptorch.Error, match="failed to start"):
+        poptorch.AsynchronousDataAccessor([(torch.ones(1), "text")])
+    with pytest.raises(poptorch.Error, match="already uses an AsynchronousDataAccessor internally"):
+        poptorch.AsynchronousDataAccessor(poptorch.DataLoader(options(), Numbers(2), mode=Mode.Async))
+    with pytest.raises(poptorch.Error, match="rebatched_size must be None or greater than 1"):
+        poptorch.AsynchronousDataAccessor([torch.ones(1)], rebatched_size=1)
+    joined = poptorch.AsynchronousDataAccessor([torch.arange(3)] * 3, rebatched_size=2)
+    assert [got.tolist() for got in joined] == [[0, 1], [2, 0], [1, 2], [0, 1]]

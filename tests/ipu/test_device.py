@@ -1,0 +1,163 @@
+"""The choice of the device. Each case is a process of its own: the choice is made once in a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import ipu
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DROP_IN = REPOSITORY / "ipu" / "simulator" / "dropin"
+
+
+def run(program, path=(), folder=REPOSITORY, **environment):
+    """The program's output; `path` goes on PYTHONPATH."""
+    path = os.pathsep.join(str(entry) for entry in path)
+    keep = {name: value for name, value in os.environ.items() if not name.startswith(("POPTORCH", "PYTHON"))}
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=folder,
+        env={**keep, **environment, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+@pytest.fixture
+def graphcore(tmp_path):
+    """A stand-in for Graphcore's package: importable, with as many IPUs as TEST_IPUS says."""
+    package = tmp_path / "site" / "poptorch"
+    package.mkdir(parents=True)
+    package.joinpath("__init__.py").write_text(
+        "import os\n"
+        "__version__ = '3.3.0'\n"
+        "model_at_import = os.environ.get('POPTORCH_IPU_MODEL')\n"
+        "def ipuHardwareIsAvailable(num_ipus=1):\n"
+        "    return num_ipus <= int(os.environ.get('TEST_IPUS', '0'))\n"
+    )
+    return package.parent
+
+
+def test_simulator_is_this_programs_own():
+    choice = ipu.select_device("simulator")
+    assert choice == ipu.select_device("simulator")
+    assert Path(ipu.poptorch.__file__).parent.parent == DROP_IN
+    assert choice.version == ipu.poptorch.__version__
+    assert choice.banner().startswith("device: simulator (this program's own poptorch, PopTorch 3.4
+    semantics;") assert "\n" not in choice.banner()
+
+
+def test_a_second_choice_is_refused():
+    ipu.select_device("simulator")
+    with pytest.raises(ipu.DeviceError, match="'ipu' was asked for, but this process uses 'simulator'
+    already"):
+        ipu.select_device("ipu")
+    with pytest.raises(ipu.DeviceError, match="unknown device 'gpu': choose one of auto, ipu, ipu-model,
+    sim"):
+        ipu.select_device("gpu")
+    assert issubclass(ipu.DeviceError, ValueError)
+
+
+@pytest.mark.parametrize("device", ["ipu", "ipu-model"])
+@pytest.mark.parametrize("path", [(), (DROP_IN,)])
+def test_no_sdk_is_an_error_and_not_a_fallback(device, path):
+    """Also where the drop-in is on the path: it isn't taken for Graphcore's."""
+    out = run(
+        f"""
+        import os, ipu
+        try:
+            ipu.select_device("{device}")
+        except ipu.DeviceError as error:
+            print(error, os.environ.get("POPTORCH_IPU_MODEL"))
+        """,
+        path,
+    )
+    assert "Source the enable scripts" in out and "--device simulator" in out and out.endswith("None")
+
+
+def test_auto_takes_an_ipu_that_answers(graphcore):
+    program = """
+        import ipu
+        print(ipu.poptorch.__file__)
+        print(ipu.select_device("auto").banner())
+    """
+    file, banner = run(program, [graphcore], TEST_IPUS="1").splitlines()
+    assert Path(file).parent.parent == graphcore
+    assert banner == "device: ipu (Graphcore's PopTorch, poptorch 3.3.0); an IPU answers"
+
+
+@pytest.mark.parametrize(
+    "with_sdk, reason", [(True, "no IPU answers"), (False, "PopTorch not importable: No module named "
+    "'poptorch'")]
+)
+def test_auto_says_why_it_simulates(graphcore, with_sdk, reason):
+    program = """
+        import ipu
+        print(ipu.poptorch.__file__)
+        print(ipu.select_device("auto").banner())
+    """
+    file, banner = run(program, [graphcore] if with_sdk else []).splitlines()
+    assert Path(file).parent.parent == DROP_IN
+    assert banner.startswith("device: simulator") and reason in banner
+
+
+def test_ipu_needs_an_ipu(graphcore):
+    program = """
+        import ipu
+        try:
+            print(ipu.select_device("ipu").name)
+        except ipu.DeviceError as error:
+            print(error)
+    """
+    assert "no IPU answers" in run(program, [graphcore])
+    assert run(program, [DROP_IN, graphcore], TEST_IPUS="4") == "ipu"
+
+
+def test_ipu_model_is_on_before_poptorch_is_imported(graphcore):
+    program = """
+        import ipu
+        print(ipu.select_device("ipu-model").name, ipu.poptorch.model_at_import)
+    """
+    assert run(program, [graphcore]) == "ipu-model 1"
+
+
+def test_a_poptorch_imported_before_the_choice(graphcore):
+    program = """
+        import poptorch, ipu
+        try:
+            ipu.select_device("{}")
+        except ipu.DeviceError as error:
+            print(error)
+    """
+    assert "another poptorch is imported already" in run(program.format("simulator"), [REPOSITORY, graphcore])
+    assert "simulator's poptorch is imported already" in run(program.format("ipu"), [REPOSITORY, DROP_IN])
+    assert "no IPU answers, and Graphcore's poptorch was imported" in run(program.format("auto"), [graphcore])
+
+
+def test_a_foreign_program_on_the_drop_in_sees_nothing_else_of_ours(tmp_path):
+    """Its own modules may have our names, and no module of ours comes in their place."""
+    for name in ("ipu", "model", "data"):
+        (tmp_path / f"{name}.py").write_text("mine = True\n")
+    out = run(
+        """
+        import poptorch, ipu, model, data, sys
+        from poptorch._engine import simulator
+        print(ipu.mine and model.mine and data.mine, simulator.__name__, "torch" in sys.modules)
+        """,
+        [DROP_IN],
+        folder=tmp_path,
+    )
+    assert out == "True _ipu_simulator True"
+
+
+def test_the_facade_alone_imports_no_poptorch():
+    assert run("import sys, ipu; print('poptorch' in sys.modules, 'torch' in sys.modules)") == "False False"
