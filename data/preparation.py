@@ -189,8 +189,8 @@ def _named_tokenizer(options: PretrainingDataOptions) -> Tokenizer:
     excess = tokenizer.vocab_size - options.vocab_size
     if excess > 0:
         raise DataError(
-            f"the vocabulary {options.tokenizer} has {tokenizer.vocab_size} tokens, {excess} more than vocab_size "
-            f"{options.vocab_size}: set vocab_size to {tokenizer.vocab_size}"
+            f"the vocabulary {options.tokenizer} has {tokenizer.vocab_size} tokens, {excess} more than "
+            f"vocab_size {options.vocab_size}: set vocab_size to {tokenizer.vocab_size}"
         )
     return tokenizer
 

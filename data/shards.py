@@ -1,9 +1,10 @@
 """Shards: files of sentence pairs that are memory-mapped, so that a corpus of any size costs no memory.
 
-A file: 8 magic bytes, the header's length and CRC-32 (uint64 each), the header (JSON, padded with blanks so
-that the body begins at a multiple of 64 bytes), the examples' records, the tokens (A then B of each example, no
+A file: 8 magic bytes, the length and CRC-32 of the header (uint64 each), the header (JSON, padded so that
+the body begins at a multiple of 64 bytes), the examples' records, the tokens (A then B of each example, no
 special tokens); all little-endian. The header holds the body's CRC-32, so that a finished shard is known by
-itself and a damaged one is found. A folder of shards is whole when it has its manifest, which is written last.
+itself and a damaged one is found. A folder of shards is whole when it has its manifest, which is written
+last.
 """
 
 from __future__ import annotations
