@@ -11,15 +11,13 @@ from torch import Tensor, nn
 from model import ModelConfig
 from model.initialisation import initialise
 
-BERT = ModelConfig(
-    hidden_size=32, num_layers=2, num_heads=4, vocab_size=96, max_position_embeddings=24, conv_group_size=8
-)
-GROUPBERT = replace(BERT, norm="pre", convolution=True, feed_forward="grouped_projected")
+BERT = ModelConfig(hidden_size=32, num_layers=2, num_heads=4, vocab_size=96, max_position_embeddings=24)
+GROUPBERT = replace(BERT, norm="pre", convolution=True, feed_forward="grouped_projected", conv_group_size=8)
 
 # Every way in which two points of the space can differ.
 VARIANTS: Dict[str, ModelConfig] = {
     f"{norm}-{'convolution' if convolution else 'plain'}-{feed_forward}": replace(
-        BERT, norm=norm, convolution=convolution, feed_forward=feed_forward
+        GROUPBERT, norm=norm, convolution=convolution, feed_forward=feed_forward
     )
     for norm in ("pre", "post")
     for convolution in (False, True)
