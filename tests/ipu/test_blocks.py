@@ -47,7 +47,7 @@ def test_begin_block_changes_nothing_but_a_hook():
     assert [repr(h) for h in layer._forward_pre_hooks.values()] == ["BeginBlock(user_id=A, ipu_id=1)"]
     with pytest.raises(poptorch.Error, match="module has already been assigned to a block"):
         poptorch.BeginBlock(layer, "B")
-    with pytest.raises(poptorch.Error, match="module is not an instance of torch.nn.Module or function"):
+    with pytest.raises(poptorch.Error, match=r"module is not an instance of torch\.nn\.Module or function"):
         poptorch.BeginBlock(3)
 
 
@@ -176,7 +176,7 @@ def test_number_of_ipus(monkeypatch):
 
     three = Layers([0, 1, 2])
     with pytest.raises(
-        poptorch.Error, match="specifies the use of 3 IPUs, however .* a minimum of 4 in order"
+        poptorch.Error, match=r"specifies the use of 3 IPUs, however .* a minimum of 4 in order"
     ):
         run(three, options()).validate(training=False)
     run(three, options().autoRoundNumIPUs()).validate(training=False)

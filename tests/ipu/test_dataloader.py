@@ -56,6 +56,10 @@ def firsts(loader):
     return [batch[0].tolist() for batch in loader]
 
 
+def elements(loader):
+    return [element for batch in firsts(loader) for element in batch]
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left_running():
     threads = threading.active_count()
@@ -113,18 +117,17 @@ def test_batch_samplers_are_joined():
 @pytest.mark.parametrize("drop_last", [True, False])
 def test_processes_read_contiguous_slices(drop_last):
     slices = [
-        sum(
-            firsts(
-                poptorch.DataLoader(options(2, process=p, processes=3), Numbers(20), 2, drop_last=drop_last)
-            ),
-            [],
-        )
+        elements(poptorch.DataLoader(options(2, process=p, processes=3), Numbers(20), 2, drop_last=drop_last))
         for p in range(3)
     ]
     if drop_last:
         assert slices == [list(range(0, 4)), list(range(4, 8)), list(range(8, 12))]
     else:
-        assert sum(slices, []) == list(range(20)) and [len(s) for s in slices] == [7, 7, 6]
+        assert [*slices[0], *slices[1], *slices[2]] == list(range(20)) and [len(s) for s in slices] == [
+            7,
+            7,
+            6,
+        ]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -140,7 +143,7 @@ def test_what_is_left_over_takes_turns_and_shuffles_agree(num_workers):
         ]
 
     def epochs(pair):
-        return [[sum(firsts(loader), []) for loader in pair] for _ in range(3)]
+        return [[elements(loader) for loader in pair] for _ in range(3)]
 
     assert epochs(loaders(False)) == [[[0, 1], [2, 3]], [[1, 2], [3, 4]], [[0, 1], [2, 3]]]
     shuffled = epochs(loaders(True))

@@ -52,17 +52,16 @@ def test_simulator_is_this_programs_own():
     assert choice == ipu.select_device("simulator")
     assert Path(ipu.poptorch.__file__).parent.parent == DROP_IN
     assert choice.version == ipu.poptorch.__version__
-    assert choice.banner().startswith("device: simulator (this program's own poptorch, PopTorch 3.4
-    semantics;") assert "\n" not in choice.banner()
+    banner = choice.banner()
+    assert banner.startswith("device: simulator (this program's own poptorch, PopTorch 3.4 semantics;")
+    assert "\n" not in banner
 
 
 def test_a_second_choice_is_refused():
     ipu.select_device("simulator")
-    with pytest.raises(ipu.DeviceError, match="'ipu' was asked for, but this process uses 'simulator'
-    already"):
+    with pytest.raises(ipu.DeviceError, match="process uses 'simulator' already"):
         ipu.select_device("ipu")
-    with pytest.raises(ipu.DeviceError, match="unknown device 'gpu': choose one of auto, ipu, ipu-model,
-    sim"):
+    with pytest.raises(ipu.DeviceError, match="unknown device 'gpu': choose one of auto, ipu,"):
         ipu.select_device("gpu")
     assert issubclass(ipu.DeviceError, ValueError)
 
@@ -96,8 +95,8 @@ def test_auto_takes_an_ipu_that_answers(graphcore):
 
 
 @pytest.mark.parametrize(
-    "with_sdk, reason", [(True, "no IPU answers"), (False, "PopTorch not importable: No module named "
-    "'poptorch'")]
+    "with_sdk, reason",
+    [(True, "no IPU answers"), (False, "PopTorch not importable: No module named 'poptorch'")],
 )
 def test_auto_says_why_it_simulates(graphcore, with_sdk, reason):
     program = """

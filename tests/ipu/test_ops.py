@@ -92,9 +92,9 @@ def test_attributes_nest_and_come_back():
 
 
 def test_what_is_no_tensor_is_refused():
-    with pytest.raises(poptorch.Error, match="You may only set available memory for torch.tensor values"):
+    with pytest.raises(poptorch.Error, match=r"You may only set available memory for torch\.tensor values"):
         poptorch.set_available_memory(3, 0.1)
-    with pytest.raises(poptorch.Error, match="ipu print tensor must take a torch.tensor argument"):
+    with pytest.raises(poptorch.Error, match=r"ipu print tensor must take a torch\.tensor argument"):
         poptorch.ipu_print_tensor("x")
     with pytest.raises(KeyError):
         poptorch.ipu_print_tensor(torch.ones(1), float_format="hex")

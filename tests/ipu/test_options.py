@@ -266,7 +266,7 @@ def test_errors_say_who_speaks():
     with pytest.raises(ValueError, match="Invalid log level integer"):
         poptorch.setLogLevel(5)
     with pytest.raises(
-        ValueError, match="Unknown log level: LOUD. Valid values are DEBUG, ERR, INFO, OFF, TRACE"
+        ValueError, match=r"Unknown log level: LOUD\. Valid values are DEBUG, ERR, INFO, OFF, TRACE"
     ):
         poptorch.setLogLevel("LOUD")
     with pytest.raises(ValueError, match="Level must be one of"):
