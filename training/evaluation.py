@@ -26,8 +26,8 @@ def build_evaluator(
     """A function that evaluates the current weights of `model` on the held-out examples.
 
     `rows(n)` gives the validation set padded to a multiple of n rows that metrics don't see. `max_batches`
-    limits the micro batches, rounded up to whole executor calls (None: the whole set). IPUs run one executable at a time, so the
-    training executor lets go of them first; it takes them back by itself at its next call.
+    limits the micro batches, rounded up to whole executor calls (None: the whole set). IPUs run one
+    executable at a time, so the training executor lets go of them first; it takes them back by itself.
     """
     model.eval()
     executor = ipu.poptorch.inferenceModel(model, options)
