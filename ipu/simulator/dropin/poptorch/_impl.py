@@ -114,8 +114,9 @@ def _model_class(base: type, host: HostWeights) -> type:
             return copy.deepcopy(self, memo)
 
     def reduce_ex(self, protocol):
+        # From protocol 2 on, pickle insists that an object has the class that it will be rebuilt with.
         with as_original_class(self):
-            return self.__reduce_ex__(protocol)
+            return self.__reduce_ex__(1)
 
     return type(
         f"Poptorch{base.__name__}",
