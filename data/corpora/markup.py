@@ -23,7 +23,7 @@ _SECTION = re.compile(
 )
 _SECTIONS_OF_CODE = ("Example", "Usage", "References", "See Also", "Shape")
 _FIELD = re.compile(r":(?:param|arg|argument|key|keyword|ivar|cvar|var|returns?|raises?)\b[^:]*:\s*")
-_OPTION = re.compile(r":[\w -]+:")
+_OPTION = re.compile(r":[\w -]+:(?!`)")
 _BULLET = re.compile(r"(?:[-*+•]|\(?\d{1,2}[.)]|\(?[a-z]\)|#\.)\s+")
 _NUMPY_ARGUMENT = re.compile(r"[\w*., ]{1,80} : ")
 _ARGUMENT = re.compile(
@@ -61,7 +61,7 @@ def paragraphs(text: str) -> Iterator[str]:
     lines: List[str] = []  # of the paragraph being read
     paragraph_indent = 0
     skip_below: Optional[int] = None  # inside code: skip lines indented more than this
-    in_fence = in_doctest = False
+    begins_with_marker = in_fence = in_doctest = False
 
     for line in [*text.expandtabs().splitlines(), ""]:
         body = line.strip()
@@ -99,12 +99,14 @@ def paragraphs(text: str) -> Iterator[str]:
         if lines and (not body or item or indent < paragraph_indent):
             yield _plain(" ".join(lines))
             lines = []
-        if len(lines) == 1 and indent > paragraph_indent and len(lines[0].split()) <= 4:
+        is_short = len(lines) == 1 and not begins_with_marker and len(lines[0].split()) <= 4
+        if is_short and indent > paragraph_indent:
             lines = []  # NumPy's return type, or a heading, above its indented description
         if not body:
             continue
         if not lines:
             paragraph_indent = indent
+            begins_with_marker = bool(item)
         lines.append(_without_markers(body))
         if body.endswith("::"):
             skip_below = indent
@@ -122,6 +124,6 @@ def _plain(paragraph: str) -> str:
     for pattern, replacement in _INLINE:
         paragraph = pattern.sub(replacement, paragraph)
     paragraph = paragraph.strip()
-    if paragraph and (paragraph[-1].isalnum() or paragraph[-1] in ")\"'"):
-        paragraph += "."
+    if paragraph and (paragraph[-1].isalnum() or paragraph[-1] in ")\"':;"):
+        paragraph = paragraph.rstrip(":;") + "."  # what a colon announced was code, and is left out
     return paragraph[:1].upper() + paragraph[1:]

@@ -19,7 +19,7 @@ _COMMON_WORDS = frozenset(
     ).split()
 )
 _SYMBOL = re.compile(r"[=<>{}\[\]|\\/^~@#$%&*+_]")
-_CODE = re.compile(r"[\w\])]\(|\w\.\w+\.\w|\w_\w+_\w|\.\.\.|--")
+_CODE = re.compile(r"[\w\])]\((?!\))|\w\.\w+\.\w|\w_\w+_\w|\.\.\.|--")
 
 
 def split_sentences(paragraph: str) -> List[str]:
@@ -47,4 +47,4 @@ def is_prose(sentence: str) -> bool:
         return False
     symbols = len(_SYMBOL.findall(sentence)) + 2 * len(_CODE.findall(sentence))
     foreign = 0 if sentence.isascii() else sum(not character.isascii() for character in sentence)
-    return symbols <= len(words) // 6 and foreign <= 2
+    return symbols <= len(words) // 5 and foreign <= 2

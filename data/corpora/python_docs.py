@@ -7,6 +7,7 @@ docstrings of the installed packages. Sources are parsed, never imported, so not
 from __future__ import annotations
 
 import ast
+import gc
 import hashlib
 import importlib.metadata
 import os
@@ -24,7 +25,7 @@ from .prose import is_prose, split_sentences
 # Enough for a demonstration model; the standard library comes first and is always complete.
 MAX_CHARACTERS = 12_000_000
 # One large package shouldn't be most of the corpus.
-MAX_CHARACTERS_PER_PACKAGE = 1_500_000
+MAX_CHARACTERS_PER_PACKAGE = 1_000_000
 MIN_DOCUMENT_SENTENCES = 4
 # A long module is several documents, cut between its classes and functions.
 LONG_DOCUMENT_SENTENCES = 60
@@ -36,6 +37,9 @@ _SKIPPED_FOLDERS = frozenset(
     + ("site-packages", "dist-packages", "_vendor", "_bundled", "__pycache__")
 )
 _MAX_SOURCE_BYTES = 1_500_000
+# Parsing is most of the time: packages' files with few docstrings for their size are passed over.
+_MIN_DOCSTRING_SHARE = 0.1
+_TRIPLE_QUOTED = re.compile(rb'""".*?"""', re.DOTALL)
 _OWN_PACKAGE = "groupbert-ipu"
 
 
@@ -133,7 +137,9 @@ def _installed(distribution: importlib.metadata.Distribution) -> Iterator[List[s
     yield [body if body.strip() else field.replace("\n        ", "\n")]
     for file in sorted(distribution.files or (), key=str):
         if _SKIPPED_FOLDERS.isdisjoint(file.parts) and _is_source(file):
-            yield _docstrings(Path(str(distribution.locate_file(file))))
+            path = Path(str(distribution.locate_file(file)))
+            if _is_documented(path):
+                yield _docstrings(path)
 
 
 def _distributions() -> List[Tuple[str, importlib.metadata.Distribution]]:
@@ -149,6 +155,14 @@ def _distributions() -> List[Tuple[str, importlib.metadata.Distribution]]:
 
 def _is_source(file: PurePath) -> bool:
     return file.suffix == ".py" and not file.name.startswith("test_") and file.name != "conftest.py"
+
+
+def _is_documented(file: Path) -> bool:
+    try:
+        source = file.read_bytes()
+    except OSError:
+        return False  # in the package's list of files, but removed
+    return sum(map(len, _TRIPLE_QUOTED.findall(source))) >= max(1, _MIN_DOCSTRING_SHARE * len(source))
 
 
 def _language_topics(file: Path) -> List[str]:
@@ -178,6 +192,9 @@ def _docstrings(file: Path) -> List[str]:
 
 def _parse(file: Path) -> Optional[ast.Module]:
     """None for what isn't there or isn't today's Python (templates, old syntax)."""
+    # A tree is a hundred thousand live objects: looking for garbage among them doubles the time.
+    collecting = gc.isenabled()
+    gc.disable()
     try:
         if file.stat().st_size > _MAX_SOURCE_BYTES:
             return None
@@ -186,3 +203,6 @@ def _parse(file: Path) -> Optional[ast.Module]:
             return ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+    finally:
+        if collecting:
+            gc.enable()
