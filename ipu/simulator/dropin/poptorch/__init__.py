@@ -14,6 +14,7 @@ from ._accessor import AsynchronousDataAccessor
 from ._dataloader import DataLoader, _SubDataset
 from ._entry import inferenceModel, trainingModel
 from ._hardware import ipuHardwareIsAvailable, ipuHardwareVersion
+from ._impl import registerPostCompileHook, registerPreCompileHook
 from ._logging import setLogLevel
 from ._poplar_executor import PoplarExecutor
 from ._trace import isRunningOnIpu

@@ -32,6 +32,7 @@ class Run:
 
     def __init__(self) -> None:
         self.identity_losses: list[torch.Tensor] = []
+        self.inference_only: list[str] = []  # operations that can't be trained
 
     def begin_block(self, user_id: str | None, ipu_id: int | None) -> None:
         """Blocks only matter to the run that compiles."""
@@ -91,6 +92,8 @@ class Trace(Run):
         """Raises poptorch.Error where blocks, pipeline depth or number of IPUs can't be compiled."""
         if self.entries and self.starts_outside_block:
             raise createBackendError("No active Block, all the ops must belong to a Block")
+        if training and self.inference_only:
+            raise createBackendError(f"{self.inference_only[0]} is only supported in inference")
         self._strategy._check_depth(self._options, self.num_pipeline_stages, training)
         self._check_num_ipus()
 
@@ -142,13 +145,18 @@ def isRunningOnIpu() -> bool:
 
 
 @contextmanager
-def _as_current(run: Run) -> Iterator[None]:
+def _as_current(run: Run | None) -> Iterator[None]:
     global _current
     outer, _current = _current, run
     try:
         yield
     finally:
         _current = outer
+
+
+def as_host():
+    """Stands around what the host does in the middle of a run."""
+    return _as_current(None)
 
 
 @contextmanager

@@ -8,16 +8,25 @@ import torch
 
 from . import _trace
 from ._blocks import BeginBlock, Block, BlockFunction, LegacyBeginBlockFn, removeBlocks
+from ._ops_control import cond, dynamic_slice, dynamic_update, for_loop
+from ._ops_special import CPU, MultiConv, custom_op
 from .enums import MatMulSerializationMode, OverlapMode
 from .poptorch_core import createPoptorchError
 
 __all__ = [
+    "CPU",
     "Attribute",
     "BeginBlock",
     "Block",
     "BlockFunction",
     "LegacyBeginBlockFn",
+    "MultiConv",
     "NameScope",
+    "cond",
+    "custom_op",
+    "dynamic_slice",
+    "dynamic_update",
+    "for_loop",
     "identity_loss",
     "ipu_print_tensor",
     "nop",

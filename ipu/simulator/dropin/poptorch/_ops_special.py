@@ -1,0 +1,118 @@
+"""Operations that a program brings itself, and the planning of convolutions."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import torch
+
+from . import _trace
+from .enums import MultiConvPlanType
+from .poptorch_core import createPoptorchError
+
+
+def _check_attributes(attributes: dict[str, Any]) -> None:
+    for key, value in attributes.items():
+        if not isinstance(key, str):
+            raise ValueError(f"Attributes must have string keys: got {key!r}")
+        elements = value if isinstance(value, (list, tuple)) else [value]
+        if not elements:
+            raise ValueError(f"Attribute {key} is an empty list")
+        if len({type(element) for element in elements}) > 1:
+            raise ValueError(f"Attribute {key} has elements of several types")
+        if not isinstance(elements[0], (int, float, str)):
+            raise ValueError(f"Attribute {key} has elements of an unsupported type, {type(elements[0])}")
+
+
+def custom_op(
+    inputs: Any,
+    name: str,
+    domain: str,
+    domain_version: int,
+    example_outputs: Any,
+    attributes: dict[str, Any] | None = None,
+) -> list[torch.Tensor]:
+    """On the host, zeros like `example_outputs`.
+
+    On the device the operation's own code for PopART would run, which the simulator can't: poptorch.Error.
+    Raises ValueError for attributes that PopART can't take.
+    """
+    _check_attributes(attributes or {})
+    if _trace.isRunningOnIpu():
+        raise createPoptorchError(
+            f"The custom operation {domain}.{name} (version {domain_version}) is written for PopART: "
+            "the simulator can't run it. Use torch operations in its place where "
+            "poptorch.ipuHardwareIsAvailable() speaks for the simulator"
+        )
+    return [torch.zeros_like(example) for example in example_outputs]
+
+
+class CPU:
+    """Calls a layer on the host in the middle of a model on the device."""
+
+    def __init__(self, layer_to_call: Callable[..., Any], ID: str):
+        self._layer_to_call = layer_to_call
+        self._id = ID
+        self._inputs: tuple[Any, ...] = ()
+        self._outputs: Any = None
+
+    def __call__(self, *input, **kwargs):
+        self._inputs = input
+        # What a traced model may not do (.item(), .cpu()) is the point here.
+        with _trace.as_host(), torch._C.DisableTorchFunction():
+            self._outputs = self._layer_to_call(*input, **kwargs)
+        return self._outputs
+
+    def execute(self) -> None:
+        """Calls the layer once more with the tensors of the last call."""
+        self(*self._inputs)
+
+    def registerPersistentData(self) -> None:
+        """The simulator's device shares the host's memory: nothing needs to be kept."""
+
+
+class MultiConv:
+    """A context whose convolutions are planned together. A setting is one value, or one for each."""
+
+    def __init__(self):
+        self._settings: dict[str, Any] = {}
+
+    def _set(self, name: str, value: Any, kind: type | tuple[type, ...], single: bool = False) -> MultiConv:
+        values = [value] if single or not isinstance(value, (list, tuple)) else value
+        if not all(isinstance(one, kind) for one in values):
+            raise AssertionError(f"Invalid value for {name}: {value!r}")
+        self._settings[name] = value
+        return self
+
+    def availableMemoryProportions(self, value: float | list[float]) -> MultiConv:
+        """The share of a tile's memory for temporary values."""
+        return self._set("availableMemoryProportions", value, float)
+
+    def partialsTypes(self, value: torch.dtype | list[torch.dtype]) -> MultiConv:
+        """The types in which products accumulate: torch.float or torch.half."""
+        values = value if isinstance(value, (list, tuple)) else [value]
+        if any(one not in (torch.float, torch.half) for one in values):
+            raise ValueError("Invalid partials types. Expecting torch.float or torch.half")
+        return self._set("partialsTypes", value, torch.dtype)
+
+    def enableConvDithering(self, value: bool | list[bool]) -> MultiConv:
+        """Starts convolutions on pseudorandom tiles."""
+        return self._set("enableConvDithering", value, bool)
+
+    def planType(self, value: MultiConvPlanType) -> MultiConv:
+        """Side by side, or one after another."""
+        return self._set("planType", value, MultiConvPlanType, single=True)
+
+    def perConvReservedTiles(self, value: int) -> MultiConv:
+        """The tiles that each convolution keeps for itself."""
+        return self._set("perConvReservedTiles", value, int, single=True)
+
+    def cycleBackOff(self, value: float) -> MultiConv:
+        """The share of cycles that may be given up for memory."""
+        return self._set("cycleBackOff", value, float, single=True)
+
+    def __enter__(self):
+        return None
+
+    def __exit__(self, type, value, traceback):
+        return None

@@ -1,0 +1,117 @@
+"""Loops, branches, moving slices, and a program's own operations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import ipu
+
+ipu.select_device("simulator")
+poptorch = ipu.poptorch
+
+
+class Program(torch.nn.Module):
+    """A function as a model; a weight makes it trainable."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return poptorch.identity_loss(self.function(x * self.weight), "sum")
+
+
+def doubled(x):
+    return x * 2
+
+
+def test_a_loop_turns_on_the_device_and_once_on_the_host():
+    model = Program(lambda x: poptorch.for_loop(3, doubled, [x])[0])
+    x = torch.ones(2)
+    assert float(model(x).detach()) == 4.0
+    assert float(poptorch.inferenceModel(model)(x)) == 16.0
+    assert torch.equal(x, torch.ones(2))
+    with pytest.raises(poptorch.Error, match=r"poptorch\.for_loop\(\) is only supported in inference"):
+        poptorch.trainingModel(model)(x)
+    with pytest.raises(ValueError, match="Object is not list"):
+        poptorch.for_loop(3, doubled, x)
+    with pytest.raises(ValueError, match="Element 1 is not a tensor"):
+        poptorch.for_loop(3, doubled, [x, 1])
+
+
+def test_a_branch_follows_its_condition_at_every_run():
+    def branch(x):
+        return poptorch.cond(x.sum() > 0, lambda a: a * 10, [x], lambda a: -a, [x])
+
+    assert branch(torch.ones(1)) == [10.0] and branch(-torch.ones(1)) == [1.0]
+    model = poptorch.inferenceModel(Program(lambda x: branch(x)[0]))
+    assert [float(model(value)) for value in (torch.ones(1), -torch.ones(1), torch.ones(1))] == [
+        10.0,
+        1.0,
+        10.0,
+    ]
+    with pytest.raises(poptorch.Error, match=r"poptorch\.cond\(\) is only supported in inference"):
+        poptorch.trainingModel(Program(lambda x: branch(x)[0]))(torch.ones(1))
+    with pytest.raises(ValueError, match="else_inps"):
+        poptorch.cond(torch.tensor(True), doubled, [], doubled, ())
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize("start, size, step", [(0, 4, 1), (1, 3, 2), (2, 2, 1)])
+def test_slices_are_pythons(dim, start, size, step):
+    x = torch.randn(4, 4, requires_grad=True)
+    where = [slice(None)] * 2
+    where[dim] = slice(start, start + size, step)
+    part = poptorch.dynamic_slice(x, dim, torch.tensor([start]), size, step)
+    assert torch.equal(part, x[tuple(where)])
+    part.sum().backward()
+    expected = torch.zeros(4, 4)
+    expected[tuple(where)] = 1
+    assert torch.equal(x.grad, expected)
+
+
+def test_updates_are_pythons():
+    x, src = torch.randn(4, 3), torch.randn(2, 3)
+    expected = x.clone()
+    expected[1:3] = src
+    assert torch.equal(poptorch.dynamic_update(x, src, 0, torch.tensor([1]), 2), expected)
+    with pytest.raises(ValueError, match="elements along dimension 0"):
+        poptorch.dynamic_update(x, src, 0, torch.tensor([1]), 3)
+    with pytest.raises(ValueError, match="one integer"):
+        poptorch.dynamic_slice(x, 0, torch.tensor([1.5]), 2, 1)
+
+
+def test_a_custom_operation_is_zeros_on_the_host_and_refused_on_the_device():
+    def custom(x, attributes=None):
+        return poptorch.custom_op([x], "Cube", "com.acme", 1, example_outputs=[x], attributes=attributes)[0]
+
+    assert torch.equal(custom(torch.ones(3), {"alpha": 0.5, "axes": [1, 2]}), torch.zeros(3))
+    with pytest.raises(poptorch.Error, match=r"com\.acme\.Cube \(version 1\) is written for PopART"):
+        poptorch.inferenceModel(Program(custom))(torch.ones(3))
+    for attributes in ({1: 2}, {"a": []}, {"a": [1, "b"]}, {"a": object()}):
+        with pytest.raises(ValueError):
+            custom(torch.ones(1), attributes)
+
+
+def test_a_layer_on_the_host_may_do_what_a_trace_may_not():
+    seen = []
+
+    def layer(x):
+        seen.append((poptorch.isRunningOnIpu(), x.sum().item()))
+        return x + 1
+
+    model = poptorch.inferenceModel(Program(poptorch.CPU(layer, "mine")))
+    assert float(model(torch.ones(2))) == 4.0
+    assert seen and set(seen) == {(False, 2.0)}
+
+
+def test_convolutions_planned_together():
+    plan = poptorch.MultiConv().availableMemoryProportions([0.1, 0.2]).partialsTypes(torch.half)
+    with plan.planType(poptorch.MultiConvPlanType.Serial).cycleBackOff(0.1):
+        pass
+    with pytest.raises(ValueError):
+        plan.partialsTypes(torch.int32)
+    with pytest.raises(AssertionError):
+        plan.perConvReservedTiles("many")
