@@ -42,7 +42,7 @@ def main(argv: Optional[Sequence[str]] = None) -> PretrainingResult:
     if config.task != "pretraining":
         raise ConfigError(f"{flags.config} is a {config.task} recipe; this runner takes pretraining recipes")
     device = ipu.select_device(config.device)
-    print(device.banner)
+    print(device.banner(), flush=True)
     if device.name == "ipu-model" and config.replication_factor != 1:
         raise ConfigError(
             f"replication_factor {config.replication_factor}: Poplar's IPU model has no replicas; "

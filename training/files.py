@@ -56,7 +56,9 @@ def hold_folder(folder: Path) -> Iterator[None]:
         raise TrainingError(f"the output folder {folder} can't be used: {error}") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A record lock, and not flock: forked loader workers don't inherit it, and they outlive a killed
+            # parent by seconds.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
             holder = file.read().strip() or "unknown"

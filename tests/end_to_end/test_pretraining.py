@@ -24,7 +24,7 @@ FEW = ("--training-steps", 2)
 def test_a_run_leaves_what_it_promises(tmp_path, flags, capsys):
     output = tmp_path / "run"
     result = run_pretraining.main(
-        flags(output, "--training-steps", 30, "--eval-steps", 10, config="test_groupbert")
+        flags(output, "--training-steps", 30, "--eval-steps", 10, "--learning-rate", 1e-2)
     )
     said = capsys.readouterr().out
     assert said.splitlines()[0].startswith("device: simulator")
