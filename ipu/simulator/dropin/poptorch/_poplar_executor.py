@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from typing import Any, Callable
 
 import torch
 
@@ -287,15 +287,19 @@ class PoplarExecutor:
         self._choose_reduction_strategy(found)
         if self._first_found is None:
             self._first_found = found
-        for text in found.unexpected(self._first_found):
-            if text not in self._logged:
-                self._logged.add(text)
-                relaxed = self._options.relax_optimizer_checks
-                (logger.debug if relaxed else logger.warning)(text)
+        relaxed = self._options.relax_optimizer_checks
+        self._log_once(found.unexpected(self._first_found), logger.debug if relaxed else logger.warning)
+        self._log_once([found.warning] if found.warning else [], logger.warning)
         if self._optimizer_on_device is not None:
             self._optimizer_on_device.follow(optimizer, found)
         self._optimizer = optimizer
         self._found = found
+
+    def _log_once(self, texts: list[str], log: Callable[[str], None]) -> None:
+        for text in texts:
+            if text not in self._logged:
+                self._logged.add(text)
+                log(text)
 
     def _choose_reduction_strategy(self, found: Extracted) -> None:
         """float16 accumulators would overflow before a division at the end: they need a running mean."""

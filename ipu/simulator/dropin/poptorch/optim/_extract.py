@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from .._logging import logger
 from .._numerics import numerics
 from . import _optimizer, classes, lamb
 
@@ -59,6 +58,7 @@ class Extracted:
     constants: dict[tuple[int, str], Any]  # (group, attribute) -> compiled-in value
     needs_running_mean: bool
     extra_keys: frozenset[tuple[str, str]]  # (where, name) of what the device doesn't know
+    warning: str | None  # on a class whose own step isn't what the device runs
 
     def value(self, group: int, name: str) -> Any:
         """An attribute of a group."""
@@ -92,7 +92,7 @@ def extract(optimizer: torch.optim.Optimizer) -> Extracted:
 
     Raises AssertionError for an unsupported class and ValueError for amsgrad or maximize.
     """
-    rule, attributes = _kind(optimizer)
+    kind, rule, attributes = _kind(optimizer)
     groups = optimizer.param_groups
     if any(group.get("amsgrad") for group in groups):
         raise ValueError("Only non-amsgrad Adam/AdamW optimizers are supported.")
@@ -126,22 +126,24 @@ def extract(optimizer: torch.optim.Optimizer) -> Extracted:
         constants=constants,
         needs_running_mean=half and not settings.combined_accumulator,
         extra_keys=_extra_keys(optimizer, attributes),
+        warning=None if type(optimizer) in _KNOWN_CLASSES else _subclass_warning(type(optimizer), kind),
     )
 
 
-def _kind(optimizer: torch.optim.Optimizer) -> tuple[Any, tuple[str, ...]]:
+def _kind(optimizer: torch.optim.Optimizer) -> tuple[type, Any, tuple[str, ...]]:
     for kind, rule, attributes in _KINDS:
         if isinstance(optimizer, kind):
-            if type(optimizer) not in _KNOWN_CLASSES:
-                logger.warning(
-                    f"Optimizer `{type(optimizer).__name__}` subclassed from classes in poptorch.optim or "
-                    "torch.optim are unlikely to behave as intended: the device runs the update rule of "
-                    f"{kind.__name__}."
-                )
-            return rule, attributes
+            return kind, rule, attributes
     raise AssertionError(
         "Unsupported optimizer type. Types supported "
         f"{[f'{known.__module__}.{known.__name__}' for known in _KNOWN_CLASSES]}"
+    )
+
+
+def _subclass_warning(subclass: type, kind: type) -> str:
+    return (
+        f"Optimizer `{subclass.__name__}` subclassed from classes in poptorch.optim or torch.optim are "
+        f"unlikely to behave as intended: the device runs the update rule of {kind.__name__}."
     )
 
 
@@ -177,4 +179,10 @@ def _extra_keys(optimizer: torch.optim.Optimizer, attributes: tuple[str, ...]) -
     extra = {("default group variable", name) for name in optimizer.defaults if name not in known}
     for index, group in enumerate(optimizer.param_groups):
         extra |= {(f"group {index} attribute", name) for name in group if name not in known}
+    known_attributes = {"defaults", "param_groups", "state", "step", *_optimizer.Optimizer._KEPT}
+    extra |= {
+        ("optimizer attribute", name)
+        for name in vars(optimizer)
+        if not name.startswith("_") and name not in known_attributes
+    }
     return frozenset(extra)

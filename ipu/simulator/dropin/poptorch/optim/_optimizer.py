@@ -31,7 +31,6 @@ class Optimizer:
         "use_combined_accum",
         "velocity_scaling",
         "bias_correction",
-        "max_weight_norm",
         "max_grad_norm",
         "use_tf_variant",
     )
