@@ -28,5 +28,5 @@ def real_labels(labels_n: Tensor) -> Tensor:
 
 def correct_and_count(logits_nc: Tensor, labels_n: Tensor) -> Tuple[Tensor, Tensor]:
     """How many real labels are the likeliest class, and how many there are: 0-d float32 each."""
-    correct_n = (logits_nc.detach().argmax(dim=-1) == labels_n) & (labels_n != IGNORED)
+    correct_n = logits_nc.detach().argmax(dim=-1) == labels_n  # never so where ignored: no class is negative
     return correct_n.float().sum(), real_labels(labels_n)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from model import PRETRAINING_OUTPUTS, PretrainingModel, SquadModel
+from model.losses import mean_cross_entropy
 from tests.model.builders import GROUPBERT, batch, perturb
 
 
@@ -77,6 +78,12 @@ def test_half_precision_losses_are_those_of_single_precision() -> None:
     for a, b in zip(half[:3], single[:3]):
         assert a.dtype == torch.float32
         torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
+
+
+def test_half_precision_sums_in_single_precision() -> None:
+    """20,000 labels of log(1000) each: their sum is beyond float16."""
+    loss = mean_cross_entropy(torch.zeros(20_000, 1000, dtype=torch.float16), torch.zeros(20_000).int())
+    torch.testing.assert_close(loss, torch.tensor(1000.0).log(), rtol=1e-3, atol=0.0)
 
 
 def test_squad_loss_is_the_mean_over_starts_and_ends_within_the_text() -> None:

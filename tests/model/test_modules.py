@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model import PretrainingModel, SquadModel
 from model.attention import Attention, additive_mask
 from model.convolution import Convolution
 from model.encoder import Residual
@@ -104,6 +107,18 @@ def test_feed_forward_as_defined(kind: str) -> None:
     torch.testing.assert_close(ours(x), expected)
 
 
+@pytest.mark.parametrize("head", [PretrainingModel, SquadModel])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_layer_norm_has_the_configured_epsilon(name: str, head: type) -> None:
+    model = head(replace(VARIANTS[name], layer_norm_eps=1e-4))
+    norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+    config = model.config
+    in_a_layer = 5 if config.convolution else 2  # one in each residual module, one inside the convolution
+    last, in_the_head = int(config.norm == "pre"), int(head is PretrainingModel)
+    assert len(norms) == 1 + in_a_layer * config.num_layers + last + in_the_head
+    assert {norm.eps for norm in norms} == {1e-4}
+
+
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_residual_normalises_before_or_after(norm: str) -> None:
     body = nn.Linear(32, 32)
@@ -121,8 +136,6 @@ def test_residual_normalises_before_or_after(norm: str) -> None:
 
 
 def test_dropout_stands_on_the_branch_not_on_the_skip() -> None:
-    from dataclasses import replace
-
     residual = Residual(nn.Identity(), replace(VARIANTS["pre-plain-dense"], hidden_dropout=0.5))
     x = torch.randn(4, 8, 32)
     branch = residual(x) - x
