@@ -191,7 +191,7 @@ def test_rebatching_keeps_what_workers_would_drop():
 
 
 def test_what_is_drawn_in_the_background_leaves_the_programs_generator_alone():
-    """However far ahead the worker reads (a pass has 6 elements), the program draws the same, and so does it."""
+    """However far ahead the worker reads (a pass has 6 elements), what the program draws stays the same."""
 
     def draws(buffer_size):
         torch.manual_seed(3)
