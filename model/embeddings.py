@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from .config import ModelConfig
@@ -27,7 +26,7 @@ class Embeddings(nn.Module):
         """int32 or int64 [B, S] twice -> [B, S, h]. Raises ValueError if S has no position embedding."""
         sequence_length = input_ids.shape[1]
         # A tracer's lengths aren't plain numbers that Python may compare.
-        if not torch.jit.is_tracing() and sequence_length > self.position.num_embeddings:
+        if isinstance(sequence_length, int) and sequence_length > self.position.num_embeddings:
             raise ValueError(
                 f"a sequence has {sequence_length} tokens, but the model has position embeddings for "
                 f"{self.position.num_embeddings} only: shorten the sequences or raise max_position_embeddings"
