@@ -92,6 +92,17 @@ def test_every_position_is_as_likely() -> None:
     assert ((counts - expected) ** 2 / expected).sum() < length + 5 * (2 * length) ** 0.5
 
 
+def test_what_is_seen_is_independent_of_where() -> None:
+    """Whether the first token is predicted says nothing about what replaces any prediction."""
+    rows, length, slots = 20_000, 32, 5
+    ids = np.random.default_rng(0).integers(5, VOCABULARY, (rows, length), dtype=np.int32)
+    masked, positions, _ = make_masker(slots)(ids, np.full(rows, length), derive_key(8, np.arange(rows)))
+    seen = np.take_along_axis(masked, positions, axis=1)
+    for place in range(4):
+        shares = (seen[(positions == place).any(axis=1)] == MASK).mean(axis=0)
+        assert (abs(shares - 0.8) < 5 * (0.16 / (rows * slots / length)) ** 0.5).all()
+
+
 def test_a_mask_depends_on_its_key_alone() -> None:
     ids, num_tokens, keys = make_batch(50)
     for whole_word in (False, True):

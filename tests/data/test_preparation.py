@@ -114,6 +114,7 @@ def test_a_changed_corpus_is_preprocessed_again(options: PretrainingDataOptions,
         counts = prepare(options, tmp_path, corpus=str(copy)).statistics
         documents.append(counts.train.documents + counts.validation.documents)
     assert documents[1] == documents[0] + 1
+    assert len(list((tmp_path / "vocabularies").iterdir())) == 2
 
 
 def test_a_validation_corpus_takes_nothing_from_training(

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Dict, List
@@ -16,8 +17,9 @@ import pytest
 from data.chunks import TRAIN, VALIDATION, is_held_out
 from data.corpora import Corpus
 from data.errors import DataError
+from data.locking import exclusive
 from data.preprocessing import prepare_shards
-from data.shards import MANIFEST, load_manifest, open_shards
+from data.shards import MANIFEST, load_manifest, open_shards, shard_name
 from data.tokenizer import Tokenizer
 from tests.data import preprocess_slowly
 from tests.data.conftest import write_text_corpus
@@ -130,6 +132,37 @@ def test_two_runs_at_once_share_the_work(
     assert [process.wait(timeout=60) for process in processes] == [0, 0]
     (folder,) = tmp_path.iterdir()
     assert contents(folder) == expected
+
+
+def test_only_whole_shards_of_the_same_chunk_are_kept(
+    large: Corpus, tokenizer: Tokenizer, tmp_path: Path, expected: Dict[str, bytes]
+) -> None:
+    folder = prepare_shards(large, tokenizer, PARAMETERS, tmp_path, workers=0, progress=False)
+    (folder / MANIFEST).unlink()
+    first, second, third = (folder / shard_name(TRAIN, number) for number in range(3))
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    third.write_bytes(third.read_bytes()[:-1] + b"?")
+    prepare_shards(large, tokenizer, PARAMETERS, tmp_path, workers=0, progress=False)
+    assert contents(folder) == expected
+
+
+def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+    events: List[str] = []
+
+    def second() -> None:
+        with exclusive(tmp_path / "lock"):
+            events.append("second in")
+
+    with exclusive(tmp_path / "lock") as locked:
+        assert locked
+        thread = threading.Thread(target=second)
+        thread.start()
+        time.sleep(0.2)
+        events.append("first out")
+    thread.join()
+    assert events == ["first out", "second in"]
 
 
 def test_a_finished_folder_is_not_written_again(corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path) -> None:

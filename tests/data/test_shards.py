@@ -109,6 +109,14 @@ def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
             verify_shard(path)
 
 
+def test_a_shard_that_shrinks_later_is_refused_in_workers(tmp_path: Path) -> None:
+    write_folder(tmp_path, [5])
+    content = pickle.dumps(open_shards(tmp_path, "train"))
+    damage(tmp_path / shard_name("train", 0), "truncated")
+    with pytest.raises(DataError, match="bytes instead of"):
+        pickle.loads(content)
+
+
 def test_shards_of_another_run_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
