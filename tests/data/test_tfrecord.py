@@ -220,6 +220,14 @@ def test_damaged_messages_never_fail_otherwise():
             int64_features(bytes(damaged[: int(rng.integers(1, len(content) + 1))]))
 
 
+@pytest.mark.parametrize("values", [b"\xff" * 10 + b"\x01", b"\x05" + b"\x80" * 10 + b"\x00"])
+def test_numbers_beyond_64_bits_are_refused(values):
+    for content in (field(1, values), varint(1 << 3) + values[-11:]):
+        features = field(1, field(1, field(1, b"input_ids") + field(2, field(3, content))))
+        with pytest.raises(MessageError, match="more than 64 bits"):
+            int64_features(features)
+
+
 def test_nothing_to_read_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"no TFRecord file: looked for .*\*\.tfrecord"):
         TfRecordFile(str(tmp_path))
