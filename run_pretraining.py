@@ -109,10 +109,15 @@ def _run(
         progress=config.progress_bar,
     )
     data.require_examples(prepared.train, loop.samples_per_call, "one training step")
-    data.require_examples(prepared.validation, 1, "an evaluation")
-    entropy = data.unigram_entropy(prepared.validation)
+    held_out = prepared.validation
+    if held_out is None:
+        raise data.DataError(
+            "nothing is held out to evaluate on: give --validation-fraction above 0 or a --validation-corpus"
+        )
+    data.require_examples(held_out, 1, "an evaluation")
+    entropy = data.unigram_entropy(held_out)
     print(
-        f"data: {prepared.train.num_examples} training and {prepared.validation.num_examples} held-out "
+        f"data: {prepared.train.num_examples} training and {held_out.num_examples} held-out "
         f"examples; unigram entropy of the validation set {entropy:.4f} nats",
         flush=True,
     )
@@ -141,7 +146,7 @@ def _run(
         model,
         executor,
         inference_options(plan),
-        lambda multiple: data.EvaluationDataset(prepared.validation, multiple),
+        lambda multiple: data.EvaluationDataset(held_out, multiple),
         micro_batch_size=config.micro_batch_size,
         max_batches=config.eval_batches,
         collate=data.collate,

@@ -24,6 +24,7 @@ def initial_model(
     loaded = models.from_pretrained(
         folder, hidden_dropout=config.hidden_dropout, attention_dropout=config.attention_dropout
     )
+    assert isinstance(loaded, models.PretrainingModel)
     if loaded.config != config:
         differences = [
             f"{key} is {getattr(loaded.config, key)!r} there and {getattr(config, key)!r} here"

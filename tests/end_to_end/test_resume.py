@@ -1,4 +1,4 @@
-"""A run that was killed, stopped or moved on equals one that never stopped, bit for bit: weights, losses, data."""
+"""A run that was killed, stopped or moved on equals one that never stopped, bit for bit."""
 
 import json
 import shlex
