@@ -9,6 +9,7 @@ import torch
 
 from . import _trace, enums, poptorch_core
 from ._args import Arguments, check_batch_dimension
+from ._casts import ImplicitCasts, holds_float16
 from ._device_weights import DeviceWeights
 from ._losses import CompileTap, LossPlace, LossTap
 from ._numerics import numerics
@@ -53,6 +54,8 @@ class Executable:
         self._flags = [(module, module.training) for module in model.modules()]
         self.weights = DeviceWeights(model, self.plan.replicas)
         self._loss: LossPlace | None = None
+        half = holds_float16([*self.weights.device_parameters, *model.buffers(), *arguments.tensors])
+        self._casts = ImplicitCasts if half else contextlib.nullcontext
         self._trace_model(arguments)
 
     def _trace_model(self, arguments: Arguments) -> None:
@@ -70,7 +73,7 @@ class Executable:
             torch.set_grad_enabled(self._training),
         ):
             self._randomness.seed_micro_batch(0, 0)
-            with _trace.tracing(self._options) as trace, CompileTap() as tap:
+            with _trace.tracing(self._options) as trace, CompileTap() as tap, self._casts():
                 output = self._model(*args, **kwargs)
             trace.validate(self._training)
             if self._training:
@@ -105,7 +108,7 @@ class Executable:
         def forward(inputs):
             args, kwargs = arguments.replaced(inputs)
             tap = LossTap() if self._loss is not None and self._loss.kind == "function" else None
-            with _trace.running() as run, tap if tap is not None else contextlib.nullcontext():
+            with _trace.running() as run, tap or contextlib.nullcontext(), self._casts():
                 output = self._model(*args, **kwargs)
             outputs = tensors(output)
             if self._loss is None:
