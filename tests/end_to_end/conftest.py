@@ -19,7 +19,13 @@ def corpus(tmp_path_factory):
     documents = []
     for name in modules.split():
         text = pydoc.plain(pydoc.render_doc(name))
-        documents.append("\n".join(line.strip(" |") for line in text.splitlines() if len(line.split()) > 4))
+        documents.append(
+            "\n".join(
+                line.strip(" |")
+                for line in text.splitlines()
+                if len(line.split()) > 4 and " at 0x" not in line
+            )
+        )
     path = tmp_path_factory.mktemp("corpus") / "documentation.txt"
     path.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
     return path
