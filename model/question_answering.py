@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Optional, Tuple
 
-import torch
 from torch import Tensor, nn
 
 from .config import ModelConfig
@@ -50,5 +49,5 @@ class SquadModel(nn.Module):
 
 
 def _position_loss(logits_bs: Tensor, positions_b: Tensor) -> Tensor:
-    within_b = (positions_b >= 0) & (positions_b < logits_bs.shape[1])
-    return mean_cross_entropy(logits_bs, torch.where(within_b, positions_b.long(), IGNORED))
+    outside_b = (positions_b < 0) | (positions_b >= logits_bs.shape[1])
+    return mean_cross_entropy(logits_bs, positions_b.masked_fill(outside_b, IGNORED))

@@ -103,6 +103,20 @@ def test_annotations_change_no_number_and_go_without_a_trace(config: object, kin
     assert all(torch.equal(a, b) for a, b in zip(model(*inputs), before))
 
 
+def test_a_squad_model_answers_on_the_simulator() -> None:
+    """Without positions there is no loss, and the annotations leave the logits alone."""
+    model = SquadModel(GROUPBERT)
+    perturb(model)
+    inputs = batch(GROUPBERT)[:3]
+    expected = model.eval()(*inputs)
+    annotate(model, (1, 1), recompute_checkpoint_every_layer=False)
+    options = ipu.poptorch.Options()
+    options.deviceIterations(2)
+    executor = ipu.poptorch.inferenceModel(model, options)
+    for logits, plain in zip(executor(*inputs), expected):
+        torch.testing.assert_close(logits, plain.detach())
+
+
 def test_annotating_again_after_undoing() -> None:
     model = PretrainingModel(BERT)
     annotate(model, (1, 1)).undo()
