@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import warnings
 
 import pytest
 import torch
@@ -135,6 +136,19 @@ def test_the_final_loss_is_found_wherever_it_stands(function):
     executor(x, y)
     expected = reference.layer.weight - reference.layer.weight.grad
     torch.testing.assert_close(model.layer.weight.detach(), expected.detach(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_loss_is_followed_through_code_that_hides_its_operations():
+    """A scripted function's result is tied to its inputs by autograd's graph alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        doubled = torch.jit.script(_doubled)
+    model = Wrapper(lambda out, y: poptorch.identity_loss(doubled(F.cross_entropy(out, y)), "none"))
+    training(model)(*batch(3))
+
+
+def _doubled(x):
+    return x * 2
 
 
 cross_entropy_by_reference = F.cross_entropy
