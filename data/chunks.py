@@ -12,7 +12,7 @@ TRAIN, VALIDATION = "train", "validation"
 
 # Chunks begin small, so that a small corpus still gives every core some, and double every few.
 _FIRST_CHUNK_CHARACTERS = 256 * 1024
-_LARGEST_CHUNK_CHARACTERS = 8 * 1024 * 1024
+_LARGEST_CHUNK_CHARACTERS = 4 * 1024 * 1024
 CHUNKS_OF_A_SIZE = 8
 # A random next segment comes from the same chunk, so a chunk needs a choice of documents.
 _CHUNK_DOCUMENTS = 8
@@ -70,7 +70,7 @@ class _Cutter:
         return self._open_characters >= wanted and len(self._open) >= _CHUNK_DOCUMENTS
 
     def finish(self) -> Iterator[Chunk]:
-        rest_is_small = self._open_characters < _FIRST_CHUNK_CHARACTERS or len(self._open) < _CHUNK_DOCUMENTS
+        rest_is_small = self._open_characters < _FIRST_CHUNK_CHARACTERS or len(self._open) < 2
         if self._waiting and rest_is_small:
             self._open, self._waiting = self._waiting + self._open, []
         for documents in (self._waiting, self._open):

@@ -51,7 +51,7 @@ def test_what_is_held_out_grows_with_the_share() -> None:
 def test_chunks_have_documents_to_choose_from() -> None:
     """Books of a megabyte: several a chunk, for a random next; a corpus of small ones: many chunks."""
     books = cut(make_documents(60, 1_000_000))
-    assert all(len(chunk.documents) >= 8 for chunk in books)
+    assert all(len(chunk.documents) >= 4 for chunk in books[:-1]) and len(books[-1].documents) >= 2
     pages = cut(make_documents(4000, 1000))
     assert len(pages) > 8
     assert all(len(chunk.documents) >= 8 for chunk in pages)
@@ -59,7 +59,7 @@ def test_chunks_have_documents_to_choose_from() -> None:
 
 def test_chunks_are_bounded() -> None:
     sizes = [sum(map(len, chunk.documents)) for chunk in cut(make_documents(30_000, 3000))]
-    assert max(sizes) < 9_000_000
+    assert max(sizes) < 5_000_000
     assert sizes[0] < 300_000
 
 
