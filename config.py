@@ -43,10 +43,9 @@ from config_loading import (
 from config_rules import (
     TARGET_IPUS,
     default_validation_layers,
-    minimum_gradient_accumulation,
-    pipeline_stages,
     rule_problems,
 )
+from ipu.placement import minimum_gradient_accumulation, pipeline_stages
 
 if TYPE_CHECKING:
     from model.config import ModelConfig

@@ -13,13 +13,14 @@ import torch
 
 import ipu
 
-from .placement import encoder_blocks, pipeline_depth
+from .placement import pipeline_stages
 
 
 @dataclass(frozen=True)
 class DevicePlan:
     """The configuration's keys that the device needs."""
 
+    task: str
     seed: int
     gradient_accumulation: int
     replication_factor: int
@@ -33,10 +34,6 @@ class DevicePlan:
     stochastic_rounding: bool
     auto_loss_scaling: bool
     executable_cache: Optional[str]
-
-    @property
-    def pipeline_depth(self) -> int:
-        return pipeline_depth(encoder_blocks(self.layers_per_ipu))
 
 
 def training_options(plan: DevicePlan) -> Any:
@@ -69,7 +66,7 @@ def inference_options(plan: DevicePlan) -> Any:
     A pipeline needs at least as many device iterations as stages.
     """
     options = _common(plan)
-    options.deviceIterations(plan.pipeline_depth)
+    options.deviceIterations(pipeline_stages(plan.layers_per_ipu, plan.task))
     options.outputMode(ipu.poptorch.OutputMode.All)
     return options
 

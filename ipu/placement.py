@@ -1,29 +1,22 @@
-"""How blocks on IPUs become a pipeline."""
+"""How modules on IPUs become a pipeline."""
 
 from __future__ import annotations
 
 from typing import Sequence
 
 
-def pipeline_depth(ipus: Sequence[int]) -> int:
-    """The number of forward pipeline stages of blocks that stand on `ipus`, in the order they run.
+def pipeline_stages(layers_per_ipu: Sequence[int], task: str) -> int:
+    """Stages of the forward pipeline: one, and one more wherever the next module stands on another IPU.
 
-    PopTorch counts changes of the active IPU, from IPU 0 on, and not blocks: BERT, whose heads return to
-    IPU 0, has one stage more than it has IPUs.
+    Embeddings stand on IPU 0. So do the pretraining heads, which makes the way back a stage of its own; the
+    head of a fine-tuning task stands with the last layers. (PopTorch counts changes of the IPU, not blocks.)
     """
-    depth, current = 1, 0
-    for ipu in ipus:
-        if ipu != current:
-            depth, current = depth + 1, ipu
-    return depth
+    way = [0] + [ipu for ipu, layers in enumerate(layers_per_ipu) if layers > 0]
+    if task == "pretraining":
+        way.append(0)
+    return 1 + sum(before != after for before, after in zip(way, way[1:]))
 
 
-def minimum_accumulation(depth: int) -> int:
-    """The smallest `gradient_accumulation` that PopTorch accepts for a training pipeline: 2n - 1."""
-    return 2 * depth - 1
-
-
-def encoder_blocks(layers_per_ipu: Sequence[int]) -> Sequence[int]:
-    """The IPU of each block in running order: embeddings on 0, one entry a layer, heads on 0."""
-    layers = [ipu for ipu, count in enumerate(layers_per_ipu) for _ in range(count)]
-    return [0, *layers, 0]
+def minimum_gradient_accumulation(layers_per_ipu: Sequence[int], task: str) -> int:
+    """Micro batches that fill a training pipeline: 2n - 1 for n forward stages (PopTorch's own rule)."""
+    return 2 * pipeline_stages(layers_per_ipu, task) - 1

@@ -12,7 +12,8 @@ import pytest
 
 import config
 from config import Config, ConfigError
-from config_rules import balanced_layers, minimum_gradient_accumulation, pipeline_stages
+from config_rules import balanced_layers
+from ipu.placement import minimum_gradient_accumulation, pipeline_stages
 
 VALUES: Dict[str, Any] = {
     "training_steps": 8,

@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import Iterator
 
+import data.atomic
+
 from .errors import TrainingError
 
 
@@ -27,11 +29,8 @@ def fsync_file(path: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces `path` by `text` in one step: a reader sees the old or the new content, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    fsync_file(temporary)
-    temporary.replace(path)
+    """Replaces `path` by `text` in one step, durably: a reader sees the old or the new content."""
+    data.atomic.write_atomically(path, text.encode("utf-8"))
     fsync_folder(path.parent)
 
 
