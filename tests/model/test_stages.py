@@ -117,6 +117,20 @@ def test_a_squad_model_answers_on_the_simulator() -> None:
         torch.testing.assert_close(logits, plain.detach())
 
 
+def test_only_losses_are_marked_as_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    marked = []
+    monkeypatch.setattr(
+        ipu.poptorch, "identity_loss", lambda x, reduction: marked.append((x.dim(), reduction)) or x
+    )
+    model = SquadModel(BERT)
+    annotate(model, (1, 1))
+    inputs = batch(BERT)[:3]
+    model(*inputs)
+    assert marked == []
+    model(*inputs, torch.arange(4), torch.arange(4))
+    assert marked == [(0, "none")]
+
+
 def test_annotating_again_after_undoing() -> None:
     model = PretrainingModel(BERT)
     annotate(model, (1, 1)).undo()
