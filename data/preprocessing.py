@@ -66,7 +66,7 @@ def prepare_shards(
     """The folder of the corpus' shards, written if it isn't finished yet.
 
     workers: processes beside this one; 0 does all the work here; None takes one for each usable core, but
-    works here if the corpus is small or the cores are two. Another process that prepares the same data is waited for.
+    works here if the corpus is small or the cores are two. Another process preparing the same is waited for.
     """
     description: Dict[str, Any] = dict(
         dataclasses.asdict(parameters),
@@ -103,8 +103,8 @@ def _write_shards(
 ) -> Dict[str, List[Dict[str, Any]]]:
     """Write the shards that aren't there yet; the headers of each split's shards, in order."""
     if workers is None:
-        # Starting workers takes seconds: a corpus of few chunks is done sooner without. So is any on two cores,
-        # as the tokenizers library, which takes four fifths of the time, has threads of its own.
+        # Starting workers takes seconds: a corpus of few chunks is done sooner without. On two cores any is,
+        # for the tokenizers library, which takes four fifths of the time, has threads of its own.
         first = list(itertools.islice(chunks, CHUNKS_OF_A_SIZE))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = cores if cores > 2 and len(first) == CHUNKS_OF_A_SIZE else 0
