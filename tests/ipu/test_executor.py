@@ -138,8 +138,7 @@ def test_the_final_loss_is_found_wherever_it_stands(function):
     torch.testing.assert_close(model.layer.weight.detach(), expected.detach(), rtol=1e-6, atol=1e-6)
 
 
-def test_a_loss_is_followed_through_code_that_hides_its_operations():
-    """A scripted function's result is tied to its inputs by autograd's graph alone."""
+def test_a_loss_is_followed_through_scripted_code():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         doubled = torch.jit.script(_doubled)

@@ -7,8 +7,6 @@ another one is computed from is only a step on the way; exactly one must remain.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch.overrides import TorchFunctionMode
 
@@ -123,25 +121,12 @@ class CompileTap(LossTap):
         raise AssertionError("the final loss is one of the candidates")
 
     def _ancestors(self, tensor: torch.Tensor) -> set[int]:
-        """Ids of all tensors that `tensor` was computed from, by calls seen here or by autograd's graph."""
-        by_node = {made.grad_fn: id(made) for made in self._alive if made.grad_fn is not None}
+        """Ids of all tensors that `tensor` was computed from."""
         found: set[int] = set()
-        waiting: list[Any] = [tensor]
-        visited: set[Any] = set()
+        waiting = [tensor]
         while waiting:
-            item = waiting.pop()
-            if isinstance(item, torch.Tensor):
-                if id(item) in visited:
-                    continue
-                visited.add(id(item))
-                sources = self._sources.get(id(item), [])
-                found.update(id(source) for source in sources)
-                waiting.extend(sources)
-                if item.grad_fn is not None:
-                    waiting.append(item.grad_fn)
-            elif item not in visited:
-                visited.add(item)
-                if item in by_node and by_node[item] != id(tensor):
-                    found.add(by_node[item])
-                waiting.extend(node for node, _ in item.next_functions if node is not None)
+            for source in self._sources.get(id(waiting.pop()), []):
+                if id(source) not in found:
+                    found.add(id(source))
+                    waiting.append(source)
         return found - {id(tensor)}
