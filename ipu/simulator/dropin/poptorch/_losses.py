@@ -7,6 +7,7 @@ another one is computed from is only a step on the way; exactly one must remain.
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import torch
 from torch.overrides import TorchFunctionMode
 
