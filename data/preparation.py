@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import uuid
 from pathlib import Path
@@ -135,6 +136,8 @@ def prepare_pretraining_data(
                 folder, VALIDATION, options, tokenizer, for_training=False
             )
     train, train_counts = _open_split(folder, TRAIN, options, tokenizer, for_training=True)
+    # Loader workers are forked, and the tokenizers library warns in each unless told what to do there.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return PretrainingData(
         train,
         validation,

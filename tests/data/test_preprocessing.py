@@ -61,7 +61,7 @@ def start(
     arguments = [corpus.name, vocabulary, cache, workers, documents]
     return subprocess.Popen(
         [sys.executable, str(Path(preprocess_slowly.__file__)), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
     )
 
 
