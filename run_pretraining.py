@@ -106,7 +106,7 @@ def _run(
     prepared = data.prepare_pretraining_data(
         config.section(data.PretrainingDataOptions),
         cache_folder=Path(config.cache_folder),
-        progress=config.progress_bar,
+        progress=config.progress_bar and sys.stderr.isatty(),
     )
     data.require_examples(prepared.train, loop.samples_per_call, "one training step")
     held_out = prepared.validation
