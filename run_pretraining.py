@@ -116,11 +116,8 @@ def _run(
         )
     data.require_examples(held_out, 1, "an evaluation")
     entropy = data.unigram_entropy(held_out)
-    print(
-        f"data: {prepared.train.num_examples} training and {held_out.num_examples} held-out "
-        f"examples; unigram entropy of the validation set {entropy:.4f} nats",
-        flush=True,
-    )
+    for line in (*prepared.statistics.lines(), f"unigram entropy of the held-out text: {entropy:.4f} nats"):
+        print(f"data: {line}", flush=True)
 
     model = training.initial_model(
         config.model_config(), seed=config.seed, folder=weights, tokenizer=prepared.tokenizer

@@ -41,6 +41,17 @@ class PretrainingStatistics:
     validation: Optional[SplitStatistics]
     notes: Tuple[str, ...] = ()
 
+    def lines(self) -> Iterable[str]:
+        """For the log: the corpus, the counts of each split that are known, the notes."""
+        yield f"corpus {self.corpus}, vocabulary {self.vocabulary or 'not known'}"
+        for name, split in (("training", self.train), ("held-out", self.validation)):
+            if split is not None:
+                counts = dataclasses.asdict(split).items()
+                yield f"{name}: " + ", ".join(
+                    f"{count} {what.replace('_', ' ')}" for what, count in counts if count is not None
+                )
+        yield from self.notes
+
 
 def unigram_entropy(dataset: SampleDataset) -> float:
     """Entropy (nats) of the distribution of the dataset's non-special tokens, from their own frequencies.
