@@ -5,6 +5,7 @@ Every rule sees values that are legal by themselves (type and bounds are checked
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Dict, Iterator, List, Sequence, Tuple
 
 from config_loading import Problem, nearest
@@ -55,7 +56,9 @@ def _multiples(number: int, factor: int) -> str:
 
 
 def _divisors(number: int, wanted: int) -> str:
-    divisors = [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+    """The divisors of `number` next below and above `wanted`."""
+    small = [factor for factor in range(1, math.isqrt(number) + 1) if number % factor == 0]
+    divisors = small + [number // factor for factor in reversed(small)]
     below = [divisor for divisor in divisors if divisor < wanted][-1:]
     return " or ".join(str(legal) for legal in below + [d for d in divisors if d > wanted][:1])
 

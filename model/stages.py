@@ -4,6 +4,7 @@ loss."""
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, Callable, List, Sequence, Tuple, Union
 
 import ipu
@@ -120,7 +121,8 @@ def _final_loss(_module: Any, _inputs: Any, outputs: Tuple[Any, ...]) -> Tuple[A
 def _check_serialization(factor: int, vocab_size: int) -> None:
     if isinstance(factor, int) and factor >= 1 and vocab_size % factor == 0:
         return
-    divisors = [divisor for divisor in range(1, vocab_size + 1) if vocab_size % divisor == 0]
+    small = [divisor for divisor in range(1, math.isqrt(vocab_size) + 1) if vocab_size % divisor == 0]
+    divisors = small + [vocab_size // divisor for divisor in reversed(small)]
     below = [divisor for divisor in divisors if divisor < factor]
     above = [divisor for divisor in divisors if divisor > factor]
     nearest = ", ".join(map(str, below[-1:] + above[:1]))

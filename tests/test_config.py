@@ -12,7 +12,7 @@ import pytest
 
 import config
 from config import Config, ConfigError
-from config_rules import balanced_layers
+from config_rules import _divisors, balanced_layers
 from ipu.placement import minimum_gradient_accumulation, pipeline_stages
 
 VALUES: Dict[str, Any] = {
@@ -229,6 +229,16 @@ def test_section_takes_fields_by_name() -> None:
         unknown_here: str = "kept"
 
     assert Config(**VALUES, lr_warmup=2).section(Plan) == Plan(1e-3, 2, "kept")
+
+
+def test_nearest_divisors_of_large_numbers_are_found_at_once() -> None:
+    (complaint,) = refusal(vocab_size=2**31 - 1, embedding_serialization_factor=2)
+    assert "take 1 or 2147483647, or vocab_size 2147483646" in complaint
+    for number in range(1, 200):
+        divisors = [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+        for wanted in range(1, number + 3):
+            near = [d for d in divisors if d < wanted][-1:] + [d for d in divisors if d > wanted][:1]
+            assert _divisors(number, wanted) == " or ".join(map(str, near))
 
 
 # ------------------------------------------------------------------------------------------------ files
