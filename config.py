@@ -65,6 +65,9 @@ _GROUPS = {
 }
 
 AT_LEAST_0, AT_LEAST_1, ABOVE_0, BELOW_1 = "[0, inf)", "[1, inf)", "(0, inf)", "[0, 1)"
+SEEDS = f"[0, {2**63})"  # every generator takes these
+# Far above any model for IPUs, and low enough that no product of sizes leaves 64 bits.
+TOKENS, FEATURES, LAYERS, TOKEN_IDS = "[8, 65535]", "[1, 65536]", "[1, 1000]", f"[8, {2**31})"
 Family = Literal["bert", "groupbert"]
 Norm = Literal["pre", "post"]
 FeedForward = Literal["dense", "grouped", "grouped_projected"]
@@ -88,7 +91,7 @@ class Config:
     """A complete run. Creating one checks types and rules; ConfigError names everything that is wrong."""
 
     task: Literal["pretraining", "squad", "glue"] = key("what to train", "pretraining")
-    seed: int = key("of every random draw: data order, masks, initial weights, dropout", 42, AT_LEAST_0)
+    seed: int = key("of every random draw: data order, masks, initial weights, dropout", 42, SEEDS)
     training_steps: int = key("weight updates; 0: as many as epochs make (fine-tuning)", 0, AT_LEAST_0)
     eval_steps: Optional[int] = key(
         "weight updates between evaluations; none: only first and last", None, AT_LEAST_1
@@ -106,11 +109,11 @@ class Config:
     progress_bar: bool = key("show progress bars", True)
 
     model: Family = key("family: the defaults of norm, convolution and feed_forward", "groupbert")
-    hidden_size: int = key("features of a token", bounds=AT_LEAST_1)
-    num_layers: int = key("encoder layers", bounds=AT_LEAST_1)
+    hidden_size: int = key("features of a token", bounds=FEATURES)
+    num_layers: int = key("encoder layers", bounds=LAYERS)
     num_heads: int = key("attention heads; hidden_size must be a multiple", bounds=AT_LEAST_1)
-    vocab_size: int = key("rows of the embedding table", 30522, "[8, inf)")
-    max_position_embeddings: int = key("longest sequence that the model can take", 512, "[8, inf)")
+    vocab_size: int = key("rows of the embedding table", 30522, TOKEN_IDS)
+    max_position_embeddings: int = key("longest sequence that the model can take", 512, TOKENS)
     norm: Optional[Norm] = key("LayerNorm before or after; none: the family's", None)
     convolution: Optional[bool] = key("a convolution module in each layer; none: the family's", None)
     feed_forward: Optional[FeedForward] = key(
@@ -118,7 +121,7 @@ class Config:
     )
     ffn_groups: int = key("groups of the grouped feed-forward projection", 4, AT_LEAST_1)
     conv_group_size: int = key("channels in a group of the convolution", 16, AT_LEAST_1)
-    conv_kernel_size: int = key("tokens that the convolution spans; odd", 7, AT_LEAST_1)
+    conv_kernel_size: int = key("tokens that the convolution spans; odd", 7, "[1, 65535]")
     hidden_dropout: float = key("dropout of embeddings and residual branches", 0.0, BELOW_1)
     attention_dropout: float = key("dropout of attention probabilities", 0.0, BELOW_1)
     layer_norm_eps: float = key("added to the variance; 1e-3 is safe in float16", 1e-3, "(0, 1)")
@@ -131,7 +134,7 @@ class Config:
     validation_fraction: float = key("share of documents held out of corpus", 0.05, BELOW_1)
     tokenizer: str = key("train (on corpus), a vocab.txt, a folder or a Hugging Face name", "train")
     lowercase: bool = key("lower-case the text", True)
-    sequence_length: int = key("tokens of a sequence, special ones and padding included", bounds="[8, inf)")
+    sequence_length: int = key("tokens of a sequence, special ones and padding included", bounds=TOKENS)
     mask_tokens: int = key("most masked tokens of a sequence", 20, AT_LEAST_1)
     masked_lm_probability: float = key("share of tokens to predict", 0.15, "(0, 1)")
     dynamic_masking: bool = key("new masks in each epoch", True)
@@ -177,7 +180,7 @@ class Config:
     device: Device = key("where to run; auto: an IPU if there is one", "auto")
     target: str = key(f"the machine: {' | '.join(TARGET_IPUS)}", "pod16")
     precision: Literal["float16", "float32"] = key("what an IPU stores and computes in", "float16")
-    ipus_per_replica: int = key("IPUs of one pipeline", bounds=AT_LEAST_1)
+    ipus_per_replica: int = key("IPUs of one pipeline", bounds=f"[1, {max(TARGET_IPUS.values())}]")
     layers_per_ipu: Tuple[int, ...] = key(
         "encoder layers on each IPU; embeddings stand on the first", bounds=AT_LEAST_0
     )

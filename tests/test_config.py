@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 import pytest
+import torch
 
 import config
 from config import Config, ConfigError
@@ -101,8 +102,17 @@ RULES = [
     ({"num_layers": 4.0}, "num_layers", "expected a whole number, found 4.0 (a number): write 4"),
     ({"num_layers": True}, "num_layers", "found True (true/false)"),
     ({"num_layers": "4"}, "num_layers", "without quotes"),
-    ({"num_layers": 0}, "num_layers", "0 lies outside [1, inf)"),
+    ({"num_layers": 0}, "num_layers", "0 lies outside [1, 1000]"),
     ({"num_layers": None}, "num_layers", "expected a whole number"),
+    ({"seed": 2**63}, "seed", "9223372036854775808 lies outside [0, 9223372036854775808)"),
+    ({"seed": 99999999999999999999999}, "seed", "outside"),
+    ({"hidden_size": 90000000001}, "hidden_size", "90000000001 lies outside [1, 65536]"),
+    ({"num_layers": 10**9}, "num_layers", "outside [1, 1000]"),
+    ({"vocab_size": 2**31}, "vocab_size", "outside [8, 2147483648)"),
+    ({"max_position_embeddings": 65536}, "max_position_embeddings", "65536 lies outside [8, 65535]"),
+    ({"sequence_length": 65536}, "sequence_length", "65536 lies outside [8, 65535]"),
+    ({"conv_kernel_size": 10**20 + 1}, "conv_kernel_size", "outside [1, 65535]"),
+    ({"ipus_per_replica": 10**12}, "ipus_per_replica", "outside [1, 256]"),
     ({"learning_rate": "1e-3"}, "learning_rate", "without quotes"),
     ({"learning_rate": float("nan")}, "learning_rate", "nan"),
     ({"learning_rate": -1e-3}, "learning_rate", "outside (0, inf)"),
@@ -132,6 +142,11 @@ def test_values_are_accepted_without_the_changes() -> None:
     assert Config(**VALUES).max_grad_norm is None
     assert Config(**{**VALUES, "optimizer": "adamw", "max_grad_norm": 1}).max_grad_norm == 1.0
     assert Config(**{**VALUES, **SQUAD, "doc_stride": 61}).task == "squad"
+
+
+def test_the_largest_seed_is_one_that_torch_takes() -> None:
+    seed = Config(**{**VALUES, "seed": 2**63 - 1}).seed
+    assert torch.Generator().manual_seed(seed).initial_seed() == seed == 2**63 - 1
 
 
 def test_all_problems_are_reported_at_once() -> None:
