@@ -6,6 +6,7 @@ Every rule sees values that are legal by themselves (type and bounds are checked
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from typing import TYPE_CHECKING, Dict, Iterator, List, Sequence, Tuple
 
 from config_loading import Problem, nearest
@@ -27,12 +28,21 @@ TARGET_IPUS: Dict[str, int] = {
     "bow-pod256": 256,
 }
 
+# Besides epochs, which has a rule of its own.
+FINE_TUNING_KEYS = (
+    "squad_version",
+    "doc_stride",
+    "max_query_length",
+    "validation_micro_batch_size",
+    "validation_device_iterations",
+    "validation_layers_per_ipu",
+)
 CLIPPING_OPTIMIZERS = ("sgd", "adam", "adamw")
 
 
 def rule_problems(config: Config) -> List[Problem]:
     """Everything that keeps this configuration from running."""
-    rules = (_length, _model, _data, _squad, _training, _placement, _memory, _device)
+    rules = (_length, _model, _data, _unread, _squad, _training, _placement, _memory, _device)
     return [problem for rule in rules for problem in rule(config)]
 
 
@@ -130,6 +140,19 @@ def _data(config: Config) -> Iterator[Problem]:
         )
 
 
+def _unread(config: Config) -> Iterator[Problem]:
+    """Keys of fine-tuning that say something in pretraining, where nothing reads them."""
+    if config.task != "pretraining":
+        return
+    defaults = {entry.name: entry.default for entry in fields(config)}
+    for key in FINE_TUNING_KEYS:
+        value = getattr(config, key)
+        if value != defaults[key]:
+            default = "none" if defaults[key] is None else defaults[key]
+            given = _words(value) if isinstance(value, tuple) else value
+            yield Problem(key, f"{given} is not read by task pretraining; leave it at {default}")
+
+
 def _squad(config: Config) -> Iterator[Problem]:
     if config.task == "pretraining":
         return
@@ -184,6 +207,12 @@ def _training(config: Config) -> Iterator[Problem]:
         )
     elif config.lr_end > config.learning_rate:
         yield Problem("lr_end", f"{config.lr_end:g} is above learning_rate {config.learning_rate:g}")
+    if config.lr_warmup_power != 1 and config.lr_schedule != "polynomial":
+        yield Problem(
+            "lr_warmup_power",
+            f"{config.lr_warmup_power:g} is read by lr_schedule polynomial only; {config.lr_schedule} warms "
+            "up in a line: take 1",
+        )
     if config.max_grad_norm is not None and config.optimizer not in CLIPPING_OPTIMIZERS:
         yield Problem(
             "max_grad_norm",

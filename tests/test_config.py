@@ -75,6 +75,8 @@ RULES = [
     ({"lr_warmup": 9}, "lr_warmup", "1 more than training_steps 8"),
     ({"lr_warmup": 1.5}, "lr_warmup", "take 2"),
     ({"lr_end": 1e-7}, "lr_end", "polynomial only"),
+    ({"lr_warmup_power": 0.5}, "lr_warmup_power", "polynomial only; linear warms up in a line: take 1"),
+    ({"lr_warmup_power": 0.5, "lr_schedule": "constant"}, "lr_warmup_power", "constant warms up"),
     ({"lr_end": 1.0, "lr_schedule": "polynomial"}, "lr_end", "above learning_rate 0.001"),
     ({"auto_loss_scaling": True, "reduction": "sum"}, "auto_loss_scaling", "reduction mean"),
     ({"auto_loss_scaling": True, "precision": "float32"}, "auto_loss_scaling", "precision float16"),
@@ -83,6 +85,16 @@ RULES = [
     ({"device_iterations": 4, "checkpoint_steps": 2}, "checkpoint_steps", "take 4"),
     ({"training_steps": 0}, "training_steps", "give the number of weight updates"),
     ({"epochs": 3.0}, "epochs", "not read in pretraining"),
+    ({"squad_version": "2.0"}, "squad_version", "2.0 is not read by task pretraining; leave it at 1.1"),
+    ({"doc_stride": 64}, "doc_stride", "64 is not read by task pretraining; leave it at 128"),
+    ({"max_query_length": 16}, "max_query_length", "not read by task pretraining; leave it at 64"),
+    ({"validation_micro_batch_size": 2}, "validation_micro_batch_size", "task pretraining; leave it at 20"),
+    ({"validation_device_iterations": 8}, "validation_device_iterations", "leave it at 4"),
+    (
+        {"validation_layers_per_ipu": (1, 3)},
+        "validation_layers_per_ipu",
+        "1 3 is not read by task pretraining; leave it at none",
+    ),
     ({**SQUAD, "epochs": 3.0}, "epochs", "give one of them (--epochs none or --training-steps 0)"),
     ({**SQUAD, "training_steps": 0}, "training_steps", "or give epochs"),
     ({**SQUAD, "max_query_length": 126}, "max_query_length", "take at most 124"),
@@ -142,6 +154,8 @@ def test_values_are_accepted_without_the_changes() -> None:
     assert Config(**VALUES).max_grad_norm is None
     assert Config(**{**VALUES, "optimizer": "adamw", "max_grad_norm": 1}).max_grad_norm == 1.0
     assert Config(**{**VALUES, **SQUAD, "doc_stride": 61}).task == "squad"
+    assert Config(**VALUES, doc_stride=128).doc_stride == 128  # a default may be written down
+    assert Config(**VALUES, lr_warmup_power=0.5, lr_schedule="polynomial").lr_warmup_power == 0.5
 
 
 def test_the_largest_seed_is_one_that_torch_takes() -> None:
@@ -165,7 +179,8 @@ def test_every_required_key_is_named_when_missing() -> None:
 
 
 def test_legal_conversions() -> None:
-    made = Config(**{**VALUES, "learning_rate": 1, "matmul_proportion": 0.3, "squad_version": 2.0})
+    squad = {**VALUES, **SQUAD, "squad_version": 2.0}
+    made = Config(**{**squad, "learning_rate": 1, "matmul_proportion": 0.3})
     assert made.learning_rate == 1.0 and type(made.learning_rate) is float
     assert made.matmul_proportion == (0.3, 0.3)
     assert made.squad_version == "2.0"
@@ -270,6 +285,7 @@ BODY = (
     "learning_rate: 1e-3, micro_batch_size: 2, gradient_accumulation: 8, ipus_per_replica: 2, "
     "layers_per_ipu: [2, 2]}"
 )
+SHORT_SQUAD = "task: squad\n  max_query_length: 8\n  doc_stride: 8\n  "
 
 
 @pytest.mark.parametrize(
@@ -285,8 +301,8 @@ BODY = (
         ("corpus_subset: 20231101.en", "corpus_subset", "20231101.en"),
         ("corpus_subset: 2023-11-01", "corpus_subset", "2023-11-01"),  # a date in YAML 1.1
         ("corpus_subset: 1:30", "corpus_subset", "1:30"),  # ninety in YAML 1.1
-        ("squad_version: 2.0", "squad_version", "2.0"),
-        ("squad_version: '2.0'", "squad_version", "2.0"),
+        (f"{SHORT_SQUAD}squad_version: 2.0", "squad_version", "2.0"),
+        (f"{SHORT_SQUAD}squad_version: '2.0'", "squad_version", "2.0"),
         ("eval_steps: null", "eval_steps", None),
         ("eval_steps: ~", "eval_steps", None),
         ("matmul_proportion: 0.3", "matmul_proportion", (0.3, 0.3)),
