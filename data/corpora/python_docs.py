@@ -31,7 +31,7 @@ MIN_DOCUMENT_SENTENCES = 4
 LONG_DOCUMENT_SENTENCES = 60
 
 # Raise it when cleaning or the choice of sources changes, so that prepared data is made anew.
-_FINGERPRINT_VERSION = "python-docs-1"
+_FINGERPRINT_VERSION = "python-docs-2"
 _SKIPPED_FOLDERS = frozenset(
     ("test", "tests", "testing", "idlelib", "lib2to3", "pydoc_data")
     + ("site-packages", "dist-packages", "_vendor", "_bundled", "__pycache__")
@@ -47,7 +47,7 @@ class PythonDocsCorpus:
     """A few megabytes of technical English, the same at every call on the same installation.
 
     A document is a module's docstrings in the order of its source (a long module gives several), a topic of
-    the language reference, or a package's README. No sentence comes twice.
+    the language reference, or a package's README. No docstring comes twice.
     """
 
     name = "python-docs"
@@ -87,15 +87,17 @@ def _build() -> Iterator[str]:
 
 
 def _documents_of(docstrings: Iterable[str], seen: Set[bytes]) -> Iterator[str]:
-    """Documents of one source: a paragraph per line, sentences that came before (in any source) left out."""
+    """Documents of one source: a paragraph per line, docstrings that came before (in any source) left out."""
     lines: List[str] = []
     sentences = 0
     for docstring in docstrings:
         if sentences >= LONG_DOCUMENT_SENTENCES:
             yield "\n".join(lines)
             lines, sentences = [], 0
+        if not _is_new(docstring, seen):
+            continue
         for paragraph in paragraphs(docstring):
-            kept = [s for s in split_sentences(paragraph) if is_prose(s) and _is_new(s, seen)]
+            kept = [s for s in split_sentences(paragraph) if is_prose(s)]
             if kept:
                 lines.append(" ".join(kept))
                 sentences += len(kept)
@@ -103,9 +105,9 @@ def _documents_of(docstrings: Iterable[str], seen: Set[bytes]) -> Iterator[str]:
         yield "\n".join(lines)
 
 
-def _is_new(sentence: str, seen: Set[bytes]) -> bool:
-    # Letters alone count: sentences that differ in a number or in punctuation are the same boilerplate.
-    letters = "".join(filter(str.isalpha, sentence.lower()))
+def _is_new(docstring: str, seen: Set[bytes]) -> bool:
+    # Letters alone count: docstrings that differ in a number or in punctuation are the same boilerplate.
+    letters = "".join(filter(str.isalpha, docstring.lower()))
     key = hashlib.blake2b(letters.encode(), digest_size=8).digest()
     if key in seen:
         return False
