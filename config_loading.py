@@ -27,6 +27,8 @@ from typing import (
 
 import yaml
 
+_FEW = 10  # so many words may stand in an error message
+
 
 class Problem(NamedTuple):
     """One mistake: the configuration key it is about (empty where there is none) and what to do about it."""
@@ -52,10 +54,15 @@ class ConfigError(ValueError):
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """The end of an error message: it suggests the likeliest of `words`, or lists them if none is close."""
+    """The end of an error message: the likeliest of `words`; with none close, all of a few or some of many."""
     known = list(words)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known) or 'none'}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    if len(known) <= _FEW:
+        return f"known are {', '.join(known) or 'none'}"
+    some = difflib.get_close_matches(word, known, n=3, cutoff=0.0)
+    return f"{len(known)} are known, such as {', '.join(some)}"
 
 
 class Recipe(Dict[str, Any]):

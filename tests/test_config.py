@@ -400,8 +400,32 @@ def test_names_and_unknown_names(tmp_path: Path) -> None:
     assert config.names(path) == ["second", "first"]
     with pytest.raises(ConfigError, match="no configuration 'secnd'; did you mean 'second'"):
         config.load("secnd", path=path)
+    with pytest.raises(ConfigError, match="no configuration 'xyz'; known are second, first"):
+        config.load("xyz", path=path)
     with pytest.raises(ConfigError, match="'_all' only holds keys that recipes share"):
         config.load("_all", path=path)
+
+
+@pytest.mark.parametrize("name", ["xyz", "", "resolved"])
+def test_an_unknown_name_is_answered_with_a_few_of_many(name: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        config.load(name)
+    message = str(raised.value)
+    examples = message.split("such as ")[1].split(", ")
+    assert f"configs.yml has no configuration {name!r}; {len(config.names())} are known" in message
+    assert len(examples) == 3 and set(examples) <= set(config.names())
+
+
+def test_a_run_can_be_repeated_from_the_file_it_left(tmp_path: Path) -> None:
+    """What `--configs output/demo/resolved.yml --config resolved` does."""
+    made = config.load("test_groupbert", overrides={"seed": 7, "layers_per_ipu": (0, 2)})
+    path = tmp_path / "resolved.yml"
+    path.write_text(made.to_yaml(), encoding="utf-8")
+    assert config.names(path) == ["resolved"]
+    assert config.load("resolved", path=path) == made
+    assert config.load("resolved", path=path, overrides={"seed": 8}).seed == 8
+    with pytest.raises(ConfigError, match=r"resolved.yml has no configuration 'demo'; known are resolved"):
+        config.load("demo", path=path)
 
 
 # ------------------------------------------------------------------------------------------------ flags
