@@ -54,7 +54,7 @@ class ConfigError(ValueError):
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """The end of an error message: the likeliest of `words`; with none close, all of a few or some of many."""
+    """The end of an error message: the likeliest of `words`; if none is close, all of few or some of many."""
     known = list(words)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
