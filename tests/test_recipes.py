@@ -183,6 +183,20 @@ def test_groupbert_pretrains_without_dropout_and_with_its_own_schedule(name: str
     assert recipe.layer_norm_eps == 1e-3
 
 
+def test_clipping_and_reduction() -> None:
+    """mpAdamW clips and plain AdamW does not; TF1 sums in pretraining and in the one SQuAD recipe with LAMB."""
+    recipes = {name: config.load(name) for name in config.names()}
+    clipped = {name for name, recipe in recipes.items() if recipe.max_grad_norm is not None}
+    mp_adamw = {name for name in recipes if name.endswith("_adam_tf1") or name.endswith("_adam_8ipu_tf1")}
+    mp_adamw -= {"groupbert_mini_128_pod4_adam_tf1"}
+    mp_adamw |= {name for name in recipes if name.startswith(("squad_groupbert", "glue_groupbert"))}
+    assert clipped - {"demo"} == mp_adamw - {"squad_groupbert_base_384"}
+    assert {recipes[name].max_grad_norm for name in mp_adamw & clipped} == {1.0}
+    summed = {name for name, recipe in recipes.items() if recipe.reduction == "sum"}
+    tf1 = {name for name in recipes if name.endswith("_tf1")} - {"groupbert_mini_128_pod4_adam_tf1"}
+    assert summed == tf1 | {"squad_groupbert_base_384"}
+
+
 def test_sequence_budgets_of_the_tensorflow_recipes() -> None:
     def millions(name: str) -> float:
         return round(config.derived(config.load(name))["samples_total"] / 1e6, 1)
