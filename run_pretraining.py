@@ -15,11 +15,14 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
 
 import config as configuration
 import ipu
 from config import Config, ConfigError
+
+if TYPE_CHECKING:
+    from training import StopRequest
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,9 @@ def main(argv: Optional[Sequence[str]] = None) -> PretrainingResult:
     """Runs one pretraining. Raises ValueError subclasses for mistakes that a user can mend."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     flags = _parse(arguments)
-    config = configuration.load(flags.config, overrides=configuration.overrides_from(flags))
+    config = configuration.load(
+        flags.config, path=flags.configs, overrides=configuration.overrides_from(flags)
+    )
     if config.task != "pretraining":
         raise ConfigError(f"{flags.config} is a {config.task} recipe; this runner takes pretraining recipes")
     device = ipu.select_device(config.device)
@@ -51,11 +56,11 @@ def main(argv: Optional[Sequence[str]] = None) -> PretrainingResult:
     _print_configuration(flags.config, config)
 
     # torch and its kin take seconds to import: not before the configuration is known to be right.
-    from training import hold_folder
+    from training import hold_folder, stop_on_signals
 
     output = flags.output or Path("output") / flags.config
-    with hold_folder(output):
-        result = _run(config, device, output, flags, arguments)
+    with stop_on_signals() as stop, hold_folder(output):
+        result = _run(config, device, output, flags, arguments, stop)
     _report(result, arguments)
     return result
 
@@ -63,6 +68,12 @@ def main(argv: Optional[Sequence[str]] = None) -> PretrainingResult:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = configuration.FlagParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", required=True, help="a run of configs.yml, for example demo")
+    parser.add_argument(
+        "--configs",
+        type=Path,
+        default=configuration.CONFIGS,
+        help="another file of runs (resolved.yml is one)",
+    )
     parser.add_argument("--output", type=Path, help="the run's folder (default: output/CONFIG)")
     start = parser.add_mutually_exclusive_group()
     start.add_argument(
@@ -87,7 +98,12 @@ def _print_configuration(name: str, config: Config) -> None:
 
 
 def _run(
-    config: Config, device: ipu.DeviceChoice, output: Path, flags: argparse.Namespace, arguments: List[str]
+    config: Config,
+    device: ipu.DeviceChoice,
+    output: Path,
+    flags: argparse.Namespace,
+    arguments: List[str],
+    stop: StopRequest,
 ) -> PretrainingResult:
     import data
     import model as models
@@ -101,12 +117,14 @@ def _run(
         weights = resumed.folder
     if weights is not None:
         print(f"weights from {weights}", flush=True)
+        training.check_weights_folder(weights, config.model_config())
     training.write_atomically(output / "resolved.yml", config.to_yaml())
 
     prepared = data.prepare_pretraining_data(
         config.section(data.PretrainingDataOptions),
         cache_folder=Path(config.cache_folder),
         progress=config.progress_bar and sys.stderr.isatty(),
+        identity=None if resumed is None else resumed.state["data"],
     )
     data.require_examples(prepared.train, loop.samples_per_call, "one training step")
     held_out = prepared.validation
@@ -119,9 +137,9 @@ def _run(
     for line in (*prepared.statistics.lines(), f"unigram entropy of the held-out text: {entropy:.4f} nats"):
         print(f"data: {line}", flush=True)
 
-    model = training.initial_model(
-        config.model_config(), seed=config.seed, folder=weights, tokenizer=prepared.tokenizer
-    )
+    if weights is not None and prepared.tokenizer is not None:
+        training.check_vocabulary(weights, prepared.tokenizer)
+    model = training.initial_model(config.model_config(), seed=config.seed, folder=weights)
     if device.name != "simulator" and config.precision == "float16":
         model.half()
     optimizer = training.build_optimizer(model, config.section(training.OptimizerPlan))
@@ -133,9 +151,8 @@ def _run(
     )
     options = training_options(plan)
     executor = ipu.poptorch.trainingModel(model, options, optimizer)
-    start_step = 0
+    start = training.progress_of(resumed)
     if resumed is not None:
-        start_step = resumed.step
         optimizer.load_state_dict({**optimizer.state_dict(), **resumed.optimizer_state()})
         executor.rng_state = resumed.state["rng_state"]
 
@@ -149,12 +166,12 @@ def _run(
         collate=data.collate,
     )
     modes = ipu.poptorch.DataLoaderMode
-    calls_left = -(-max(config.training_steps - start_step, 0) // loop.device_iterations)
+    calls_left = -(-(config.training_steps - start.step) // loop.device_iterations)
     batches = ipu.poptorch.DataLoader(
         options,
         prepared.train,
         batch_size=config.micro_batch_size,
-        sampler=data.SampleStream(start_step * loop.global_batch_size, loop.samples_per_call, calls_left),
+        sampler=data.SampleStream(start.step * loop.global_batch_size, loop.samples_per_call, calls_left),
         num_workers=config.dataloader_workers,
         mode=modes.Async if config.async_dataloader else modes.Sync,
         collate_fn=data.collate,
@@ -167,10 +184,11 @@ def _run(
         if prepared.tokenizer is not None:
             prepared.tokenizer.save(folder)
 
-    def save(step: int) -> Path:
-        training.refuse_bad_weights(model, step)
+    def save(now: training.Progress) -> Path:
+        training.refuse_bad_weights(model, now.step)
         state: Dict[str, Any] = {
-            "samples": step * loop.global_batch_size,
+            "progress": {"record": now.record, "evaluation_due": now.evaluation_due},
+            "data": prepared.identity,
             "rng_state": executor.rng_state,
             "config": config.to_dict(),
             "arguments": arguments,
@@ -178,7 +196,7 @@ def _run(
         }
         return training.save_checkpoint(
             output,
-            step,
+            now.step,
             save_model=save_model,
             optimizer_state=optimizer.state_dict(),
             state=state,
@@ -187,7 +205,8 @@ def _run(
 
     reporter = training.Reporter(
         output,
-        start_step=start_step,
+        start_step=start.step,
+        keep_until=start.step - 1 if start.evaluation_due else start.step,
         total_steps=config.training_steps,
         log_steps=config.log_steps,
         progress_bar=config.progress_bar,
@@ -195,10 +214,10 @@ def _run(
         config=config.to_dict(),
     )
     try:
-        with training.stop_on_signals() as stop:
-            result = training.train(
+        with stop.deferred():
+            end = training.train(
                 loop,
-                start_step=start_step,
+                start,
                 executor=executor,
                 optimizer=optimizer,
                 schedule=config.section(training.Schedule),
@@ -211,9 +230,7 @@ def _run(
     finally:
         reporter.close()
         executor.destroy()
-    return PretrainingResult(
-        output, result.step, result.record, result.checkpoint, result.interrupted_by, entropy
-    )
+    return PretrainingResult(output, end.step, end.record, end.checkpoint, stop.signal_name, entropy)
 
 
 def _report(result: PretrainingResult, arguments: Sequence[str]) -> None:
@@ -221,9 +238,9 @@ def _report(result: PretrainingResult, arguments: Sequence[str]) -> None:
     import training
 
     if result.interrupted_by is not None:
-        command = shlex.join(["python", "run_pretraining.py", *training.resuming_arguments(arguments)])
         print(f"stopped by {result.interrupted_by} after step {result.step}; checkpoint {result.checkpoint}")
-        print(f"to go on: {command}")
+        go_on = arguments if result.checkpoint is None else training.resuming_arguments(arguments)
+        print(f"to go on: {shlex.join([sys.executable, str(Path(__file__)), *go_on])}")
         return
     summary = {
         **result.record,
@@ -240,10 +257,20 @@ def _report(result: PretrainingResult, arguments: Sequence[str]) -> None:
 
 
 def run_as_program() -> int:
-    """The exit status: 0 done, 2 a user's mistake. Anything else is a bug and keeps its traceback."""
+    """The exit status: 0 done, 2 a user's mistake, 130 interrupted before or after training.
+
+    Anything else is a bug and keeps its traceback.
+    """
     try:
         main()
-    except ConfigError as error:
+    except KeyboardInterrupt as signal:
+        print(
+            f"stopped by {signal or 'Ctrl-C'} at once. What is prepared and saved is kept: the same command "
+            "goes on, with --resume where there is a checkpoint",
+            file=sys.stderr,
+        )
+        return 130
+    except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ValueError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .checkpoint_files import ConversionError
 from .config import PRESETS, ModelConfig, ModelConfigError
-from .conversion import from_pretrained, save_pretrained
+from .conversion import from_pretrained, read_model_config, save_pretrained
 from .flops import count_parameters, flops_per_sequence
 from .pretraining import PRETRAINING_OUTPUTS, PretrainingModel
 from .question_answering import SquadModel
@@ -25,5 +25,6 @@ __all__ = [
     "flops_per_sequence",
     "from_pretrained",
     "placement",
+    "read_model_config",
     "save_pretrained",
 ]

@@ -75,7 +75,7 @@ def from_pretrained(
     settings that no model here has, and for weights that don't belong to the model.
     """
     folder = Path(folder)
-    config = _read_model_config(folder)
+    config = read_model_config(folder)
     try:
         if hidden_dropout is not None:
             config = replace(config, hidden_dropout=hidden_dropout)
@@ -104,7 +104,8 @@ def from_pretrained(
     return model
 
 
-def _read_model_config(folder: Path) -> ModelConfig:
+def read_model_config(folder: Path) -> ModelConfig:
+    """What model `folder` holds, from its config.json alone. Raises ConversionError."""
     settings = read_config(folder)
     path = folder / CONFIG_FILE
     kind = settings.get("model_type", "bert")

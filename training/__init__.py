@@ -4,32 +4,37 @@ from .checkpoints import Checkpoint, resolve_weights_folder, save_checkpoint
 from .errors import CheckpointError, DivergenceError, TrainingError
 from .evaluation import build_evaluator
 from .files import hold_folder, write_atomically
-from .loop import LoopPlan, LoopResult, refuse_bad_weights, train
+from .loop import LoopPlan, Progress, refuse_bad_weights, train
 from .optimizers import OptimizerPlan, build_optimizer
 from .plot import plot_loss
 from .reporting import Reporter
-from .resume import checkpoint_to_resume, resuming_arguments
+from .resume import checkpoint_to_resume, progress_of, resuming_arguments
 from .schedules import Schedule
-from .signals import ignore_interrupts, stop_on_signals
-from .weights import initial_model
+from .signals import RunInterrupted, StopRequest, ignore_interrupts, stop_on_signals
+from .weights import check_vocabulary, check_weights_folder, initial_model
 
 __all__ = [
     "Checkpoint",
     "CheckpointError",
     "DivergenceError",
     "LoopPlan",
-    "LoopResult",
     "OptimizerPlan",
+    "Progress",
     "Reporter",
+    "RunInterrupted",
     "Schedule",
+    "StopRequest",
     "TrainingError",
     "build_evaluator",
     "build_optimizer",
+    "check_vocabulary",
+    "check_weights_folder",
     "checkpoint_to_resume",
     "hold_folder",
     "ignore_interrupts",
     "initial_model",
     "plot_loss",
+    "progress_of",
     "refuse_bad_weights",
     "resolve_weights_folder",
     "resuming_arguments",

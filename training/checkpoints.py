@@ -16,9 +16,10 @@ import json
 import os
 import re
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 import torch
 from safetensors import SafetensorError
@@ -106,10 +107,14 @@ def save_checkpoint(
             fsync_file(path)
         fsync_folder(temporary)
         if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
+            replaced = temporary.with_suffix(".replaced.tmp")
+            final.rename(replaced)
+            temporary.rename(final)
+            shutil.rmtree(replaced)
+        else:
+            temporary.rename(final)
         fsync_folder(parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"the checkpoint {final} could not be written: {error}") from error
     for old in step_folders(output)[:-keep]:
@@ -130,11 +135,16 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder} is no checkpoint of this program: it has no state.json") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} can't be read: {error}") from error
-    missing = {"format", "step", "sha256"} - set(state)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, but must hold an object")
+    missing = {"format", "step", "sha256", "config", "rng_state", "progress"} - set(state)
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}")
     if state["format"] != FORMAT:
         raise CheckpointError(f"{path} has format {state['format']}; this program reads format {FORMAT}")
+    unchecked = {"model.safetensors", "config.json", "optimizer.safetensors"} - set(state["sha256"])
+    if unchecked:
+        raise CheckpointError(f"{path} has no checksum of {', '.join(sorted(unchecked))}")
     for name, expected in state["sha256"].items():
         file = folder / name
         if not file.is_file():
@@ -158,6 +168,11 @@ def newest_checkpoint(output: Path) -> Tuple[Optional[Checkpoint], List[str]]:
     return None, problems
 
 
+def warn_of_bad_checkpoints(problems: Iterable[str]) -> None:
+    for problem in problems:
+        print(f"warning: a checkpoint was passed over: {problem}", file=sys.stderr)
+
+
 def resolve_weights_folder(path: Path) -> Path:
     """The folder that `--checkpoint` means: itself, or the newest good checkpoint of an output folder."""
     if not path.is_dir():
@@ -167,6 +182,7 @@ def resolve_weights_folder(path: Path) -> Path:
             read_checkpoint(path)
         return path
     checkpoint, problems = newest_checkpoint(path)
+    warn_of_bad_checkpoints(problems)
     if checkpoint is None:
         details = "; ".join(problems) or "it has neither config.json nor checkpoints/step_*"
         raise CheckpointError(f"--checkpoint {path}: no checkpoint found there: {details}")

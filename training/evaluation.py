@@ -9,8 +9,10 @@ import torch
 import ipu
 
 from .metrics import EvaluationMetrics, Record
+from .signals import StopRequest
 
-Evaluator = Callable[[], Record]
+# Evaluates unless the request becomes true meanwhile: then None.
+Evaluator = Callable[[StopRequest], Optional[Record]]
 
 
 def build_evaluator(
@@ -43,7 +45,7 @@ def build_evaluator(
         auto_distributed_partitioning=False,
     )
 
-    def evaluate() -> Record:
+    def evaluate(stop: StopRequest) -> Optional[Record]:
         if training_executor.isCompiled() and training_executor.isAttachedToDevice():
             training_executor.detachFromDevice()
         metrics = EvaluationMetrics()
@@ -51,9 +53,12 @@ def build_evaluator(
         for number, batch in enumerate(loader):
             if max_calls is not None and number >= max_calls:
                 break
+            if stop:
+                break
             metrics.add(executor(*batch))
-        executor.detachFromDevice()
+        if executor.isCompiled() and executor.isAttachedToDevice():
+            executor.detachFromDevice()
         model.train()
-        return metrics.result()
+        return None if stop else metrics.result()
 
     return evaluate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Iterable, Optional, Sequence
 
@@ -47,64 +47,73 @@ class LoopPlan:
 
 
 @dataclass(frozen=True)
-class LoopResult:
-    """Where the loop stands when it ends."""
+class Progress:
+    """Where a run stands: `record` is the last line of metrics, `checkpoint` the newest checkpoint.
+
+    `evaluation_due` is true where a stop came before the evaluation that belongs to this step.
+    """
 
     step: int
     record: Record
-    interrupted_by: Optional[str]
+    evaluation_due: bool
     checkpoint: Optional[Path]
 
 
 def train(
     plan: LoopPlan,
+    start: Progress,
     *,
-    start_step: int,
     executor: Any,
     optimizer: Any,
     schedule: Schedule,
     batches: Iterable[Sequence[torch.Tensor]],
     evaluate: Evaluator,
-    save: Callable[[int], Path],
+    save: Callable[[Progress], Path],
     reporter: Reporter,
     stop: StopRequest,
-) -> LoopResult:
-    """Runs from `start_step` to `plan.training_steps` or until `stop`; ends with a checkpoint.
+) -> Progress:
+    """Runs from `start` to `plan.training_steps` or until `stop`, and ends with a checkpoint.
 
     Raises DivergenceError when the loss of an update is NaN or infinite: nothing is saved then, so the last
-    good checkpoint stays the newest. A stop that comes during an update takes effect after it.
+    good checkpoint stays the newest. A stop during an update takes effect after it, one during an evaluation
+    at once: the evaluation is made good when the run goes on.
     """
-    step = start_step
-    record: Record = {"step": step}
-    checkpoint: Optional[Path] = None
-    saved_step = -1
-    if step == 0:
-        record.update(evaluate())
-        reporter.write(record)
+    now = start
+    if start.evaluation_due:
+        now = _evaluated(now, evaluate, stop)
+        if not now.evaluation_due:
+            reporter.write(now.record)
     iterator = iter(batches)
-    while step < plan.training_steps and not stop:
-        set_learning_rate(optimizer, schedule.at(step))
+    while now.step < plan.training_steps and not stop:
+        set_learning_rate(optimizer, schedule.at(now.step))
         executor.setOptimizer(optimizer)
         began = time.perf_counter()
         outputs = executor(*next(iterator))
         seconds = time.perf_counter() - began
-        step += plan.device_iterations
+        step = now.step + plan.device_iterations
         record = {
             "step": step,
             **training_metrics(outputs, plan.micro_batches_per_replica),
-            "learning_rate": schedule.at(step - plan.device_iterations),
+            "learning_rate": schedule.at(now.step),
             "samples_per_s": plan.samples_per_call / seconds,
         }
-        _refuse_divergence(record)
+        _refuse_divergence(record, now.checkpoint)
         last = step >= plan.training_steps
-        if last or _due(step, plan.eval_steps, plan.device_iterations):
-            record.update(evaluate())
-        reporter.write(record)
+        due = last or _due(step, plan.eval_steps, plan.device_iterations)
+        now = replace(now, step=step, record=record, evaluation_due=due)
+        if due:
+            now = _evaluated(now, evaluate, stop)
+        reporter.write(now.record)
         if last or stop or _due(step, plan.checkpoint_steps, plan.device_iterations):
-            checkpoint, saved_step = save(step), step
-    if stop and saved_step != step:
-        checkpoint = save(step)
-    return LoopResult(step, record, stop.signal_name, checkpoint)
+            now = replace(now, checkpoint=save(now))
+    return now
+
+
+def _evaluated(now: Progress, evaluate: Evaluator, stop: StopRequest) -> Progress:
+    result = None if stop else evaluate(stop)
+    if result is None:
+        return now
+    return replace(now, record={**now.record, **result}, evaluation_due=False)
 
 
 def _due(step: int, every: Optional[int], device_iterations: int) -> bool:
@@ -112,13 +121,16 @@ def _due(step: int, every: Optional[int], device_iterations: int) -> bool:
     return every is not None and step // every > (step - device_iterations) // every
 
 
-def _refuse_divergence(record: Record) -> None:
-    if not math.isfinite(record["loss"]):
-        raise DivergenceError(
-            f"the loss of update {int(record['step'])} is {record['loss']} at learning rate "
-            f"{record['learning_rate']:.3g}. The last good checkpoint is untouched: start again from it with "
-            "a lower learning_rate, a longer lr_warmup or, in float16, a lower loss_scaling"
-        )
+def _refuse_divergence(record: Record, checkpoint: Optional[Path]) -> None:
+    if math.isfinite(record["loss"]):
+        return
+    remedy = "Give a lower learning_rate, a longer lr_warmup or, in float16, a lower loss_scaling"
+    if checkpoint is not None:
+        remedy += f"; the last good checkpoint is untouched: --checkpoint {checkpoint} with another --output"
+    raise DivergenceError(
+        f"the loss of update {int(record['step'])} is {record['loss']} at learning rate "
+        f"{record['learning_rate']:.3g}. {remedy}"
+    )
 
 
 def refuse_bad_weights(model: torch.nn.Module, step: int) -> None:
@@ -130,5 +142,5 @@ def refuse_bad_weights(model: torch.nn.Module, step: int) -> None:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise DivergenceError(
                 f"after update {step} the weight {name} holds NaN or infinity; no checkpoint was written. "
-                "Start again from the last good one with a lower learning_rate or loss_scaling"
+                "Start again from an earlier one, --checkpoint, with a lower learning_rate or loss_scaling"
             )

@@ -13,8 +13,6 @@ import torch
 
 import ipu
 
-OPTIMIZERS = ("sgd", "adam", "adamw", "lamb", "lamb_no_bias_correction")
-
 
 @dataclass(frozen=True)
 class OptimizerPlan:

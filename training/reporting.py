@@ -10,24 +10,29 @@ from typing import Any, Dict, Mapping, Optional
 
 from tqdm import tqdm
 
+from .errors import TrainingError
 from .metrics import MetricsFile, Record
 
 
 class Reporter:
-    """Writes each record to every place. `total_steps` and `start_step` give the ETA."""
+    """Writes each record to every place. `total_steps` and `start_step` give the ETA.
+
+    Lines of steps after `keep_until` that an earlier process wrote are dropped (-1: a new file).
+    """
 
     def __init__(
         self,
         output: Path,
         *,
         start_step: int,
+        keep_until: int,
         total_steps: int,
         log_steps: int,
         progress_bar: bool,
         wandb_project: Optional[str],
         config: Mapping[str, Any],
     ) -> None:
-        self._file = MetricsFile(output / "metrics.jsonl", continue_from=start_step if start_step else -1)
+        self._file = MetricsFile(output / "metrics.jsonl", continue_from=keep_until)
         self._start_step, self._total_steps, self._log_steps = start_step, total_steps, log_steps
         self._began = time.perf_counter()
         self._wandb = _start_wandb(output, wandb_project, config) if wandb_project is not None else None
@@ -103,6 +108,12 @@ def _start_wandb(output: Path, project: str, config: Mapping[str, Any]) -> Any:
     settings["mode"] = os.environ.get("WANDB_MODE", "offline")
     if identity.exists():
         settings.update(id=identity.read_text(encoding="utf-8").strip(), resume="allow")
-    run = wandb.init(**settings)
+    try:
+        run = wandb.init(**settings)
+    except Exception as error:  # W&B raises errors of many kinds, its own and its libraries'
+        raise TrainingError(
+            f"W&B can't start ({str(error).splitlines()[0]}): run `wandb login`, set WANDB_MODE=offline, "
+            "or leave --wandb out"
+        ) from error
     identity.write_text(run.id, encoding="utf-8")
     return run

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any, List, Mapping, Optional, Sequence
 
-from .checkpoints import Checkpoint, newest_checkpoint, step_folders
+from .checkpoints import Checkpoint, newest_checkpoint, step_folders, warn_of_bad_checkpoints
 from .errors import CheckpointError, TrainingError
+from .loop import Progress
 
 # What may differ between a checkpoint's configuration and that of the run that resumes it: nothing here
 # changes a weight. `training_steps` does, through the schedule, and is said aloud.
@@ -33,8 +34,7 @@ def checkpoint_to_resume(output: Path, config: Mapping[str, Any], *, resume: boo
             )
         return None
     checkpoint, problems = newest_checkpoint(output)
-    for problem in problems:
-        print(f"warning: a checkpoint was passed over: {problem}", file=sys.stderr)
+    warn_of_bad_checkpoints(problems)
     if checkpoint is None:
         raise CheckpointError(
             f"--resume: no good checkpoint in {output / 'checkpoints'}; leave --resume out to start a new run"
@@ -55,11 +55,24 @@ def _refuse_another_run(checkpoint: Checkpoint, config: Mapping[str, Any]) -> No
                 "now, but a resumed run must be the same run. To start a new one from these weights, give "
                 f"--checkpoint {checkpoint.folder} and another --output"
             )
+        if key == "training_steps" and after < checkpoint.step:
+            raise CheckpointError(
+                f"--resume: training_steps is {after}, but {checkpoint.folder} stands at "
+                f"{checkpoint.step} already"
+            )
         if key == "training_steps":
             print(
                 f"warning: training_steps was {before} and is {after} now: the schedule changes",
                 file=sys.stderr,
             )
+
+
+def progress_of(checkpoint: Optional[Checkpoint]) -> Progress:
+    """Where a run starts: at the checkpoint it resumes, or before its first evaluation."""
+    if checkpoint is None:
+        return Progress(0, {"step": 0}, evaluation_due=True, checkpoint=None)
+    saved = checkpoint.state["progress"]
+    return Progress(checkpoint.step, saved["record"], saved["evaluation_due"], checkpoint.folder)
 
 
 def resuming_arguments(arguments: Sequence[str]) -> List[str]:

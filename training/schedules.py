@@ -15,8 +15,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SCHEDULES = ("constant", "linear", "polynomial")
-
 
 @dataclass(frozen=True)
 class Schedule:

@@ -1,4 +1,8 @@
-"""SIGTERM and Ctrl-C ask the run to stop after the current update; a second one stops at once."""
+"""SIGTERM and Ctrl-C.
+
+Before and after training they end the program at once. While it trains they ask it to stop after the current
+update; a second one then ends it at once.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,34 @@ from types import FrameType
 from typing import Iterator, Optional
 
 
+class RunInterrupted(KeyboardInterrupt):
+    """A signal ended the run at once; the argument is the signal's name."""
+
+
 class StopRequest:
-    """Set by a signal; read between updates."""
+    """True once a signal has asked training to stop; `signal_name` says which."""
 
     def __init__(self) -> None:
         self.signal_name: Optional[str] = None
+        self._deferring = False
 
     def __bool__(self) -> bool:
         return self.signal_name is not None
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """While the block runs, a first signal only makes the request true."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
+    def _handle(self, number: int, _frame: Optional[FrameType]) -> None:
+        name = signal.Signals(number).name
+        if self or not self._deferring:
+            raise RunInterrupted(name)
+        self.signal_name = name
 
 
 @contextlib.contextmanager
@@ -23,14 +47,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
     """Catches SIGTERM and SIGINT for the length of the block; only the main thread can do this."""
     request = StopRequest()
     previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def handler(number: int, _frame: Optional[FrameType]) -> None:
-        if request:
-            raise KeyboardInterrupt
-        request.signal_name = signal.Signals(number).name
-
     for number in previous:
-        signal.signal(number, handler)
+        signal.signal(number, request._handle)
     try:
         yield request
     finally:
@@ -39,5 +57,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 
 def ignore_interrupts(_worker: int) -> None:
-    """For loader workers: Ctrl-C reaches the whole process group, but only the run decides when to stop."""
+    """For loader workers: Ctrl-C reaches the whole process group, but only the run decides when to stop.
+
+    SIGTERM goes back to ending a worker: that is how a loader ends its workers.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -11,35 +11,27 @@ import model as models
 from .errors import CheckpointError
 
 
-def initial_model(
-    config: models.ModelConfig, *, seed: int, folder: Optional[Path], tokenizer: Optional[data.Tokenizer]
-) -> models.PretrainingModel:
-    """A pretraining model with weights from `folder`, or fresh ones drawn from `seed`.
+def check_weights_folder(folder: Path, config: models.ModelConfig) -> None:
+    """Before anything slow: does `folder` hold the model that `config` describes, dropouts aside?
 
-    Raises CheckpointError if the folder holds another model or another vocabulary, and what
-    `model.from_pretrained` raises if it holds none.
+    Raises CheckpointError that names the flags which would make them equal, and what
+    `model.read_model_config` raises.
     """
-    if folder is None:
-        return models.PretrainingModel(config, seed=seed)
-    loaded = models.from_pretrained(
-        folder, hidden_dropout=config.hidden_dropout, attention_dropout=config.attention_dropout
-    )
-    assert isinstance(loaded, models.PretrainingModel)
-    if loaded.config != config:
-        differences = [
-            f"{key} is {getattr(loaded.config, key)!r} there and {getattr(config, key)!r} here"
-            for key in config.__dataclass_fields__
-            if getattr(loaded.config, key) != getattr(config, key)
-        ]
+    found = models.read_model_config(folder)
+    differences = [
+        f"{key} is {getattr(found, key)!r} there and {getattr(config, key)!r} here"
+        for key in config.__dataclass_fields__
+        if not key.endswith("dropout") and getattr(found, key) != getattr(config, key)
+    ]
+    if differences:
         raise CheckpointError(
-            f"the checkpoint {folder} holds another model than the configuration: {'; '.join(differences)}"
+            f"the checkpoint {folder} holds another model than the configuration: {'; '.join(differences)}. "
+            "Each of these keys is a flag, for example --layer-norm-eps 1e-12 for a BERT of Hugging Face"
         )
-    if tokenizer is not None:
-        _refuse_other_vocabulary(folder, tokenizer)
-    return loaded
 
 
-def _refuse_other_vocabulary(folder: Path, tokenizer: data.Tokenizer) -> None:
+def check_vocabulary(folder: Path, tokenizer: data.Tokenizer) -> None:
+    """Raises CheckpointError if `folder` has a vocabulary and it isn't the tokenizer's."""
     if not any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
         return
     theirs = data.load_tokenizer(str(folder))
@@ -49,3 +41,16 @@ def _refuse_other_vocabulary(folder: Path, tokenizer: data.Tokenizer) -> None:
             f"the data is made with ({tokenizer.vocab_size} entries): use the checkpoint's, "
             f"--tokenizer {folder}"
         )
+
+
+def initial_model(
+    config: models.ModelConfig, *, seed: int, folder: Optional[Path]
+) -> models.PretrainingModel:
+    """A pretraining model with weights from `folder` (checked before), or fresh ones drawn from `seed`."""
+    if folder is None:
+        return models.PretrainingModel(config, seed=seed)
+    model = models.from_pretrained(
+        folder, hidden_dropout=config.hidden_dropout, attention_dropout=config.attention_dropout
+    )
+    assert isinstance(model, models.PretrainingModel)
+    return model

@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 import run_pretraining
+from data import DataError
 from training.metrics import read_metrics
 
 UNTIMED = ("samples_per_s",)
@@ -93,6 +94,47 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path, flags, program, number):
     resumed = run_pretraining.main(words)
     assert resumed.step == saved + 2
     assert [record["step"] for record in read_metrics(output / "metrics.jsonl")] == list(range(saved + 3))
+
+
+def test_a_stop_during_an_evaluation_is_made_good(tmp_path, flags, program, reference):
+    output = tmp_path / "stopped"
+    arguments = flags(output, *STEPS, "--eval-batches", 150)
+    whole = tmp_path / "whole"
+    run_pretraining.main(flags(whole, *STEPS, "--eval-batches", 150))
+    process = program(arguments)
+    wait_for(output / "metrics.jsonl", process)
+    while len((output / "metrics.jsonl").read_text().splitlines()) < 4:  # the next update is evaluated
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.001)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    run_pretraining.main([*arguments, "--resume"])
+    assert_same_run(whole, output, 8)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_before_training_is_clean(tmp_path, flags, program, number):
+    process = program(flags(tmp_path / "run", *STEPS))
+    wait_for(tmp_path / "run" / "resolved.yml", process)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert signal.Signals(number).name in said and "Traceback" not in said
+
+
+def test_another_corpus_than_the_checkpoints_is_refused(tmp_path, flags, corpus, cache):
+    text = tmp_path / "text.txt"
+    text.write_text(corpus.read_text())
+    arguments = flags(tmp_path / "run", *STEPS, "--corpus", text)
+    run_pretraining.main(arguments)
+    text.write_text(corpus.read_text()[:-5000])
+    # What was prepared is still there: the run goes on with it.
+    run_pretraining.main([*arguments, "--training-steps", "9", "--resume"])
+    elsewhere = ["--cache-folder", str(tmp_path / "cache"), "--training-steps", "10", "--resume"]
+    with pytest.raises(DataError, match="changed"):
+        run_pretraining.main([*arguments, *elsewhere])
 
 
 def test_device_iterations_resume_too(tmp_path, flags):

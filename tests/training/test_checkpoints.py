@@ -26,7 +26,11 @@ def save(output, step, *, keep=9, config=None, state=None):
         step,
         save_model=save_model,
         optimizer_state=state or {"ipu_state": {"Accl1___w": torch.arange(3.0)}, "ipu_param": {"lr": 0.5}},
-        state={"config": config or {"seed": 1}, "rng_state": [1, 2]},
+        state={
+            "config": config or {"seed": 1},
+            "rng_state": [1, 2],
+            "progress": {"record": {"step": step}, "evaluation_due": False},
+        },
         keep=keep,
     )
 
@@ -70,12 +74,23 @@ def test_a_damaged_checkpoint_is_passed_over_with_the_reason(tmp_path, name, dam
     assert len(problems) == 1 and name in problems[0]
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"step": 2}', "[]", '{"format": 99, "step": 1, "sha256": {}}'])
+@pytest.mark.parametrize("text", ["", "{", '{"step": 2}', "[]", "3"])
 def test_a_damaged_state_file_is_a_clear_error(tmp_path, text):
     folder = save(tmp_path, 2)
     (folder / "state.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"state\.json"):
         read_checkpoint(folder)
+
+
+def test_another_format_or_missing_checksums_are_a_clear_error(tmp_path):
+    path = save(tmp_path, 2) / "state.json"
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps({**state, "format": 99}))
+    with pytest.raises(CheckpointError, match="format 99"):
+        read_checkpoint(path.parent)
+    path.write_text(json.dumps({**state, "sha256": {}}))
+    with pytest.raises(CheckpointError, match="no checksum of"):
+        read_checkpoint(path.parent)
 
 
 def test_a_write_that_fails_leaves_the_older_checkpoint_and_no_debris(tmp_path):
@@ -140,6 +155,8 @@ def test_resume_is_the_same_run_or_an_error_that_names_the_key(tmp_path, capsys)
     assert capsys.readouterr().err == ""
     assert checkpoint_to_resume(tmp_path, {**config, "training_steps": 20}, resume=True).step == 4
     assert "training_steps was 10 and is 20" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="stands at 4 already"):
+        checkpoint_to_resume(tmp_path, {**config, "training_steps": 3}, resume=True)
     with pytest.raises(CheckpointError, match=r"seed was 1 .* is 2"):
         checkpoint_to_resume(tmp_path, {**config, "seed": 2}, resume=True)
 
