@@ -406,7 +406,11 @@ def overrides_from(namespace: argparse.Namespace) -> Dict[str, object]:
 
 
 def derived(config: Config) -> Dict[str, Any]:
-    """Every quantity that follows from the keys; None where epochs are given, not training_steps."""
+    """Every quantity that follows from the keys; None where epochs are given, not training_steps.
+
+    `parameters` and `flops_per_sequence` (forward and backward) include the task's head; None for glue, whose
+    model is not built here.
+    """
     steps = config.training_steps or None
     samples = config.micro_batch_size * config.gradient_accumulation * config.replication_factor
     return {
@@ -424,4 +428,21 @@ def derived(config: Config) -> Dict[str, Any]:
         "device_calls": None if steps is None else steps // config.device_iterations,
         "samples_total": None if steps is None else steps * samples,
         "warmup_steps": None if steps is None else config.warmup_steps,
+        **_model_quantities(config),
     }
+
+
+def _model_quantities(config: Config) -> Dict[str, Optional[int]]:
+    if config.task == "glue":
+        return {"parameters": None, "flops_per_sequence": None}
+    import torch  # here: it takes a second, and recipes can be read without
+
+    from model import PretrainingModel, SquadModel, count_parameters, flops_per_sequence
+
+    plan = config.model_config()
+    with torch.device("meta"):  # shapes alone: no memory, no random numbers
+        model = (PretrainingModel if config.task == "pretraining" else SquadModel)(plan)
+    flops = flops_per_sequence(
+        plan, config.sequence_length, config.mask_tokens, training=True, head=config.task
+    )
+    return {"parameters": count_parameters(model), "flops_per_sequence": flops}

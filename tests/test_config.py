@@ -230,6 +230,10 @@ def test_suggested_placements_are_legal_and_as_published() -> None:
 
 def test_derived_quantities() -> None:
     made = Config(**{**VALUES, "replication_factor": 4, "device_iterations": 2, "lr_warmup": 0.25})
+    embeddings = 64 * (30522 + 512 + 2 + 2)
+    layer = 64**2 * (3 + 4 + 2 * 6) + 64 * (7 * 16 + 30)  # convolution, attention, two feed-forwards
+    heads = (64 + 1) * 64 + 2 * 64 + 30522 + (64 + 1) * 64 + (64 + 1) * 2
+    layer_flops = 38 * 64**2 * 32 + 2 * 7 * 16 * 64 * 32 + 4 * 32**2 * 64
     assert config.derived(made) == {
         "norm": "pre",
         "convolution": True,
@@ -245,6 +249,8 @@ def test_derived_quantities() -> None:
         "device_calls": 4,
         "samples_total": 2 * 8 * 4 * 8,
         "warmup_steps": 2,
+        "parameters": embeddings + 4 * layer + 2 * 64 + heads,
+        "flops_per_sequence": 3 * (4 * layer_flops + 2 * 5 * (64**2 + 64 * 30522) + 2 * 64**2 + 4 * 64),
     }
     epochs = Config(**{**VALUES, **SQUAD, "training_steps": 0, "epochs": 2.0})
     assert config.derived(epochs)["samples_total"] is None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
 
 import config
 from config_loading import read_recipes
@@ -168,7 +171,7 @@ def test_model_accepts_recipe(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", config.names())
-def test_resolved_recipe_reloads_equal(name: str, tmp_path) -> None:
+def test_resolved_recipe_reloads_equal(name: str, tmp_path: Path) -> None:
     recipe = config.load(name)
     (tmp_path / "resolved.yml").write_text(recipe.to_yaml(name), encoding="utf-8")
     assert config.names(tmp_path / "resolved.yml") == [name]
@@ -184,7 +187,7 @@ def test_groupbert_pretrains_without_dropout_and_with_its_own_schedule(name: str
 
 
 def test_clipping_and_reduction() -> None:
-    """mpAdamW clips and plain AdamW does not; TF1 sums in pretraining and in the one SQuAD recipe with LAMB."""
+    """mpAdamW clips, plain AdamW does not; TF1 sums in pretraining and in the SQuAD recipe with LAMB."""
     recipes = {name: config.load(name) for name in config.names()}
     clipped = {name for name, recipe in recipes.items() if recipe.max_grad_norm is not None}
     mp_adamw = {name for name in recipes if name.endswith("_adam_tf1") or name.endswith("_adam_8ipu_tf1")}
@@ -195,6 +198,42 @@ def test_clipping_and_reduction() -> None:
     summed = {name for name, recipe in recipes.items() if recipe.reduction == "sum"}
     tf1 = {name for name in recipes if name.endswith("_tf1")} - {"groupbert_mini_128_pod4_adam_tf1"}
     assert summed == tf1 | {"squad_groupbert_base_384"}
+
+
+# recipe, family: parameters with a vocabulary of 30522 and 512 positions
+PARAMETERS = """
+groupbert_tiny_128_pod4_tf1         bert        4433468
+groupbert_mini_128_pod4_adam_tf1    bert       11267900
+groupbert_medium_128_pod16_adam_tf1 bert       41668412
+bert_base_128_pod16                 bert      110106428
+bert_large_128_pod16                bert      336226108
+groupbert_tiny_128_pod4_tf1         groupbert   4696124
+groupbert_mini_128_pod4_adam_tf1    groupbert  13235516
+groupbert_medium_128_pod16_adam_tf1 groupbert  56877884
+groupbert_base_128_pod16            groupbert 160842044
+groupbert_large_128_pod16_adam_tf1  groupbert 515559228
+"""
+
+
+@pytest.mark.parametrize("line", PARAMETERS.strip().splitlines())
+def test_derived_parameters_are_the_published_counts(line: str) -> None:
+    name, family, parameters = line.split()
+    changes = {"model": family, "vocab_size": 30522, "embedding_serialization_factor": 1}
+    before = torch.get_rng_state()
+    found = config.derived(config.load(name, overrides=changes))
+    assert found["parameters"] == int(parameters)
+    assert list(found)[-2:] == ["parameters", "flops_per_sequence"]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_derived_quantities_follow_the_task() -> None:
+    squad = config.derived(config.load("squad_bert_base_384"))
+    # transformers' BertForQuestionAnswering of bert-base-uncased
+    assert squad["parameters"] == 108_893_186
+    layers = 12 * (24 * 768**2 * 384 + 4 * 384**2 * 768)
+    assert squad["flops_per_sequence"] == 3 * (layers + 2 * 384 * 768 * 2)
+    glue = config.derived(config.load("glue_groupbert_base_384"))
+    assert (glue["parameters"], glue["flops_per_sequence"]) == (None, None)
 
 
 def test_sequence_budgets_of_the_tensorflow_recipes() -> None:
