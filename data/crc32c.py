@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Sequence
 
 import numpy as np
 
@@ -53,7 +54,37 @@ def _crc32c_of_few(data: bytes) -> int:
     return remainder ^ 0xFFFFFFFF
 
 
-def masked_crc32c(data: bytes) -> int:
+@functools.lru_cache(maxsize=1)
+def _pair_table() -> np.ndarray:
+    """uint32 [65536]: the remainder of two bytes, the first in the low byte."""
+    pairs = np.arange(1 << 16)
+    return np.asarray(_table()[-2][pairs & 0xFF] ^ _table()[-1][pairs >> 8])
+
+
+def crc32c_of_many(messages: Sequence[bytes]) -> np.ndarray:
+    """uint32 [messages]: the CRC-32C of each. Side by side they take a fraction of the time of one by one."""
+    lengths = np.array([len(message) for message in messages], dtype=np.int64)
+    if len(lengths) == 0 or lengths.min() < 4:
+        return np.array([crc32c(message) for message in messages], dtype=np.uint32)
+    width = int(lengths.max() + lengths.max() % 2)
+    filled = np.zeros((len(messages), width), dtype=np.uint8)
+    for row, message in zip(filled, messages):
+        row[width - len(message) :] = np.frombuffer(message, dtype=np.uint8)
+    # As in crc32c: the first four bytes carry the initial remainder, zeros in front change nothing.
+    first = (width - lengths)[:, None] + np.arange(4)
+    filled[np.arange(len(messages))[:, None], first] ^= 0xFF
+    table = _pair_table()
+    remainders = np.zeros(len(messages), dtype=np.uint32)
+    for pairs in np.ascontiguousarray(filled.view("<u2").T):
+        remainders = (remainders >> np.uint32(16)) ^ table[(remainders ^ pairs) & np.uint32(0xFFFF)]
+    return remainders ^ np.uint32(0xFFFFFFFF)
+
+
+def masked(crc: np.ndarray) -> np.ndarray:
     """As stored in TFRecord files: rotated right by 15 bits plus a constant (TensorFlow's record format)."""
-    crc = crc32c(data)
-    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+    rotated = (crc >> np.uint32(15)) | (crc << np.uint32(17))
+    return np.asarray(rotated + np.uint32(0xA282EAD8))
+
+
+def masked_crc32c(data: bytes) -> int:
+    return int(masked(np.array([crc32c(data)], dtype=np.uint32))[0])

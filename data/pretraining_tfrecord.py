@@ -10,9 +10,10 @@ from data.batches import Batch, SampleDataset, batch_of
 from data.errors import DataError
 from data.masking import IGNORED_LABEL
 from data.randomness import derive_key, unit_interval
-from data.tfrecord import TfRecordFile
+from data.tfrecord import FEATURES, TfRecordFile
 
 _SPLIT_STREAM = 3
+_COUNTED_AT_ONCE = 256
 _TOKENS = ("input_ids", "input_mask", "segment_ids")
 _PREDICTIONS = ("masked_lm_positions", "masked_lm_ids")
 
@@ -24,7 +25,8 @@ class TfRecordPretrainingDataset(SampleDataset):
     token 0, [PAD], can't be told apart, and doesn't occur. held_out selects the share validation_fraction of
     the records by a hash of their number, or the rest (False), or all (None). These files usually repeat a
     document with several masks (a duplication factor of 5), so such a validation set isn't of unseen text.
-    Token ids outside of the vocabulary and lengths other than the configured ones are DataErrors.
+    Token ids outside of the vocabulary, lengths other than the configured ones and impossible values are
+    DataErrors when a record is read. The first is read at opening: files of another kind are found there.
     """
 
     def __init__(
@@ -52,58 +54,70 @@ class TfRecordPretrainingDataset(SampleDataset):
         self.sequence_length = sequence_length
         self.mask_tokens = mask_tokens
         if num_examples:
-            self._read(0)
+            self._read(np.zeros(1, dtype=np.int64))
 
-    def _read(self, index: int) -> Dict[str, np.ndarray]:
-        number = index if self._selected is None else int(self._selected[index])
-        record = self._records.read(number)
-        where = f"record {number} of {self._records.source}"
-        for features, wanted, key in (
-            (_TOKENS, self.sequence_length, "sequence_length"),
-            (_PREDICTIONS, self.mask_tokens, "mask_tokens"),
+    def _read(self, indices: np.ndarray) -> Dict[str, np.ndarray]:
+        """The records' features, int64 [B,S], [B,M] or [B,1]; DataError names a record that doesn't fit."""
+        numbers = (indices if self._selected is None else self._selected[indices]).tolist()
+        records = [self._records.read(number) for number in numbers]
+        for number, record in zip(numbers, records):
+            for features, wanted, key in (
+                (_TOKENS, self.sequence_length, "sequence_length"),
+                (_PREDICTIONS, self.mask_tokens, "mask_tokens"),
+            ):
+                for feature in features:
+                    found = len(record[feature])
+                    if found != wanted:
+                        raise DataError(
+                            f"{self._records.describe(number)} has {feature} of length {found}, but {key} is "
+                            f"{wanted}: set {key} to {found} or take files written for {wanted}"
+                        )
+        rows = {feature: np.stack([record[feature] for record in records]) for feature in FEATURES}
+        for feature, limit in (
+            ("input_ids", self._vocab_size),
+            ("masked_lm_ids", self._vocab_size),
+            ("masked_lm_positions", self.sequence_length),
+            ("input_mask", 2),
+            ("segment_ids", 2),
+            ("next_sentence_labels", 2),
         ):
-            for feature in features:
-                found = len(record[feature])
-                if found != wanted:
+            is_wrong = (rows[feature] < 0) | (rows[feature] >= limit)
+            if is_wrong.any():
+                row, column = np.argwhere(is_wrong)[0].tolist()
+                where, found = self._records.describe(numbers[row]), rows[feature][row, column]
+                if feature in ("input_ids", "masked_lm_ids"):
                     raise DataError(
-                        f"{where} has {feature} of length {found}, but {key} is {wanted}: "
-                        f"set {key} to {found} or take files written for {wanted}"
+                        f"{where} has token id {found} in {feature}, but vocab_size is {limit}: "
+                        "set vocab_size to that of the files' vocabulary"
                     )
-        for feature in ("input_ids", "masked_lm_ids"):
-            low, high = int(record[feature].min()), int(record[feature].max())
-            if low < 0 or high >= self._vocab_size:
                 raise DataError(
-                    f"{where} has token id {high if low >= 0 else low} in {feature}, "
-                    f"but vocab_size is {self._vocab_size}: set vocab_size to that of the files' vocabulary"
+                    f"{where} has {found} in {feature}, but only 0 to {limit - 1} can be: "
+                    "write the file again"
                 )
-        return record
+        return rows
 
     def fetch(self, indices: np.ndarray, epochs: np.ndarray) -> Batch:
-        records = [self._read(index) for index in indices.tolist()]
-
-        def stacked(feature: str) -> np.ndarray:
-            return np.stack([record[feature] for record in records])
-
-        labels = stacked("masked_lm_ids")
+        rows = self._read(indices)
+        labels = rows["masked_lm_ids"]
         return batch_of(
             [
-                *(stacked(feature) for feature in _TOKENS),
-                stacked("masked_lm_positions"),
+                *(rows[feature] for feature in _TOKENS),
+                rows["masked_lm_positions"],
                 np.where(labels == 0, IGNORED_LABEL, labels),
-                stacked("next_sentence_labels").reshape(len(records)),
+                rows["next_sentence_labels"][:, 0],
             ]
         )
 
     def token_counts(self) -> np.ndarray:
         """Reads every record. [CLS] and [SEP] are known by their places, first and last."""
         counts = np.zeros(self._vocab_size, dtype=np.int64)
-        for index in range(self.num_examples):
-            record = self._read(index)
-            ids = record["input_ids"][record["input_mask"] == 1].copy()
-            if len(ids) == 0:
-                continue
-            specials = [ids[0], ids[-1]]
-            used = record["masked_lm_ids"] != 0
-            ids[record["masked_lm_positions"][used]] = record["masked_lm_ids"][used]
-            counts += np.bincount(ids[~np.isin(ids, specials)], minlength=self._vocab_size)
+        for start in range(0, self.num_examples, _COUNTED_AT_ONCE):
+            rows = self._read(np.arange(start, min(start + _COUNTED_AT_ONCE, self.num_examples)))
+            ids, is_real = rows["input_ids"], rows["input_mask"] == 1
+            last = ids[np.arange(len(ids)), is_real.sum(axis=1) - 1]
+            specials = np.stack([ids[:, 0], last])[:, :, None]
+            row, prediction = np.nonzero(rows["masked_lm_ids"])
+            ids[row, rows["masked_lm_positions"][row, prediction]] = rows["masked_lm_ids"][row, prediction]
+            is_text = is_real & (ids != specials[0]) & (ids != specials[1])
+            counts += np.bincount(ids[is_text], minlength=self._vocab_size)
         return counts

@@ -11,12 +11,12 @@ import hashlib
 import mmap
 import struct
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from .atomic import write_atomically
-from .crc32c import masked_crc32c
+from .crc32c import crc32c_of_many, masked, masked_crc32c
 from .errors import DataError
 from .example_message import MessageError, int64_features
 
@@ -33,22 +33,27 @@ _SAME_LENGTH = (FEATURES[:3], FEATURES[3:5])
 
 _HEADER_BYTES = 12
 _FOOTER_BYTES = 4
+_DIGEST_BYTES = 16
+_VERIFIED_AT_ONCE_BYTES = 4_000_000  # more records side by side gain nothing, and fall out of the caches
 
 
 class TfRecordFile:
     """The examples of a TFRecord file, or of all files of a folder or glob in sorted order, by number.
 
-    Opening scans the lengths of all records once; checksums of data are verified as records are read. With
-    `index_folder` the scan is kept there, for files of the same path, size and time of change. It can be
-    pickled, for worker processes: they don't scan again.
-    Raises DataError for missing or empty files, for truncated ones, and for lengths with a wrong checksum.
+    Opening reads all records and verifies their checksums, so that a damaged file is an error before training
+    and not in the middle. With `index_folder` the result is kept there, for files of the same path, size and
+    time of change; reading a record verifies its checksum again. It can be pickled, for worker processes:
+    they don't scan again.
+    Raises DataError for missing or empty files, for truncated ones, and for wrong checksums.
     """
 
     def __init__(self, source: str, *, index_folder: Optional[Path] = None) -> None:
         self.source = source
         self.paths = find_tfrecord_files(source)
+        scans = [_scan_of(path, index_folder) for path in self.paths]
         # per file, where each record begins in bytes: int64 [records]
-        self.offsets = [_offsets_of(path, index_folder) for path in self.paths]
+        self.offsets = [offsets for _, offsets in scans]
+        self._digests = [digest for digest, _ in scans]
         # number of the first record of each file, and the number of all at the end
         self._first = np.concatenate([[0], np.cumsum([len(offsets) for offsets in self.offsets])])
         if len(self) == 0:
@@ -61,20 +66,31 @@ class TfRecordFile:
     def __getstate__(self) -> Dict[str, Any]:
         return {**self.__dict__, "_maps": {}}
 
+    def fingerprint(self) -> str:
+        """A hex digest of the files' order and content, wherever they are."""
+        return hashlib.sha256(b"tfrecord-1" + b"".join(self._digests)).hexdigest()
+
+    def describe(self, index: int) -> str:
+        """The record's number and place in its file, for a message."""
+        file, number = self._place(index)
+        return f"record {number} at byte {self.offsets[file][number]} of {str(self.paths[file])!r}"
+
+    def _place(self, index: int) -> Tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        file = int(np.searchsorted(self._first, index, side="right")) - 1
+        return file, index - int(self._first[file])
+
     def read(self, index: int) -> Dict[str, np.ndarray]:
         """The six FEATURES of an example as stored: int64 [S] thrice, int64 [M] twice, int64 [1].
 
         In `masked_lm_ids` 0 means that the prediction isn't used. Other features of the record are ignored.
         Raises DataError, naming file and record, for a wrong checksum and a missing or ill-sized feature.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        file = int(np.searchsorted(self._first, index, side="right")) - 1
-        number = index - int(self._first[file])
-        offset = int(self.offsets[file][number])
-        where = f"record {number} at byte {offset} of {str(self.paths[file])!r}"
+        file, number = self._place(index)
+        where = self.describe(index)
         try:
-            features = int64_features(_data_at(self._map(file), offset, where))
+            features = int64_features(_data_at(self._map(file), int(self.offsets[file][number]), where))
         except MessageError as error:
             raise DataError(f"{where} is not a tf.train.Example: {error}. Write the file again.") from error
         return _checked(features, where)
@@ -116,10 +132,12 @@ def _data_at(content: mmap.mmap, offset: int, where: str) -> bytes:
     data = content[start : start + length]
     (stored,) = struct.unpack_from("<I", content, start + length)
     if masked_crc32c(data) != stored:
-        raise DataError(
-            f"{where} is damaged: the checksum of its data is wrong. Copy or write the file again."
-        )
+        raise DataError(_damaged(where))
     return data
+
+
+def _damaged(where: str) -> str:
+    return f"{where} is damaged: the checksum of its data is wrong. Copy or write the file again."
 
 
 def _checked(features: Dict[str, np.ndarray], where: str) -> Dict[str, np.ndarray]:
@@ -141,26 +159,63 @@ def _checked(features: Dict[str, np.ndarray], where: str) -> Dict[str, np.ndarra
     return {name: features[name] for name in FEATURES}
 
 
-def _offsets_of(path: Path, index_folder: Optional[Path]) -> np.ndarray:
-    """Where each record of a file begins, in bytes; int64 [records]."""
+_Scan = Tuple[
+    bytes, np.ndarray
+]  # a digest of all lengths and checksums; where records begin, int64 [records]
+
+
+def _scan_of(path: Path, index_folder: Optional[Path]) -> _Scan:
+    """A file's scan, from the folder where it is kept."""
     if index_folder is None:
         return _scanned(path)
     stat = path.stat()
-    key = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:32]
-    index = Path(index_folder) / f"{key}.index"
+    key = f"verified {path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    index = Path(index_folder) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.index"
     if index.is_file():
-        return np.fromfile(index, dtype="<i8")
-    offsets = _scanned(path)
+        content = index.read_bytes()
+        checksum, kept = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        if checksum == _digest(kept):
+            return kept[:_DIGEST_BYTES], np.frombuffer(kept[_DIGEST_BYTES:], dtype="<i8")
+    digest, offsets = _scanned(path)
+    kept = digest + offsets.astype("<i8").tobytes()
     index.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(index, offsets.astype("<i8").tobytes())
-    return offsets
+    write_atomically(index, _digest(kept) + kept)
+    return digest, offsets
 
 
-def _scanned(path: Path) -> np.ndarray:
-    if path.stat().st_size == 0:
-        return np.empty(0, dtype=np.int64)
-    with _mapped(path) as content:
-        return np.fromiter((offset for offset, _ in _records(content, path)), dtype=np.int64)
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest()
+
+
+def _scanned(path: Path) -> _Scan:
+    """Reads all of the file once. DataError names the first damaged record."""
+    hasher = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    offsets: List[int] = []
+    if path.stat().st_size:
+        with _mapped(path) as content:
+            waiting: List[Tuple[int, int]] = []
+            longest = 0
+            for offset, length in _records(content, path):
+                longest = max(longest, length)
+                if waiting and longest * (len(waiting) + 1) > _VERIFIED_AT_ONCE_BYTES:
+                    hasher.update(_verified(content, path, waiting, len(offsets) - len(waiting)))
+                    waiting, longest = [], length
+                waiting.append((offset, length))
+                offsets.append(offset)
+            hasher.update(_verified(content, path, waiting, len(offsets) - len(waiting)))
+    return hasher.digest(), np.array(offsets, dtype=np.int64)
+
+
+def _verified(content: mmap.mmap, path: Path, records: Sequence[Tuple[int, int]], first: int) -> bytes:
+    """The lengths and stored checksums of records, whose data has these checksums; else DataError."""
+    starts = [(offset + _HEADER_BYTES, length) for offset, length in records]
+    found = masked(crc32c_of_many([content[start : start + length] for start, length in starts]))
+    stored = b"".join(content[start + length : start + length + _FOOTER_BYTES] for start, length in starts)
+    wrong = np.flatnonzero(found != np.frombuffer(stored, dtype="<u4"))
+    if len(wrong):
+        row = int(wrong[0])
+        raise DataError(_damaged(f"record {first + row} at byte {records[row][0]} of {str(path)!r}"))
+    return np.array([length for _, length in records], dtype="<i8").tobytes() + stored
 
 
 def _records(content: mmap.mmap, path: Path) -> Iterator[Tuple[int, int]]:

@@ -76,10 +76,12 @@ def test_the_split_parts_the_records(tmp_path: Path) -> None:
 
 
 def test_token_counts_put_masked_tokens_back(tmp_path: Path) -> None:
-    dataset = open_dataset(write(tmp_path / "a.tfrecord", [make_features(n) for n in range(4)]))
-    counts = dataset.token_counts()
+    """More records than are counted at once, and one of padding alone."""
+    padding = {name: [0] * len(values) for name, values in make_features(0).items()}
+    records = write(tmp_path / "a.tfrecord", [padding, *(make_features(n % 4) for n in range(400))])
+    counts = open_dataset(records).token_counts()
     assert {token: int(counts[token]) for token in np.flatnonzero(counts)} == {
-        10: 4, 12: 4, 20: 1, 21: 1, 22: 1, 23: 1
+        10: 400, 12: 400, 20: 100, 21: 100, 22: 100, 23: 100
     }  # fmt: skip
 
 
@@ -104,8 +106,40 @@ def test_what_does_not_fit_is_refused_at_opening(
 def test_a_later_record_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     bad = dict(make_features(1), input_ids=[CLS, 10, MASK, SEP, 100, SEP, 0, 0])
     dataset = open_dataset(write(tmp_path / "a.tfrecord", [make_features(0), bad]))
-    with pytest.raises(DataError, match=r"record 1 of .* token id 100"):
+    with pytest.raises(DataError, match=r"record 1 at .*a\.tfrecord.* token id 100"):
         dataset[1]
+
+
+@pytest.mark.parametrize(
+    "feature, place, value",
+    [
+        ("masked_lm_positions", 0, 8),
+        ("masked_lm_positions", 1, -1),
+        ("segment_ids", 3, 2),
+        ("segment_ids", 3, -1),
+        ("input_mask", 0, 5),
+        ("next_sentence_labels", 0, 2),
+        ("next_sentence_labels", 0, -(2**40)),
+        ("input_ids", 7, -1),
+        ("input_ids", 7, 100),
+        ("input_ids", 7, 2**32),
+        ("masked_lm_ids", 1, -100),
+        ("masked_lm_ids", 1, 100),
+    ],
+)
+def test_impossible_values_are_refused_by_file_and_record(
+    tmp_path: Path, feature: str, place: int, value: int
+) -> None:
+    """With right checksums: whoever wrote the file is wrong. Files count their own records."""
+    bad = make_features(1)
+    bad[feature][place] = value
+    write(tmp_path / "a.tfrecord", [make_features(0)])
+    write(tmp_path / "b.tfrecord", [make_features(0), bad, make_features(2)])
+    dataset = open_dataset(TfRecordFile(str(tmp_path)))
+    collate(dataset.__getitems__([0, 1, 3]))
+    for reading in (lambda: dataset.__getitems__([0, 3, 2]), dataset.token_counts):
+        with pytest.raises(DataError, match=rf"record 1 at .*b\.tfrecord' has .*{value} in {feature}"):
+            reading()
 
 
 @needs_samples

@@ -11,7 +11,8 @@ from typing import Dict, List, Sequence
 import numpy as np
 import pytest
 
-from data.crc32c import crc32c
+from data import tfrecord
+from data.crc32c import crc32c, crc32c_of_many
 from data.errors import DataError
 from data.example_message import MessageError, int64_features
 from data.tfrecord import FEATURES, TfRecordFile
@@ -106,6 +107,15 @@ def test_crc32c_is_the_definition_at_every_length(length):
     assert crc32c(data) == bitwise_crc32c(data)
 
 
+@pytest.mark.parametrize("shortest", [0, 4])
+def test_crc32c_of_many_is_that_of_each(shortest):
+    rng = np.random.default_rng(shortest)
+    lengths = [shortest, 5, 1024, 777, 6, 4, 1025, shortest]
+    messages = [rng.integers(0, 256, length, dtype=np.uint8).tobytes() for length in lengths]
+    for some in (messages, messages[2:3], messages[3:5], []):
+        assert crc32c_of_many(some).tolist() == [bitwise_crc32c(message) for message in some]
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_examples_come_back_as_written(tmp_path, packed):
     examples = [example(seed, length=seed + 8) for seed in range(5)]
@@ -183,7 +193,60 @@ def test_any_flipped_bit_is_noticed_and_the_record_named(tmp_path):
         damaged[place] ^= 1 << place % 8
         file.write_bytes(damaged)
         with pytest.raises(DataError, match=rf"record 1 at byte {offsets[1]} .* is damaged: the checksum"):
-            TfRecordFile(str(file)).read(1)
+            TfRecordFile(str(file))
+
+
+def test_damage_after_opening_is_noticed_at_reading(tmp_path):
+    file = tmp_path / "a.tfrecord"
+    offsets = write(file, [example(0), example(1)])
+    records = TfRecordFile(str(file))
+    content = bytearray(file.read_bytes())
+    content[offsets[1] + 20] ^= 1
+    file.write_bytes(content)
+    records.read(0)
+    with pytest.raises(DataError, match=r"record 1 .* is damaged: the checksum"):
+        records.read(1)
+
+
+def test_damage_is_found_in_any_of_many_records(tmp_path, monkeypatch):
+    """Verified in groups, of records of any length: each group's first and last, and the file's."""
+    monkeypatch.setattr(tfrecord, "_VERIFIED_AT_ONCE_BYTES", 2000)
+    file = tmp_path / "a.tfrecord"
+    examples = [example(seed, length=8 + 37 * (seed % 5)) for seed in range(30)]
+    offsets = write(file, examples)
+    content = file.read_bytes()
+    assert len(TfRecordFile(str(file))) == 30
+    for number in range(30):
+        damaged = bytearray(content)
+        damaged[offsets[number] + 12] ^= 4
+        file.write_bytes(damaged)
+        with pytest.raises(DataError, match=rf"record {number} at byte {offsets[number]} of"):
+            TfRecordFile(str(file))
+
+
+def test_fingerprints_are_those_of_content_and_order(tmp_path):
+    for folder, seeds in (("one", [0, 1]), ("same", [0, 1]), ("order", [1, 0]), ("content", [0, 2])):
+        (tmp_path / folder).mkdir()
+        for name, seed in zip("ab", seeds):
+            write(tmp_path / folder / f"{name}.tfrecord", [example(seed)])
+    found = {path.name: TfRecordFile(str(path)).fingerprint() for path in tmp_path.iterdir()}
+    assert found["one"] == found["same"]
+    assert len({found["one"], found["order"], found["content"]}) == 3
+    kept = tmp_path / "kept"
+    for _ in range(2):
+        assert TfRecordFile(str(tmp_path / "one"), index_folder=kept).fingerprint() == found["one"]
+
+
+def test_a_damaged_index_is_made_again(tmp_path):
+    file, kept = tmp_path / "a.tfrecord", tmp_path / "kept"
+    write(file, [example(0), example(1)])
+    TfRecordFile(str(file), index_folder=kept)
+    (index,) = kept.iterdir()
+    content = index.read_bytes()
+    for damaged in (b"", content[:-8], content[:20] + b"?" + content[21:], content + bytes(8)):
+        index.write_bytes(damaged)
+        assert as_lists(TfRecordFile(str(file), index_folder=kept).read(1)) == example(1)
+        assert index.read_bytes() == content
 
 
 @pytest.mark.parametrize(
