@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes beside `path` under a name of its own, flushes to the disk, then renames."""
+    """Writes beside `path` under a name of its own, flushes to the disk, renames, flushes the folder.
+
+    An OSError names the file, which Python leaves out when the disk is full.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with temporary.open("xb") as stream:
@@ -16,7 +20,21 @@ def write_atomically(path: Path, content: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except BaseException:
-        if temporary.exists():
+        _sync_folder(path.parent)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
+        with contextlib.suppress(OSError):  # not made, or not to be removed either: the first error counts
             temporary.unlink()
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the folder's names durable: a rename may otherwise be lost though the file's content isn't."""
+    if os.name == "nt":
+        return  # folders can't be opened there
+    descriptor = os.open(str(folder), os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

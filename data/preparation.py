@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
@@ -17,6 +14,7 @@ from data.chunks import TRAIN, VALIDATION
 from data.corpora import Corpus, open_corpus
 from data.errors import DataError
 from data.masking import Masker
+from data.prepared import EXAMPLES, PreparedText, find_prepared, record_prepared
 from data.preprocessing import PairParameters, prepare_shards
 from data.pretraining import PretrainingDataset
 from data.pretraining_tfrecord import TfRecordPretrainingDataset
@@ -24,6 +22,7 @@ from data.shards import load_manifest, open_shards
 from data.statistics import PretrainingStatistics, SplitStatistics
 from data.tfrecord import TfRecordFile
 from data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from data.vocabulary_cache import kept_or_made
 
 TRAINED_TOKENIZER = "train"
 _SHORTEST_SEQUENCE = 8
@@ -76,24 +75,62 @@ class PretrainingDataOptions:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainingData:
-    """validation: unshuffled, static masks; None without one. tokenizer: None if TFRecords name none."""
+    """validation: unshuffled, static masks; None without one. tokenizer: None if TFRecords name none.
+
+    identity: names the prepared data and the vocabulary; a checkpoint keeps it for the run that resumes.
+    """
 
     train: SampleDataset
     validation: Optional[SampleDataset]
     tokenizer: Optional[Tokenizer]
     statistics: PretrainingStatistics
+    identity: str
 
 
 def prepare_pretraining_data(
-    options: PretrainingDataOptions, *, cache_folder: Path, progress: bool = True
+    options: PretrainingDataOptions,
+    *,
+    cache_folder: Path,
+    progress: bool = True,
+    identity: Optional[str] = None,
 ) -> PretrainingData:
     """Everything that training needs, ready to read; from cache_folder where an earlier run has prepared it.
 
-    Raises DataError for unusable corpora, vocabularies and shards, see their modules.
+    identity: of the data that is wanted and no other. A text corpus isn't even looked at if the cache folder
+    has what was prepared from it.
+    Raises DataError for unusable corpora, vocabularies and shards (see their modules), for an unusable cache
+    folder, and where the data that is there has another identity.
     """
     cache_folder = Path(cache_folder)
-    if _is_tfrecord(options.corpus):
-        return _from_tfrecords(options, cache_folder)
+    try:
+        cache_folder.mkdir(parents=True, exist_ok=True)
+        data = _prepared_data(options, cache_folder, progress, identity)
+    except OSError as error:
+        raise DataError(
+            f"cannot use {error.filename or cache_folder}: {error.strerror or error}. Prepared data is kept "
+            f"in cache_folder {cache_folder}: make room and check that you may write there, or set another"
+        ) from error
+    if identity is not None and data.identity != identity:
+        raise DataError(
+            f"the corpus {options.corpus} or its vocabulary has changed since the checkpoint was written "
+            f"(its data was {identity}, now it is {data.identity}): restore it, or start a new run from the "
+            "weights with --checkpoint"
+        )
+    return data
+
+
+def _prepared_data(
+    options: PretrainingDataOptions, cache_folder: Path, progress: bool, identity: Optional[str]
+) -> PretrainingData:
+    prepared = None if identity is None else find_prepared(identity, cache_folder)
+    if prepared is None:
+        if _is_tfrecord(options.corpus):
+            return _from_tfrecords(options, cache_folder)
+        prepared = _prepare_text(options, cache_folder, progress)
+    return _open_text(prepared, options, cache_folder)
+
+
+def _prepare_text(options: PretrainingDataOptions, cache_folder: Path, progress: bool) -> PreparedText:
     corpus = open_corpus(
         options.corpus,
         subset=options.corpus_subset,
@@ -106,44 +143,74 @@ def prepare_pretraining_data(
     else:
         tokenizer = _named_tokenizer(options)
 
-    def prepare(source: Corpus, validation_fraction: float) -> Path:
-        parameters = PairParameters(
-            sequence_length=options.sequence_length,
-            short_sequence_probability=options.short_sequence_probability,
-            validation_fraction=validation_fraction,
-            seed=options.seed,
-        )
+    def prepare(source: Corpus) -> str:
         return prepare_shards(
             source,
             tokenizer,
-            parameters,
-            cache_folder / "examples",
+            _pair_parameters(options),
+            cache_folder / EXAMPLES,
             workers=options.preprocessing_workers,
             progress=progress,
-        )
+        ).name
 
+    train = prepare(corpus)
+    validation = train if options.validation_fraction > 0 else None
+    if validation_corpus is not None:
+        validation = prepare(validation_corpus)
+    prepared = PreparedText(tokenizer, train, validation)
+    record_prepared(prepared, cache_folder)
+    return prepared
+
+
+def _pair_parameters(options: PretrainingDataOptions) -> PairParameters:
+    return PairParameters(
+        sequence_length=options.sequence_length,
+        short_sequence_probability=options.short_sequence_probability,
+        validation_fraction=options.validation_fraction if options.validation_corpus is None else 0.0,
+        seed=options.seed,
+    )
+
+
+def _open_text(
+    prepared: PreparedText, options: PretrainingDataOptions, cache_folder: Path
+) -> PretrainingData:
+    tokenizer = prepared.tokenizer
+    _refuse_larger_vocabulary(tokenizer, options)
+    folder = cache_folder / EXAMPLES / prepared.train
+    _refuse_other_parameters(folder, options)
+    train, train_counts = _open_split(folder, TRAIN, options, tokenizer, for_training=True)
     validation: Optional[PretrainingDataset] = None
     validation_counts: Optional[SplitStatistics] = None
-    if validation_corpus is not None:
-        folder = prepare(corpus, 0.0)
+    if prepared.validation is not None:
         validation, validation_counts = _open_split(
-            prepare(validation_corpus, 0.0), TRAIN, options, tokenizer, for_training=False
+            cache_folder / EXAMPLES / prepared.validation,
+            VALIDATION if options.validation_corpus is None else TRAIN,
+            options,
+            tokenizer,
+            for_training=False,
         )
-    else:
-        folder = prepare(corpus, options.validation_fraction)
-        if options.validation_fraction > 0:
-            validation, validation_counts = _open_split(
-                folder, VALIDATION, options, tokenizer, for_training=False
-            )
-    train, train_counts = _open_split(folder, TRAIN, options, tokenizer, for_training=True)
     # Loader workers are forked, and the tokenizers library warns in each unless told what to do there.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return PretrainingData(
         train,
         validation,
         tokenizer,
-        PretrainingStatistics(corpus.name, tokenizer.vocab_size, train_counts, validation_counts),
+        PretrainingStatistics(options.corpus, tokenizer.vocab_size, train_counts, validation_counts),
+        prepared.identity,
     )
+
+
+def _refuse_other_parameters(folder: Path, options: PretrainingDataOptions) -> None:
+    """What is found by its identity was perhaps prepared with other options than these."""
+    manifest = load_manifest(folder)
+    assert manifest is not None
+    for name, value in dataclasses.asdict(_pair_parameters(options)).items():
+        found = manifest["parameters"][name]
+        if found != value:
+            raise DataError(
+                f"the checkpoint's data was prepared with {name} {found}, not {value}: resume with {found}, "
+                "or start a new run from the weights with --checkpoint"
+            )
 
 
 def _open_validation_corpus(options: PretrainingDataOptions) -> Optional[Corpus]:
@@ -189,13 +256,17 @@ def _open_split(
 
 def _named_tokenizer(options: PretrainingDataOptions) -> Tokenizer:
     tokenizer = load_tokenizer(options.tokenizer, lowercase=options.lowercase)
+    _refuse_larger_vocabulary(tokenizer, options)
+    return tokenizer
+
+
+def _refuse_larger_vocabulary(tokenizer: Tokenizer, options: PretrainingDataOptions) -> None:
     excess = tokenizer.vocab_size - options.vocab_size
     if excess > 0:
         raise DataError(
             f"the vocabulary {options.tokenizer} has {tokenizer.vocab_size} tokens, {excess} more than "
             f"vocab_size {options.vocab_size}: set vocab_size to {tokenizer.vocab_size}"
         )
-    return tokenizer
 
 
 def _trained_tokenizer(
@@ -211,19 +282,10 @@ def _trained_tokenizer(
         "lowercase": options.lowercase,
     }
     key = hashlib.blake2b(json.dumps(description, sort_keys=True).encode(), digest_size=16).hexdigest()
-    folder = vocabularies / key
-    if not folder.exists():
-        tokenizer = train_tokenizer(
-            corpus, options.vocab_size, lowercase=options.lowercase, progress=progress
-        )
-        temporary = vocabularies / f".{key}.{uuid.uuid4().hex}"
-        temporary.mkdir(parents=True)
-        tokenizer.save(temporary)
-        # Another process may have been quicker; its vocabulary is the same.
-        with contextlib.suppress(OSError):
-            temporary.replace(folder)
-        shutil.rmtree(temporary, ignore_errors=True)
-    return load_tokenizer(str(folder), lowercase=options.lowercase)
+    return kept_or_made(
+        vocabularies / key,
+        lambda: train_tokenizer(corpus, options.vocab_size, lowercase=options.lowercase, progress=progress),
+    )
 
 
 def _is_tfrecord(corpus: str) -> bool:
@@ -243,9 +305,11 @@ def _from_tfrecords(options: PretrainingDataOptions, cache_folder: Path) -> Pret
     else:
         tokenizer = _named_tokenizer(options)
 
-    def dataset(source: str, held_out: Optional[bool], for_training: bool) -> TfRecordPretrainingDataset:
+    def dataset(
+        records: TfRecordFile, held_out: Optional[bool], for_training: bool
+    ) -> TfRecordPretrainingDataset:
         return TfRecordPretrainingDataset(
-            TfRecordFile(source, index_folder=cache_folder / "tfrecord-indices"),
+            records,
             sequence_length=options.sequence_length,
             mask_tokens=options.mask_tokens,
             vocab_size=options.vocab_size,
@@ -255,6 +319,9 @@ def _from_tfrecords(options: PretrainingDataOptions, cache_folder: Path) -> Pret
             held_out=held_out,
         )
 
+    indices = cache_folder / "tfrecord-indices"
+    records = TfRecordFile(options.corpus, index_folder=indices)
+    named = [records.fingerprint(), tokenizer and tokenizer.fingerprint()]
     validation: Optional[TfRecordPretrainingDataset] = None
     if options.validation_corpus is not None:
         if not _is_tfrecord(options.validation_corpus):
@@ -262,13 +329,16 @@ def _from_tfrecords(options: PretrainingDataOptions, cache_folder: Path) -> Pret
                 f"the corpus {options.corpus} is TFRecord files, so validation_corpus must be too, unlike "
                 f"{options.validation_corpus}; without one, validation_fraction holds out records"
             )
-        train = dataset(options.corpus, None, True)
-        validation = dataset(options.validation_corpus, None, False)
+        train = dataset(records, None, True)
+        validation_records = TfRecordFile(options.validation_corpus, index_folder=indices)
+        validation = dataset(validation_records, None, False)
+        named.append(validation_records.fingerprint())
     elif options.validation_fraction > 0:
-        train = dataset(options.corpus, False, True)
-        validation = dataset(options.corpus, True, False)
+        train = dataset(records, False, True)
+        validation = dataset(records, True, False)
+        named.append(str(options.validation_fraction))
     else:
-        train = dataset(options.corpus, None, True)
+        train = dataset(records, None, True)
     statistics = PretrainingStatistics(
         options.corpus,
         tokenizer.vocab_size if tokenizer else None,
@@ -276,4 +346,5 @@ def _from_tfrecords(options: PretrainingDataOptions, cache_folder: Path) -> Pret
         SplitStatistics(validation.num_examples) if validation else None,
         tuple(notes),
     )
-    return PretrainingData(train, validation, tokenizer, statistics)
+    identity = "tfrecord-" + hashlib.blake2b(json.dumps(named).encode(), digest_size=16).hexdigest()
+    return PretrainingData(train, validation, tokenizer, statistics, identity)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 import numpy as np
 import pytest
@@ -12,10 +13,13 @@ import torch
 
 from data import (
     DataError,
+    PretrainingData,
     PretrainingDataOptions,
     Tokenizer,
     collate,
+    open_corpus,
     prepare_pretraining_data,
+    train_tokenizer,
     unigram_entropy,
 )
 from data.corpora import Corpus
@@ -41,9 +45,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def prepare(options: PretrainingDataOptions, cache: Path, **changes: object):  # type: ignore[no-untyped-def]
+def prepare(  # type: ignore[no-untyped-def]
+    options: PretrainingDataOptions, cache: Path, identity: Optional[str] = None, **changes: object
+):
     changed = dataclasses.replace(options, **changes)  # type: ignore[arg-type]
-    return prepare_pretraining_data(changed, cache_folder=cache, progress=False)
+    return prepare_pretraining_data(changed, cache_folder=cache, progress=False, identity=identity)
 
 
 def test_a_corpus_becomes_training_and_validation_data(
@@ -171,6 +177,102 @@ def test_a_vocabulary_larger_than_the_models_is_refused(
 def test_an_unknown_corpus_is_refused(options: PretrainingDataOptions, cache: Path) -> None:
     with pytest.raises(DataError, match="python-doc"):
         prepare(options, cache, corpus="python-doc")
+
+
+def same_examples(one: PretrainingData, two: PretrainingData) -> bool:
+    pairs = zip((one.train, one.validation), (two.train, two.validation))
+    fetched = (
+        (ours.__getitems__(range(100)).batch, theirs.__getitems__(range(100)).batch) for ours, theirs in pairs
+    )
+    return all(torch.equal(a, b) for ours, theirs in fetched for a, b in zip(ours, theirs))
+
+
+@pytest.mark.parametrize("with_validation_corpus", [False, True])
+def test_prepared_data_is_found_by_its_identity_without_the_corpus(
+    options: PretrainingDataOptions, documents: List[str], tmp_path: Path, with_validation_corpus: bool
+) -> None:
+    corpus, other, vocabulary = tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "vocabulary"
+    corpus.write_text("\n\n".join(documents))
+    other.write_text("\n\n".join(documents[:20]))
+    changes: Dict[str, object] = {"corpus": str(corpus)}
+    if with_validation_corpus:  # and a vocabulary of its own, which is gone too
+        train_tokenizer(open_corpus(str(corpus)), 800).save(vocabulary)
+        changes.update(validation_corpus=str(other), tokenizer=str(vocabulary))
+    first = prepare(options, tmp_path / "cache", **changes)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+    corpus.unlink()
+    other.unlink()
+    shutil.rmtree(vocabulary, ignore_errors=True)
+    shutil.rmtree(tmp_path / "cache" / "vocabularies", ignore_errors=True)
+    changes["preprocessing_workers"] = 1
+    again = prepare(options, tmp_path / "cache", identity=first.identity, **changes)
+    assert again.identity == first.identity and again.statistics == first.statistics
+    assert again.tokenizer.fingerprint() == first.tokenizer.fingerprint()
+    assert same_examples(first, again)
+    for path in (tmp_path / "cache").rglob("*"):
+        assert not path.is_file() or path.stat().st_mtime_ns == kept[path]
+
+
+def test_identities_are_of_content(options: PretrainingDataOptions, cache: Path, tmp_path: Path) -> None:
+    """The same in another cache and for a copy of the corpus; another for anything that changes the data."""
+    first = prepare(options, cache).identity
+    copy = tmp_path / "copy.txt"
+    copy.write_bytes(Path(options.corpus).read_bytes())
+    there = prepare(options, tmp_path / "cache", corpus=str(copy), preprocessing_workers=1, mask_tokens=9)
+    assert there.identity == first
+    assert prepare(options, tmp_path / "new", corpus=str(copy), identity=first).identity == first
+    changes: List[Dict[str, object]] = [{"seed": 2}, {"sequence_length": 32}, {"vocab_size": 700}]
+    changes += [{"validation_fraction": 0.3}, {"validation_corpus": str(copy)}]
+    assert len({first, *(prepare(options, cache, **change).identity for change in changes)}) == 6
+
+
+def test_changed_data_is_not_resumed_with(options: PretrainingDataOptions, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.txt"
+    copy.write_bytes(Path(options.corpus).read_bytes())
+    first = prepare(options, tmp_path / "cache", corpus=str(copy)).identity
+    with pytest.raises(DataError, match="was prepared with seed 1, not 2"):
+        prepare(options, tmp_path / "cache", corpus=str(copy), seed=2, identity=first)
+    copy.write_text(copy.read_text() + "\nMore.\n")
+    assert prepare(options, tmp_path / "cache", corpus=str(copy), identity=first).identity == first
+    with pytest.raises(DataError, match=r"copy.txt or its vocabulary has changed.*--checkpoint"):
+        prepare(options, tmp_path / "empty", corpus=str(copy), identity=first)
+
+
+@pytest.mark.parametrize(
+    "lost", ["shards.json", "vocab.txt", "tokenizer.json", "fingerprint.txt", "manifest.json"]
+)
+@pytest.mark.parametrize("truncated", [False, True])
+def test_what_is_lost_of_prepared_data_is_prepared_again(
+    options: PretrainingDataOptions, tmp_path: Path, lost: str, truncated: bool
+) -> None:
+    first = prepare(options, tmp_path)
+    folder = "examples" if lost == "manifest.json" else "prepared"
+    (path,) = (tmp_path / folder).rglob(lost)
+    path.write_bytes(path.read_bytes()[:-20]) if truncated else path.unlink()
+    if truncated and lost == "manifest.json":
+        with pytest.raises(DataError, match="is damaged"):
+            prepare(options, tmp_path, identity=first.identity)
+        return
+    again = prepare(options, tmp_path, identity=first.identity)
+    assert again.identity == first.identity and same_examples(first, again)
+    assert again.tokenizer.vocabulary == first.tokenizer.vocabulary
+
+
+@needs_samples
+def test_tfrecords_have_the_identity_of_their_content(
+    options: PretrainingDataOptions, tmp_path: Path
+) -> None:
+    changes = {"sequence_length": 128, "mask_tokens": 20, "vocab_size": 30522}
+    copy = tmp_path / "a.tfrecord"
+    content = (SAMPLES / "sample_text.tfrecord").read_bytes()
+    copy.write_bytes(content)
+    first = prepare(options, tmp_path, corpus=str(SAMPLES / "sample_text.tfrecord"), **changes).identity
+    assert prepare(options, tmp_path, corpus=str(copy), **changes, identity=first).identity == first
+    copy.write_bytes(content * 2)
+    with pytest.raises(DataError, match=r"a.tfrecord or its vocabulary has changed"):
+        prepare(options, tmp_path, corpus=str(copy), **changes, identity=first)
+    with pytest.raises(DataError, match=r"has changed"):
+        prepare(options, tmp_path, corpus=str(copy), **changes, validation_fraction=0.3, identity=first)
 
 
 @needs_samples

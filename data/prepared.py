@@ -1,0 +1,67 @@
+"""What a text corpus was prepared into, found again by its identity, without the corpus.
+
+A run that resumes has to train on the very data that it started with, and at once: the corpus may be far
+away (a hub without a network), slow to gather, or gone. So the cache folder has prepared/IDENTITY: the
+tokeniser and the names of the folders of shards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Optional
+
+from data.atomic import write_atomically
+from data.shards import load_manifest
+from data.tokenizer import Tokenizer
+from data.vocabulary_cache import keep_tokenizer, load_kept_tokenizer
+
+EXAMPLES = "examples"  # the folder of all folders of shards, in the cache folder
+_PREPARED = "prepared"
+_RECORD = "shards.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedText:
+    """train, validation: names of folders of shards, the same where nothing but documents are held out."""
+
+    tokenizer: Tokenizer
+    train: str
+    validation: Optional[str]
+
+    @property
+    def identity(self) -> str:
+        """The same wherever the corpus' fingerprint, the vocabulary and the parameters are the same."""
+        named = json.dumps([self.train, self.validation, self.tokenizer.fingerprint()])
+        return "text-" + hashlib.blake2b(named.encode(), digest_size=16).hexdigest()
+
+
+def record_prepared(prepared: PreparedText, cache_folder: Path) -> None:
+    """Makes it known to find_prepared. Raises OSError."""
+    if find_prepared(prepared.identity, cache_folder) is not None:
+        return
+    folder = cache_folder / _PREPARED / prepared.identity
+    keep_tokenizer(prepared.tokenizer, folder)
+    shards = {"train": prepared.train, "validation": prepared.validation}
+    write_atomically(folder / _RECORD, json.dumps(shards).encode())
+
+
+def find_prepared(identity: str, cache_folder: Path) -> Optional[PreparedText]:
+    """What has this identity, None if it, its tokeniser or its shards aren't there (any more)."""
+    folder = cache_folder / _PREPARED / identity
+    tokenizer = load_kept_tokenizer(folder)
+    if tokenizer is None:
+        return None
+    try:
+        shards = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        prepared = PreparedText(tokenizer, shards["train"], shards["validation"])
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+    if prepared.identity != identity:
+        return None
+    for name in {prepared.train, prepared.validation or prepared.train}:
+        if load_manifest(cache_folder / EXAMPLES / name) is None:
+            return None
+    return prepared
