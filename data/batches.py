@@ -145,7 +145,7 @@ class EvaluationDataset(Dataset):
 
     def __init__(self, dataset: SampleDataset, batch_size: int) -> None:
         if dataset.num_examples == 0:
-            raise DataError("there are no examples to evaluate on")
+            raise DataError("the held-out data has no example to evaluate on: hold out more of the data")
         self._dataset = dataset
         self._length = -(-dataset.num_examples // batch_size) * batch_size
         self.num_examples = dataset.num_examples

@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
+import numpy as np
+
 from data.batches import SampleDataset
 from data.chunks import TRAIN, VALIDATION
 from data.corpora import Corpus, open_corpus
@@ -18,7 +20,7 @@ from data.prepared import EXAMPLES, PreparedText, find_prepared, record_prepared
 from data.preprocessing import PairParameters, prepare_shards
 from data.pretraining import PretrainingDataset
 from data.pretraining_tfrecord import TfRecordPretrainingDataset
-from data.shards import load_manifest, open_shards
+from data.shards import RECORD, load_manifest, open_shards
 from data.statistics import PretrainingStatistics, SplitStatistics
 from data.tfrecord import TfRecordFile
 from data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -26,6 +28,12 @@ from data.vocabulary_cache import kept_or_made
 
 TRAINED_TOKENIZER = "train"
 _SHORTEST_SEQUENCE = 8
+# A shard's record has 16 bits for the length of a segment.
+_LONGEST_SEQUENCE = int(np.iinfo(RECORD["length_a"]).max)
+_NOT_RANDOM = (
+    "its training part has one document: no segment can come from another one, so every next-sentence label "
+    "is 0 and next-sentence prediction learns nothing; blank lines separate documents"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +64,14 @@ class PretrainingDataOptions:
     preprocessing_workers: Optional[int] = None
 
     def __post_init__(self) -> None:
-        if self.sequence_length < _SHORTEST_SEQUENCE:
-            raise DataError(f"sequence_length {self.sequence_length} is below {_SHORTEST_SEQUENCE}")
+        for name in ("corpus", "validation_corpus", "tokenizer"):
+            if getattr(self, name) == "":
+                raise DataError(f"{name} is empty: name one, for the current folder say '.'")
+        if not _SHORTEST_SEQUENCE <= self.sequence_length <= _LONGEST_SEQUENCE:
+            raise DataError(
+                f"sequence_length {self.sequence_length} is outside of {_SHORTEST_SEQUENCE} to "
+                f"{_LONGEST_SEQUENCE}"
+            )
         if not 1 <= self.mask_tokens <= self.sequence_length:
             raise DataError(
                 f"mask_tokens {self.mask_tokens} is outside of 1 to {self.sequence_length} (sequence_length)"
@@ -189,15 +203,46 @@ def _open_text(
             tokenizer,
             for_training=False,
         )
+    _require_both_parts(options, train_counts, validation_counts)
+    notes = (f"{options.corpus}: {_NOT_RANDOM}",) if train_counts.documents == 1 else ()
     # Loader workers are forked, and the tokenizers library warns in each unless told what to do there.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return PretrainingData(
         train,
         validation,
         tokenizer,
-        PretrainingStatistics(options.corpus, tokenizer.vocab_size, train_counts, validation_counts),
+        PretrainingStatistics(options.corpus, tokenizer.vocab_size, train_counts, validation_counts, notes),
         prepared.identity,
     )
+
+
+def _require_both_parts(
+    options: PretrainingDataOptions, train: SplitStatistics, validation: Optional[SplitStatistics]
+) -> None:
+    """DataError if the corpus' division into training and held-out documents left one part empty."""
+    if validation is None:
+        return
+    if options.validation_corpus is not None:
+        if validation.examples == 0:
+            raise DataError(
+                f"the validation corpus {options.validation_corpus} gives no example: it has "
+                f"{validation.documents} document(s) of {validation.tokens} tokens"
+            )
+        return
+    documents = (train.documents or 0) + (validation.documents or 0)
+    found = f"the corpus {options.corpus} has {documents} document(s)"
+    if validation.examples == 0:
+        raise DataError(
+            f"no document was held out: {found}, and each is held out with probability "
+            f"validation_fraction {options.validation_fraction}, by a hash of its text; blank lines separate "
+            "documents; raise validation_fraction or give a validation_corpus"
+        )
+    if train.examples == 0:
+        raise DataError(
+            f"no document is left to train on: {found}, and validation_fraction "
+            f"{options.validation_fraction} held out all; blank lines separate documents; lower "
+            "validation_fraction or give a validation_corpus"
+        )
 
 
 def _refuse_other_parameters(folder: Path, options: PretrainingDataOptions) -> None:
@@ -336,6 +381,13 @@ def _from_tfrecords(options: PretrainingDataOptions, cache_folder: Path) -> Pret
     elif options.validation_fraction > 0:
         train = dataset(records, False, True)
         validation = dataset(records, True, False)
+        for part, change in ((validation, "raise"), (train, "lower")):
+            if part.num_examples == 0:
+                raise DataError(
+                    f"{'no record was held out' if change == 'raise' else 'no record is left to train on'}: "
+                    f"{options.corpus} has {len(records)} record(s), and validation_fraction is "
+                    f"{options.validation_fraction}: {change} it or give a validation_corpus"
+                )
         named.append(str(options.validation_fraction))
     else:
         train = dataset(records, None, True)

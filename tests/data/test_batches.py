@@ -126,7 +126,7 @@ def test_evaluation_sees_every_example_once_and_padding(examples: int, batch_siz
 
 def test_nothing_to_evaluate_or_read() -> None:
     empty = Numbered(0, seed=0, shuffle=True)
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="no example to evaluate on"):
         EvaluationDataset(empty, 4)
     with pytest.raises(IndexError):
         empty[0]

@@ -150,7 +150,11 @@ def test_a_damaged_shard_is_found_before_training(options: PretrainingDataOption
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"sequence_length": 7}, "sequence_length 7"),
+        ({"sequence_length": 7}, "sequence_length 7 is outside of 8 to 65535"),
+        ({"sequence_length": 65536}, "sequence_length 65536 is outside of 8 to 65535"),
+        ({"corpus": ""}, "corpus is empty"),
+        ({"validation_corpus": ""}, "validation_corpus is empty"),
+        ({"tokenizer": ""}, "tokenizer is empty"),
         ({"mask_tokens": 0}, "mask_tokens 0"),
         ({"mask_tokens": 65}, "mask_tokens 65"),
         ({"validation_fraction": 1.0}, "validation_fraction"),
@@ -159,7 +163,7 @@ def test_a_damaged_shard_is_found_before_training(options: PretrainingDataOption
     ],
 )
 def test_impossible_options_are_refused(
-    options: PretrainingDataOptions, changes: Dict[str, float], message: str
+    options: PretrainingDataOptions, changes: Dict[str, object], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
         dataclasses.replace(options, **changes)  # type: ignore[arg-type]
@@ -177,6 +181,69 @@ def test_a_vocabulary_larger_than_the_models_is_refused(
 def test_an_unknown_corpus_is_refused(options: PretrainingDataOptions, cache: Path) -> None:
     with pytest.raises(DataError, match="python-doc"):
         prepare(options, cache, corpus="python-doc")
+
+
+def test_the_longest_sequences_survive(
+    options: PretrainingDataOptions, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Nearly all of an example's tokens in one segment: its length takes all 16 bits."""
+    corpus, vocabulary = tmp_path / "long.txt", tmp_path / "vocabulary"
+    tokenizer.save(vocabulary)
+    corpus.write_text("\n\n".join("\n".join([word] + [f"{word} " * 65531] * 2) for word in ("a", "b")))
+    changes = {"corpus": str(corpus), "tokenizer": str(vocabulary), "vocab_size": 1000}
+    changes.update(sequence_length=65535, validation_fraction=0.0, short_sequence_probability=0.0)
+    data = prepare(options, tmp_path, **changes)
+    _, attention, types, *_ = collate(data.train.__getitems__(range(data.train.num_examples)))
+    assert attention.sum(dim=1).max() == 65535
+    assert types.sum(dim=1).max() > 2**15
+
+
+LINES = "A first sentence.\nA second one, longer than the first.\nA third one, which isn't.\nThe last.\n"
+
+
+def test_one_document_trains_no_next_sentence_prediction(
+    options: PretrainingDataOptions, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    corpus, vocabulary = tmp_path / "one.txt", tmp_path / "vocabulary"
+    tokenizer.save(vocabulary)
+    changes = {"corpus": str(corpus), "tokenizer": str(vocabulary), "vocab_size": 1000}
+    for copies, is_noted in ((1, True), (5, False)):
+        corpus.write_text("\n".join(f"Text {copy}.\n{LINES}" for copy in range(copies)))
+        data = prepare(options, tmp_path, **changes, validation_fraction=0.0)
+        assert any("next-sentence" in note for note in data.statistics.lines()) == is_noted
+        assert (data.statistics.train.random_next == 0) == is_noted
+
+
+@pytest.mark.parametrize(
+    "fraction, message",
+    [
+        (
+            1e-9,
+            "no document was held out: the corpus .*one.txt has 1 document.*; raise validation_fraction or",
+        ),
+        (1 - 1e-9, "no document is left to train on: the corpus .*one.txt has 1 document.*; lower"),
+    ],
+)
+def test_a_part_without_a_document_is_explained(
+    options: PretrainingDataOptions, tokenizer: Tokenizer, tmp_path: Path, fraction: float, message: str
+) -> None:
+    corpus, vocabulary = tmp_path / "one.txt", tmp_path / "vocabulary"
+    tokenizer.save(vocabulary)
+    corpus.write_text(LINES)
+    changes = {"corpus": str(corpus), "tokenizer": str(vocabulary), "vocab_size": 1000}
+    with pytest.raises(DataError, match=message):
+        prepare(options, tmp_path, **changes, validation_fraction=fraction)
+
+
+@needs_samples
+def test_a_part_without_a_record_is_explained(options: PretrainingDataOptions, tmp_path: Path) -> None:
+    changes = {"corpus": str(SAMPLES / "sample_text.tfrecord"), "sequence_length": 128, "mask_tokens": 20}
+    for fraction, message in (
+        (1e-9, "no record was held out.* 45 record.*raise"),
+        (1 - 1e-9, "to train on.*lower"),
+    ):
+        with pytest.raises(DataError, match=message):
+            prepare(options, tmp_path, **changes, vocab_size=30522, validation_fraction=fraction)
 
 
 def same_examples(one: PretrainingData, two: PretrainingData) -> bool:
