@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import pickle
+import random
 from pathlib import Path
 from typing import List
 
 import numpy as np
 import pytest
 
+from data import shards
 from data.errors import DataError
 from data.shards import (
     MANIFEST,
     RECORD,
     ShardedExamples,
     open_shards,
+    read_header,
     shard_name,
     verify_shard,
     write_manifest,
@@ -97,6 +100,37 @@ def test_a_damaged_shard_is_refused_by_name(tmp_path: Path, how: str) -> None:
     damage(path, how)
     with pytest.raises(DataError, match=f"{path} is damaged.*Delete the folder {tmp_path}"):
         open_shards(tmp_path, "train")
+
+
+def test_large_data_is_verified_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flipped byte beyond what one opening verifies is found by another; sizes and headers by every one."""
+    write_folder(tmp_path, [5, 5, 5])
+    path = tmp_path / shard_name("train", 1)
+    content = path.read_bytes()
+    largest = max(read_header(file)[0]["body_bytes"] for file in tmp_path.glob("*.shard"))
+    monkeypatch.setattr(shards, "VERIFIED_AT_OPENING_BYTES", largest)
+    damage(path, "flipped")
+    outcomes = set()
+    for _ in range(100):
+        try:
+            outcomes.add(len(open_shards(tmp_path, "train")))
+        except DataError as error:
+            assert f"{path} is damaged" in str(error)
+            outcomes.add(0)
+    assert outcomes == {0, 15}
+    for how in ("truncated", "header", "missing"):
+        path.write_bytes(content)
+        damage(path, how)
+        for _ in range(10):
+            with pytest.raises(DataError, match=f"{path} is damaged"):
+                open_shards(tmp_path, "train")
+
+
+def test_opening_draws_no_random_number_of_the_run(tmp_path: Path) -> None:
+    write_folder(tmp_path, [5, 5, 5])
+    before = random.getstate()
+    open_shards(tmp_path, "train")
+    assert random.getstate() == before
 
 
 def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
