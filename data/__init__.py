@@ -13,8 +13,9 @@ from data.batches import (
 )
 from data.corpora import Corpus, open_corpus
 from data.errors import DataError
-from data.preparation import PretrainingData, PretrainingDataOptions, prepare_pretraining_data
+from data.preparation import prepare_pretraining_data
 from data.pretraining import PretrainingDataset
+from data.pretraining_data import PretrainingData, PretrainingDataOptions
 from data.pretraining_tfrecord import TfRecordPretrainingDataset
 from data.statistics import PretrainingStatistics, SplitStatistics, unigram_entropy
 from data.tfrecord import TfRecordFile

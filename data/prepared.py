@@ -19,7 +19,6 @@ from data.tokenizer import Tokenizer
 from data.vocabulary_cache import keep_tokenizer, load_kept_tokenizer
 
 EXAMPLES = "examples"  # the folder of all folders of shards, in the cache folder
-_PREPARED = "prepared"
 _RECORD = "shards.json"
 
 
@@ -38,11 +37,15 @@ class PreparedText:
         return "text-" + hashlib.blake2b(named.encode(), digest_size=16).hexdigest()
 
 
+def prepared_folder(identity: str, cache_folder: Path) -> Path:
+    return cache_folder / "prepared" / identity
+
+
 def record_prepared(prepared: PreparedText, cache_folder: Path) -> None:
     """Makes it known to find_prepared. Raises OSError."""
     if find_prepared(prepared.identity, cache_folder) is not None:
         return
-    folder = cache_folder / _PREPARED / prepared.identity
+    folder = prepared_folder(prepared.identity, cache_folder)
     keep_tokenizer(prepared.tokenizer, folder)
     shards = {"train": prepared.train, "validation": prepared.validation}
     write_atomically(folder / _RECORD, json.dumps(shards).encode())
@@ -50,7 +53,7 @@ def record_prepared(prepared: PreparedText, cache_folder: Path) -> None:
 
 def find_prepared(identity: str, cache_folder: Path) -> Optional[PreparedText]:
     """What has this identity, None if it, its tokeniser or its shards aren't there (any more)."""
-    folder = cache_folder / _PREPARED / identity
+    folder = prepared_folder(identity, cache_folder)
     tokenizer = load_kept_tokenizer(folder)
     if tokenizer is None:
         return None

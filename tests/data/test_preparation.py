@@ -23,6 +23,7 @@ from data import (
     unigram_entropy,
 )
 from data.corpora import Corpus
+from data.tokenizer import SPECIAL_TOKENS
 from tests.data.test_tfrecord import SAMPLES, needs_samples
 
 WIKITEXT = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "wikitext-2" / "valid.txt.gz"
@@ -335,6 +336,13 @@ def test_tfrecords_have_the_identity_of_their_content(
     copy.write_bytes(content)
     first = prepare(options, tmp_path, corpus=str(SAMPLES / "sample_text.tfrecord"), **changes).identity
     assert prepare(options, tmp_path, corpus=str(copy), **changes, identity=first).identity == first
+    vocabulary = tmp_path / "vocabulary"  # may be gone when a run resumes
+    Tokenizer([*SPECIAL_TOKENS, "a"]).save(vocabulary)
+    named = {"corpus": str(copy), "tokenizer": str(vocabulary), **changes}
+    with_tokenizer = prepare(options, tmp_path, **named).identity
+    assert with_tokenizer != first
+    shutil.rmtree(vocabulary)
+    assert prepare(options, tmp_path, **named, identity=with_tokenizer).tokenizer.vocab_size == 6
     copy.write_bytes(content * 2)
     with pytest.raises(DataError, match=r"a.tfrecord or its vocabulary has changed"):
         prepare(options, tmp_path, corpus=str(copy), **changes, identity=first)
