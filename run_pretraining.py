@@ -105,6 +105,8 @@ def _run(
     arguments: List[str],
     stop: StopRequest,
 ) -> PretrainingResult:
+    import torch
+
     import data
     import model as models
     import training
@@ -133,7 +135,8 @@ def _run(
             "nothing is held out to evaluate on: give --validation-fraction above 0 or a --validation-corpus"
         )
     data.require_examples(held_out, 1, "an evaluation")
-    entropy = data.unigram_entropy(held_out)
+    # Counting the tokens of a large held-out text takes a while: once is enough.
+    entropy = resumed.state["unigram_entropy_nats"] if resumed else data.unigram_entropy(held_out)
     for line in (*prepared.statistics.lines(), f"unigram entropy of the held-out text: {entropy:.4f} nats"):
         print(f"data: {line}", flush=True)
 
@@ -153,6 +156,8 @@ def _run(
     executor = ipu.poptorch.trainingModel(model, options, optimizer)
     start = training.progress_of(resumed)
     if resumed is not None:
+        # The simulator's sums depend on how many threads share them, down to the last bit.
+        torch.set_num_threads(resumed.state["host_threads"])
         optimizer.load_state_dict({**optimizer.state_dict(), **resumed.optimizer_state()})
         executor.rng_state = resumed.state["rng_state"]
 
@@ -190,6 +195,8 @@ def _run(
             "progress": {"record": now.record, "evaluation_due": now.evaluation_due},
             "data": prepared.identity,
             "rng_state": executor.rng_state,
+            "host_threads": torch.get_num_threads(),
+            "unigram_entropy_nats": entropy,
             "config": config.to_dict(),
             "arguments": arguments,
             "poptorch": ipu.poptorch.__version__,

@@ -29,9 +29,8 @@ def fsync_file(path: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces `path` by `text` in one step, durably: a reader sees the old or the new content."""
+    """Replaces `path` by `text` in one step, durably."""
     data.atomic.write_atomically(path, text.encode("utf-8"))
-    fsync_folder(path.parent)
 
 
 def sha256(path: Path) -> str:

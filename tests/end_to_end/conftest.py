@@ -1,11 +1,13 @@
 """Small real runs: text of the standard library, the runner itself."""
 
+import os
 import pydoc
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,10 +57,12 @@ def flags(corpus, cache):
 def program():
     """Starts the runner as a user would; returns the process."""
 
-    def start(arguments, **keywords):
+    def start(arguments):
         command = [sys.executable, str(ROOT / "run_pretraining.py"), *arguments]
+        # As many threads as here: they decide the order of float32 sums.
+        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
         return subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **keywords
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
     return start
