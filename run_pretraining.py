@@ -154,8 +154,9 @@ def _run(
     )
     options = training_options(plan)
     executor = ipu.poptorch.trainingModel(model, options, optimizer)
-    start = training.progress_of(resumed)
+    start, start_sample = training.progress_of(resumed), 0
     if resumed is not None:
+        start_sample = resumed.state["samples"]
         # The simulator's sums depend on how many threads share them, down to the last bit.
         torch.set_num_threads(resumed.state["host_threads"])
         optimizer.load_state_dict({**optimizer.state_dict(), **resumed.optimizer_state()})
@@ -176,7 +177,7 @@ def _run(
         options,
         prepared.train,
         batch_size=config.micro_batch_size,
-        sampler=data.SampleStream(start.step * loop.global_batch_size, loop.samples_per_call, calls_left),
+        sampler=data.SampleStream(start_sample, loop.samples_per_call, calls_left),
         num_workers=config.dataloader_workers,
         mode=modes.Async if config.async_dataloader else modes.Sync,
         collate_fn=data.collate,
@@ -193,6 +194,7 @@ def _run(
         training.refuse_bad_weights(model, now.step)
         state: Dict[str, Any] = {
             "progress": {"record": now.record, "evaluation_due": now.evaluation_due},
+            "samples": now.step * loop.global_batch_size,
             "data": prepared.identity,
             "rng_state": executor.rng_state,
             "host_threads": torch.get_num_threads(),
