@@ -160,7 +160,6 @@ def _run(
         # The simulator's sums depend on how many threads share them, down to the last bit.
         torch.set_num_threads(resumed.state["host_threads"])
         optimizer.load_state_dict({**optimizer.state_dict(), **resumed.optimizer_state()})
-        executor.rng_state = resumed.state["rng_state"]
 
     evaluate = training.build_evaluator(
         model,
@@ -227,6 +226,7 @@ def _run(
             end = training.train(
                 loop,
                 start,
+                rng_state=resumed.state["rng_state"] if resumed else None,
                 executor=executor,
                 optimizer=optimizer,
                 schedule=config.section(training.Schedule),

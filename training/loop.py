@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Iterable, Optional, Sequence
+from typing import Any, Callable, Iterable, List, Optional, Sequence
 
 import torch
 
@@ -63,6 +63,7 @@ def train(
     plan: LoopPlan,
     start: Progress,
     *,
+    rng_state: Optional[List[int]],
     executor: Any,
     optimizer: Any,
     schedule: Schedule,
@@ -73,6 +74,8 @@ def train(
     stop: StopRequest,
 ) -> Progress:
     """Runs from `start` to `plan.training_steps` or until `stop`, and ends with a checkpoint.
+
+    `rng_state` is the device's random state of the checkpoint that the run resumes.
 
     Raises DivergenceError when the loss of an update is NaN or infinite: nothing is saved then, so the last
     good checkpoint stays the newest. A stop during an update takes effect after it, one during an evaluation
@@ -85,10 +88,16 @@ def train(
             reporter.write(now.record)
     iterator = iter(batches)
     while now.step < plan.training_steps and not stop:
+        batch = next(iterator)
         set_learning_rate(optimizer, schedule.at(now.step))
         executor.setOptimizer(optimizer)
+        if not executor.isCompiled():
+            # Apart from the first update, whose samples/s would otherwise count minutes of compilation.
+            executor.compile(*batch)
+            if rng_state is not None:
+                executor.rng_state = rng_state
         began = time.perf_counter()
-        outputs = executor(*next(iterator))
+        outputs = executor(*batch)
         seconds = time.perf_counter() - began
         step = now.step + plan.device_iterations
         record = {
