@@ -104,6 +104,8 @@ def save_checkpoint(
         record = {"format": FORMAT, "step": step, **state, "sha256": checksums}
         (temporary / "state.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         for path in temporary.iterdir():
+            # safetensors makes files that only their owner can read.
+            path.chmod((temporary / "state.json").stat().st_mode)
             fsync_file(path)
         fsync_folder(temporary)
         if final.exists():

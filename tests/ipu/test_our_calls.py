@@ -1,0 +1,82 @@
+"""What our own program calls of PopTorch is in PopTorch 3.4, so on an IPU the real one can answer."""
+
+import json
+import pydoc
+import sys
+from pathlib import Path
+
+import ipu
+import run_pretraining
+
+ROOT = Path(__file__).resolve().parents[2]
+DROPIN = str(ROOT / "ipu" / "simulator")
+OURS = tuple(str(ROOT / name) for name in ("run_", "model/", "data/", "training/", "ipu/options.py"))
+
+
+def public_names():
+    """ "Options.deviceIterations", "trainingModel", ...: everything that PopTorch's signatures name."""
+    api = json.loads((Path(__file__).parent / "poptorch_api.json").read_text())
+    names = set()
+    for module in ("poptorch", "poptorch.optim", "options_namespaces"):
+        for name, entry in api[module].items():
+            names |= {name, f"{name}.__init__"}
+            names |= {f"{name}.{method}" for method in entry.get("methods", {})}
+    return names | {f"Options.{namespace}" for namespace in api["options_namespaces"]}
+
+
+def public_name(qualified):
+    """The name that PopTorch's users know: the namespaces of Options have other class names here."""
+    owner, _, method = qualified.partition(".")
+    namespaces = {
+        "PopartOptions": "_Popart",
+        "PrecisionOptions": "Precision",
+        "TensorLocationOptions": "TensorLocations",
+        "TrainingOptions": "Training",
+    }
+    return f"{namespaces.get(owner, owner)}.{method}" if method else owner
+
+
+def test_every_call_is_one_of_poptorchs(tmp_path):
+    ipu.select_device("simulator")
+    text = tmp_path / "text.txt"
+    documents = (
+        pydoc.plain(pydoc.render_doc(name)).replace("\n\n", "\n") for name in ("json", "pickle", "re")
+    )
+    text.write_text("\n\n".join(documents) * 3)
+    called = {}
+
+    def record(frame, event, _argument):
+        if event != "call" or not frame.f_code.co_filename.startswith(DROPIN) or frame.f_back is None:
+            return
+        if frame.f_back.f_code.co_filename.startswith(OURS):
+            called.setdefault(frame.f_code.co_qualname, frame.f_back.f_code.co_name)
+
+    arguments = [
+        *("--config", "test_groupbert", "--corpus", str(text), "--device", "simulator", "--no-progress-bar"),
+        *("--validation-fraction", "0.3", "--embedding-serialization-factor", "2"),
+        *(
+            "--cache-folder",
+            str(tmp_path / "cache"),
+            "--output",
+            str(tmp_path / "run"),
+            "--training-steps",
+            "2",
+        ),
+    ]
+    sys.setprofile(record)
+    try:
+        run_pretraining.main(arguments)
+        run_pretraining.main([*arguments[:-1], "3", "--resume"])
+    finally:
+        sys.setprofile(None)
+    assert {"trainingModel", "inferenceModel", "Options.deviceIterations", "PoplarExecutor.__call__"} <= set(
+        called
+    )
+    known = public_names()
+    # What Python itself calls where we write an attribute, a loop or a tensor operation isn't PopTorch's.
+    unknown = {
+        name: caller
+        for name, caller in called.items()
+        if public_name(name) not in known and "__" not in name and "<locals>" not in name
+    }
+    assert unknown == {}
