@@ -4,26 +4,39 @@
 
 from __future__ import annotations
 
+import atexit as _atexit
 import contextlib as _contextlib
 import faulthandler as _faulthandler
 import os as _os
 import signal as _signal
 
-from . import _logging, enums, ops, optim, options, poptorch_core, profiling, testing
+from . import _logging, _utils, enums, ops, optim, options, poptorch_core, profiling, testing
 from ._accessor import AsynchronousDataAccessor
+from ._custom_args import ICustomArgParser, registerCustomArgParser, registerGeometricCustomArgParsers
 from ._dataloader import DataLoader, _SubDataset
+from ._engine import simulator as _simulator
 from ._entry import inferenceModel, trainingModel
+from ._files import importPoptorchMetadataFromFile, load
 from ._hardware import ipuHardwareIsAvailable, ipuHardwareVersion
 from ._impl import registerPostCompileHook, registerPreCompileHook
 from ._logging import setLogLevel
 from ._poplar_executor import PoplarExecutor
 from ._trace import isRunningOnIpu
+from ._utils import (
+    accessAttributes,
+    flattenTensorStructure,
+    getIpuTensorId,
+    module_repr,
+    poptorchAtExit,
+    print,
+    reconstructTensorStructure,
+)
 from .enums import *
 from .ops import *
 from .options import *
 from .poptorch_core import Error, RecoverableError, UnrecoverableError, createPoptorchError
 
-__version__ = "3.4.0+simulator"
+__version__ = _simulator.POPTORCH_VERSION
 
 
 def _prepare_process() -> None:
@@ -35,6 +48,7 @@ def _prepare_process() -> None:
     with _contextlib.suppress(OSError, ValueError, AttributeError):
         _faulthandler.enable()
         _faulthandler.register(_signal.SIGTERM, chain=True)
+    _atexit.register(poptorchAtExit)
 
 
 _prepare_process()

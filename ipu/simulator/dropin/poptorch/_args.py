@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ._logging import logger
-from ._structure import leaves, map_leaves, tensors, with_tensors
+from ._structure import expanded, leaves, map_leaves, tensors, with_tensors
 from .poptorch_core import createPoptorchError
 
 _HOW_TO_RECOMPILE = (
@@ -45,7 +45,7 @@ class Arguments:
 
     def frozen(self) -> FrozenArguments:
         """What later calls are compared with."""
-        return FrozenArguments(_specs(self.args), _specs(self.kwargs), self.names)
+        return FrozenArguments(_specs(expanded(self.args)), _specs(expanded(self.kwargs)), self.names)
 
 
 class ArgumentParser:
@@ -133,9 +133,9 @@ class FrozenArguments:
                 "Number of positional arguments mismatch: "
                 f"expected {len(self.args)} arguments but got {len(given.args)}."
             )
-        for name, expected, value in zip(self.names, self.args, given.args):
+        for name, expected, value in zip(self.names, self.args, expanded(given.args)):
             _compare(name, expected, value)
-        _compare("keyword arguments", self.kwargs, given.kwargs)
+        _compare("keyword arguments", self.kwargs, expanded(given.kwargs))
 
 
 def _specs(structure: Any) -> Any:

@@ -84,6 +84,12 @@ def _hook_keys(module: torch.nn.Module) -> list[int]:
     return [key for key, hook in module._forward_pre_hooks.items() if isinstance(hook, _BeginBlockHook)]
 
 
+def begin_block_hook(module: torch.nn.Module) -> _BeginBlockHook | None:
+    """What BeginBlock put on the module, if anything; its repr says which block."""
+    keys = _hook_keys(module)
+    return module._forward_pre_hooks[keys[0]] if keys else None
+
+
 def BeginBlock(
     layer_to_call: torch.nn.Module | Callable[..., Any],
     user_id: str | None = None,

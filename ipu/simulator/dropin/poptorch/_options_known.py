@@ -18,7 +18,7 @@ _POPTORCH = frozenset(
     ipu_version model_name gradient_accumulation accumulation_and_replication_reduction_type
     meanAccumulationAndReplicationReductionStrategy num_distributed_processes distributed_process_id
     execution_mode location_activation location_weight location_optimizer location_accumulator numIOTiles
-    patterns patterns_level
+    patterns patterns_level separate_backward_phase tensors_liveness serial_phases_execution
     """.split()
 )
 

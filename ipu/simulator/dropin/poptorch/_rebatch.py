@@ -6,26 +6,30 @@ from typing import Any, Callable, Iterator
 
 import torch
 
+from ._custom_args import parser_of
 from .poptorch_core import createPoptorchError
 
 Build = Callable[[list], Any]
 
 
 def flatten(element: Any) -> tuple[list[torch.Tensor], Build]:
-    """(tensors, a function that builds such an element from tensors) of a tensor, a flat container, or a
-    dict.
+    """(tensors, a function that builds such an element from tensors) of a tensor, a flat container, a dict,
+    or a custom type.
     """
     values, build = _parts(element)
     if not values or not all(isinstance(value, torch.Tensor) for value in values):
         raise createPoptorchError(
-            "An AsynchronousDataAccessor needs elements that are a tensor, or a flat list, tuple or dict of "
-            "tensors: "
+            "An AsynchronousDataAccessor needs elements that are a tensor, a flat list, tuple or dict of "
+            "tensors, or of a type given to poptorch.registerCustomArgParser: "
             f"got {type(element)} of {sorted({type(value).__name__ for value in values})}"
         )
     return values, build
 
 
 def _parts(element: Any) -> tuple[list[Any], Build]:
+    parser = parser_of(element)
+    if parser is not None:
+        return list(parser.yieldTensors(element)), lambda tensors: parser.reconstruct(element, iter(tensors))
     if isinstance(element, dict):
         keys = list(element)
         return list(element.values()), lambda tensors: dict(zip(keys, tensors))

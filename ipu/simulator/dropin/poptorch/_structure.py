@@ -7,26 +7,56 @@ from typing import Any, Callable, Iterator
 
 import torch
 
+from ._custom_args import parser_of
 
-def map_leaves(structure: Any, function: Callable[[Any], Any]) -> Any:
-    """The same structure with `function` applied to each leaf, in order; containers keep their type."""
+
+def _map_values(structure: Any, function: Callable[[Any], Any]) -> Any:
+    """As map_leaves, but for values of custom types, which are leaves here."""
+    if parser_of(structure) is not None:
+        return function(structure)
     if isinstance(structure, tuple):
-        parts = [map_leaves(part, function) for part in structure]
+        parts = [_map_values(part, function) for part in structure]
         return type(structure)(*parts) if hasattr(structure, "_fields") else tuple(parts)
     if isinstance(structure, list):
-        return [map_leaves(part, function) for part in structure]
+        return [_map_values(part, function) for part in structure]
     if isinstance(structure, dict):
         # A copy keeps what subclasses (OrderedDict, transformers' outputs) hold beside their items.
         mapped = copy.copy(structure)
         for key, value in structure.items():
-            mapped[key] = map_leaves(value, function)
+            mapped[key] = _map_values(value, function)
         return mapped
     return function(structure)
 
 
+def map_leaves(structure: Any, function: Callable[[Any], Any]) -> Any:
+    """The same structure with `function` applied to each leaf, in order; containers keep their type."""
+
+    def apply(value: Any) -> Any:
+        parser = parser_of(value)
+        if parser is None:
+            return function(value)
+        mapped = [function(tensor) for tensor in parser.yieldTensors(value)]
+        return parser.reconstruct(value, iter(mapped))
+
+    return _map_values(structure, apply)
+
+
+def expanded(structure: Any) -> Any:
+    """The same structure with values of custom types as [type, tensor, ...], which can be compared."""
+
+    def expand(value: Any) -> Any:
+        parser = parser_of(value)
+        return value if parser is None else [type(value), *parser.yieldTensors(value)]
+
+    return _map_values(structure, expand)
+
+
 def leaves(structure: Any) -> Iterator[Any]:
     """Every leaf, in order."""
-    if isinstance(structure, (tuple, list)):
+    parser = parser_of(structure)
+    if parser is not None:
+        yield from parser.yieldTensors(structure)
+    elif isinstance(structure, (tuple, list)):
         for part in structure:
             yield from leaves(part)
     elif isinstance(structure, dict):

@@ -20,6 +20,7 @@ from ._options_namespaces import (
     TensorLocationSettings,
     TrainingOptions,
 )
+from ._options_phased import ParallelPhasedExecution, Phase, SerialPhasedExecution
 from ._options_popart import PopartOptions
 from ._options_strategies import PipelinedExecution, ShardedExecution, Stage, _IExecutionStrategy
 from .poptorch_core import usesIpuModel
@@ -27,7 +28,10 @@ from .poptorch_core import usesIpuModel
 __all__ = [
     "ConfigFileError",
     "Options",
+    "ParallelPhasedExecution",
+    "Phase",
     "PipelinedExecution",
+    "SerialPhasedExecution",
     "ShardedExecution",
     "Stage",
     "TensorLocationSettings",
