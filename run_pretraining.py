@@ -192,7 +192,7 @@ def _run(
     def save(now: training.Progress) -> Path:
         training.refuse_bad_weights(model, now.step)
         state: Dict[str, Any] = {
-            "progress": {"record": now.record, "evaluation_due": now.evaluation_due},
+            "progress": {"record": training.plain(now.record), "evaluation_due": now.evaluation_due},
             "samples": now.step * loop.global_batch_size,
             "data": prepared.identity,
             "rng_state": executor.rng_state,
@@ -252,7 +252,7 @@ def _report(result: PretrainingResult, arguments: Sequence[str]) -> None:
         print(f"to go on: {shlex.join([sys.executable, str(Path(__file__)), *go_on])}")
         return
     summary = {
-        **result.record,
+        **training.plain(result.record),
         "unigram_entropy_nats": result.unigram_entropy_nats,
         "checkpoint": None if result.checkpoint is None else str(result.checkpoint),
     }

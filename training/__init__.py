@@ -5,6 +5,7 @@ from .errors import CheckpointError, DivergenceError, TrainingError
 from .evaluation import build_evaluator
 from .files import hold_folder, write_atomically
 from .loop import LoopPlan, Progress, refuse_bad_weights, train
+from .metrics import plain
 from .optimizers import OptimizerPlan, build_optimizer
 from .plot import plot_loss
 from .reporting import Reporter
@@ -33,6 +34,7 @@ __all__ = [
     "hold_folder",
     "ignore_interrupts",
     "initial_model",
+    "plain",
     "plot_loss",
     "progress_of",
     "refuse_bad_weights",

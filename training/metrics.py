@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Dict, Iterable, List, Sequence, TextIO
+from typing import Dict, Iterable, List, Mapping, Optional, Sequence, TextIO
 
 import torch
 
@@ -88,13 +88,15 @@ class MetricsFile:
         self._file.close()
 
 
-def _line(record: Record) -> str:
-    # JSON has no NaN: a metric that has no value is null.
-    clean = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in record.items()
+def plain(record: Mapping[str, Optional[float]]) -> Dict[str, Optional[float]]:
+    """The record for JSON, which has no NaN: a metric that has no value is null."""
+    return {
+        key: value if value is not None and math.isfinite(value) else None for key, value in record.items()
     }
-    return json.dumps(clean, allow_nan=False) + "\n"
+
+
+def _line(record: Record) -> str:
+    return json.dumps(plain(record), allow_nan=False) + "\n"
 
 
 def read_metrics(path: Path) -> List[Record]:

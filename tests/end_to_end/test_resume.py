@@ -156,3 +156,5 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, flags, reference):
     result = run_pretraining.main([*flags(output, *STEPS), "--resume"])
     assert result.step == 8
     assert_same_run(reference, output, 8)
+    before, after = (json.loads((run / "summary.json").read_text()) for run in (reference, output))
+    assert {**before, "checkpoint": after["checkpoint"]} == after

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from training.errors import TrainingError
-from training.metrics import EvaluationMetrics, MetricsFile, read_metrics, training_metrics
+from training.metrics import EvaluationMetrics, MetricsFile, plain, read_metrics, training_metrics
 
 # Micro batches: loss, mlm_loss, nsp_loss, mlm_correct, mlm_count, nsp_correct, nsp_count
 MICRO_BATCHES = [(5.0, 4.0, 1.0, 3, 10, 1, 2), (3.0, 2.5, 0.5, 4, 5, 2, 2), (9.0, 8.0, 1.0, 0, 1, 0, 1)]
@@ -60,6 +60,15 @@ def test_metrics_file_continues_where_the_checkpoint_stands(tmp_path):
         *({"step": step, "loss": step / 3} for step in range(4)),
         {"step": 4, "loss": None},
     ]
+
+
+def test_a_metric_without_value_is_null():
+    assert plain({"a": math.nan, "b": None, "c": -math.inf, "d": 2}) == {
+        "a": None,
+        "b": None,
+        "c": None,
+        "d": 2,
+    }
 
 
 def test_a_new_run_starts_a_new_file(tmp_path):
