@@ -9,6 +9,7 @@ import torch
 from . import _trace
 from ._blocks import BeginBlock, Block, BlockFunction, LegacyBeginBlockFn, removeBlocks
 from ._ops_control import cond, dynamic_slice, dynamic_update, for_loop
+from ._ops_points import ctc_beam_search_decoder, fps, nearest
 from ._ops_special import CPU, MultiConv, custom_op
 from .enums import MatMulSerializationMode, OverlapMode
 from .poptorch_core import createPoptorchError
@@ -23,12 +24,15 @@ __all__ = [
     "MultiConv",
     "NameScope",
     "cond",
+    "ctc_beam_search_decoder",
     "custom_op",
     "dynamic_slice",
     "dynamic_update",
     "for_loop",
+    "fps",
     "identity_loss",
     "ipu_print_tensor",
+    "nearest",
     "nop",
     "recomputationCheckpoint",
     "removeBlocks",
