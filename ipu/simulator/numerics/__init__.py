@@ -1,12 +1,13 @@
 """Executes training steps: what a device computes, none of what it costs.
 
 Knows tensors and callables only. Not covered: float16 arithmetic and stochastic rounding (float16
-weights keep their dtype, all sums and moments are float32) and replicas in other processes.
+weights keep their dtype, all sums and moments are float32).
 """
 
 from .dtypes import device_dtype, to_device_dtype
 from .outputs import OutputCollector, Returned
 from .plan import MicroBatch, StepPlan
+from .processes import Processes
 from .randomness import KeyedRandomness, host_generator_kept
 from .step import Program, run_inference, run_training
 from .update_rules import GroupSettings
@@ -18,6 +19,7 @@ __all__ = [
     "MicroBatch",
     "OptimizerSettings",
     "OutputCollector",
+    "Processes",
     "Program",
     "Returned",
     "Rule",

@@ -23,13 +23,17 @@ class MicroBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The counts that cut a combined batch; all at least 1, `input_group_size` divides `replicas`."""
+    """The counts that cut a combined batch; all at least 1, `input_group_size` divides `replicas`.
+
+    A batch is one process's; `replicas` counts those of one process.
+    """
 
     device_iterations: int = 1
     gradient_accumulation: int = 1
     replicas: int = 1
     input_group_size: int = 1
     groups_are_orthogonal: bool = False
+    processes: int = 1
 
     @property
     def input_groups(self) -> int:
@@ -43,8 +47,8 @@ class StepPlan:
 
     @property
     def micro_batches_per_update(self) -> int:
-        """Forward and backward passes whose gradients make one weight update."""
-        return self.gradient_accumulation * self.replicas
+        """Forward and backward passes, in all processes, whose gradients make one weight update."""
+        return self.gradient_accumulation * self.replicas * self.processes
 
     def slice_index(self, which: MicroBatch) -> int:
         """The input slice that a micro batch reads; replicas of one group read the same slice."""

@@ -18,11 +18,15 @@ _MASK = (1 << 64) - 1
 
 
 class KeyedRandomness:
-    """The device's random state: a seed and the number of device iterations done."""
+    """The device's random state: a seed and the number of device iterations done.
 
-    def __init__(self, seed: int) -> None:
+    `first_replica`: the number of this process's first replica among those of all processes.
+    """
+
+    def __init__(self, seed: int, first_replica: int = 0) -> None:
         self.seed = seed & _MASK
         self.iterations_done = 0
+        self._first_replica = first_replica
 
     @property
     def state(self) -> List[int]:
@@ -36,6 +40,7 @@ class KeyedRandomness:
 
     def seed_micro_batch(self, replica: int, micro_batch: int) -> None:
         """Start the stream of one micro batch of the current device iteration."""
+        replica += self._first_replica
         key = struct.pack("<QQQQ", self.seed, self.iterations_done, replica, micro_batch)
         digest = hashlib.blake2b(key, digest_size=8).digest()
         torch.default_generator.manual_seed(int.from_bytes(digest, "little") >> 1)

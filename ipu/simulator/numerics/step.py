@@ -1,7 +1,7 @@
 """One call of the device: micro batches forward and backward, gradients reduced, weights updated.
 
-Replicas hold identical weights and run one after another in this process; `reduce_gradients` is the
-only place where their gradients meet.
+Replicas hold identical weights. Those of this process run one after another; other processes may have
+more, whose gradients join in `reduce_gradients`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 
 from .outputs import OutputCollector
 from .plan import MicroBatch, StepPlan
+from .processes import Processes
 from .randomness import KeyedRandomness, host_generator_kept
 
 # One micro batch's inputs -> (its loss or None, the tensors it returns).
@@ -47,6 +48,7 @@ def run_training(
     update: Callable[[Gradients], None],
     collector: OutputCollector,
     mean: bool,
+    processes: Processes,
 ) -> List[torch.Tensor]:
     """Make `device_iterations` weight updates and return the collected outputs.
 
@@ -69,7 +71,7 @@ def run_training(
                     del loss, outputs
             divisor = plan.micro_batches_per_update if mean else 1
             with torch.no_grad():
-                update(reduce_gradients(weights, divisor))
+                update(reduce_gradients(weights, divisor, processes))
             program.randomness.iterations_done += 1
         program.enter_replica(0)
     return collector.result()
@@ -92,16 +94,17 @@ def run_inference(
     return collector.result()
 
 
-def reduce_gradients(weights: Sequence[torch.Tensor], divisor: int) -> Gradients:
-    """Take the accumulated gradients off `weights`, divided by `divisor`.
+def reduce_gradients(weights: Sequence[torch.Tensor], divisor: int, processes: Processes) -> Gradients:
+    """Take the accumulated gradients off `weights`, summed over processes, divided by `divisor`.
 
-    Backward passes have already summed them over accumulation steps and replicas.
+    Backward passes have already summed them over accumulation steps and this process's replicas.
     """
     gradients: Gradients = []
     for weight in weights:
         gradient = weight.grad
         weight.grad = None
         gradients.append(gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient)
+    gradients = processes.sum_gradients(weights, gradients)
     present = [gradient for gradient in gradients if gradient is not None]
     if divisor > 1 and present:
         torch._foreach_div_(present, float(divisor))

@@ -42,12 +42,14 @@ class Executable:
         accumulation = options.Training.gradient_accumulation if training else 1
         check_batch_dimension(arguments, options, accumulation)
         _check_target(options)
+        self._processes = _processes(options, training)
         self.plan = numerics.StepPlan(
             device_iterations=options.device_iterations,
             gradient_accumulation=accumulation,
             replicas=options.replication_factor,
             input_group_size=options.input_group_size,
             groups_are_orthogonal=options.input_cgt == enums.CommGroupType.Orthogonal,
+            processes=self._processes.count,
         )
         self._inputs = arguments.frozen()
         # The graph holds what training flags said when it was traced.
@@ -97,7 +99,9 @@ class Executable:
                     self._options.Training.accumulation_and_replication_reduction_type
                     == enums.ReductionType.Mean
                 )
-                results = numerics.run_training(program, inputs, trainable, update, collector, mean)
+                results = numerics.run_training(
+                    program, inputs, trainable, update, collector, mean, self._processes
+                )
             else:
                 results = numerics.run_inference(program, inputs, collector)
         for result in results:
@@ -144,12 +148,15 @@ def _check_target(options: Any) -> None:
         )
     if on_model and options._Popart.options["instrumentWithHardwareCycleCounter"]:
         raise createBackendError("Cycle count logging is only supported on actual IPU hardware.")
-    if options.Distributed.numProcesses > 1:
-        raise createPoptorchError(
-            f"The simulator runs a model in one process, but Options.Distributed says "
-            f"{options.Distributed.numProcesses}. Use replicationFactor for more replicas, or "
-            "Options.Distributed.disable()."
-        )
+
+
+def _processes(options: Any, training: bool) -> Any:
+    """Those that train together. Inference needs nothing of other processes."""
+    count = options.Distributed.numProcesses if training else 1
+    try:
+        return numerics.Processes(options.Distributed.processId, count)
+    except ValueError as problem:
+        raise createPoptorchError(str(problem)) from problem
 
 
 @contextlib.contextmanager

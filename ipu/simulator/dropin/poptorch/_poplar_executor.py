@@ -48,7 +48,8 @@ class PoplarExecutor:
         seed = (
             options.random_seed if options.exists("random_seed") else int.from_bytes(os.urandom(4), "little")
         )
-        self._randomness = numerics.KeyedRandomness(seed)
+        first_replica = options.Distributed.processId * options.replication_factor
+        self._randomness = numerics.KeyedRandomness(seed, first_replica)
         self._executable: Executable | None = None
         self._optimizer_on_device: OptimizerOnDevice | None = None
         self._attached = False
