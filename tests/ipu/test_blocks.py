@@ -31,6 +31,17 @@ class Layers(torch.nn.Module):
         return x
 
 
+class _Function(torch.nn.Module):
+    """A model that calls a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
 def run(model, options=None):
     with tracing(options or poptorch.Options()) as trace:
         model(torch.zeros(1, 2))
@@ -168,6 +179,27 @@ def test_all_operations_belong_to_a_block_once_there_are_blocks():
     run(layers).validate(training=False)
     with pytest.raises(poptorch.Error, match="No active Block"):
         run(lambda x: layers(x * 2)).validate(training=False)
+
+
+def test_leaving_a_block_ends_it():
+    def inside(x):
+        with poptorch.Block("A", ipu_id=0):
+            return (x * 2).relu()
+
+    run(inside).validate(training=False)
+    run(lambda x: inside(x).detach()).validate(training=False)  # another name for it, no operation
+    run(lambda x: (inside(x), torch.zeros(1))).validate(training=False)
+    with pytest.raises(poptorch.Error, match="No active Block, all the ops must belong to a Block"):
+        run(lambda x: inside(x) + 1).validate(training=False)
+    with pytest.raises(poptorch.Error, match="No active Block"):
+        poptorch.inferenceModel(_Function(lambda x: inside(x) + 1))(torch.ones(1, 2))
+
+    def started(x):
+        inside(x)
+        poptorch.Block.start("B", ipu_id=0)
+        return x + 1
+
+    run(started).validate(training=False)
 
 
 def test_number_of_ipus(monkeypatch):

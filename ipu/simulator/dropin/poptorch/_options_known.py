@@ -5,9 +5,10 @@ PopART's names are those of its SessionOptions, as its user guide lists them.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-from .poptorch_core import createBackendError
+from .poptorch_core import createBackendError, usesIpuModel
 
 _POPTORCH = frozenset(
     """
@@ -61,11 +62,18 @@ _POPART_GROUPS = frozenset(
     """.split()
 )
 
+# POPTORCH_IPU_MODEL_VERSION: 1216, 1472 and 1472 tiles.
+_IPU_MODELS = ("ipu1", "ipu2", "ipu21")
+
 _VALUE_TYPES = (bool, float, int, str, list, tuple, set, dict)
 
 
 def validate(options: dict[str, Any]) -> None:
-    """Raises poptorch.Error for a name or a type of value that a compilation doesn't know."""
+    """Raises poptorch.Error for a name or a type of value that a compilation doesn't know, and where the IPU
+    model is asked for, for a version that there is no model of.
+    """
+    if usesIpuModel(options) and os.environ.get("POPTORCH_IPU_MODEL_VERSION", "ipu2") not in _IPU_MODELS:
+        raise createBackendError(f"Invalid IPU model version. Valid versions: {', '.join(_IPU_MODELS)}.")
     for name, value in options.items():
         if not isinstance(value, _VALUE_TYPES):
             raise createBackendError(f"Unknown value type {type(value)} for option {name}")

@@ -54,7 +54,7 @@ class Trace(Run):
         self._next_auto_id = 0
         self._active: BlockEntry | None = None
         self.entries: list[BlockEntry] = []
-        self.starts_outside_block = False
+        self.computes_outside_block = False
 
     def begin_block(self, user_id: str | None, ipu_id: int | None) -> None:
         if user_id is None:
@@ -69,6 +69,11 @@ class Trace(Run):
 
     def reset_auto_id(self) -> None:
         self._next_auto_id = 0
+
+    @property
+    def in_block(self) -> bool:
+        """Whether a block is in force."""
+        return self._active is not None
 
     @property
     def active_ipu(self) -> int:
@@ -90,7 +95,7 @@ class Trace(Run):
 
     def validate(self, training: bool) -> None:
         """Raises poptorch.Error where blocks, pipeline depth or number of IPUs can't be compiled."""
-        if self.entries and self.starts_outside_block:
+        if self.entries and self.computes_outside_block:
             raise createBackendError("No active Block, all the ops must belong to a Block")
         if training and self.inference_only:
             raise createBackendError(f"{self.inference_only[0]} is only supported in inference")
@@ -117,8 +122,14 @@ class Trace(Run):
             )
 
 
-class _FirstOperation(TorchDispatchMode):
-    """Notes whether the model computes anything before its first block."""
+# These make another name for a tensor and leave nothing to run.
+_NOT_COMPUTING = frozenset(
+    {torch.ops.aten.alias.default, torch.ops.aten.detach.default, torch.ops.aten.lift_fresh.default}
+)
+
+
+class _OutsideBlocks(TorchDispatchMode):
+    """Notes whether the model computes anything before its first block, or after leaving a `with Block`."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
@@ -126,8 +137,12 @@ class _FirstOperation(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         # A constant is made where it is first used, so only what takes a tensor counts.
-        if not self._trace.entries and any(isinstance(arg, torch.Tensor) for arg in tree_leaves(args)):
-            self._trace.starts_outside_block = True
+        if (
+            not self._trace.in_block
+            and func not in _NOT_COMPUTING
+            and any(isinstance(arg, torch.Tensor) for arg in tree_leaves(args))
+        ):
+            self._trace.computes_outside_block = True
         return func(*args, **(kwargs or {}))
 
 
@@ -166,7 +181,7 @@ def tracing(options: Any) -> Iterator[Trace]:
     strategy = options._execution_strategy
     strategy.onStartTracing()
     try:
-        with _as_current(trace), _FirstOperation(trace):
+        with _as_current(trace), _OutsideBlocks(trace):
             yield trace
     finally:
         strategy.onEndTracing()
