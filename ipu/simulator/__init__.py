@@ -6,3 +6,6 @@ name (`dropin/poptorch/_engine.py`), which is why imports inside this package ar
 """
 
 from __future__ import annotations
+
+# PopTorch's version whose behaviour this is.
+POPTORCH_VERSION = "3.4.0+simulator"

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from typing import Any
+
+from ._engine import ENGINE_NAME, load
+
+load()
+targets = importlib.import_module(f"{ENGINE_NAME}.targets")
 
 
 class Error(Exception):
@@ -55,14 +61,16 @@ def _flag(name: str) -> bool:
     return text.isdigit() and int(text) != 0
 
 
-# The simulator answers as one process's whole reservation of GC200 (hardware version 2) would.
 MAX_IPUS_PER_PROCESS = 64
+# GC200's and Bow's.
 HARDWARE_VERSION = 2
 
 
 def ipuHardwareVersion(numIpus: int = 1) -> int:
-    """2 when that many IPUs could be had, else 0; 0 too when the IPU model is on."""
-    return HARDWARE_VERSION if numIpus <= MAX_IPUS_PER_PROCESS and not usesIpuModel() else 0
+    """2 when the machine that the simulator stands for has that many IPUs, else 0; 0 too when the IPU model
+    is on. ValueError for a machine that it doesn't know (IPU_SIMULATOR_TARGET).
+    """
+    return HARDWARE_VERSION if not usesIpuModel() and numIpus <= targets.target().num_ipus else 0
 
 
 def _validateOptions(options: dict[str, Any]) -> None:

@@ -1,0 +1,127 @@
+"""The simulator's front door: runs a program with the drop-in packages in place of Graphcore's.
+
+The program gets an interpreter of its own (exec), so that nothing of ours is in its sys.modules or on its
+sys.path but the drop-in's folder; its process, standard streams, signals and exit status are this one's.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from . import POPTORCH_VERSION
+from .targets import UnknownTarget, target
+
+DROP_IN = Path(__file__).resolve().parent / "dropin"
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+_IPU_MODEL_VARIABLES = ("POPTORCH_IPU_MODEL", "POPTORCH_SMALL_IPU_MODEL")
+
+# What Python itself answers with when it can't run what it was given.
+_USAGE_STATUS = 2
+
+USAGE = """\
+usage: python -m ipu.simulator SCRIPT [ARGUMENT ...]
+       python -m ipu.simulator -m MODULE [ARGUMENT ...]
+       python -m ipu.simulator --path
+
+Runs a PopTorch program as `python SCRIPT` or `python -m MODULE` would, with the simulator's
+poptorch, popdist and popart in place of Graphcore's. --path prints the folder that does the same when it is
+first on PYTHONPATH.
+
+environment: IPU_SIMULATOR_TARGET=pod16 (the machine to stand for), POPTORCH_IPU_MODEL=1 (answer as PopTorch
+does on Poplar's IPU model), and every variable that PopTorch reads"""
+
+
+def main(arguments: list[str]) -> NoReturn:
+    """Runs a command line, without the program's name. Exits with 2 where it can't be understood."""
+    if arguments in (["--help"], ["-h"]):
+        print(USAGE)
+        sys.exit(0)
+    if arguments == ["--path"]:
+        print(DROP_IN)
+        sys.exit(0)
+    if not arguments:
+        _refuse("there is nothing to run: name a script, or a module after -m")
+    if arguments[0] == "validate":
+        _refuse(
+            "the subcommand validate isn't there yet (a script of that name runs as ./validate); "
+            "docs/limits.md says what the simulator was checked against"
+        )
+    if arguments[0] == "-m":
+        _run_module(arguments[1:])
+    _run_script(arguments)
+
+
+def _run_script(arguments: list[str]) -> NoReturn:
+    script = arguments[0]
+    if script.startswith("-"):
+        _refuse(f"unknown option {script!r}: a script, -m MODULE or --path is expected")
+    if not Path(script).exists():
+        if script.endswith(".py"):
+            _refuse(f"there is no script {script!r} in {Path.cwd()}")
+        _refuse(
+            f"{script!r} is no subcommand and no script: a script ends in .py or is an existing path; "
+            "a module comes after -m"
+        )
+    _replace_process(arguments)
+
+
+def _run_module(arguments: list[str]) -> NoReturn:
+    if not arguments:
+        _refuse("-m needs the name of a module")
+    flags = []
+    if Path.cwd() == REPOSITORY and not _is_ours(arguments[0]) and sys.version_info >= (3, 11):
+        # `python -m` looks in the current folder first, and would give a program from elsewhere our packages.
+        flags = ["-P"]
+    _replace_process([*flags, "-m", *arguments])
+
+
+def _is_ours(module: str) -> bool:
+    first = module.split(".")[0]
+    return (REPOSITORY / first).is_dir() or (REPOSITORY / f"{first}.py").is_file()
+
+
+def _replace_process(arguments: list[str]) -> NoReturn:
+    """Becomes the Python interpreter that this one is, with these arguments."""
+    if sys.flags.ignore_environment:
+        _refuse("Python's options -E and -I hide PYTHONPATH, on which the simulator's poptorch comes in")
+    try:
+        machine = target()
+    except UnknownTarget as error:
+        _refuse(str(error))
+    if any(os.environ.get(name, "").strip("0").isdigit() for name in _IPU_MODEL_VARIABLES):
+        stands_for = "Poplar's IPU model"
+    else:
+        stands_for = f"{machine.name} ({machine.num_ipus} IPUs)"
+    print(
+        f"ipu.simulator: no IPU and no SDK in use; poptorch {POPTORCH_VERSION} stands for {stands_for}",
+        file=sys.stderr,
+        flush=True,
+    )
+    environment = {**os.environ, "PYTHONPATH": _python_path()}
+    os.execve(sys.executable, [sys.executable, *_interpreter_options(), *arguments], environment)
+
+
+def _python_path() -> str:
+    """The drop-in, then what the user put there; our repository was only there to find this module."""
+    before = os.environ.get("PYTHONPATH")
+    # An empty entry among others is the current folder.
+    entries = before.split(os.pathsep) if before else []
+    users = [entry for entry in entries if Path(entry).resolve() not in (REPOSITORY, DROP_IN)]
+    return os.pathsep.join([str(DROP_IN), *users])
+
+
+def _interpreter_options() -> list[str]:
+    """What stood between `python` and this program: -u, -O, -W ..., -X ..."""
+    rest = len(sys.orig_argv) - (len(sys.argv) - 1)
+    options = sys.orig_argv[1:rest]
+    # Either "-m", "ipu.simulator" or a path; "-mipu.simulator" is one word as well.
+    return options[:-2] if options[-2:-1] == ["-m"] else options[:-1]
+
+
+def _refuse(why: str) -> NoReturn:
+    print(f"ipu.simulator: {why}\n\n{USAGE}", file=sys.stderr)
+    sys.exit(_USAGE_STATUS)

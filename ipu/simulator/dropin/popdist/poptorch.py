@@ -1,0 +1,21 @@
+"""Options of a program that runs in several instances."""
+
+from __future__ import annotations
+
+import poptorch
+
+import popdist
+
+
+class Options(poptorch.Options):
+    """poptorch.Options with this instance's replicas, and its index among the instances.
+
+    :param ipus_per_replica: IPUs that a replica needs; RuntimeError where PopRun reserved another number.
+    """
+
+    def __init__(self, ipus_per_replica: int | None = None) -> None:
+        super().__init__()
+        if ipus_per_replica is not None:
+            popdist.checkNumIpusPerReplica(ipus_per_replica)
+        self.replicationFactor(popdist.getNumLocalReplicas())
+        self.Distributed.configureProcessId(popdist.getInstanceIndex(), popdist.getNumInstances())

@@ -1,0 +1,224 @@
+"""`python -m ipu.simulator`: what it runs, how, and what a program sees of us. Each case is a process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DOOR = REPOSITORY / "ipu" / "simulator"
+DROP_IN = DOOR / "dropin"
+
+
+def environment(**variables):
+    keep = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("POPTORCH", "PYTHON", "IPU"))
+    }
+    return {**keep, **variables}
+
+
+def door(*arguments, folder, status=0, stdin="", by=(DOOR,), **variables):
+    """Runs the front door; `by` is how Python is told of it."""
+    result = subprocess.run(
+        [sys.executable, *map(str, by), *map(str, arguments)],
+        cwd=folder,
+        env=environment(**variables),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == status, result.stderr
+    return result
+
+
+def write(path, program):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(textwrap.dedent(program))
+    return path
+
+
+AS_MODULE = ("-m", "ipu.simulator")
+
+
+@pytest.mark.parametrize("way", ["from the repository", "PYTHONPATH", "path of the folder"])
+def test_path_names_the_drop_in_and_nothing_else(tmp_path, way):
+    if way == "from the repository":
+        result = door("--path", folder=REPOSITORY, by=AS_MODULE)
+    elif way == "PYTHONPATH":
+        result = door("--path", folder=tmp_path, by=AS_MODULE, PYTHONPATH=str(REPOSITORY))
+    else:
+        result = door("--path", folder=tmp_path)
+    assert result.stdout == f"{DROP_IN}\n"
+    visible = {entry.name.removesuffix(".py") for entry in DROP_IN.iterdir()} - {"__pycache__"}
+    assert visible == {"poptorch", "popdist", "popart"}
+
+
+LOOK = """
+    import sys, subprocess
+    import config, data, ipu, model, tests, training
+    assert all(module.mine for module in (config, data, ipu, model, tests, training))
+    import poptorch, popdist.poptorch, popart
+    print(sys.argv, __name__, sys.stdin.read())
+    print([entry for entry in sys.path if "site-packages" not in entry and "lib/python" not in entry])
+    child = "import sys, poptorch; print(poptorch.__file__)"
+    print(subprocess.run([sys.executable, "-c", child], capture_output=True, text=True).stdout, end="")
+    sys.exit(7)
+"""
+
+
+@pytest.fixture
+def program(tmp_path):
+    """A program beside packages of its own that have the names of ours."""
+    folder = tmp_path / "program"
+    for name in ("config", "data", "ipu", "model", "tests", "training"):
+        write(folder / name / "__init__.py", "mine = True\n")
+    return write(folder / "look.py", LOOK)
+
+
+@pytest.mark.parametrize("at_home", [True, False], ids=["from the repository", "from elsewhere"])
+def test_a_script_runs_as_python_runs_it(program, tmp_path, at_home):
+    """Arguments, input, exit status, folder and packages are its own; of ours it gets the drop-in alone."""
+    mine = tmp_path / "mine"
+    if at_home:
+        ways = {"folder": REPOSITORY, "by": AS_MODULE, "PYTHONPATH": str(mine)}
+    else:
+        ways = {
+            "folder": tmp_path,
+            "by": AS_MODULE,
+            "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, DROP_IN, mine))),
+        }
+    result = door(program, "-m", "--path", status=7, stdin="typed", **ways)
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"{[str(program), '-m', '--path']} __main__ typed"
+    assert lines[1] == str([str(program.parent), str(DROP_IN), str(mine)])
+    assert lines[2] == str(DROP_IN / "poptorch" / "__init__.py")
+
+
+def test_a_relative_script_beside_a_package_called_ipu(program):
+    """There `-m ipu.simulator` would be the program's own ipu: the folder's path is the way in."""
+    result = door("look.py", folder=program.parent, status=7)
+    assert result.stdout.splitlines()[0] == "['look.py'] __main__ "
+
+
+@pytest.mark.parametrize("where", ["current folder", "PYTHONPATH"])
+def test_a_module_runs_as_python_runs_it(program, where):
+    """The second: from our repository, whose packages must not come before the program's."""
+    if where == "current folder":
+        result = door("-m", "look", "a", folder=program.parent, status=7)
+    else:
+        ways = {"by": AS_MODULE, "PYTHONPATH": str(program.parent)}
+        result = door("-m", "look", "a", folder=REPOSITORY, status=7, **ways)
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"{[str(program), 'a']} __main__ "
+    assert str(REPOSITORY) not in lines[1].replace(str(DROP_IN), "")
+
+
+def test_first_line_says_that_a_simulator_is_at_work(tmp_path):
+    script = write(tmp_path / "empty.py", "")
+    first = door(script, folder=tmp_path).stderr.splitlines()[0]
+    assert first == (
+        "ipu.simulator: no IPU and no SDK in use; poptorch 3.4.0+simulator stands for pod16 (16 IPUs)"
+    )
+    first = door(script, folder=tmp_path, POPTORCH_IPU_MODEL="1").stderr.splitlines()[0]
+    assert first.endswith("stands for Poplar's IPU model")
+
+
+def test_options_of_the_interpreter_are_kept(tmp_path):
+    script = write(
+        tmp_path / "flags.py",
+        """
+        import sys
+        print(sys.flags.optimize, sys.flags.utf8_mode, sys.warnoptions, sys.stdout.write_through)
+        """,
+    )
+    by = ("-O", "-u", "-X", "utf8", "-W", "error::FutureWarning")
+    for way in ((DOOR,), AS_MODULE, ("-mipu.simulator",)):
+        result = door(script, folder=tmp_path, by=(*by, *way), PYTHONPATH=str(REPOSITORY))
+        assert result.stdout == "1 1 ['error::FutureWarning'] True\n"
+
+
+def test_a_signal_reaches_the_program(tmp_path):
+    script = write(
+        tmp_path / "waits.py",
+        """
+        import signal, sys, time
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
+        print("ready", flush=True)
+        time.sleep(60)
+        """,
+    )
+    command = [sys.executable, str(DOOR), str(script)]
+    with subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ([], "there is nothing to run"),
+        (["validate"], "validate isn't there yet"),
+        (["train"], "'train' is no subcommand and no script: a script ends in .py or is an existing path"),
+        (["absent.py"], "there is no script 'absent.py'"),
+        (["--paht"], "unknown option '--paht'"),
+        (["-m"], "-m needs the name of a module"),
+    ],
+)
+def test_what_cannot_run_is_refused(tmp_path, arguments, why):
+    result = door(*arguments, folder=tmp_path, status=2)
+    assert result.stdout == "" and result.stderr.startswith("ipu.simulator: ") and why in result.stderr
+
+
+def test_an_isolated_interpreter_is_refused(tmp_path):
+    """It wouldn't see the drop-in, and might find another poptorch."""
+    script = write(tmp_path / "empty.py", "")
+    result = door(script, folder=tmp_path, status=2, by=("-I", DOOR))
+    assert "hide PYTHONPATH" in result.stderr
+
+
+HARDWARE = """
+    import poptorch
+    print([poptorch.ipuHardwareIsAvailable(count) for count in (1, 4, 16, 17, 64, 65)])
+    try:
+        print(poptorch.ipuHardwareVersion())
+    except AssertionError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("variables", "available", "version"),
+    [
+        ({}, [True, True, True, False, False, False], "2"),
+        ({"IPU_SIMULATOR_TARGET": "pod4"}, [True, True, False, False, False, False], "2"),
+        ({"IPU_SIMULATOR_TARGET": "bow-pod64"}, [True, True, True, True, True, False], "2"),
+        ({"POPTORCH_IPU_MODEL": "1"}, [False] * 6, "No IPU hardware available on this system"),
+    ],
+)
+def test_hardware_is_that_of_the_target(tmp_path, variables, available, version):
+    script = write(tmp_path / "hardware.py", HARDWARE)
+    result = door(script, folder=tmp_path, **variables)
+    assert result.stdout == f"{available}\n{version}\n"
+
+
+def test_an_unknown_target_is_refused_with_the_nearest(tmp_path):
+    script = write(tmp_path / "hardware.py", HARDWARE)
+    result = door(script, folder=tmp_path, status=2, IPU_SIMULATOR_TARGET="POD61")
+    assert "IPU_SIMULATOR_TARGET is 'POD61'" in result.stderr and "nearest is 'pod6" in result.stderr
+    # Also where the program found the drop-in without the front door.
+    command = [sys.executable, str(script)]
+    variables = environment(PYTHONPATH=str(DROP_IN), IPU_SIMULATOR_TARGET="pod32")
+    result = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1 and "'pod32', which is no target of the simulator" in result.stderr
