@@ -66,7 +66,13 @@ def test_subclasses_use_the_parser_of_their_nearest_registered_class():
     class Special(Pair):
         pass
 
-    assert isinstance(poptorch.inferenceModel(Swap())(Special(torch.ones(1), torch.ones(1), "kept")), Pair)
+    given = Special(torch.ones(1), torch.zeros(1), "kept")
+    assert poptorch.flattenTensorStructure([given]) == [given.left, given.right]
+    options = poptorch.Options().deviceIterations(2)
+    result = poptorch.inferenceModel(Swap(), options)(
+        Special(torch.ones(2), torch.tensor([3.0, 4.0]), "kept")
+    )
+    assert torch.equal(result.left, torch.tensor([6.0, 8.0]))  # cut into micro batches, so it was parsed
 
 
 def test_accessor_yields_custom_types_in_order():
