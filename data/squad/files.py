@@ -1,0 +1,203 @@
+"""SQuAD's JSON files, version 1.1 and 2.0, plain or gzipped."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+from data.errors import DataError
+
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`start` counts the characters of the context before the text; None where it wasn't asked for."""
+
+    text: str
+    start: Optional[int]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question on one paragraph. `is_impossible` says that the context has no answer (version 2.0)."""
+
+    id: str
+    title: str
+    question: str
+    context: str
+    answers: Tuple[Answer, ...] = ()
+    is_impossible: bool = False
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """The questions of a file, in its order; `has_impossible` says whether it is of version 2.0."""
+
+    name: str
+    questions: Tuple[Question, ...]
+    has_impossible: bool
+
+
+def read_questions(file: Path, *, answers: str = "located") -> QuestionSet:
+    """Reads a file of questions.
+
+    `answers` is "located" for training (each has its text and stands at its offset), "texts" for scoring
+    (offsets, contexts and the question's own text aren't needed) or "none" for questions to be answered,
+    where whatever answers the file has are passed over. A file is of version 2.0 when it says so, or when
+    any of its questions has the key `is_impossible`. Raises DataError for a file that isn't like that.
+    """
+    if answers not in ("located", "texts", "none"):
+        raise DataError(f'answers is {answers!r}: it takes "located", "texts" or "none".')
+    file = Path(file)
+    content = read_json(file)
+    entries = list(_entries(file, content))
+    has_impossible = str(content.get("version", "")).lstrip("v").startswith("2") or any(
+        "is_impossible" in entry for _, _, _, entry in entries
+    )
+    seen: Dict[str, str] = {}
+    questions = []
+    for where, title, context, entry in entries:
+        question = _question(file, where, title, context, entry, answers, has_impossible)
+        if question.id in seen:
+            raise DataError(
+                f"{str(file)!r}: the id {question.id!r} stands at {seen[question.id]} and again at {where}: "
+                "predictions are matched by id. Give every question an id of its own."
+            )
+        seen[question.id] = where
+        questions.append(question)
+    if not questions:
+        raise DataError(f"{str(file)!r} has no questions: check that it is the file you meant.")
+    return QuestionSet(file.name, tuple(questions), has_impossible)
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file, gzipped or not (its first bytes tell). DataError names the place."""
+    file = Path(file)
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {str(file)!r}: {error.strerror}. Check the path.") from error
+    if raw.startswith(GZIP_MAGIC):
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(
+                f"{str(file)!r} is a damaged gzip file: {error}. Take an undamaged copy."
+            ) from error
+    try:
+        return json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{str(file)!r} is not UTF-8 text (byte {error.start}): JSON files are. Convert it."
+        ) from error
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{str(file)!r} is not JSON: {error.msg} at line {error.lineno}, column {error.colno} "
+            f"(character {error.pos} of {len(error.doc)}). Take an undamaged copy, or mend it there."
+        ) from error
+
+
+def _entries(file: Path, content: Any) -> Iterator[Tuple[str, str, Optional[str], Dict[str, Any]]]:
+    """Each question's (place in the file, title, context, object)."""
+    for article_place, article in _objects(file, "", content, "data"):
+        title = str(article.get("title", ""))
+        for paragraph_place, paragraph in _objects(file, article_place, article, "paragraphs"):
+            context = _text(file, paragraph_place, paragraph, "context", optional=True)
+            for place, entry in _objects(file, paragraph_place, paragraph, "qas"):
+                yield place, title, context, entry
+
+
+def _objects(file: Path, place: str, parent: Any, key: str) -> List[Tuple[str, Dict[str, Any]]]:
+    if not isinstance(parent, dict) or key not in parent:
+        what = f"keys {', '.join(map(repr, parent))}" if isinstance(parent, dict) else type(parent).__name__
+        raise DataError(
+            f"{str(file)!r}{' at ' + place if place else ''} lacks {key!r} (it has {what}): a SQuAD file is "
+            '{"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers"}]}]}]}.'
+        )
+    children = parent[key]
+    place = f"{place}.{key}" if place else key
+    if not isinstance(children, list) or not all(isinstance(child, dict) for child in children):
+        raise DataError(f"{str(file)!r} at {place} is not a list of objects, as SQuAD files have there.")
+    return [(f"{place}[{i}]", child) for i, child in enumerate(children)]
+
+
+def _text(
+    file: Path, place: str, parent: Dict[str, Any], key: str, *, optional: bool = False
+) -> Optional[str]:
+    value = parent.get(key)
+    if value is None and optional:
+        return None
+    if not isinstance(value, str):
+        found = "is missing" if key not in parent else f"is {json.dumps(value)[:60]}"
+        raise DataError(f"{str(file)!r} at {place}: {key!r} {found}; it must be a text.")
+    return value
+
+
+def _question(
+    file: Path,
+    place: str,
+    title: str,
+    context: Optional[str],
+    entry: Dict[str, Any],
+    wanted: str,
+    has_impossible: bool,
+) -> Question:
+    id_ = _text(file, place, entry, "id") or ""
+    named = f"{place} (id {id_!r})"
+    text = _text(file, named, entry, "question", optional=wanted == "texts") or ""
+    if context is None and wanted != "texts":
+        raise DataError(f"{str(file)!r} at {named}: its paragraph has no 'context' to find an answer in.")
+    context = context or ""
+    if wanted == "none":
+        return Question(id_, title, text, context)
+    answers = tuple(
+        _answer(
+            file, f"{named}, {answer_place[len(place) + 1 :]}", context, answer, located=wanted == "located"
+        )
+        for answer_place, answer in _objects(file, place, entry, "answers")
+    )
+    is_impossible = has_impossible and entry.get("is_impossible", not answers)
+    if not isinstance(is_impossible, bool):
+        raise DataError(f"{str(file)!r} at {named}: is_impossible is {is_impossible!r}, not true or false.")
+    if is_impossible and answers:
+        raise DataError(
+            f"{str(file)!r} at {named}: is_impossible is true, yet it has the answer {answers[0].text!r}. "
+            "Remove one of the two."
+        )
+    if not answers and not is_impossible:
+        mend = "is_impossible is false" if has_impossible else "version 1.1 has no unanswerable questions"
+        raise DataError(
+            f"{str(file)!r} at {named} has no answers, and {mend}. Give it an answer, or set "
+            '"is_impossible": true (SQuAD 2.0).'
+        )
+    return Question(id_, title, text, context, answers, is_impossible)
+
+
+def _answer(file: Path, place: str, context: str, entry: Dict[str, Any], *, located: bool) -> Answer:
+    text = _text(file, place, entry, "text") or ""
+    if not located:
+        return Answer(text, None)
+    start = entry.get("answer_start")
+    if not isinstance(start, int) or isinstance(start, bool):
+        found = "is missing" if start is None else f"is {json.dumps(start)[:60]}"
+        raise DataError(f"{str(file)!r} at {place}: 'answer_start' {found}; it must be a whole number.")
+    if not text:
+        raise DataError(f"{str(file)!r} at {place}: the answer's text is empty. Remove it, or give its text.")
+    if start < 0 or context[start : start + len(text)] != text:
+        stands = (
+            f"{context[start : start + len(text)]!r} stands"
+            if 0 <= start < len(context)
+            else "nothing stands"
+        )
+        occurs = context.find(text)
+        hint = f"its first occurrence is at {occurs}" if occurs >= 0 else "the context doesn't have it at all"
+        raise DataError(
+            f"{str(file)!r} at {place}: the answer {text!r} is not at its answer_start {start}: {stands} "
+            f"there in a context of {len(context)} characters; {hint}. Correct answer_start."
+        )
+    return Answer(text, start)

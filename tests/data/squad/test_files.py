@@ -1,0 +1,134 @@
+"""Reading SQuAD's files: what is read, and what each kind of damage is answered with."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.errors import DataError
+from data.squad import Answer, Question, read_json, read_questions
+
+from .squad_files import CONTEXT, content, question, real, write
+
+
+def test_a_question_is_read_whole(tmp_path: Path) -> None:
+    read = read_questions(write(tmp_path / "a.json", content(question(answer="Rhône"))))
+    answer = Answer("Rhône", CONTEXT.index("Rhône"))
+    assert read.questions == (Question("q1", "Arve", "Where does the Arve rise?", CONTEXT, (answer,)),)
+    assert not read.has_impossible
+
+
+def test_a_gzipped_file_reads_alike_whatever_its_name(tmp_path: Path) -> None:
+    plain = write(tmp_path / "plain.json", content(question()))
+    zipped = tmp_path / "zipped"
+    zipped.write_bytes(gzip.compress(plain.read_bytes()))
+    assert read_questions(zipped).questions == read_questions(plain).questions
+
+
+@pytest.mark.parametrize("version", ["v2.0", "2.0", "unsaid"])
+def test_version_2_has_questions_without_answers(tmp_path: Path, version: str) -> None:
+    marks = {"is_impossible": True} if version == "unsaid" else {}
+    file = write(
+        tmp_path / "a.json", content(question("q2", answers=[], **marks), question(), version=version)
+    )
+    read = read_questions(file)
+    assert read.has_impossible
+    assert [q.is_impossible for q in read.questions] == [True, False]
+
+
+def test_own_questions_need_no_answers(tmp_path: Path) -> None:
+    bare = {"id": "q1", "question": "Where?"}
+    (read,) = read_questions(write(tmp_path / "a.json", content(bare)), answers="none").questions
+    assert (read.question, read.context, read.answers) == ("Where?", CONTEXT, ())
+
+
+def test_scoring_needs_only_ids_and_texts(tmp_path: Path) -> None:
+    bare = {"data": [{"paragraphs": [{"qas": [{"id": "q1", "answers": [{"text": "Savoy"}]}]}]}]}
+    (read,) = read_questions(write(tmp_path / "a.json", bare), answers="texts").questions
+    assert read.answers == (Answer("Savoy", None),)
+
+
+MISTAKES: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "no answers in 1.1": (content(question(answers=[])), ("q1", "no answers", "1.1")),
+    "no answers though possible": (
+        content(question(answers=[], is_impossible=False)),
+        ("q1", "no answers", "is_impossible is false"),
+    ),
+    "answers though impossible": (content(question(is_impossible=True)), ("q1", "'Savoy'")),
+    "wrong offset": (
+        content(question(answers=[{"text": "Savoy", "answer_start": 4}])),
+        ("q1", "'Savoy'", "answer_start 4", "'river'", "first occurrence is at 24"),
+    ),
+    "offset past the end": (
+        content(question(answers=[{"text": "Savoy", "answer_start": 900}])),
+        ("q1", "nothing stands", f"{len(CONTEXT)} characters"),
+    ),
+    "negative offset": (
+        content(question(answers=[{"text": "Geneva.", "answer_start": -7}])),
+        ("q1", "nothing stands"),
+    ),
+    "no offset": (content(question(answers=[{"text": "Savoy"}])), ("q1", "'answer_start' is missing")),
+    "empty answer": (content(question(answers=[{"text": "", "answer_start": 0}])), ("q1", "empty")),
+    "duplicate ids": (content(question(), question()), ("'q1'", "qas[0]", "qas[1]")),
+    "no id": (content({"question": "Where?"}), ("data[0].paragraphs[0].qas[0]", "'id' is missing")),
+    "no question": (content({"id": "q1", "answers": []}), ("q1", "'question' is missing")),
+    "no answers key": (content({"id": "q1", "question": "Where?"}), ("qas[0]", "'answers'")),
+    "no context": ({"data": [{"paragraphs": [{"qas": [question()]}]}]}, ("q1", "'context'")),
+    "no paragraphs": ({"data": [{"title": "Arve"}]}, ("data[0]", "'paragraphs'", "'title'")),
+    "no data": ({"Arve": 1}, ("'data'", "'Arve'")),
+    "a list": ([], ("'data'", "list")),
+    "paragraphs of text": ({"data": [{"paragraphs": ["Arve"]}]}, ("data[0].paragraphs",)),
+    "no questions": (content(), ("no questions",)),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named_with_its_file_and_place(tmp_path: Path, mistake: str) -> None:
+    value, words = MISTAKES[mistake]
+    file = write(tmp_path / "mine.json", value)
+    with pytest.raises(DataError) as raised:
+        read_questions(file)
+    for word in ("mine.json", *words):
+        assert word in str(raised.value)
+
+
+def test_malformed_json_is_placed(tmp_path: Path) -> None:
+    file = tmp_path / "broken.json"
+    file.write_text('{"data": [\n  {"title": }\n]}')
+    with pytest.raises(DataError, match=r"broken\.json.*line 2, column 13"):
+        read_json(file)
+
+
+def test_a_cut_gzip_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "cut.json.gz"
+    file.write_bytes(gzip.compress(b'{"data": []}' * 100)[:-20])
+    with pytest.raises(DataError, match=r"cut\.json\.gz.*damaged gzip"):
+        read_json(file)
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir()])
+def test_an_unreadable_path_is_named(tmp_path: Path, make: Any) -> None:
+    make(tmp_path / "x.json")
+    with pytest.raises(DataError, match=r"cannot read .*x\.json"):
+        read_json(tmp_path / "x.json")
+
+
+def test_bytes_that_are_not_utf_8_are_placed(tmp_path: Path) -> None:
+    (tmp_path / "latin.json").write_bytes('{"data": "Rhône"}'.encode("latin-1"))
+    with pytest.raises(DataError, match="byte 12"):
+        read_json(tmp_path / "latin.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "questions", "answers", "impossible"),
+    [("dev-v1.1.json.gz", 10_570, 34_726, 0), ("dev-v2.0.json.gz", 11_873, 20_302, 5_945)],
+)
+def test_the_real_files(name: str, questions: int, answers: int, impossible: int) -> None:
+    read = read_questions(real(name))
+    assert len(read.questions) == questions
+    assert sum(len(q.answers) for q in read.questions) == answers
+    assert sum(q.is_impossible for q in read.questions) == impossible
+    assert read.has_impossible == (impossible > 0)
