@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from typing import Any, List, Optional, Sequence
 
@@ -26,7 +27,7 @@ class Processes:
         self, weights: Sequence[torch.Tensor], gradients: List[Optional[torch.Tensor]]
     ) -> List[Optional[torch.Tensor]]:
         """The gradients summed over all processes; one that only others have counts as zeros here."""
-        if self._group is None:
+        if self.count == 1:
             return gradients
         present = torch.tensor([gradient is not None for gradient in gradients], dtype=torch.int32)
         torch.distributed.all_reduce(present, group=self._group)
@@ -57,6 +58,8 @@ def _gloo_group(count: int) -> Any:
                 "replicationFactor for replicas in one process, and Options.Distributed.disable()."
             )
         torch.distributed.init_process_group("gloo")
+        # Gloo's threads abort a process that ends while they are running.
+        atexit.register(_leave)
     found = torch.distributed.get_world_size()
     if found != count:
         raise ValueError(
@@ -64,5 +67,11 @@ def _gloo_group(count: int) -> Any:
             "Options.Distributed.configureProcessId(rank, world size) those of torch.distributed."
         )
     if torch.distributed.get_backend() == "gloo":
-        return torch.distributed.group.WORLD
+        # The default group by no reference of ours: who holds one to the end keeps it from closing.
+        return None
     return torch.distributed.new_group(backend="gloo")
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
