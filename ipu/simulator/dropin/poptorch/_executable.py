@@ -7,7 +7,7 @@ from typing import Any, Callable, Iterator
 
 import torch
 
-from . import _trace, enums, poptorch_core
+from . import _graph, _trace, enums, poptorch_core
 from ._args import Arguments, check_batch_dimension
 from ._casts import ImplicitCasts, holds_float16
 from ._device_weights import DeviceWeights
@@ -22,6 +22,9 @@ _RETURNED = {
     enums.OutputMode.Final: numerics.Returned.FINAL,
     enums.OutputMode.Sum: numerics.Returned.SUM,
 }
+# What a compilation finds out; the rest is made again from the model and its options.
+_SAVED = ("_inputs", "_flags", "_half", "_loss", "_output", "ir")
+_SAYS = {"plan": "counts of the options", "weights": "weights"}
 _NORMS_WITH_STATISTICS = torch.nn.modules.batchnorm._NormBase
 
 
@@ -33,14 +36,20 @@ class Executable:
     """
 
     def __init__(
-        self, model: torch.nn.Module, options: Any, training: bool, randomness: Any, arguments: Arguments
+        self,
+        model: torch.nn.Module,
+        options: Any,
+        training: bool,
+        randomness: Any,
+        compiled: Arguments | dict,
     ) -> None:
         self._model = model
         self._options = options
         self._training = training
         self._randomness = randomness
         accumulation = options.Training.gradient_accumulation if training else 1
-        check_batch_dimension(arguments, options, accumulation)
+        if isinstance(compiled, Arguments):
+            check_batch_dimension(compiled, options, accumulation)
         _check_target(options)
         self._processes = _processes(options, training)
         self.plan = numerics.StepPlan(
@@ -51,14 +60,43 @@ class Executable:
             groups_are_orthogonal=options.input_cgt == enums.CommGroupType.Orthogonal,
             processes=self._processes.count,
         )
-        self._inputs = arguments.frozen()
-        # The graph holds what training flags said when it was traced.
-        self._flags = [(module, module.training) for module in model.modules()]
         self.weights = DeviceWeights(model, self.plan.replicas)
         self._loss: LossPlace | None = None
-        half = holds_float16([*self.weights.device_parameters, *model.buffers(), *arguments.tensors])
-        self._casts = ImplicitCasts if half else contextlib.nullcontext
-        self._trace_model(arguments)
+        if isinstance(compiled, Arguments):
+            self._inputs = compiled.frozen()
+            # The graph holds what training flags said when it was traced.
+            self._flags = {name: module.training for name, module in model.named_modules()}
+            self._half = holds_float16([*self.weights.device_parameters, *model.buffers(), *compiled.tensors])
+            self._trace_model(compiled)
+        else:
+            self._restore(compiled)
+
+    def saved(self) -> dict[str, Any]:
+        """What a file needs so that another process can go on from here without a compilation."""
+        return {
+            **{name: getattr(self, name) for name in _SAVED},
+            "plan": self.plan,
+            "weights": self._weights(),
+        }
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        for what, here in (("plan", self.plan), ("weights", self._weights())):
+            if saved[what] != here:
+                raise createPoptorchError(
+                    f"The executable in the file was compiled for other {_SAYS[what]}: {saved[what]} there, "
+                    f"{here} here."
+                )
+        for name in _SAVED:
+            setattr(self, name, saved[name])
+
+    def _weights(self) -> dict[str, tuple[Any, ...]]:
+        return {
+            name: (*tensor.shape, str(tensor.dtype))
+            for name, tensor in zip(self.weights.names, self.weights.device_parameters)
+        }
+
+    def _casts(self) -> Any:
+        return ImplicitCasts() if self._half else contextlib.nullcontext()
 
     def _trace_model(self, arguments: Arguments) -> None:
         first = numerics.MicroBatch(0, 0, 0)
@@ -75,9 +113,23 @@ class Executable:
             torch.set_grad_enabled(self._training),
         ):
             self._randomness.seed_micro_batch(0, 0)
-            with _trace.tracing(self._options) as trace, CompileTap() as tap, self._casts():
-                output = self._model(*args, **kwargs)
+            with _trace.tracing(self._options) as trace:
+                names = {id(module): name.rpartition(".")[2] for name, module in self._model.named_modules()}
+                recorder = _graph.Recorder(
+                    trace,
+                    names if self._options.module_namescope_enabled else {},
+                    dict(zip(self.weights.names, self.weights.device_parameters)),
+                    inputs,
+                )
+                with recorder.recording(), CompileTap() as tap, self._casts():
+                    output = self._model(*args, **kwargs)
             trace.validate(self._training)
+            self.ir = recorder.ir(
+                [self.weights.names[i] for i in self.weights.trainable] if self._training else [],
+                trace.num_pipeline_stages > 1
+                and self._options._execution_strategy.backendOptions()["execution_mode"] == 0,
+                self._options._Popart.options.get("autoRecomputation"),
+            )
             if self._training:
                 self._loss = tap.find_loss(trace, tensors(output))
         self._output = map_leaves(output, _placeholder)
@@ -128,7 +180,9 @@ class Executable:
 
     @contextlib.contextmanager
     def _flags_of_compilation(self) -> Iterator[None]:
-        changed = [module for module, flag in self._flags if module.training != flag]
+        changed = [
+            m for name, m in self._model.named_modules() if m.training != self._flags.get(name, m.training)
+        ]
         for module in changed:
             module.training = not module.training
         try:

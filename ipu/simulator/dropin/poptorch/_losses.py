@@ -86,11 +86,15 @@ class CompileTap(LossTap):
             raise createBackendError(
                 "aten::item is only supported in eager mode, but was called while the model was traced."
             )
-        if func is torch.Tensor.cpu:
+        if func is torch.Tensor.cpu or (func is torch.Tensor.to and _names_cpu(args, kwargs)):
             raise createBackendError("Illegal move to CPU (via .cpu() or .to('cpu')) when tracing a model.")
         result = super().__torch_function__(func, types, args, kwargs)
         inputs = tensors((list(args), dict(kwargs)))
         for made in tensors(result):
+            if made.numel() == 0:
+                raise createBackendError(
+                    f"Zero-sized tensors are unsupported (Got shape {list(made.shape)})."
+                )
             self._sources.setdefault(id(made), []).extend(inputs)
             self._alive.append(made)
         return result
@@ -131,3 +135,8 @@ class CompileTap(LossTap):
                     found.add(id(source))
                     waiting.append(source)
         return found - {id(tensor)}
+
+
+def _names_cpu(args, kwargs) -> bool:
+    target = kwargs.get("device", args[1] if len(args) > 1 else None)
+    return isinstance(target, (str, torch.device)) and torch.device(target).type == "cpu"

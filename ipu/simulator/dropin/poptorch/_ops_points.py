@@ -106,12 +106,14 @@ def ctc_beam_search_decoder(
     run.inference_only.append("poptorch.ctc_beam_search_decoder()")
     scores.fill_(-math.inf)
     paths.fill_(blank)
-    for row in range(batch):
-        steps = probs[: int(lengths[row]), row].detach().tolist()
-        for place, (prefix, score) in enumerate(_best_prefixes(steps, blank, beam_width)[:top_paths]):
-            scores[row, place] = score
-            path_lengths[row, place] = len(prefix)
-            paths[row, place, : len(prefix)] = torch.tensor(prefix, dtype=torch.int32)
+    # One operation on the device: what its search does inside, empty paths too, is not the model's.
+    with torch._C.DisableTorchFunction():
+        for row in range(batch):
+            steps = probs[: int(lengths[row]), row].detach().tolist()
+            for place, (prefix, score) in enumerate(_best_prefixes(steps, blank, beam_width)[:top_paths]):
+                scores[row, place] = score
+                path_lengths[row, place] = len(prefix)
+                paths[row, place, : len(prefix)] = torch.tensor(prefix, dtype=torch.int32)
     return [scores, path_lengths, paths]
 
 

@@ -8,7 +8,7 @@ from typing import Any, Callable
 
 import torch
 
-from . import _impl, enums
+from . import _files, _impl, enums
 from ._args import ArgumentParser, Arguments
 from ._executable import Executable
 from ._logging import logger
@@ -129,7 +129,8 @@ class PoplarExecutor:
             return
         self._compile(arguments)
 
-    def _compile(self, arguments: Arguments) -> None:
+    def _compile(self, compiled: Arguments | dict[str, Any]) -> None:
+        """`compiled`: what to compile for, or what a file holds of a compilation."""
         for hook in list(_impl.pre_compile_hooks.values()):
             hook()
         start_s = time.perf_counter()
@@ -139,7 +140,7 @@ class PoplarExecutor:
             self._host_version = host.version
             host.running = True
         try:
-            executable = Executable(self._model, self._options, self._training, self._randomness, arguments)
+            executable = Executable(self._model, self._options, self._training, self._randomness, compiled)
         finally:
             if host is not None:
                 host.running = False
@@ -381,23 +382,55 @@ class PoplarExecutor:
         """A tensor kept by options.anchorTensor; the simulator keeps none."""
         raise AssertionError(f"No tensor with name {short_name} found.")
 
+    def _debugGetPopartIR(self) -> str:
+        """JSON: {"maingraph": [{name, type, attributes, inputs, outputs}, ...]}, what the compilation saw."""
+        return self._compiled().ir
+
     # ---- executables in files
 
     def compileAndExport(self, filename: str, *args: Any, export_model: bool = True, **kwargs: Any) -> None:
-        """Compile into a file. Not on the simulator."""
-        raise _no_files()
+        """Compile for these inputs, if that isn't done, and save()."""
+        arguments = self._parser.parse(args, kwargs)
+        if self._executable is None:
+            self._compile(arguments)
+        self.save(filename, export_model)
 
     def save(self, filename: str, export_model: bool = True, save_rng_state: bool = True) -> None:
-        """Write the executable to a file. Not on the simulator."""
-        raise _no_files()
+        """Write the executable to a file, by default with the model, its optimizer and the random state.
+
+        A folder gets a model.poptorch; missing parents are made. poptorch.load reads a file that has the
+        model, loadExecutable any.
+        """
+        executable = self._compiled()
+        saved = executable.saved()
+        if save_rng_state:
+            saved["rng_state"] = self.rng_state
+        _files.write(
+            filename,
+            _files.Contents(
+                version=self._poptorch_version,
+                training=self._training,
+                options=self._options,
+                model=self._user_model if export_model else None,
+                optimizer=self._optimizer if export_model else None,
+                executable=saved,
+            ),
+        )
 
     def loadExecutable(self, filename: str) -> None:
-        """Read an executable from a file. Not on the simulator."""
-        raise _no_files()
+        """Take the executable from a file in place of compiling; weights stay this model's own.
 
-
-def _no_files() -> Exception:
-    return createPoptorchError(
-        "The simulator has no executables to save or load: compiling takes it one forward pass. "
-        "Save the model's and the optimizer's state_dict() instead."
-    )
+        The file is a pickle: load only files that you trust. Raises AssertionError for another version's
+        file or where there is an executable, poptorch.Error for a file of another kind of model.
+        """
+        assert self._executable is None, "The model is compiled already: call destroy() first"
+        contents = _files.read(filename, self._poptorch_version)
+        if contents.training != self._training:
+            kinds = {True: "training", False: "inference"}
+            raise createPoptorchError(
+                f"{filename} holds an executable for {kinds[contents.training]}, this model is for "
+                f"{kinds[self._training]}."
+            )
+        self._compile(contents.executable)
+        if "rng_state" in contents.executable:
+            self.rng_state = contents.executable["rng_state"]

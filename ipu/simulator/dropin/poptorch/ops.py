@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from . import _trace
+from . import _graph, _trace
 from ._blocks import BeginBlock, Block, BlockFunction, LegacyBeginBlockFn, removeBlocks
 from ._ops_control import cond, dynamic_slice, dynamic_update, for_loop
 from ._ops_points import ctc_beam_search_decoder, fps, nearest
@@ -75,6 +75,7 @@ def recomputationCheckpoint(*tensors):
     if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
         raise ValueError("All inputs must be tensors")
     marked = [nop(tensor) for tensor in tensors]
+    _graph.checkpoint(marked)
     if container is not None:
         # A namedtuple takes its fields one by one.
         return container(*marked) if hasattr(container, "_fields") else container(marked)
@@ -193,7 +194,7 @@ class NameScope:
         self.name = name
 
     def __enter__(self):
-        return None
+        _graph.enter_scope(self.name)
 
     def __exit__(self, type, value, traceback):
-        return None
+        _graph.leave_scope()
