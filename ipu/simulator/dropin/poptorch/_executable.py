@@ -138,6 +138,9 @@ class Executable:
         """One call: every micro batch forward (and, in training, backward and `update`) -> the outputs."""
         self._inputs.check(arguments)
         inputs = [numerics.to_device_dtype(tensor) for tensor in arguments.tensors]
+        if self._options._Popart.options.get("syntheticDataMode", 0):
+            # Zeros, whatever the mode: other made-up integers could point outside a table.
+            inputs = [torch.zeros_like(tensor) for tensor in inputs]
         collector = numerics.OutputCollector(
             self.plan, _RETURNED[self._options.output_mode], self._options.output_return_period
         )
