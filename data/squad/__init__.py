@@ -3,5 +3,27 @@
 from __future__ import annotations
 
 from data.squad.files import Answer, Question, QuestionSet, read_json, read_questions
+from data.squad.metrics import (
+    QuestionScore,
+    best_thresholds,
+    evaluate,
+    exact_score,
+    f1_score,
+    normalize_answer,
+    score_questions,
+)
 
-__all__ = ["Answer", "Question", "QuestionSet", "read_json", "read_questions"]
+__all__ = [
+    "Answer",
+    "Question",
+    "QuestionScore",
+    "QuestionSet",
+    "best_thresholds",
+    "evaluate",
+    "exact_score",
+    "f1_score",
+    "normalize_answer",
+    "read_json",
+    "read_questions",
+    "score_questions",
+]
