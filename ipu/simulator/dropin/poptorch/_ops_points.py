@@ -67,7 +67,9 @@ def nearest(
                 f"but have {list(set_x.shape)} and {list(set_y.shape)}"
             )
         same = set_x[:, None] == set_y[None, :]
-        if not bool(same.any(1).all()):
+        with _trace.as_host(), torch._C.DisableTorchFunction():
+            every_set_is_there = bool(same.any(1).all())
+        if not every_set_is_there:
             raise createPoptorchError("nearest: batch_x has a set that batch_y has no point of")
         distance = distance.masked_fill(~same, math.inf)
     return distance.argmin(1).to(torch.int32)
