@@ -111,10 +111,11 @@ def ctc_beam_search_decoder(
     # One operation on the device: what its search does inside, empty paths too, is not the model's.
     with torch._C.DisableTorchFunction():
         for row in range(batch):
-            steps = probs[: int(lengths[row]), row].detach().tolist()
-            for place, (prefix, score) in enumerate(_best_prefixes(steps, blank, beam_width)[:top_paths]):
-                scores[row, place] = score
-                path_lengths[row, place] = len(prefix)
+        steps = log_probs[row][: num_steps[row]]
+        for place, (prefix, score) in enumerate(_best_prefixes(steps, blank, beam_width)[:top_paths]):
+            scores[row, place] = score
+            path_lengths[row, place] = len(prefix)
+            if prefix:
                 paths[row, place, : len(prefix)] = torch.tensor(prefix, dtype=torch.int32)
     return [scores, path_lengths, paths]
 
