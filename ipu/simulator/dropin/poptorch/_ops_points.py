@@ -108,14 +108,14 @@ def ctc_beam_search_decoder(
     run.inference_only.append("poptorch.ctc_beam_search_decoder()")
     scores.fill_(-math.inf)
     paths.fill_(blank)
-    # One operation on the device: what its search does inside, empty paths too, is not the model's.
-    with torch._C.DisableTorchFunction():
+    # The device's own work, which a traced model couldn't do.
+    with _trace.as_host(), torch._C.DisableTorchFunction():
+        log_probs, num_steps = probs.detach().float().transpose(0, 1).tolist(), lengths.tolist()
         for row in range(batch):
-        steps = log_probs[row][: num_steps[row]]
-        for place, (prefix, score) in enumerate(_best_prefixes(steps, blank, beam_width)[:top_paths]):
-            scores[row, place] = score
-            path_lengths[row, place] = len(prefix)
-            if prefix:
+            found = _best_prefixes(log_probs[row][: num_steps[row]], blank, beam_width)
+            for place, (prefix, score) in enumerate(found[:top_paths]):
+                scores[row, place] = score
+                path_lengths[row, place] = len(prefix)
                 paths[row, place, : len(prefix)] = torch.tensor(prefix, dtype=torch.int32)
     return [scores, path_lengths, paths]
 
