@@ -1,17 +1,24 @@
 """A run that was killed, stopped or moved on equals one that never stopped, bit for bit."""
 
 import json
+import os
 import shlex
+import shutil
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import run_pretraining
 from data import DataError
 from training.metrics import read_metrics
 
+ROOT = Path(__file__).resolve().parents[2]
 UNTIMED = ("samples_per_s",)
 
 
@@ -57,16 +64,36 @@ def reference(uninterrupted, flags):
     return uninterrupted
 
 
+def signalled_at(arguments, owner, method, call, number):
+    """Runs the runner in a process that sends itself a signal in the n-th call of a method: no race."""
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import training.metrics
+import run_pretraining
+original, calls = training.metrics.{owner}.{method}, []
+def signalling(self, *arguments):
+    calls.append(original(self, *arguments))
+    if len(calls) == {call}:
+        os.kill(os.getpid(), {int(number)})
+training.metrics.{owner}.{method} = signalling
+sys.argv[1:] = {arguments!r}
+sys.exit(run_pretraining.run_as_program())
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_kill_9_and_resume(tmp_path, flags, program, reference, workers):
+def test_kill_9_and_resume(tmp_path, flags, reference, workers):
     output = tmp_path / "killed"
     arguments = flags(output, *STEPS, "--dataloader-workers", workers)
-    process = program(arguments)
-    wait_for(output / "checkpoints" / "step_00000004", process)
-    process.kill()
-    process.wait()
-    process.stdout.close()
-    assert not (output / "checkpoints" / "step_00000008").exists()
+    # The seventh line of metrics is that of step 6, between two checkpoints.
+    killed = signalled_at(arguments, "MetricsFile", "write", 7, signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [record["step"] for record in read_metrics(output / "metrics.jsonl")] == list(range(7))
+    assert [path.name for path in (output / "checkpoints").glob("step_*")] == ["step_00000004"]
     result = run_pretraining.main([*arguments, "--resume"])
     assert result.step == 8
     assert_same_run(reference, output, 8)
@@ -96,27 +123,24 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path, flags, program, number):
     assert [record["step"] for record in read_metrics(output / "metrics.jsonl")] == list(range(saved + 3))
 
 
-def test_a_stop_during_an_evaluation_is_made_good(tmp_path, flags, program, reference):
-    output = tmp_path / "stopped"
-    arguments = flags(output, *STEPS, "--eval-batches", 150)
-    whole = tmp_path / "whole"
-    run_pretraining.main(flags(whole, *STEPS, "--eval-batches", 150))
-    process = program(arguments)
-    wait_for(output / "metrics.jsonl", process)
-    while len((output / "metrics.jsonl").read_text().splitlines()) < 4:  # the next update is evaluated
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.001)
-    time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, said
-    run_pretraining.main([*arguments, "--resume"])
-    assert_same_run(whole, output, 8)
+@pytest.mark.parametrize("call", [3, 15])
+def test_a_stop_during_an_evaluation_is_made_good(tmp_path, flags, call):
+    """In the first evaluation, before anything was trained, and in that of step 4: ten calls each."""
+    steps = (*STEPS, "--eval-batches", 30)
+    run_pretraining.main(flags(tmp_path / "whole", *steps))
+    arguments = flags(tmp_path / "stopped", *steps)
+    stopped = signalled_at(arguments, "EvaluationMetrics", "add", call, signal.SIGTERM)
+    assert stopped.returncode == 0, stopped.stderr
+    trained = (tmp_path / "stopped" / "checkpoints").exists()
+    assert trained == (call > 10)
+    run_pretraining.main([*arguments, "--resume"] if trained else arguments)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped", 8)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_before_training_is_clean(tmp_path, flags, program, number):
-    process = program(flags(tmp_path / "run", *STEPS))
+    # With a cache of its own: preparing the data takes long enough for the signal to come in between.
+    process = program(flags(tmp_path / "run", *STEPS, "--cache-folder", tmp_path / "cache"))
     wait_for(tmp_path / "run" / "resolved.yml", process)
     process.send_signal(number)
     said, _ = process.communicate(timeout=60)
@@ -140,8 +164,6 @@ def test_another_corpus_than_the_checkpoints_is_refused(tmp_path, flags, corpus,
 def test_device_iterations_resume_too(tmp_path, flags):
     steps = ("--device-iterations", 2, "--training-steps", 8, "--checkpoint-steps", 4)
     run_pretraining.main(flags(tmp_path / "one", *steps))
-    import shutil
-
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     shutil.rmtree(tmp_path / "two" / "checkpoints" / "step_00000008")
     run_pretraining.main(flags(tmp_path / "two", *steps, "--resume"))
@@ -149,8 +171,6 @@ def test_device_iterations_resume_too(tmp_path, flags):
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path, flags, reference):
-    import shutil
-
     output = tmp_path / "again"
     shutil.copytree(reference, output)
     result = run_pretraining.main([*flags(output, *STEPS), "--resume"])
