@@ -51,8 +51,8 @@ def score(predictions_file: Path, data_file: Path) -> Dict[str, Any]:
     missing = [question.id for question in data.questions if question.id not in predictions]
     if missing:
         print(
-            f"{len(missing)} of {len(data.questions)} questions have no prediction and score 0, {missing[0]!r} first: "
-            "check that the predictions are of this file",
+            f"{len(missing)} of {len(data.questions)} questions have no prediction and score 0, "
+            f"{missing[0]!r} first: check that the predictions are of this file",
             file=sys.stderr,
         )
     return evaluate(data, predictions)

@@ -12,16 +12,20 @@ from data.squad.metrics import (
     normalize_answer,
     score_questions,
 )
+from data.squad.windows import Window, WindowOptions, make_windows
 
 __all__ = [
     "Answer",
     "Question",
     "QuestionScore",
     "QuestionSet",
+    "Window",
+    "WindowOptions",
     "best_thresholds",
     "evaluate",
     "exact_score",
     "f1_score",
+    "make_windows",
     "normalize_answer",
     "read_json",
     "read_questions",
