@@ -143,7 +143,7 @@ def test_lengths_that_leave_no_room(lengths: tuple[int, int, int], words: str) -
 
 def test_a_blank_context_is_named(tokenizer: Tokenizer) -> None:
     data = QuestionSet("blank", (Question("q7", "", "who", " \n"),), False)
-    with pytest.raises(DataError, match="'q7'.*no token"):
+    with pytest.raises(DataError, match=r"'q7'.*no token"):
         list(make_windows(data, tokenizer, WindowOptions()))
 
 
