@@ -1,0 +1,1 @@
+"""What a graph costs on a machine: cycles, bytes, schedule. Knows nothing of any model."""

@@ -1,0 +1,233 @@
+"""The verdict: does the program fit, how fast is it, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Mapping
+
+COMPONENTS = (
+    "weights",
+    "gradient_accumulators",
+    "optimizer_state",
+    "stashes",
+    "recompute",
+    "temporary",
+    "matmul_working_set",
+    "code",
+    "exchange_code",
+    "stream_buffers",
+)
+
+Origin = Literal["published", "derived", "fitted", "assumed", "measured"]
+
+
+@dataclass(frozen=True)
+class IpuMemory:
+    """Memory of one IPU over a step. Components are bytes by name of COMPONENTS.
+
+    `components` sum to peak_bytes: what is live at the worst moment. `always_live_components` sum to
+    always_live_bytes. `fullest_tile_bytes` is the estimate for the fullest tile (mean times stated imbalance).
+    """
+
+    ipu: int
+    capacity_bytes: int
+    always_live_bytes: int
+    peak_bytes: int
+    components: Mapping[str, int]
+    always_live_components: Mapping[str, int]
+    fullest_tile_bytes: int
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """F forward stages; N pipeline cycles in a weight update; a cycle lasts as long as the busiest IPU."""
+
+    forward_stages: int
+    pipeline_cycles_per_update: int
+    cycle_s: float
+    bubble_fraction: float
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """Seconds of one stage in one pipeline cycle."""
+
+    stage: int
+    ipu: int
+    forward_s: float
+    recompute_s: float
+    backward_s: float
+    stash_s: float
+    copies_s: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where cycles go: one module's operations of a kind, summed. `phase` is forward, recompute, backward or update."""
+
+    ipu: int
+    stage: int
+    phase: str
+    module: str
+    op: str
+    kind: str
+    cycles: float
+    count: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class LivenessPoint:
+    """Live bytes of an IPU after some operation of the step."""
+
+    ipu: int
+    phase: str
+    label: str
+    live_bytes: int
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A buffer that is live at the worst moment."""
+
+    name: str
+    component: str
+    module: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Overflow:
+    """Why an IPU's memory doesn't suffice: the smallest set of buffers, largest first, that exceeds it alone."""
+
+    ipu: int
+    moment: str
+    over_bytes: int
+    buffers: tuple[Buffer, ...]
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change that was recomputed by the model: bytes saved on the fullest IPU, seconds lost per update."""
+
+    change: str
+    saves_bytes: int
+    costs_s: float
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """A number that the verdict rests on."""
+
+    name: str
+    value: float
+    unit: str
+    origin: Origin
+    source: str
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An operation without a cost rule, and what was assumed for it."""
+
+    op: str
+    module: str
+    count: int
+    cycles: float
+
+
+@dataclass(frozen=True)
+class Details:
+    """What reports show beside the verdict's own fields."""
+
+    stages: tuple[StageTime, ...]
+    work: tuple[Work, ...]
+    liveness: tuple[LivenessPoint, ...]
+    update_parts_s: Mapping[str, float]
+    overflows: tuple[Overflow, ...]
+    bounds: tuple[Bound, ...]
+    assumptions: tuple[Assumption, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All fields are there whether the program fits or not; see `to_dict` for the file's form."""
+
+    config: str
+    device: str
+    target: str
+    fits: bool
+    parameters: int
+    ipus: tuple[IpuMemory, ...]
+    pipeline: Pipeline
+    step_s: float
+    update_s: float
+    host_s: float
+    samples_per_s: float
+    packs_per_s: float
+    tokens_per_s: float
+    flops_per_sample: float
+    utilisation: float
+    training_steps: int
+    time_to_train_s: float
+    remedies: tuple[Remedy, ...]
+    details: Details
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plain form of verdict.json; `details` stay out but for the bounds and assumptions."""
+        return {
+            "config": self.config,
+            "device": self.device,
+            "target": self.target,
+            "fits": self.fits,
+            "parameters": self.parameters,
+            "ipus": [
+                {
+                    "ipu": memory.ipu,
+                    "capacity_bytes": memory.capacity_bytes,
+                    "always_live_bytes": memory.always_live_bytes,
+                    "peak_bytes": memory.peak_bytes,
+                    "components": dict(memory.components),
+                    "always_live_components": dict(memory.always_live_components),
+                    "fullest_tile_bytes": memory.fullest_tile_bytes,
+                }
+                for memory in self.ipus
+            ],
+            "pipeline": {
+                "forward_stages": self.pipeline.forward_stages,
+                "pipeline_cycles_per_update": self.pipeline.pipeline_cycles_per_update,
+                "cycle_s": self.pipeline.cycle_s,
+                "bubble_fraction": self.pipeline.bubble_fraction,
+            },
+            "step_s": self.step_s,
+            "update_s": self.update_s,
+            "host_s": self.host_s,
+            "samples_per_s": self.samples_per_s,
+            "packs_per_s": self.packs_per_s,
+            "tokens_per_s": self.tokens_per_s,
+            "flops_per_sample": self.flops_per_sample,
+            "utilisation": self.utilisation,
+            "training_steps": self.training_steps,
+            "time_to_train_s": self.time_to_train_s,
+            "remedies": [
+                {
+                    "change": remedy.change,
+                    "saves_bytes": remedy.saves_bytes,
+                    "costs_s": remedy.costs_s,
+                    "fits": remedy.fits,
+                }
+                for remedy in self.remedies
+            ],
+            "overflows": [
+                {
+                    "ipu": overflow.ipu,
+                    "moment": overflow.moment,
+                    "over_bytes": overflow.over_bytes,
+                    "buffers": [vars(buffer) for buffer in overflow.buffers],
+                }
+                for overflow in self.details.overflows
+            ],
+            "bounds": [vars(bound) for bound in self.details.bounds],
+            "assumptions": [vars(assumption) for assumption in self.details.assumptions],
+        }
