@@ -41,6 +41,12 @@ class EncoderLayer(nn.Module):
         self.attention = Residual(Attention(config), config)
         self.feed_forward = Residual(FeedForward(config), config)
 
+    @property
+    def second_half(self) -> Residual:
+        """Where a layer that is spread over two IPUs goes over to the second: with a convolution at the
+        attention, else behind it."""
+        return self.attention if self.has_convolution else self.feed_forward
+
     def forward(self, x_bsh: Tensor, real_bs1: Tensor, mask_b11s: Tensor) -> Tensor:
         """[B, S, h], the 0/1 mask [B, S, 1], the additive mask [B, 1, 1, S] -> [B, S, h]."""
         if self.has_convolution:

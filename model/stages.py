@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, Callable, List, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Sequence, Tuple, Union
 
 import ipu
 
 from .pretraining import PretrainingModel
 from .question_answering import SquadModel
+
+_SECOND_HALF = " second half"
 
 
 class StagesError(ValueError):
@@ -33,35 +35,41 @@ class Annotations:
 
 
 def placement(
-    num_layers: int, layers_per_ipu: Sequence[int], head: str = "pretraining"
+    num_layers: int, layers_per_ipu: Sequence[float], head: str = "pretraining"
 ) -> List[Tuple[str, int]]:
     """The pipeline blocks in running order and the IPU of each.
 
     Embeddings stand on IPU 0. So do pretraining heads, beside the word embeddings that they share (as in
-    every published recipe); a SQuAD head stands on the last IPU that has layers. Raises StagesError.
+    every published recipe); a SQuAD head stands on the last IPU that has layers. A count may end in .5: the
+    layer's second half (`EncoderLayer.second_half`) then begins the next IPU, as a block of its own. Raises
+    StagesError.
     """
     for stage, count in enumerate(layers_per_ipu):
-        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        if not isinstance(count, (int, float)) or isinstance(count, bool) or count < 0 or count * 2 % 1:
             raise StagesError(
-                f"layers_per_ipu has {count!r} for IPU {stage}, but must have counts of 0 and more"
+                f"layers_per_ipu has {count!r} for IPU {stage}, but must have counts of 0 and more, in halves"
             )
     total = sum(layers_per_ipu)
     if total != num_layers:
-        difference = f"{abs(total - num_layers)} too {'many' if total > num_layers else 'few'}"
+        difference = f"{abs(total - num_layers):g} too {'many' if total > num_layers else 'few'}"
         raise StagesError(
-            f"layers_per_ipu {list(layers_per_ipu)} places {total} encoder layers, but the model has "
+            f"layers_per_ipu {list(layers_per_ipu)} places {total:g} encoder layers, but the model has "
             f"{num_layers} ({difference}): its entries must add up to num_layers"
         )
-    of_layers = [stage for stage, count in enumerate(layers_per_ipu) for _ in range(count)]
+    of_halves = [stage for stage, count in enumerate(layers_per_ipu) for _ in range(round(2 * count))]
     blocks = [("Embedding", 0)]
-    blocks += [(f"Encoder{layer}", stage) for layer, stage in enumerate(of_layers)]
-    blocks.append(("Classifier", 0) if head == "pretraining" else ("QA Outputs", of_layers[-1]))
+    for layer in range(num_layers):
+        first, second = of_halves[2 * layer : 2 * layer + 2]
+        blocks.append((f"Encoder{layer}", first))
+        if second != first:
+            blocks.append((f"Encoder{layer}{_SECOND_HALF}", second))
+    blocks.append(("Classifier", 0) if head == "pretraining" else ("QA Outputs", of_halves[-1]))
     return blocks
 
 
 def annotate(
     model: Union[PretrainingModel, SquadModel],
-    layers_per_ipu: Sequence[int],
+    layers_per_ipu: Sequence[float],
     *,
     embedding_serialization_factor: int = 1,
     recompute_checkpoint_every_layer: bool = True,
@@ -86,9 +94,12 @@ def annotate(
     poptorch = ipu.poptorch
     annotations = Annotations()
     head = model.span if isinstance(model, SquadModel) else model.heads
-    modules = [model.encoder.embeddings, *model.encoder.layers, head]
-    for module, (name, stage) in zip(modules, blocks):
-        poptorch.BeginBlock(module, user_id=name, ipu_id=stage)
+    modules: Dict[str, Any] = {"Embedding": model.encoder.embeddings, "Classifier": head, "QA Outputs": head}
+    for index, layer in enumerate(model.encoder.layers):
+        modules[f"Encoder{index}"] = layer
+        modules[f"Encoder{index}{_SECOND_HALF}"] = layer.second_half
+    for name, stage in blocks:
+        poptorch.BeginBlock(modules[name], user_id=name, ipu_id=stage)
     annotations.add(functools.partial(poptorch.removeBlocks, model))
     if recompute_checkpoint_every_layer:
         for layer in model.encoder.layers:

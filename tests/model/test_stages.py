@@ -40,7 +40,7 @@ def test_placement_of_a_squad_head_is_beside_the_last_layer() -> None:
         ((0, 4, 4), ["8", "12", "4 too few"]),
         ((), ["0 encoder layers", "12 too few"]),
         ((13, -1), ["-1", "IPU 1"]),
-        ((11.5, 0.5), ["11.5", "IPU 0"]),
+        ((11.3, 0.7), ["11.3", "IPU 0", "halves"]),
     ],
 )
 def test_impossible_placements(layers: tuple, words: List[str]) -> None:
@@ -79,6 +79,22 @@ def test_blocks_stand_on_the_modules() -> None:
         "BeginBlock(user_id=Encoder1, ipu_id=2)",
         "BeginBlock(user_id=Classifier, ipu_id=0)",
     ]
+
+
+@pytest.mark.parametrize(("config", "second_half"), [(BERT, "feed_forward"), (GROUPBERT, "attention")])
+def test_a_layer_over_two_ipus(config: object, second_half: str) -> None:
+    assert placement(2, (0.5, 1.5)) == [
+        ("Embedding", 0),
+        ("Encoder0", 0),
+        ("Encoder0 second half", 1),
+        ("Encoder1", 1),
+        ("Classifier", 0),
+    ]
+    model = PretrainingModel(config)
+    annotate(model, (0.5, 1.5))
+    hooks_of_half = getattr(model.encoder.layers[0], second_half)._forward_pre_hooks.values()
+    assert [repr(hook) for hook in hooks_of_half] == ["BeginBlock(user_id=Encoder0 second half, ipu_id=1)"]
+    assert hooks(model) == 5 + 2 + 1
 
 
 @pytest.mark.parametrize("kind", [PretrainingModel, SquadModel])
