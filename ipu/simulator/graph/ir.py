@@ -28,7 +28,7 @@ BYTES_OF_DTYPE: Mapping[str, int] = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of the program. `base` is the tensor whose memory this one is a view of, None if it owns its own.
+    """A tensor of the program. `base` is the tensor whose memory this one views, None if it has its own.
 
     :param name: a parameter's, buffer's or input's name; empty for activations.
     """
@@ -61,8 +61,8 @@ class Op:
     :param module: path of the module that runs it, such as "encoder.layers.3.attention.body.query"; an
         operation of the backward pass has the path of the operation whose gradient it computes.
     :param stage: the forward pipeline stage that it, or the operation whose gradient it computes, belongs to.
-    :param segment: counts recomputation checkpoints within the stage: the operations of one segment are computed
-        again together, just before their backward pass.
+    :param segment: counts recomputation checkpoints within the stage: the operations of one segment are
+        computed again together, just before their backward pass.
     """
 
     index: int

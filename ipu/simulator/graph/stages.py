@@ -1,4 +1,4 @@
-"""The pipeline's stages: what each computes forward, computes again, computes backward, and keeps meanwhile."""
+"""The pipeline's stages: what each computes forward, again and backward, and what it keeps meanwhile."""
 
 from __future__ import annotations
 

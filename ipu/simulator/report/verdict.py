@@ -26,7 +26,7 @@ class IpuMemory:
     """Memory of one IPU over a step. Components are bytes by name of COMPONENTS.
 
     `components` sum to peak_bytes: what is live at the worst moment. `always_live_components` sum to
-    always_live_bytes. `fullest_tile_bytes` is the estimate for the fullest tile (mean times stated imbalance).
+    always_live_bytes. `fullest_tile_bytes` is the estimate for the fullest tile: mean times stated imbalance.
     """
 
     ipu: int
@@ -63,7 +63,10 @@ class StageTime:
 
 @dataclass(frozen=True)
 class Work:
-    """Where cycles go: one module's operations of a kind, summed. `phase` is forward, recompute, backward or update."""
+    """Where cycles go: one module's operations of a kind, summed.
+
+    `phase` is forward, recompute, backward or update.
+    """
 
     ipu: int
     stage: int
@@ -98,7 +101,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Overflow:
-    """Why an IPU's memory doesn't suffice: the smallest set of buffers, largest first, that exceeds it alone."""
+    """Why memory of an IPU does not suffice: the fewest buffers, largest first, that exceed it alone."""
 
     ipu: int
     moment: str
