@@ -408,8 +408,7 @@ def overrides_from(namespace: argparse.Namespace) -> Dict[str, object]:
 def derived(config: Config) -> Dict[str, Any]:
     """Every quantity that follows from the keys; None where epochs are given, not training_steps.
 
-    `parameters` and `flops_per_sequence` (forward and backward) include the task's head; None for glue, whose
-    model is not built here.
+    `parameters` and `flops_per_sequence` (forward and backward) include the task's head.
     """
     steps = config.training_steps or None
     samples = config.micro_batch_size * config.gradient_accumulation * config.replication_factor
@@ -432,16 +431,15 @@ def derived(config: Config) -> Dict[str, Any]:
     }
 
 
-def _model_quantities(config: Config) -> Dict[str, Optional[int]]:
-    if config.task == "glue":
-        return {"parameters": None, "flops_per_sequence": None}
+def _model_quantities(config: Config) -> Dict[str, int]:
     import torch  # here: it takes a second, and recipes can be read without
 
-    from model import PretrainingModel, SquadModel, count_parameters, flops_per_sequence
+    from model import ClassificationModel, PretrainingModel, SquadModel, count_parameters, flops_per_sequence
 
     plan = config.model_config()
     with torch.device("meta"):  # shapes alone: no memory, no random numbers
-        model = (PretrainingModel if config.task == "pretraining" else SquadModel)(plan)
+        kinds = {"pretraining": PretrainingModel, "squad": SquadModel, "glue": ClassificationModel}
+        model = kinds[config.task](plan)
     flops = flops_per_sequence(
         plan, config.sequence_length, config.mask_tokens, training=True, head=config.task
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .checkpoint_files import ConversionError
+from .classification import ClassificationModel
 from .config import PRESETS, ModelConfig, ModelConfigError
 from .conversion import from_pretrained, read_model_config, save_pretrained
 from .flops import count_parameters, flops_per_sequence
@@ -14,6 +15,7 @@ __all__ = [
     "PRESETS",
     "PRETRAINING_OUTPUTS",
     "Annotations",
+    "ClassificationModel",
     "ConversionError",
     "ModelConfig",
     "ModelConfigError",

@@ -27,19 +27,21 @@ def flops_per_sequence(
     training: bool = False,
     head: str = "pretraining",
 ) -> int:
-    """FLOPs of one sequence through encoder and head ("pretraining" or "squad").
+    """FLOPs of one sequence through encoder and head ("pretraining", "squad" or "glue" with two classes).
 
     A weight update's forward and backward passes take three times the forward FLOPs: a product X W costs as
     much again for the gradient of X and of W each (Kaplan et al. 2020, section 2.1). Recomputation isn't
     counted, nor the optimiser.
     """
-    if head not in ("pretraining", "squad"):
-        raise ValueError(f"head is {head!r}, but must be 'pretraining' or 'squad'")
+    if head not in ("pretraining", "squad", "glue"):
+        raise ValueError(f"head is {head!r}, but must be 'pretraining', 'squad' or 'glue'")
     forward = config.num_layers * layer_flops(config, sequence_length)
     if head == "pretraining":
         forward += pretraining_head_flops(config, masked_tokens)
-    else:
+    elif head == "squad":
         forward += 2 * sequence_length * config.hidden_size * 2
+    else:
+        forward += 2 * config.hidden_size**2 + 2 * config.hidden_size * 2
     return 3 * forward if training else forward
 
 

@@ -7,12 +7,16 @@ import functools
 import math
 from typing import Any, Callable, Dict, List, Sequence, Tuple, Union
 
+import torch
+
 import ipu
 
+from .classification import ClassificationModel
 from .pretraining import PretrainingModel
 from .question_answering import SquadModel
 
 _SECOND_HALF = " second half"
+_HEADS = {"pretraining": "Classifier", "squad": "QA Outputs", "glue": "Classifier"}
 
 
 class StagesError(ValueError):
@@ -40,9 +44,9 @@ def placement(
     """The pipeline blocks in running order and the IPU of each.
 
     Embeddings stand on IPU 0. So do pretraining heads, beside the word embeddings that they share (as in
-    every published recipe); a SQuAD head stands on the last IPU that has layers. A count may end in .5: the
-    layer's second half (`EncoderLayer.second_half`) then begins the next IPU, as a block of its own. Raises
-    StagesError.
+    every published recipe); the others ("squad", "glue") stand on the last IPU that has layers. A count may
+    end in .5: the layer's second half (`EncoderLayer.second_half`) then begins the next IPU, as a block of
+    its own. Raises StagesError.
     """
     for stage, count in enumerate(layers_per_ipu):
         if not isinstance(count, (int, float)) or isinstance(count, bool) or count < 0 or count * 2 % 1:
@@ -63,12 +67,12 @@ def placement(
         blocks.append((f"Encoder{layer}", first))
         if second != first:
             blocks.append((f"Encoder{layer}{_SECOND_HALF}", second))
-    blocks.append(("Classifier", 0) if head == "pretraining" else ("QA Outputs", of_halves[-1]))
+    blocks.append((_HEADS[head], 0 if head == "pretraining" else of_halves[-1]))
     return blocks
 
 
 def annotate(
-    model: Union[PretrainingModel, SquadModel],
+    model: Union[PretrainingModel, SquadModel, ClassificationModel],
     layers_per_ipu: Sequence[float],
     *,
     embedding_serialization_factor: int = 1,
@@ -82,19 +86,18 @@ def annotate(
     projection. The model's loss becomes PopTorch's one final loss. Raises StagesError before it changes
     anything.
     """
-    squad = isinstance(model, SquadModel)
-    blocks = placement(model.config.num_layers, layers_per_ipu, "squad" if squad else "pretraining")
-    if squad and embedding_serialization_factor != 1:
+    task, head = _head(model)
+    blocks = placement(model.config.num_layers, layers_per_ipu, task)
+    if task != "pretraining" and embedding_serialization_factor != 1:
         raise StagesError(
-            f"embedding_serialization_factor is {embedding_serialization_factor}, but a SQuAD model has no "
-            "vocabulary projection: it must be 1"
+            f"embedding_serialization_factor is {embedding_serialization_factor}, but a "
+            f"{'SQuAD' if task == 'squad' else 'GLUE'} model has no vocabulary projection: it must be 1"
         )
     _check_serialization(embedding_serialization_factor, model.config.vocab_size)
 
     poptorch = ipu.poptorch
     annotations = Annotations()
-    head = model.span if isinstance(model, SquadModel) else model.heads
-    modules: Dict[str, Any] = {"Embedding": model.encoder.embeddings, "Classifier": head, "QA Outputs": head}
+    modules: Dict[str, Any] = {"Embedding": model.encoder.embeddings, _HEADS[task]: head}
     for index, layer in enumerate(model.encoder.layers):
         modules[f"Encoder{index}"] = layer
         modules[f"Encoder{index}{_SECOND_HALF}"] = layer.second_half
@@ -112,6 +115,13 @@ def annotate(
         annotations.add(functools.partial(setattr, masked_lm, "serialized_matmul", None))
     annotations.add(model.register_forward_hook(_final_loss).remove)
     return annotations
+
+
+def _head(model: Union[PretrainingModel, SquadModel, ClassificationModel]) -> Tuple[str, torch.nn.Module]:
+    """The task, and the module with which the head's block begins."""
+    if isinstance(model, SquadModel):
+        return "squad", model.span
+    return ("glue", model.pooler) if isinstance(model, ClassificationModel) else ("pretraining", model.heads)
 
 
 def _recomputation_checkpoint(_module: Any, _inputs: Any, output: Any) -> Any:

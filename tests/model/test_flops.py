@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import PRESETS, PretrainingModel, SquadModel, count_parameters, flops_per_sequence
+from model import (
+    PRESETS,
+    ClassificationModel,
+    PretrainingModel,
+    SquadModel,
+    count_parameters,
+    flops_per_sequence,
+)
 from model.config import ModelConfig
 from tests.model.builders import VARIANTS
 
@@ -35,6 +42,8 @@ def counted(config: ModelConfig, head: str, size: int, tokens: int, masked: int)
         positions, one = torch.zeros(size, masked, dtype=torch.int32), torch.zeros(size, dtype=torch.int32)
         if head == "squad":
             model, inputs = SquadModel(config), (ids, ids, ids, one, one)
+        elif head == "glue":
+            model, inputs = ClassificationModel(config), (ids, ids, ids, one)
         else:
             model, inputs = PretrainingModel(config), (ids, ids, ids, positions, positions, one)
     with FlopCounterMode(display=False) as forward:
@@ -44,7 +53,7 @@ def counted(config: ModelConfig, head: str, size: int, tokens: int, masked: int)
     return forward.get_total_flops(), dict(backward.get_flop_counts()["Global"])
 
 
-@pytest.mark.parametrize("head", ["pretraining", "squad"])
+@pytest.mark.parametrize("head", ["pretraining", "squad", "glue"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_forward_is_what_torch_counts(name: str, head: str) -> None:
     forward, _ = counted(VARIANTS[name], head, 3, 20, 5)
@@ -57,7 +66,7 @@ def test_forward_of_the_named_points_is_what_torch_counts(name: str) -> None:
     assert forward == flops_per_sequence(PRESETS[name], 128, 20)
 
 
-@pytest.mark.parametrize("head", ["pretraining", "squad"])
+@pytest.mark.parametrize("head", ["pretraining", "squad", "glue"])
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_training_is_what_torch_counts_where_nothing_is_grouped(norm: str, head: str) -> None:
     config = VARIANTS[f"{norm}-plain-dense"]
@@ -93,5 +102,5 @@ def test_figures_of_the_literature(name: str, encoder: float, whole: float) -> N
 
 
 def test_an_unknown_head_is_refused() -> None:
-    with pytest.raises(ValueError, match="'glue'"):
-        flops_per_sequence(PRESETS["bert_tiny"], 128, head="glue")
+    with pytest.raises(ValueError, match="'ner'"):
+        flops_per_sequence(PRESETS["bert_tiny"], 128, head="ner")
