@@ -1,0 +1,143 @@
+"""The verdict on a configuration before anything runs: does it fit, how fast is it, and why.
+
+The program is built as a run would build it (model, stages, options, optimiser), but without memory for a
+single weight; the simulator captures its graph and costs it. Needs no IPU and no SDK, whatever the device.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence, Tuple
+
+import ipu
+from config import Config, ConfigError
+from config_loading import nearest
+from config_rules import balanced_layers
+
+if TYPE_CHECKING:
+    from ipu.simulator.cost.settings import Settings
+    from ipu.simulator.graph.ir import Graph
+    from ipu.simulator.report.verdict import Verdict
+
+
+def verdict_of(config: Config, name: str) -> Verdict:
+    """The verdict on a run of `config`, on the machine that its `target` names.
+
+    Chooses the simulator as this process's device; raises ipu.DeviceError where another is in use already.
+    """
+    graph, settings = program_of(config)
+    return simulator_part("cost.assemble").assess(
+        graph,
+        settings,
+        simulator_part("targets").target(config.target),
+        name=name,
+        sequence_length=config.sequence_length,
+        training_steps=config.training_steps,
+    )
+
+
+def program_of(config: Config, *, layers_per_ipu: Optional[Sequence[float]] = None) -> Tuple[Graph, Settings]:
+    """The captured graph of one micro batch of training, and the settings that it runs with.
+
+    `layers_per_ipu`, where given, takes the place of the configuration's and may have halves.
+    """
+    ipu.select_device("simulator")
+    import torch
+
+    import model as models
+    import training
+    from ipu.options import DevicePlan, training_options
+
+    capture = importlib.import_module("poptorch._capture")
+    kinds = {
+        "pretraining": models.PretrainingModel,
+        "squad": models.SquadModel,
+        "glue": models.ClassificationModel,
+    }
+    with capture.without_memory():
+        model = kinds[config.task](config.model_config())
+        if config.precision == "float16":
+            model.half()
+        models.annotate(
+            model,
+            config.layers_per_ipu if layers_per_ipu is None else layers_per_ipu,
+            embedding_serialization_factor=config.embedding_serialization_factor,
+            recompute_checkpoint_every_layer=config.recompute_checkpoint_every_layer,
+        )
+        optimizer = training.build_optimizer(model, config.section(training.OptimizerPlan))
+        options = training_options(config.section(DevicePlan))
+        inputs = [torch.zeros(shape, dtype=torch.int32) for shape in _input_shapes(config)]
+        graph = capture.capture(model, inputs, {}, options, training=True)
+    settings = capture.settings_of(options, optimizer, micro_batch_size=config.micro_batch_size)
+    return graph, replace(settings, matmul_proportions=config.matmul_proportion)
+
+
+def program_of_row(
+    model: str,
+    *,
+    target: str,
+    sequence_length: int,
+    mask_tokens: int,
+    micro_batch_size: int,
+    gradient_accumulation: int,
+    replication_factor: int,
+    layers_per_ipu: Sequence[float],
+    optimizer_state: str,
+    replicated_tensor_sharding: bool,
+    matmul_proportion: Sequence[float],
+    embedding_serialization_factor: int,
+) -> Tuple[Graph, Settings]:
+    """The program of a published measurement: pretraining with LAMB, float16 and half partials.
+
+    `model` is a family and a size, such as "bert-large"; `layers_per_ipu` may have halves. A vocabulary that
+    the serialization factor does not divide is padded, as its trainers did. What rows don't say is as in the
+    recipes: BERT has dropout 0.1 but in the attention, GroupBERT none. Raises ConfigError.
+    """
+    from model.config import PRESETS
+
+    preset = PRESETS.get(model.replace("-", "_"))
+    if preset is None:
+        known = [name.replace("_", "-") for name in PRESETS]
+        raise ConfigError(f"model {model!r} is unknown; {nearest(model, known)}")
+    factor = embedding_serialization_factor
+    values: Dict[str, Any] = dict(
+        model=model.split("-")[0],
+        hidden_size=preset.hidden_size,
+        num_layers=preset.num_layers,
+        num_heads=preset.num_heads,
+        vocab_size=-(-preset.vocab_size // factor) * factor,
+        max_position_embeddings=max(preset.max_position_embeddings, sequence_length),
+        hidden_dropout=0.1 if model.startswith("bert-") else 0.0,
+        training_steps=1,
+        sequence_length=sequence_length,
+        mask_tokens=mask_tokens,
+        micro_batch_size=micro_batch_size,
+        gradient_accumulation=gradient_accumulation,
+        replication_factor=replication_factor,
+        optimizer="lamb",
+        learning_rate=0.001,
+        target=target,
+        ipus_per_replica=len(layers_per_ipu),
+        layers_per_ipu=tuple(balanced_layers(preset.num_layers, len(layers_per_ipu))),  # a stand-in
+        matmul_proportion=tuple(matmul_proportion),
+        embedding_serialization_factor=factor,
+        replicated_tensor_sharding=replicated_tensor_sharding,
+        optimizer_state=optimizer_state,
+    )
+    return program_of(Config(**values), layers_per_ipu=layers_per_ipu)
+
+
+def _input_shapes(config: Config) -> Sequence[Tuple[int, ...]]:
+    """Shapes of one micro batch, in the order of the model's arguments."""
+    batch, tokens = config.micro_batch_size, (config.micro_batch_size, config.sequence_length)
+    if config.task == "pretraining":
+        return [tokens] * 3 + [(batch, config.mask_tokens)] * 2 + [(batch,)]
+    return [tokens] * 3 + [(batch,)] * (2 if config.task == "squad" else 1)
+
+
+def simulator_part(name: str) -> Any:
+    """A module of the simulator as its own poptorch sees it, such as "cost.assemble"."""
+    ipu.select_device("simulator")
+    engine = importlib.import_module("poptorch._engine")
+    return importlib.import_module(f"{engine.ENGINE_NAME}.{name}")
