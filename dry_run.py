@@ -101,30 +101,30 @@ def program_of_row(
         known = [name.replace("_", "-") for name in PRESETS]
         raise ConfigError(f"model {model!r} is unknown; {nearest(model, known)}")
     factor = embedding_serialization_factor
-    values: Dict[str, Any] = dict(
-        model=model.split("-")[0],
-        hidden_size=preset.hidden_size,
-        num_layers=preset.num_layers,
-        num_heads=preset.num_heads,
-        vocab_size=-(-preset.vocab_size // factor) * factor,
-        max_position_embeddings=max(preset.max_position_embeddings, sequence_length),
-        hidden_dropout=0.1 if model.startswith("bert-") else 0.0,
-        training_steps=1,
-        sequence_length=sequence_length,
-        mask_tokens=mask_tokens,
-        micro_batch_size=micro_batch_size,
-        gradient_accumulation=gradient_accumulation,
-        replication_factor=replication_factor,
-        optimizer="lamb",
-        learning_rate=0.001,
-        target=target,
-        ipus_per_replica=len(layers_per_ipu),
-        layers_per_ipu=tuple(balanced_layers(preset.num_layers, len(layers_per_ipu))),  # a stand-in
-        matmul_proportion=tuple(matmul_proportion),
-        embedding_serialization_factor=factor,
-        replicated_tensor_sharding=replicated_tensor_sharding,
-        optimizer_state=optimizer_state,
-    )
+    values: Dict[str, Any] = {
+        "model": model.split("-")[0],
+        "hidden_size": preset.hidden_size,
+        "num_layers": preset.num_layers,
+        "num_heads": preset.num_heads,
+        "vocab_size": -(-preset.vocab_size // factor) * factor,
+        "max_position_embeddings": max(preset.max_position_embeddings, sequence_length),
+        "hidden_dropout": 0.1 if model.startswith("bert-") else 0.0,
+        "training_steps": 1,
+        "sequence_length": sequence_length,
+        "mask_tokens": mask_tokens,
+        "micro_batch_size": micro_batch_size,
+        "gradient_accumulation": gradient_accumulation,
+        "replication_factor": replication_factor,
+        "optimizer": "lamb",
+        "learning_rate": 0.001,
+        "target": target,
+        "ipus_per_replica": len(layers_per_ipu),
+        "layers_per_ipu": tuple(balanced_layers(preset.num_layers, len(layers_per_ipu))),  # a stand-in
+        "matmul_proportion": tuple(matmul_proportion),
+        "embedding_serialization_factor": factor,
+        "replicated_tensor_sharding": replicated_tensor_sharding,
+        "optimizer_state": optimizer_state,
+    }
     return program_of(Config(**values), layers_per_ipu=layers_per_ipu)
 
 
