@@ -2,28 +2,37 @@
 
 from .checkpoints import Checkpoint, resolve_weights_folder, save_checkpoint
 from .errors import CheckpointError, DivergenceError, TrainingError
-from .evaluation import build_evaluator
+from .evaluation import Evaluator, build_evaluator
 from .files import hold_folder, write_atomically
+from .fit import Job, Start, find_start, fit, place
 from .loop import LoopPlan, Progress, refuse_bad_weights, train
-from .metrics import plain
+from .metrics import EvaluationMetrics, Record, plain
 from .optimizers import OptimizerPlan, build_optimizer
 from .plot import plot_loss
 from .reporting import Reporter
 from .resume import checkpoint_to_resume, progress_of, resuming_arguments
 from .schedules import Schedule
 from .signals import RunInterrupted, StopRequest, ignore_interrupts, stop_on_signals
+from .tasks import PRETRAINING, SQUAD
 from .weights import check_vocabulary, check_weights_folder, initial_model
 
 __all__ = [
+    "PRETRAINING",
+    "SQUAD",
     "Checkpoint",
     "CheckpointError",
     "DivergenceError",
+    "EvaluationMetrics",
+    "Evaluator",
+    "Job",
     "LoopPlan",
     "OptimizerPlan",
     "Progress",
+    "Record",
     "Reporter",
     "RunInterrupted",
     "Schedule",
+    "Start",
     "StopRequest",
     "TrainingError",
     "build_evaluator",
@@ -31,9 +40,12 @@ __all__ = [
     "check_vocabulary",
     "check_weights_folder",
     "checkpoint_to_resume",
+    "find_start",
+    "fit",
     "hold_folder",
     "ignore_interrupts",
     "initial_model",
+    "place",
     "plain",
     "plot_loss",
     "progress_of",

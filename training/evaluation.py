@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Protocol, Sequence
 
 import torch
 
 import ipu
 
-from .metrics import EvaluationMetrics, Record
+from .metrics import Record
 from .signals import StopRequest
 
 # Evaluates unless the request becomes true meanwhile: then None.
 Evaluator = Callable[[StopRequest], Optional[Record]]
 
 
+class Metrics(Protocol):
+    """What gathers an evaluation: `add` takes one call's outputs under `OutputMode.All`, in order."""
+
+    def add(self, outputs: Sequence[torch.Tensor]) -> None: ...
+
+    def result(self) -> Record: ...
+
+
 def build_evaluator(
     model: torch.nn.Module,
-    training_executor: Any,
+    training_executor: Optional[Any],
     options: Any,
     rows: Callable[[int], torch.utils.data.Dataset[Any]],
     *,
     micro_batch_size: int,
     max_batches: Optional[int],
     collate: Callable[[Any], Any],
+    metrics: Callable[[], Metrics],
+    refresh: Callable[[], None] = lambda: None,
 ) -> Evaluator:
     """A function that evaluates the current weights of `model` on the held-out examples.
 
     `rows(n)` gives the validation set padded to a multiple of n rows that metrics don't see. `max_batches`
-    limits the micro batches, rounded up to whole executor calls (None: the whole set). IPUs run one
-    executable at a time, so the training executor lets go of them first; it takes them back by itself.
+    limits the micro batches, rounded up to whole executor calls (None: the whole set). `metrics` makes what
+    gathers one evaluation. IPUs run one executable at a time, so the training executor, if there is one,
+    lets go of them first; it takes them back by itself. `refresh` is called in between: a model that isn't
+    the trained one takes over its weights there.
     """
     model.eval()
     executor = ipu.poptorch.inferenceModel(model, options)
@@ -46,19 +58,23 @@ def build_evaluator(
     )
 
     def evaluate(stop: StopRequest) -> Optional[Record]:
-        if training_executor.isCompiled() and training_executor.isAttachedToDevice():
-            training_executor.detachFromDevice()
-        metrics = EvaluationMetrics()
+        _let_go(training_executor)
+        refresh()
+        gathered = metrics()
         model.eval()
         for number, batch in enumerate(loader):
             if max_calls is not None and number >= max_calls:
                 break
             if stop:
                 break
-            metrics.add(executor(*batch))
-        if executor.isCompiled() and executor.isAttachedToDevice():
-            executor.detachFromDevice()
+            gathered.add(executor(*batch))
+        _let_go(executor)
         model.train()
-        return None if stop else metrics.result()
+        return None if stop else gathered.result()
 
     return evaluate
+
+
+def _let_go(executor: Optional[Any]) -> None:
+    if executor is not None and executor.isCompiled() and executor.isAttachedToDevice():
+        executor.detachFromDevice()

@@ -12,11 +12,12 @@ import torch
 
 from .errors import DivergenceError
 from .evaluation import Evaluator
-from .metrics import Record, training_metrics
+from .metrics import Record
 from .optimizers import set_learning_rate
 from .reporting import Reporter
 from .schedules import Schedule
 from .signals import StopRequest
+from .tasks import Task
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def train(
     plan: LoopPlan,
     start: Progress,
     *,
+    task: Task,
     rng_state: Optional[List[int]],
     executor: Any,
     optimizer: Any,
@@ -102,7 +104,7 @@ def train(
         step = now.step + plan.device_iterations
         record = {
             "step": step,
-            **training_metrics(outputs, plan.micro_batches_per_replica),
+            **task.measure(outputs, plan.micro_batches_per_replica),
             "learning_rate": schedule.at(now.step),
             "samples_per_s": plan.samples_per_call / seconds,
         }

@@ -36,6 +36,11 @@ def training_metrics(outputs: Sequence[torch.Tensor], micro_batches_per_replica:
     }
 
 
+def mean_loss(outputs: Sequence[torch.Tensor], micro_batches_per_replica: int) -> Record:
+    """The first output alone, a loss, in the same way: all that fine-tuning shows of a training call."""
+    return {"loss": outputs[0].double().mean().item() / micro_batches_per_replica}
+
+
 class EvaluationMetrics:
     """Exact means over a whole validation set, whatever its micro batches hold."""
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from .errors import TrainingError
 from .metrics import MetricsFile, Record
+from .tasks import Task, is_evaluated
 
 
 class Reporter:
@@ -24,6 +25,7 @@ class Reporter:
         self,
         output: Path,
         *,
+        task: Task,
         start_step: int,
         keep_until: int,
         total_steps: int,
@@ -33,6 +35,7 @@ class Reporter:
         config: Mapping[str, Any],
     ) -> None:
         self._file = MetricsFile(output / "metrics.jsonl", continue_from=keep_until)
+        self._task = task
         self._start_step, self._total_steps, self._log_steps = start_step, total_steps, log_steps
         self._began = time.perf_counter()
         self._wandb = _start_wandb(output, wandb_project, config) if wandb_project is not None else None
@@ -54,25 +57,22 @@ class Reporter:
             self._bar.update(step - self._bar.n)
             if "loss" in record:
                 self._bar.set_postfix_str(f"loss {record['loss']:.3f} lr {record['learning_rate']:.2e}")
-        evaluated = "eval_mlm_loss" in record
-        if evaluated or (self._bar is None and (step % self._log_steps == 0 or step == self._total_steps)):
+        if is_evaluated(record) or (
+            self._bar is None and (step % self._log_steps == 0 or step == self._total_steps)
+        ):
             self._say(self._line(record, step))
 
     def _line(self, record: Record, step: int) -> str:
         parts = [f"step {step}/{self._total_steps}"]
         if "loss" in record:
             parts += [
-                f"loss {record['loss']:.4f} (mlm {record['mlm_loss']:.4f}, nsp {record['nsp_loss']:.4f})",
-                f"mlm accuracy {record['mlm_accuracy']:.3f}",
+                *self._task.training_parts(record),
                 f"lr {record['learning_rate']:.3e}",
                 f"{record['samples_per_s']:.1f} samples/s",
                 f"ETA {_duration(self._remaining_s(step))}",
             ]
-        if "eval_mlm_loss" in record:
-            parts.append(
-                f"held-out: mlm loss {record['eval_mlm_loss']:.4f}, mlm accuracy "
-                f"{record['eval_mlm_accuracy']:.3f}, nsp accuracy {record['eval_nsp_accuracy']:.3f}"
-            )
+        if is_evaluated(record):
+            parts.append(self._task.evaluation_part(record))
         return " | ".join(parts)
 
     def _remaining_s(self, step: int) -> float:

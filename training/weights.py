@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 
 import data
 import model as models
@@ -44,13 +44,16 @@ def check_vocabulary(folder: Path, tokenizer: data.Tokenizer) -> None:
 
 
 def initial_model(
-    config: models.ModelConfig, *, seed: int, folder: Optional[Path]
-) -> models.PretrainingModel:
-    """A pretraining model with weights from `folder` (checked before), or fresh ones drawn from `seed`."""
+    config: models.ModelConfig, *, head: str, seed: int, folder: Optional[Path]
+) -> Union[models.PretrainingModel, models.SquadModel]:
+    """A model with the `head` "pretraining" or "squad": with weights from `folder` (checked before), where
+    a fine-tuning head that isn't there is drawn from `seed`, or with all weights drawn from `seed`."""
     if folder is None:
-        return models.PretrainingModel(config, seed=seed)
-    model = models.from_pretrained(
-        folder, hidden_dropout=config.hidden_dropout, attention_dropout=config.attention_dropout
+        return (models.SquadModel if head == "squad" else models.PretrainingModel)(config, seed=seed)
+    return models.from_pretrained(
+        folder,
+        head=head,
+        hidden_dropout=config.hidden_dropout,
+        attention_dropout=config.attention_dropout,
+        seed=seed,
     )
-    assert isinstance(model, models.PretrainingModel)
-    return model

@@ -1,0 +1,189 @@
+"""A training from its first or resumed update to its last: what pretraining and fine-tuning share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Union
+
+import torch
+
+import data
+import ipu
+import model as models
+from ipu.options import DevicePlan, training_options
+
+from .checkpoints import Checkpoint, resolve_weights_folder, save_checkpoint
+from .evaluation import Evaluator
+from .files import write_atomically
+from .loop import LoopPlan, Progress, refuse_bad_weights, train
+from .metrics import plain
+from .optimizers import OptimizerPlan, build_optimizer
+from .reporting import Reporter
+from .resume import checkpoint_to_resume, progress_of
+from .schedules import Schedule
+from .signals import StopRequest, ignore_interrupts
+from .tasks import Task
+from .weights import check_weights_folder
+
+if TYPE_CHECKING:
+    from config import Config
+
+TrainedModel = Union[models.PretrainingModel, models.SquadModel]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run's weights come from: the checkpoint it goes on from, a folder of weights, or neither.
+
+    `config` is the run's configuration as it was given; a run that resumes has to have the same.
+    """
+
+    resumed: Optional[Checkpoint]
+    weights: Optional[Path]
+    config: Dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a task brings to be trained.
+
+    `identity` names the data, `state` is what else a checkpoint keeps for the task. `evaluator` makes the
+    evaluation that belongs to a training executor; the last one it made belongs to the trained weights.
+    """
+
+    task: Task
+    model: TrainedModel
+    examples: data.SampleDataset
+    identity: str
+    tokenizer: Optional[data.Tokenizer]
+    evaluator: Callable[[Any], Evaluator]
+    state: Dict[str, Any]
+
+
+def find_start(config: Config, output: Path, *, resume: bool, checkpoint: Optional[Path]) -> Start:
+    """Finds a run's first weights, compares them with the configuration and notes the latter down.
+
+    `checkpoint` is a folder of weights to start anew from, `resume` asks for the newest in `output`. Raises
+    CheckpointError and TrainingError before anything is written.
+    """
+    resumed = checkpoint_to_resume(output, config.to_dict(), resume=resume)
+    weights = None if checkpoint is None else resolve_weights_folder(checkpoint)
+    if resumed is not None:
+        weights = resumed.folder
+    if weights is not None:
+        print(f"weights from {weights}", flush=True)
+        check_weights_folder(weights, config.model_config())
+    write_atomically(output / "resolved.yml", config.to_yaml())
+    return Start(resumed, weights, config.to_dict())
+
+
+def place(model: TrainedModel, config: Config, layers_per_ipu: Any, *, device: ipu.DeviceChoice) -> None:
+    """Gives a model the precision of the device and its place there."""
+    if device.name != "simulator" and config.precision == "float16":
+        model.half()
+    models.annotate(
+        model,
+        layers_per_ipu,
+        embedding_serialization_factor=config.embedding_serialization_factor,
+        recompute_checkpoint_every_layer=config.recompute_checkpoint_every_layer,
+    )
+
+
+def fit(
+    config: Config,
+    job: Job,
+    start: Start,
+    *,
+    device: ipu.DeviceChoice,
+    output: Path,
+    arguments: List[str],
+    stop: StopRequest,
+) -> Progress:
+    """Trains `job.model` to `config.training_steps` or until `stop`; ends with a checkpoint in `output`.
+
+    `arguments` are the command line's. Raises what `train` and `save_checkpoint` raise.
+    """
+    loop, resumed = config.section(LoopPlan), start.resumed
+    optimizer = build_optimizer(job.model, config.section(OptimizerPlan))
+    place(job.model, config, config.layers_per_ipu, device=device)
+    options = training_options(config.section(DevicePlan))
+    executor = ipu.poptorch.trainingModel(job.model, options, optimizer)
+    begin, start_sample = progress_of(resumed), 0
+    if resumed is not None:
+        start_sample = resumed.state["samples"]
+        # The simulator's sums depend on how many threads share them, down to the last bit.
+        torch.set_num_threads(resumed.state["host_threads"])
+        optimizer.load_state_dict({**optimizer.state_dict(), **resumed.optimizer_state()})
+    evaluate = job.evaluator(executor)
+    modes = ipu.poptorch.DataLoaderMode
+    calls_left = -(-(config.training_steps - begin.step) // loop.device_iterations)
+    batches = ipu.poptorch.DataLoader(
+        options,
+        job.examples,
+        batch_size=config.micro_batch_size,
+        sampler=data.SampleStream(start_sample, loop.samples_per_call, calls_left),
+        num_workers=config.dataloader_workers,
+        mode=modes.Async if config.async_dataloader else modes.Sync,
+        collate_fn=data.collate,
+        worker_init_fn=ignore_interrupts,
+        auto_distributed_partitioning=False,
+    )
+
+    def save_model(folder: Path) -> None:
+        models.save_pretrained(job.model, folder)
+        if job.tokenizer is not None:
+            job.tokenizer.save(folder)
+
+    def save(now: Progress) -> Path:
+        refuse_bad_weights(job.model, now.step)
+        state: Dict[str, Any] = {
+            "progress": {"record": plain(now.record), "evaluation_due": now.evaluation_due},
+            "samples": now.step * loop.global_batch_size,
+            "data": job.identity,
+            "rng_state": executor.rng_state,
+            "host_threads": torch.get_num_threads(),
+            **job.state,
+            "config": start.config,
+            "arguments": arguments,
+            "poptorch": ipu.poptorch.__version__,
+        }
+        return save_checkpoint(
+            output,
+            now.step,
+            save_model=save_model,
+            optimizer_state=optimizer.state_dict(),
+            state=state,
+            keep=config.checkpoints_to_keep,
+        )
+
+    reporter = Reporter(
+        output,
+        task=job.task,
+        start_step=begin.step,
+        keep_until=begin.step - 1 if begin.evaluation_due else begin.step,
+        total_steps=config.training_steps,
+        log_steps=config.log_steps,
+        progress_bar=config.progress_bar,
+        wandb_project=config.wandb_project if config.wandb else None,
+        config=config.to_dict(),
+    )
+    try:
+        with stop.deferred():
+            return train(
+                loop,
+                begin,
+                task=job.task,
+                rng_state=resumed.state["rng_state"] if resumed else None,
+                executor=executor,
+                optimizer=optimizer,
+                schedule=config.section(Schedule),
+                batches=batches,
+                evaluate=evaluate,
+                save=save,
+                reporter=reporter,
+                stop=stop,
+            )
+    finally:
+        reporter.close()
+        executor.destroy()
