@@ -148,9 +148,18 @@ class Config:
     async_dataloader: bool = key("prepare the next batch while the device works", False)
 
     squad_version: Literal["1.1", "2.0"] = key("2.0 has questions without an answer", "1.1")
+    train_data: Optional[str] = key(
+        "SQuAD JSON file or hf:NAME to train on; none: squad_version's from Hugging Face", None
+    )
+    validation_data: Optional[str] = key("the same, to evaluate on", None)
     epochs: Optional[float] = key("passes over the training set, in place of training_steps", None, ABOVE_0)
     doc_stride: int = key("tokens between the windows of a long document", 128, AT_LEAST_1)
     max_query_length: int = key("tokens of a question at most", 64, AT_LEAST_1)
+    n_best_size: int = key("answers to a question that nbest_predictions.json lists", 20, AT_LEAST_1)
+    max_answer_length: int = key("tokens of an answer at most", 30, AT_LEAST_1)
+    null_score_diff_threshold: float = key(
+        "no answer where its score is above the best answer's by more", 0.0
+    )
     validation_micro_batch_size: int = key("micro batch size in evaluation", 20, AT_LEAST_1)
     validation_device_iterations: int = key("micro batches of one device call in evaluation", 4, AT_LEAST_1)
     validation_layers_per_ipu: Optional[Tuple[int, ...]] = key(
@@ -196,7 +205,11 @@ class Config:
     enable_half_partials: bool = key("accumulate matmuls in float16", True)
     enable_half_first_order_momentum: bool = key("keep the first moment in float16", False)
     stochastic_rounding: bool = key("round float16 at random so that small updates count", True)
+    floating_point_exceptions: bool = key("stop at an overflow, a division by zero or a NaN on an IPU", False)
     executable_cache: Optional[str] = key("folder for compiled programs", None)
+    compile_only: bool = key("compile for IPUs into executable_cache, without any, and stop", False)
+    synthetic_data: bool = key("no transfers between host and IPUs: the model's own speed", False)
+    profile_folder: Optional[str] = key("folder for PopVision's reports; none: no profile", None)
 
     def __post_init__(self) -> None:
         problems: List[Problem] = []

@@ -31,8 +31,13 @@ TARGET_IPUS: Dict[str, int] = {
 # Besides epochs, which has a rule of its own.
 FINE_TUNING_KEYS = (
     "squad_version",
+    "train_data",
+    "validation_data",
     "doc_stride",
     "max_query_length",
+    "n_best_size",
+    "max_answer_length",
+    "null_score_diff_threshold",
     "validation_micro_batch_size",
     "validation_device_iterations",
     "validation_layers_per_ipu",
@@ -278,6 +283,12 @@ def _memory(config: Config) -> Iterator[Problem]:
 
 
 def _device(config: Config) -> Iterator[Problem]:
+    if config.compile_only and config.executable_cache is None:
+        yield Problem("compile_only", "has nowhere to leave what it compiles; give an executable_cache")
+    if config.compile_only and config.device == "ipu-model":
+        yield Problem(
+            "compile_only", "is for IPUs; Poplar's IPU model compiles nothing to keep: take device ipu"
+        )
     if config.device == "ipu-model" and config.replication_factor > 1:
         yield Problem(
             "replication_factor",

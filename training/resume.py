@@ -16,7 +16,8 @@ from .loop import Progress
 MAY_CHANGE = frozenset(
     """training_steps eval_steps eval_batches checkpoint_steps checkpoints_to_keep log_steps
     wandb wandb_project progress_bar cache_folder dataloader_workers preprocessing_workers async_dataloader
-    device target executable_cache""".split()
+    device target executable_cache validation_data n_best_size max_answer_length null_score_diff_threshold
+    validation_micro_batch_size validation_device_iterations validation_layers_per_ipu""".split()
 )
 
 
