@@ -10,8 +10,17 @@ from typing import Any
 
 from ipu.device import DEVICES, DeviceChoice, DeviceError, select_device
 from ipu.device import resolve as _resolve
+from ipu.distributed import Instances, join_instances
 
-__all__ = ["DEVICES", "DeviceChoice", "DeviceError", "poptorch", "select_device"]
+__all__ = [
+    "DEVICES",
+    "DeviceChoice",
+    "DeviceError",
+    "Instances",
+    "join_instances",
+    "poptorch",
+    "select_device",
+]
 
 
 def __getattr__(name: str) -> Any:

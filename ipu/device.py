@@ -25,6 +25,9 @@ _REMEDY = (
 )
 
 
+_OFFLINE = "asked to compile, which needs no IPU"
+
+
 class DeviceError(ValueError):
     """The device asked for can't be had."""
 
@@ -48,8 +51,10 @@ _chosen: Optional[DeviceChoice] = None
 _module: Optional[ModuleType] = None
 
 
-def select_device(name: str) -> DeviceChoice:
+def select_device(name: str, *, offline: bool = False) -> DeviceChoice:
     """Chooses one of DEVICES for this process and imports its PopTorch.
+
+    `offline`: only to compile, for which PopTorch needs no IPU that answers.
 
     Raises DeviceError for an unknown name, for a device that can't be had, and for a second, different
     choice.
@@ -66,11 +71,11 @@ def select_device(name: str) -> DeviceChoice:
             )
         return _chosen
     if name == "auto":
-        _module, _chosen = _first_that_answers()
+        _module, _chosen = _first_that_answers(offline)
     elif name == "simulator":
         _module, _chosen = _simulator("asked for")
     else:
-        _module, _chosen = _graphcore(name)
+        _module, _chosen = _graphcore(name, offline)
     _asked = name
     return _chosen
 
@@ -83,23 +88,25 @@ def resolve() -> ModuleType:
     return _module
 
 
-def _first_that_answers() -> tuple[ModuleType, DeviceChoice]:
+def _first_that_answers(offline: bool) -> tuple[ModuleType, DeviceChoice]:
     already = sys.modules.get("poptorch")
     if already is not None and _is_drop_in(already):
-        # A program may have been started on the drop-in (PYTHONPATH): that is its choice.
         return _simulator("the simulator's poptorch is the one in use already")
+    if already is None and any(_is_drop_in_folder(folder) for folder in sys.path):
+        return _simulator("the program was started on the simulator's poptorch")
     try:
         module = _import_graphcore()
     except ImportError as error:
         return _simulator(f"PopTorch not importable: {error}")
     if module.ipuHardwareIsAvailable():
         return module, _graphcore_choice(module, "ipu", "an IPU answers")
+    if offline:
+        return module, _graphcore_choice(module, "ipu", _OFFLINE)
     # Two packages of one name don't fit in a process: what was only looked at has to go.
     if already is not None:
         raise DeviceError(
             "no IPU answers, and Graphcore's poptorch was imported before the device was chosen, so the "
-            "simulator "
-            "can't be: choose the device first, or use --device ipu-model"
+            "simulator can't be: choose the device first, or use --device ipu-model"
         )
     _forget("poptorch")
     return _simulator("PopTorch is installed, but no IPU answers")
@@ -118,7 +125,7 @@ def _simulator(reason: str) -> tuple[ModuleType, DeviceChoice]:
     return module, DeviceChoice("simulator", whose, module.__version__, reason)
 
 
-def _graphcore(name: str) -> tuple[ModuleType, DeviceChoice]:
+def _graphcore(name: str, offline: bool) -> tuple[ModuleType, DeviceChoice]:
     already = sys.modules.get("poptorch")
     if already is not None and _is_drop_in(already):
         raise DeviceError(
@@ -140,6 +147,8 @@ def _graphcore(name: str) -> tuple[ModuleType, DeviceChoice]:
         ) from error
     if name == "ipu-model":
         return module, _graphcore_choice(module, name, "asked for")
+    if offline:
+        return module, _graphcore_choice(module, "ipu", _OFFLINE)
     if not module.ipuHardwareIsAvailable():
         raise DeviceError(
             f"device 'ipu' was asked for, and PopTorch {_version(module)} is here, but no IPU answers. Check "
@@ -155,11 +164,15 @@ def _graphcore_choice(module: ModuleType, name: str, reason: str) -> DeviceChoic
 def _import_graphcore() -> ModuleType:
     """Imports poptorch from anywhere but the drop-in."""
     path = list(sys.path)
-    sys.path[:] = [folder for folder in path if Path(folder or ".").resolve() != DROP_IN]
+    sys.path[:] = [folder for folder in path if not _is_drop_in_folder(folder)]
     try:
         return importlib.import_module("poptorch")
     finally:
         sys.path[:] = path
+
+
+def _is_drop_in_folder(folder: str) -> bool:
+    return Path(folder or ".").resolve() == DROP_IN
 
 
 def _is_drop_in(module: ModuleType) -> bool:

@@ -1,19 +1,29 @@
 """The configuration as `poptorch.Options`, for training and for evaluation.
 
 The settings are those of Graphcore's PyTorch BERT recipes (SDK 3.4); what each does to memory and time is
-said beside it.
+said beside it. The simulator takes them all; those that only a compiler for IPUs knows change nothing there.
 """
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
-from typing import Any, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 
 import ipu
 
+from .distributed import ALONE, Instances
 from .placement import pipeline_stages
+
+# Both always come with Graphcore's recipes. The autoloader spreads the transfer of code over tiles;
+# independent replicas don't wait for each other while each of them talks to its host.
+_ENGINE_OPTIONS = {"opt.useAutoloader": "true", "target.syncReplicasIndependently": "true"}
+# Embedding and vocabulary projection share a weight: the gather reads it as the matmul has it laid out, and
+# adds its gradient to the projection's accumulator, in place of a second copy of the table and its gradient.
+# The third keeps additions to a residual in place, where the schedule would have them copied.
+_PATTERNS = {"TiedGather": True, "TiedGatherAccumulate": True, "UpdateInplacePrioritiesForIpu": True}
 
 
 @dataclass(frozen=True)
@@ -32,16 +42,24 @@ class DevicePlan:
     replicated_tensor_sharding: bool
     enable_half_partials: bool
     stochastic_rounding: bool
+    floating_point_exceptions: bool
     auto_loss_scaling: bool
     executable_cache: Optional[str]
+    compile_only: bool
+    synthetic_data: bool
+    profile_folder: Optional[str]
+    ipus_per_replica: int
 
 
-def training_options(plan: DevicePlan) -> Any:
-    """Options of the training executor; outputs are summed over micro batches, per replica."""
+def training_options(plan: DevicePlan, instances: Instances = ALONE) -> Any:
+    """Options of the training executor; outputs are summed over micro batches, per replica.
+
+    Each of several instances has its share of the replicas.
+    """
     poptorch = ipu.poptorch
-    options = _common(plan)
+    options = _common(plan, instances)
     options.deviceIterations(plan.device_iterations)
-    options.replicationFactor(plan.replication_factor)
+    options.replicationFactor(plan.replication_factor // instances.count)
     options.outputMode(poptorch.OutputMode.Sum)
     options.Training.gradientAccumulation(plan.gradient_accumulation)
     reductions = {"mean": poptorch.ReductionType.Mean, "sum": poptorch.ReductionType.Sum}
@@ -57,23 +75,36 @@ def training_options(plan: DevicePlan) -> Any:
     options._Popart.set("disableGradAccumulationTensorStreams", True)
     # Frees the activations of gradients that no weight update waits for.
     options._Popart.set("scheduleNonWeightUpdateGradientConsumersEarly", True)
+    popart = importlib.import_module("popart")
+    # The updates of an IPU's weights run in the order that overlaps them least in memory; IPU 0, whose tied
+    # embedding is updated once for two gradients, is left to the scheduler.
+    schedule = popart.AccumulateOuterFragmentSchedule.OverlapMemoryOptimized
+    options._Popart.set("accumulateOuterFragmentSettings.schedule", int(schedule))
+    options._Popart.set("accumulateOuterFragmentSettings.excludedVirtualGraphs", ["0"])
+    # Copies the inputs of an outlined subgraph when it needs them, not all on entering it.
+    options._Popart.set("subgraphCopyingStrategy", int(popart.SubgraphCopyingStrategy.JustInTime))
+    options._Popart.setPatterns(dict(_PATTERNS))
     return options
 
 
-def inference_options(plan: DevicePlan) -> Any:
-    """Options of the evaluation executor: one replica, every micro batch's outputs come back.
+def inference_options(plan: DevicePlan, instances: Instances = ALONE) -> Any:
+    """Options of the evaluation executor: one replica an instance, every micro batch's outputs come back.
 
     A pipeline needs at least as many device iterations as stages.
     """
-    options = _common(plan)
+    options = _common(plan, instances)
+    options.replicationFactor(1)
     options.deviceIterations(pipeline_stages(plan.layers_per_ipu, plan.task))
     options.outputMode(ipu.poptorch.OutputMode.All)
     return options
 
 
-def _common(plan: DevicePlan) -> Any:
+def _common(plan: DevicePlan, instances: Instances) -> Any:
     poptorch = ipu.poptorch
-    options = poptorch.Options()
+    if instances.launched:
+        options = importlib.import_module("popdist.poptorch").Options(ipus_per_replica=plan.ipus_per_replica)
+    else:
+        options = poptorch.Options()
     options.autoRoundNumIPUs(True)
     # Only the seed of the device: setting it also seeds torch on the host, which no draw of ours uses.
     options.randomSeed(plan.seed)
@@ -82,8 +113,26 @@ def _common(plan: DevicePlan) -> Any:
         {f"IPU{index}": share for index, share in enumerate(plan.matmul_proportion)}
     )
     options.Precision.enableStochasticRounding(plan.stochastic_rounding)
-    if plan.enable_half_partials:
-        options.Precision.setPartialsType(torch.float16)
+    options.Precision.enableFloatingPointExceptions(plan.floating_point_exceptions)
+    options.Precision.setPartialsType(torch.float16 if plan.enable_half_partials else torch.float32)
+    # All at once: setting them a second time would replace the first.
+    options._Popart.setEngineOptions(_engine_options(plan.profile_folder))
     if plan.executable_cache is not None:
         options.enableExecutableCaching(plan.executable_cache)
+    if plan.synthetic_data:
+        options.enableSyntheticData(True)
+    if plan.compile_only:
+        options.useOfflineIpuTarget()
     return options
+
+
+def _engine_options(profile_folder: Optional[str]) -> Dict[str, str]:
+    if profile_folder is None:
+        return dict(_ENGINE_OPTIONS)
+    return {
+        **_ENGINE_OPTIONS,
+        "autoReport.all": "true",
+        "autoReport.directory": profile_folder,
+        # A report of what doesn't fit is what one wants most.
+        "debug.allowOutOfMemory": "true",
+    }

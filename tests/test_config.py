@@ -69,6 +69,12 @@ RULES = [
         "take one of these",
     ),
     ({"device": "ipu-model", "replication_factor": 2}, "replication_factor", "take 1"),
+    ({"compile_only": True}, "compile_only", "give an executable_cache"),
+    (
+        {"compile_only": True, "executable_cache": "x", "device": "ipu-model"},
+        "compile_only",
+        "take device ipu",
+    ),
     ({"lr_warmup": 9}, "lr_warmup", "1 more than training_steps 8"),
     ({"lr_warmup": 1.5}, "lr_warmup", "take 2"),
     ({"lr_end": 1e-7}, "lr_end", "polynomial only"),
