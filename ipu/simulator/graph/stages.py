@@ -1,20 +1,45 @@
-"""The pipeline's stages: what each computes forward, again and backward, and what it keeps meanwhile."""
+"""The pipeline's stages: what each computes forward, again and backward, and what it keeps meanwhile.
+
+F forward stages make 2F - 1 pipeline stages: forward stage s has its backward pass 2(F - 1 - s) pipeline
+cycles later, and the last stage goes backward at once. What the backward pass needs of the forward pass
+waits meanwhile, for each of the micro batches under way (PopART, transforms/pipeline.cpp).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Iterable, Protocol
 
-from .ir import Op
+from .ir import Graph, Op
+
+
+class PipelineSettings(Protocol):
+    """The part of a program's settings (cost/settings.py) that stages depend on."""
+
+    @property
+    def execution(self) -> str: ...
+
+    @property
+    def recompute(self) -> bool: ...
+
+
+# Each IPU has what it needs of these from the start.
+_WEIGHTS = frozenset({"parameter", "buffer", "constant"})
 
 
 @dataclass(frozen=True)
 class Stage:
     """One forward pipeline stage and the backward stage that belongs to it; both on the same IPU.
 
-    :param recompute: forward operations that run again before the backward pass; empty in the last stage.
-    :param stashed: ids of tensors that wait for the backward pass: the stage's inputs and its checkpoints.
-    :param stash_slots: how many micro batches of `stashed` wait at once: 2(F-1-s)+1, 0 in the last stage.
-    :param sends_forward: ids of tensors that go to another IPU; their gradients come back.
+    :param recompute: forward operations that run again before the backward pass, in their order; empty in a
+        pipeline's last stage. Those of one segment run just before its backward pass.
+    :param stashed: ids of tensors that own their memory and wait for the backward pass. With recomputation:
+        those of the stage's inputs and checkpoints from which it starts; else all that the backward pass
+        uses. Random operations repeat their draws from a seed, of a few bytes, which isn't listed.
+    :param stash_slots: how many micro batches of `stashed` wait at once: 2(F-1-s)+1, 0 in the last stage. 1
+        where stages take turns (no pipeline): the tensors themselves, not copies.
+    :param sends_forward: ids of activations that go to the next stage's IPU, from there perhaps further.
+    :param sends_backward: ids of gradients that go to the previous stage's IPU.
     """
 
     index: int
@@ -25,3 +50,110 @@ class Stage:
     stashed: tuple[int, ...]
     stash_slots: int
     sends_forward: tuple[int, ...]
+    sends_backward: tuple[int, ...] = ()
+
+
+def stages_of(graph: Graph, settings: PipelineSettings) -> tuple[Stage, ...]:
+    """The stages of a graph; one for each entry of `graph.stage_ipus`, even where nothing is computed."""
+    forward = [op for op in graph.ops if op.phase == "forward"]
+    backward = [op for op in graph.ops if op.phase == "backward"]
+    uses = _Uses(graph, forward)
+    num_stages = len(graph.stage_ipus)
+    made = []
+    for index, ipu in enumerate(graph.stage_ipus):
+        pipelined = settings.execution == "pipelined"
+        is_last = index == num_stages - 1
+        of_backward = tuple(op for op in backward if op.stage == index)
+        kept: tuple[int, ...] = ()
+        again: tuple[Op, ...] = ()
+        if not (pipelined and is_last):
+            kept, again = uses.kept_and_recomputed(index, of_backward, settings.recompute)
+        made.append(
+            Stage(
+                index=index,
+                ipu=ipu,
+                forward=tuple(op for op in forward if op.stage == index),
+                recompute=again,
+                backward=of_backward,
+                stashed=kept,
+                stash_slots=_stash_slots(index, num_stages, pipelined) if graph.training else 0,
+                sends_forward=_crossing(graph, forward, index, 1),
+                sends_backward=_crossing(graph, backward, index, -1),
+            )
+        )
+    return tuple(made)
+
+
+def _stash_slots(index: int, num_stages: int, pipelined: bool) -> int:
+    if not pipelined:
+        return 1
+    return 0 if index == num_stages - 1 else 2 * (num_stages - 1 - index) + 1
+
+
+class _Uses:
+    """What the backward passes use of the forward passes."""
+
+    def __init__(self, graph: Graph, forward: list[Op]) -> None:
+        self._graph = graph
+        self._producers = {number: op for op in forward for number in op.outputs}
+        self._weights_alone = {tensor.id for tensor in graph.tensors if tensor.role in _WEIGHTS}
+        # What depends on weights alone is the same for every micro batch.
+        for op in forward:
+            if op.inputs and all(number in self._weights_alone for number in op.inputs):
+                self._weights_alone.update(op.outputs)
+
+    def kept_and_recomputed(
+        self, stage: int, backward: Iterable[Op], recompute: bool
+    ) -> tuple[tuple[int, ...], tuple[Op, ...]]:
+        """(tensors that must wait for the backward pass, operations that run again before it)."""
+        kept: set[int] = set()
+        again: set[int] = set()
+        waiting = [number for op in backward for number in op.inputs]
+        seen: set[int] = set()
+        while waiting:
+            number = waiting.pop()
+            if number in seen or number in self._weights_alone:
+                continue
+            seen.add(number)
+            tensor = self._graph.tensors[number]
+            producer = self._producers.get(number)
+            if producer is None and tensor.role != "input":
+                continue  # made by the backward pass itself
+            if producer is None or producer.stage != stage or number in self._graph.checkpoints:
+                kept.add(self._memory(number))
+            elif tensor.base is not None:
+                # A view costs nothing to make again.
+                again.add(producer.index)
+                waiting += producer.inputs
+            elif recompute:
+                again.add(producer.index)
+                waiting += producer.inputs
+            else:
+                kept.add(number)
+        order = sorted(again)
+        return tuple(sorted(kept)), tuple(self._graph.ops[index] for index in order)
+
+    def _memory(self, number: int) -> int:
+        """The tensor to keep: that which owns the memory, or a view of less than half of it itself."""
+        owner = self._graph.owner(number)
+        tensor = self._graph.tensors[number]
+        return number if 2 * tensor.elements < owner.elements else owner.id
+
+
+def _crossing(graph: Graph, ops: list[Op], index: int, direction: int) -> tuple[int, ...]:
+    """Tensors that leave a stage for the next one (direction 1) or the one before (-1).
+
+    What a later stage uses passes through all between. Views travel with their memory.
+    """
+    if not 0 <= index + direction < len(graph.stage_ipus):
+        return ()
+    makers = {number: op.stage for op in ops for number in op.outputs}
+    leaving = set()
+    for op in ops:
+        for number in op.inputs:
+            maker = makers.get(number)
+            if maker is not None and direction * maker <= direction * index < direction * op.stage:
+                owner = graph.owner(number)
+                if owner.role not in _WEIGHTS:
+                    leaving.add(owner.id)
+    return tuple(sorted(leaving))

@@ -218,6 +218,27 @@ def checkpoint(tensors: list[torch.Tensor]) -> None:
     """recomputationCheckpoint was given these; nothing happens unless a model is being compiled."""
     if _recorder is not None:
         _recorder.checkpoint(tensors)
+    run = _trace.current()
+    if run is not None and run.recorder is not None:
+        run.recorder.checkpoint(tensors)
+
+
+@contextlib.contextmanager
+def marked(**marks: Any) -> Iterator[None]:
+    """Inside, captured operations have these attributes, and those of their gradients too."""
+    run = _trace.current()
+    if run is None or run.recorder is None:
+        yield
+        return
+    with run.recorder.marked(**marks):
+        yield
+
+
+def mark_producer(tensor: torch.Tensor, **marks: Any) -> None:
+    """As `marked`, for the operation that computed a tensor."""
+    run = _trace.current()
+    if run is not None and run.recorder is not None:
+        run.recorder.mark_producer(tensor, **marks)
 
 
 def enter_scope(name: str) -> None:

@@ -15,7 +15,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .poptorch_core import MAX_IPUS_PER_PROCESS, createBackendError, usesIpuModel
+from . import enums
+from .poptorch_core import MAX_IPUS_PER_PROCESS, createBackendError, targets, usesIpuModel
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Run:
     def __init__(self) -> None:
         self.identity_losses: list[torch.Tensor] = []
         self.inference_only: list[str] = []  # operations that can't be trained
+        self.recorder: Any = None  # graph.capture.Recorder, where the graph is captured
 
     def begin_block(self, user_id: str | None, ipu_id: int | None) -> None:
         """Blocks only matter to the run that compiles."""
@@ -115,10 +117,15 @@ class Trace(Run):
             raise createBackendError(
                 f"The model specifies the use of {num_ipus} IPUs, however PopTorch must reserve a minimum of "
                 f"{reserved} in order to allow the model to run, because PopTorch must reserve a power of 2 "
-                f"or "
-                "maximum of 64 IPUs per process. Please reconfigure your model to use a different number of "
-                "IPUs "
-                "or set poptorch.Options().autoRoundNumIPUs(True)."
+                "or maximum of 64 IPUs per process. Please reconfigure your model to use a different number "
+                "of IPUs or set poptorch.Options().autoRoundNumIPUs(True)."
+            )
+        offline = self._options.connection_type == enums.ConnectionType.Never.value
+        if on_hardware and not offline and reserved > targets.target().num_ipus:
+            raise createBackendError(
+                f"Failed to acquire {reserved} IPU(s)\nNo device found on the system with {reserved} IPUs: the "
+                f"configuration needs changing ({targets.VARIABLE} names the machine that the simulator stands "
+                f"for, now {targets.target().name} with {targets.target().num_ipus} IPUs)"
             )
 
 

@@ -95,7 +95,8 @@ def serializedMatMul(
     assert isinstance(keep_precision, bool), "keep_precision must be a bool"
     assert isinstance(factor, int), "factor must be an int"
     assert isinstance(mode, MatMulSerializationMode), "mode must be a poptorch.MatMulSerializationMode"
-    return torch.matmul(lhs, rhs)
+    with _graph.marked(serialization=(mode.name, factor)):
+        return torch.matmul(lhs, rhs)
 
 
 def set_available_memory(tensor: torch.Tensor, available_memory_proportion: float) -> torch.Tensor:
@@ -107,6 +108,7 @@ def set_available_memory(tensor: torch.Tensor, available_memory_proportion: floa
             "You may only set available memory for torch.tensor values. "
             f"You have tried to set it for a value of type {type(tensor)}."
         )
+    _graph.mark_producer(tensor, available_memory_proportion=available_memory_proportion)
     return tensor.view_as(tensor)
 
 

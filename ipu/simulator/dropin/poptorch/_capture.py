@@ -1,0 +1,111 @@
+"""Captures a model's graph for the cost model: forward and backward of one micro batch, on fake tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from . import _trace
+from ._casts import ImplicitCasts, holds_float16
+from ._engine import ENGINE_NAME, load
+from ._losses import CompileTap
+from ._numerics import numerics
+from ._structure import tensors, with_tensors
+
+load()
+_capture = importlib.import_module(f"{ENGINE_NAME}.graph.capture")
+_fakes = importlib.import_module(f"{ENGINE_NAME}.graph.fakes")
+
+
+class _Placement:
+    """The forward pipeline stage that a trace is in: a new one begins where the IPU changes, from 0 on."""
+
+    def __init__(self, trace: _trace.Trace) -> None:
+        self._trace = trace
+        self._seen = 0
+        self._now = (0, 0)
+
+    def __call__(self) -> tuple[int, int]:
+        entries = self._trace.entries
+        while self._seen < len(entries):
+            stage, ipu = self._now
+            to = entries[self._seen].ipu
+            self._now = (stage + (to != ipu), to)
+            self._seen += 1
+        return self._now
+
+    @property
+    def stage_ipus(self) -> tuple[int, ...]:
+        ipus = [0] + [entry.ipu for entry in self._trace.entries]
+        return (0, *(after for before, after in pairwise(ipus) if before != after))
+
+
+class _Tap(CompileTap):
+    """Also gives a function the fake of a weight that it holds outside any module."""
+
+    def __init__(self, weights: Any) -> None:
+        super().__init__()
+        self._weights = weights
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        args = tuple(self._weights.of(arg) if isinstance(arg, torch.Tensor) else arg for arg in args)
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def capture(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], options: Any, training: bool
+) -> Any:
+    """The graph (ipu/simulator/graph/ir.py) of one micro batch.
+
+    :param model: its weights may be real, fake or on the meta device; nothing about it changes.
+    :param args, kwargs: one micro batch; of its tensors only shapes and dtypes count.
+
+    Raises poptorch.Error where the model or its options can't be compiled.
+    """
+    mode = _fakes.fake_mode()
+    weights = _fakes.FakeWeights(mode, model, numerics.device_dtype)
+    inputs = [
+        _fakes.fake_like(mode, tensor, numerics.device_dtype(tensor.dtype))
+        for tensor in tensors((args, kwargs))
+    ]
+    args, kwargs = with_tensors((tuple(args), dict(kwargs)), inputs)
+    half = holds_float16([*weights.parameters.values(), *weights.buffers.values(), *inputs])
+    paths = {id(module): name for name, module in model.named_modules()}
+    with weights.swapped_in(), mode, torch.set_grad_enabled(training), _plain_kernels():
+        with _trace.tracing(options) as trace:
+            placement = _Placement(trace)
+            recorder = _capture.Recorder(placement, paths)
+            for name, tensor in weights.parameters.items():
+                recorder.declare(tensor, "parameter", name)
+            for name, tensor in weights.buffers.items():
+                recorder.declare(tensor, "buffer", name)
+            for index, tensor in enumerate(inputs):
+                recorder.declare(tensor, "input", f"input/{index}")
+            trace.recorder = recorder
+            casts = ImplicitCasts() if half else contextlib.nullcontext()
+            with recorder.recording():
+                with _Tap(weights) as tap, casts:
+                    outputs = tensors(model(*args, **kwargs))
+                trace.validate(training)
+                if training:
+                    loss = _loss(tap, trace, outputs)
+                    recorder.backward(loss, weights.parameters.values())
+        return recorder.graph(placement.stage_ipus, inputs, outputs)
+
+
+def _loss(tap: CompileTap, trace: _trace.Trace, outputs: list[torch.Tensor]) -> torch.Tensor:
+    place = tap.find_loss(trace, outputs)
+    found = {"output": outputs, "identity": trace.identity_losses, "function": tap.losses}
+    return found[place.kind][place.index]
+
+
+@contextlib.contextmanager
+def _plain_kernels():
+    """Inside, nothing runs as a kernel that only CPUs have: such would hide what it is composed of."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield

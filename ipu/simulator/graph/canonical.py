@@ -1,0 +1,132 @@
+"""The host's spelling of a graph becomes the device's.
+
+- Dropout: a CPU draws noise, scales it and multiplies; the device has one operation, which draws the same
+  noise again from its seed in the backward pass.
+- Constants: what depends on constants alone is computed by the compiler, not by the program. A tensor of
+  one value that is written to in place is a buffer, so it stays.
+- Casts between types that are one on the device (int32 and int64) are views.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .ir import Phase, Tensor
+
+_EMPTY = frozenset({"empty", "empty_like", "empty_strided", "new_empty"})
+# What these make doesn't depend on the values of their arguments, only on shapes.
+_LIKE = frozenset(
+    """
+    empty_like full_like ones_like zeros_like new_empty new_empty_strided new_full new_ones new_zeros
+    """.split()
+)
+_RANDOM = frozenset(
+    "bernoulli cauchy exponential geometric log_normal multinomial normal poisson rand rand_like randint "
+    "randint_like randn randn_like random randperm rrelu_with_noise uniform native_dropout".split()
+)
+
+
+@dataclass
+class Recorded:
+    """An operation as recorded, with the autograd node of its gradient; otherwise as ir.Op."""
+
+    name: str
+    phase: Phase
+    inputs: list[int]
+    outputs: list[int]
+    module: str
+    stage: int
+    ipu: int
+    segment: int
+    attributes: dict[str, Any]
+    node: int | None
+
+
+def canonicalised(
+    tensors: list[Tensor], ops: list[Recorded], written: set[int]
+) -> tuple[list[Tensor], list[Recorded]]:
+    """The same graph in the device's spelling.
+
+    :param written: tensors that an in-place operation changed later.
+    """
+    ops = _with_dropouts(ops)
+    tensors, ops = _without_equal_casts(tensors, ops)
+    return _without_constants(tensors, ops, written)
+
+
+def _with_dropouts(ops: list[Recorded]) -> list[Recorded]:
+    producers = {number: op for op in ops for number in op.outputs}
+    uses = Counter(number for op in ops for number in op.inputs)
+    kept = []
+    unused: set[int] = set()
+    for op in ops:
+        found = _dropout_noise(op, producers)
+        if found is None:
+            kept.append(op)
+            continue
+        noise, probability = found
+        (value,) = [number for number in op.inputs if number != noise]
+        forward = op.phase == "forward"
+        name = "native_dropout" if forward else "native_dropout_backward"
+        attributes = {"p": probability, "train": True}
+        marks = {key: value for key, value in op.attributes.items() if key == "available_memory_proportion"}
+        kept.append(replace(op, name=name, inputs=[value], attributes={**attributes, **marks}))
+        uses[noise] -= 1
+        if not uses[noise]:
+            unused.add(noise)
+    for noise in unused:
+        scaling = producers[noise]
+        drawing = producers[scaling.inputs[0]]
+        making = producers[drawing.inputs[0]]
+        kept = [op for op in kept if op is not scaling and op is not drawing and op is not making]
+    return kept
+
+
+def _dropout_noise(op: Recorded, producers: dict[int, Recorded]) -> tuple[int, float] | None:
+    """If `op` multiplies by noise that was just drawn: (the noise, the probability of a zero)."""
+    if op.name != "mul" or len(op.inputs) != 2 or op.inputs[0] == op.inputs[1]:
+        return None
+    for number in reversed(op.inputs):
+        scaling = producers.get(number)
+        if scaling is None or scaling.name != "div" or len(scaling.inputs) != 1:
+            continue
+        drawing = producers.get(scaling.inputs[0])
+        if drawing is None or drawing.name != "bernoulli" or len(drawing.inputs) != 1:
+            continue
+        making = producers.get(drawing.inputs[0])
+        if making is not None and making.name in _EMPTY:
+            # bernoulli draws ones with the probability of keeping.
+            return number, round(1.0 - drawing.attributes["p"], 12)
+    return None
+
+
+def _without_equal_casts(tensors: list[Tensor], ops: list[Recorded]) -> tuple[list[Tensor], list[Recorded]]:
+    tensors = list(tensors)
+    changed = []
+    for op in ops:
+        if op.name == "_to_copy" and len(op.inputs) == 1:
+            (source,), (made,) = op.inputs, op.outputs
+            if tensors[source].dtype == tensors[made].dtype and op.attributes.get("dtype") is not None:
+                tensors[made] = replace(tensors[made], base=source)
+                op = replace(op, name="alias", attributes={})
+        changed.append(op)
+    return tensors, changed
+
+
+def _without_constants(
+    tensors: list[Tensor], ops: list[Recorded], written: set[int]
+) -> tuple[list[Tensor], list[Recorded]]:
+    tensors = list(tensors)
+    constant = {tensor.id for tensor in tensors if tensor.role == "constant"}
+    kept = []
+    for op in ops:
+        known = op.name in _LIKE or all(number in constant for number in op.inputs)
+        if not known or op.name in _RANDOM or any(number in written for number in op.outputs):
+            kept.append(op)
+            continue
+        for number in op.outputs:
+            constant.add(number)
+            tensors[number] = replace(tensors[number], role="constant")
+    return tensors, kept

@@ -1,0 +1,343 @@
+"""Records what a model computes, forward and backward, while it runs on fake tensors.
+
+Fake tensors have shapes and dtypes but no memory. Operations are seen below autograd, where what PyTorch
+composes of simpler operations has come apart, and without the bookkeeping of autograd (detach). In-place
+operations are written out of place: they make a new tensor. Identity of tensors is that of the Python
+object, of views that of the storage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import Any, Callable, Iterable, Iterator, Mapping
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.modules import module as torch_module
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from . import autograd, canonical
+from .ir import Graph, Op, Phase, Role, Tensor
+from .schemas import Schema, schema_of
+
+# Another name for the same tensor.
+_ALIASES = frozenset({"alias", "detach", "lift", "lift_fresh"})
+_DEVICE = torch.ops.prim.device.default
+
+# The device has no 64-bit types and no bfloat16.
+_DTYPES = {
+    torch.float64: "float32",
+    torch.bfloat16: "float32",
+    torch.int64: "int32",
+    torch.uint64: "uint32",
+}
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a forward operation stands; the operations of its gradient stand there too."""
+
+    module: str
+    stage: int
+    ipu: int
+    segment: int
+    marks: Mapping[str, Any]
+
+
+@dataclass
+class _Segments:
+    """Recomputation checkpoints so far, by stage."""
+
+    of_stage: dict[int, int] = field(default_factory=dict)
+
+    def of(self, stage: int) -> int:
+        return self.of_stage.get(stage, 0)
+
+    def end(self, stage: int) -> None:
+        self.of_stage[stage] = self.of(stage) + 1
+
+
+class Recorder(TorchDispatchMode):
+    """Stands, above a FakeTensorMode, around a forward; `backward` then follows its gradients.
+
+    :param placement: says, whenever it is asked, the pipeline stage that operations are part of now, and
+        its IPU.
+    :param module_paths: paths of the modules by their id().
+    """
+
+    def __init__(self, placement: Callable[[], tuple[int, int]], module_paths: Mapping[int, str]) -> None:
+        super().__init__()
+        self._marks: Mapping[str, Any] = {}
+        self._placement = placement
+        self._module_paths = module_paths
+        self._path: list[str] = [""]
+        self._phase: Phase = "forward"
+        self._segments = _Segments()
+        self._tensors: list[Tensor] = []
+        self._ops: list[canonical.Recorded] = []
+        self._alive: list[torch.Tensor] = []  # so that no id and no address is used twice
+        self._ids: dict[int, int] = {}  # id() of a tensor -> its number
+        self._owners: dict[int, int] = {}  # address of a storage -> the tensor that owns it now
+        self._sharing: dict[int, list[int]] = {}  # address of a storage -> id()s of the tensors in it
+        self._written: set[int] = set()  # tensors that an in-place operation changed
+        self._origins: dict[int, _Origin] = {}  # autograd node -> the operation that it belongs to
+        self._latest_origin = _Origin("", 0, 0, 0, {})
+        self._gradients: dict[int, int] = {}
+        self._checkpoints: set[int] = set()
+
+    # ---- what the driver tells
+
+    def declare(self, tensor: torch.Tensor, role: Role, name: str) -> int:
+        """A tensor that is there before the model runs; returns its number."""
+        return self._new(tensor, role, name)
+
+    def checkpoint(self, tensors: Iterable[torch.Tensor]) -> None:
+        """The model gave these to recomputationCheckpoint."""
+        for tensor in tensors:
+            number = self._number(tensor)
+            owner = self._owner(number)
+            whole = self._tensors[owner].shape == self._tensors[number].shape
+            self._checkpoints.add(owner if whole else number)
+        self._segments.end(self._placement()[0])
+
+    @contextlib.contextmanager
+    def marked(self, **marks: Any) -> Iterator[None]:
+        """Inside, operations have these attributes, and those of their gradients too."""
+        outer, self._marks = self._marks, {**self._marks, **marks}
+        try:
+            yield
+        finally:
+            self._marks = outer
+
+    def mark_producer(self, tensor: torch.Tensor, **marks: Any) -> None:
+        """Adds attributes to the operation that computed a tensor, and later to those of its gradient."""
+        number = self._number(tensor)
+        for op in reversed(self._ops):
+            if number in op.outputs:
+                if self._tensors[number].base is not None and op.inputs:
+                    number = op.inputs[0]  # a view: its maker is meant
+                    continue
+                op.attributes.update(marks)
+                if op.node is not None and op.node in self._origins:
+                    origin = self._origins[op.node]
+                    self._origins[op.node] = _Origin(
+                        origin.module, origin.stage, origin.ipu, origin.segment, {**origin.marks, **marks}
+                    )
+                return
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Inside, operations are recorded, with the path of the module that runs them."""
+
+        def enter(module: torch.nn.Module, _inputs: Any) -> None:
+            self._path.append(self._module_paths.get(id(module), self._path[-1]))
+
+        def leave(_module: torch.nn.Module, _inputs: Any, _output: Any) -> None:
+            self._path.pop()
+
+        hooks = [
+            torch_module.register_module_forward_pre_hook(enter),
+            torch_module.register_module_forward_hook(leave, always_call=True),
+        ]
+        try:
+            with self:
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def backward(self, loss: torch.Tensor, parameters: Iterable[torch.Tensor]) -> None:
+        """Inside `recording`: follows the gradients of `loss`, which must depend on some parameter."""
+        wanted = [parameter for parameter in parameters if parameter.requires_grad]
+        self._latest_origin = self._here()
+        self._phase = "backward"
+        gradients = torch.autograd.grad(loss, wanted, torch.ones_like(loss), allow_unused=True)
+        for parameter, gradient in zip(wanted, gradients):
+            if gradient is not None:
+                self._gradients[self._number(parameter)] = self._number(gradient)
+
+    def graph(
+        self, stage_ipus: tuple[int, ...], inputs: Iterable[torch.Tensor], outputs: Iterable[torch.Tensor]
+    ) -> Graph:
+        """What was recorded, in the device's spelling."""
+        input_numbers = tuple(self._number(tensor) for tensor in inputs)
+        output_numbers = tuple(self._number(tensor) for tensor in outputs)
+        tensors, ops = canonical.canonicalised(self._tensors, self._ops, self._written)
+        return Graph(
+            tensors=tuple(tensors),
+            ops=tuple(
+                Op(
+                    index=index,
+                    name=op.name,
+                    phase=op.phase,
+                    inputs=tuple(op.inputs),
+                    outputs=tuple(op.outputs),
+                    module=op.module,
+                    stage=op.stage,
+                    ipu=op.ipu,
+                    segment=op.segment,
+                    attributes=op.attributes,
+                )
+                for index, op in enumerate(ops)
+            ),
+            gradients=self._gradients,
+            checkpoints=frozenset(self._checkpoints),
+            stage_ipus=stage_ipus,
+            inputs=input_numbers,
+            outputs=output_numbers,
+        )
+
+    # ---- operations
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is _DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device
+        kwargs = kwargs or {}
+        schema = schema_of(func)
+        if schema.name in _ALIASES:
+            result = func(*args, **kwargs)
+            if isinstance(result, torch.Tensor) and result.shape == args[0].shape:
+                self._bind(result, self._number(args[0]))
+            return result
+        call = schema.bind(args, kwargs)
+        # Numbers first: an in-place operation changes which number its argument has.
+        inputs = [self._number(tensor) for tensor in call.tensors]
+        node = autograd.latest_node() if self._phase == "forward" else None
+        origin = self._origin(node)
+        result = func(*args, **kwargs)
+        outputs = self._outputs(schema, call.written, inputs, result)
+        attributes = {**call.attributes, **origin.marks} if origin.marks else call.attributes
+        self._ops.append(
+            canonical.Recorded(
+                schema.name,
+                self._phase,
+                inputs,
+                outputs,
+                origin.module,
+                origin.stage,
+                origin.ipu,
+                origin.segment,
+                attributes,
+                node,
+            )
+        )
+        return result
+
+    def _here(self) -> _Origin:
+        stage, ipu = self._placement()
+        return _Origin(self._path[-1], stage, ipu, self._segments.of(stage), self._marks)
+
+    def _origin(self, forward_node: int | None) -> _Origin:
+        if forward_node is not None:
+            here = self._here()
+            self._origins.setdefault(forward_node, here)
+            return here
+        running = autograd.running_node()
+        if running is not None and running in self._origins:
+            self._latest_origin = self._origins[running]
+        # What a backward pass runs forward (torch.utils.checkpoint) has gradients of its own.
+        self._origins.setdefault(autograd.latest_node(), self._latest_origin)
+        return self._latest_origin
+
+    def _outputs(
+        self, schema: Schema, written: list[torch.Tensor], inputs: list[int], result: Any
+    ) -> list[int]:
+        outputs = []
+        for tensor in _tensors_of(result):
+            if any(tensor is one for one in written):
+                continue
+            address = _address(tensor)
+            if address in self._owners:
+                outputs.append(self._view(tensor, address))
+            else:
+                outputs.append(self._new(tensor, "activation", ""))
+        outputs += [self._overwritten(tensor) for tensor in written]
+        return outputs
+
+    # ---- tensors
+
+    def _number(self, tensor: torch.Tensor) -> int:
+        number = self._ids.get(id(tensor))
+        if number is not None:
+            return number
+        address = _address(tensor)
+        if address not in self._owners:
+            return self._new(tensor, "constant", "")
+        owner = self._tensors[self._owners[address]]
+        if owner.shape == tuple(tensor.shape) and owner.dtype == _dtype(tensor):
+            self._bind(tensor, owner.id)
+            return owner.id
+        # Part of a tensor that was changed in place since, or another name that PyTorch didn't tell of.
+        number = self._view(tensor, address)
+        here = self._origin(autograd.latest_node() if self._phase == "forward" else None)
+        self._ops.append(
+            canonical.Recorded(
+                "as_strided",
+                self._phase,
+                [owner.id],
+                [number],
+                here.module,
+                here.stage,
+                here.ipu,
+                here.segment,
+                {},
+                None,
+            )
+        )
+        return number
+
+    def _new(self, tensor: torch.Tensor, role: Role, name: str) -> int:
+        number = self._add(tensor, role, name, None)
+        self._owners[_address(tensor)] = number
+        self._bind(tensor, number)
+        return number
+
+    def _view(self, tensor: torch.Tensor, address: int) -> int:
+        number = self._add(tensor, "activation", "", self._owners[address])
+        self._bind(tensor, number)
+        return number
+
+    def _overwritten(self, tensor: torch.Tensor) -> int:
+        """The tensor that owns the storage of `tensor` after an in-place operation on it."""
+        address = _address(tensor)
+        owner = self._tensors[self._owners[address]]
+        self._written.add(owner.id)
+        number = len(self._tensors)
+        self._tensors.append(Tensor(number, owner.shape, owner.dtype, "activation"))
+        self._owners[address] = number
+        for identity in self._sharing.pop(address):
+            self._ids.pop(identity, None)
+        return number
+
+    def _add(self, tensor: torch.Tensor, role: Role, name: str, base: int | None) -> int:
+        number = len(self._tensors)
+        self._tensors.append(Tensor(number, tuple(tensor.shape), _dtype(tensor), role, name, base))
+        return number
+
+    def _bind(self, tensor: torch.Tensor, number: int) -> None:
+        self._ids[id(tensor)] = number
+        self._sharing.setdefault(_address(tensor), []).append(id(tensor))
+        self._alive.append(tensor)
+
+    def _owner(self, number: int) -> int:
+        base = self._tensors[number].base
+        return number if base is None else self._owner(base)
+
+
+def _address(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return _DTYPES.get(tensor.dtype) or str(tensor.dtype).removeprefix("torch.")
+
+
+def _tensors_of(result: Any) -> list[torch.Tensor]:
+    if isinstance(result, torch.Tensor):
+        return [result]
+    if isinstance(result, (tuple, list)):
+        return [tensor for part in result for tensor in _tensors_of(part)]
+    return []
