@@ -1,0 +1,101 @@
+"""What a tensor takes on the device, where PopART doesn't keep it as PyTorch does.
+
+PyTorch's graph has tensors that never stand in an IPU's memory as such:
+
+- The mask of a dropout: its backward pass draws the same numbers again from the seed (PopART's dropout).
+- The gradient of a negative log likelihood, as wide as the logits: computed together with that of the softmax
+  (PopART's pattern NlllWithSoftmaxGradDirect).
+- A weight's gradient behind its production: it is added to the accumulator at once, so that the sum over
+  several uses of a tied weight is never a tensor; an embedding's rows are added straight to theirs (patterns
+  TiedGatherAccumulate, SparseAccumulate); of a serialised matmul, only one slice lives at a time.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Mapping
+
+from ..graph.ir import Graph, Op
+
+_MASKED = {"native_dropout": 1}  # operation -> position of the output that is a mask
+_ROWS = {"embedding_dense_backward", "embedding_backward", "index_put", "index_add"}
+
+
+@dataclass(frozen=True)
+class Materialised:
+    """:param bytes: of tensors (by id) that take something else than their own size.
+    :param sums: indices of operations that only add weights' gradients: the accumulator does it.
+    """
+
+    bytes: Mapping[int, int]
+    sums: frozenset[int]
+
+
+def is_view(op: Op, graph: Graph) -> bool:
+    """Whether an operation computes nothing: all that it gives is memory of its inputs."""
+    return all(graph.tensors[tensor_id].base is not None for tensor_id in op.outputs)
+
+
+def materialised(graph: Graph) -> Materialised:
+    """How the tensors of `graph` stand in memory. Ids are those of tensors that own their memory."""
+    producer: dict[int, Op] = {}
+    consumers: dict[int, list[Op]] = defaultdict(list)
+    for op in graph.ops:
+        if not is_view(op, graph):
+            producer.update((graph.owner(tensor_id).id, op) for tensor_id in op.outputs)
+            for tensor_id in op.inputs:
+                consumers[graph.owner(tensor_id).id].append(op)
+
+    bytes_of: dict[int, int] = {}
+    for op in graph.ops:
+        if op.name in _MASKED and len(op.outputs) > _MASKED[op.name]:
+            bytes_of[graph.owner(op.outputs[_MASKED[op.name]]).id] = 0
+        if op.name == "nll_loss_backward":
+            used_by = {consumer.name for consumer in consumers[op.outputs[0]]}
+            if used_by == {"_log_softmax_backward_data"}:
+                bytes_of[op.outputs[0]] = 0
+
+    factors = serialization_factors(graph)
+    sums: set[int] = set()
+    for parameter, gradient in graph.gradients.items():
+        pending = [gradient]
+        while pending:
+            tensor_id = graph.owner(pending.pop()).id
+            op_or_none = producer.get(tensor_id)
+            if op_or_none is None or any(op.index not in sums for op in consumers[tensor_id]):
+                continue  # it is needed elsewhere too
+            if _is_sum(op_or_none, graph):
+                sums.add(op_or_none.index)
+                bytes_of[tensor_id] = 0
+                pending += op_or_none.inputs
+            elif op_or_none.name in _ROWS:
+                bytes_of[tensor_id] = 0
+            else:
+                factor = factors.get((parameter, op_or_none.module), 1)
+                bytes_of[tensor_id] = -(-graph.tensors[tensor_id].bytes // factor)
+    return Materialised(bytes_of, frozenset(sums))
+
+
+def serialization_factors(graph: Graph) -> dict[tuple[int, str], int]:
+    """Slices of serialised matmuls: (id of a parameter, path of the module that uses it) -> their number."""
+    factors: dict[tuple[int, str], int] = {}
+    for op in graph.ops:
+        if op.phase == "forward" and "serialization" in op.attributes:
+            factor = int(op.attributes["serialization"][1])
+            for tensor_id in op.inputs:
+                owner = graph.owner(tensor_id)
+                if owner.role == "parameter":
+                    factors[owner.id, op.module] = factor
+    return factors
+
+
+def _is_sum(op: Op, graph: Graph) -> bool:
+    """An addition of two gradients of the same weight: both of the output's size."""
+    size = graph.tensors[op.outputs[0]].elements
+    return (
+        op.name == "add"
+        and op.phase == "backward"
+        and len(op.inputs) == 2
+        and all(graph.tensors[tensor_id].elements == size for tensor_id in op.inputs)
+    )
