@@ -58,6 +58,7 @@ def stages_of(graph: Graph, settings: PipelineSettings) -> tuple[Stage, ...]:
     forward = [op for op in graph.ops if op.phase == "forward"]
     backward = [op for op in graph.ops if op.phase == "backward"]
     uses = _Uses(graph, forward)
+    weights_gradients = _weights_gradients(graph, backward)
     num_stages = len(graph.stage_ipus)
     made = []
     for index, ipu in enumerate(graph.stage_ipus):
@@ -78,7 +79,7 @@ def stages_of(graph: Graph, settings: PipelineSettings) -> tuple[Stage, ...]:
                 stashed=kept,
                 stash_slots=_stash_slots(index, num_stages, pipelined) if graph.training else 0,
                 sends_forward=_crossing(graph, forward, index, 1),
-                sends_backward=_crossing(graph, backward, index, -1),
+                sends_backward=_crossing(graph, backward, index, -1, weights_gradients),
             )
         )
     return tuple(made)
@@ -140,7 +141,25 @@ class _Uses:
         return number if 2 * tensor.elements < owner.elements else owner.id
 
 
-def _crossing(graph: Graph, ops: list[Op], index: int, direction: int) -> tuple[int, ...]:
+def _weights_gradients(graph: Graph, backward: list[Op]) -> frozenset[int]:
+    """Gradients of weights, and what they are sums of: a weight that two stages use has one IPU, which adds
+    both to its accumulator there.
+    """
+    makers = {number: op for op in backward for number in op.outputs}
+    found: set[int] = set()
+    waiting = list(graph.gradients.values())
+    while waiting:
+        number = waiting.pop()
+        found.add(graph.owner(number).id)
+        maker = makers.get(graph.owner(number).id)
+        if maker is not None and maker.name == "add":
+            waiting += maker.inputs
+    return frozenset(found)
+
+
+def _crossing(
+    graph: Graph, ops: list[Op], index: int, direction: int, staying: frozenset[int] = frozenset()
+) -> tuple[int, ...]:
     """Tensors that leave a stage for the next one (direction 1) or the one before (-1).
 
     What a later stage uses passes through all between. Views travel with their memory.
@@ -154,6 +173,6 @@ def _crossing(graph: Graph, ops: list[Op], index: int, direction: int) -> tuple[
             maker = makers.get(number)
             if maker is not None and direction * maker <= direction * index < direction * op.stage:
                 owner = graph.owner(number)
-                if owner.role not in _WEIGHTS:
+                if owner.role not in _WEIGHTS and owner.id not in staying:
                     leaving.add(owner.id)
     return tuple(sorted(leaving))

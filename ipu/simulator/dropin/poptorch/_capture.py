@@ -15,7 +15,10 @@ from ._casts import ImplicitCasts, holds_float16
 from ._engine import ENGINE_NAME, load
 from ._losses import CompileTap
 from ._numerics import numerics
+from ._settings import settings_of
 from ._structure import tensors, with_tensors
+
+__all__ = ["capture", "settings_of"]
 
 load()
 _capture = importlib.import_module(f"{ENGINE_NAME}.graph.capture")
