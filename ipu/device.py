@@ -51,15 +51,18 @@ _chosen: Optional[DeviceChoice] = None
 _module: Optional[ModuleType] = None
 
 
-def select_device(name: str, *, offline: bool = False) -> DeviceChoice:
+def select_device(name: str, *, offline: bool = False, target: Optional[str] = None) -> DeviceChoice:
     """Chooses one of DEVICES for this process and imports its PopTorch.
 
-    `offline`: only to compile, for which PopTorch needs no IPU that answers.
+    `offline`: only to compile, for which PopTorch needs no IPU that answers. `target`: the machine that the
+    simulator stands for.
 
     Raises DeviceError for an unknown name, for a device that can't be had, and for a second, different
     choice.
     """
     global _asked, _chosen, _module
+    if target is not None:
+        os.environ["IPU_SIMULATOR_TARGET"] = target
     if name not in DEVICES:
         raise DeviceError(f"unknown device {name!r}: choose one of {', '.join(DEVICES)}")
     if _chosen is not None:
@@ -113,6 +116,8 @@ def _first_that_answers(offline: bool) -> tuple[ModuleType, DeviceChoice]:
 
 
 def _simulator(reason: str) -> tuple[ModuleType, DeviceChoice]:
+    # The banner is the line that says so; the drop-in would print one of its own.
+    os.environ["IPU_SIMULATOR_ANNOUNCED"] = "1"
     if "poptorch" not in sys.modules:
         sys.path.insert(0, str(DROP_IN))
     module = importlib.import_module("poptorch")

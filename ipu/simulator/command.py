@@ -11,13 +11,11 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from . import POPTORCH_VERSION
-from .targets import UnknownTarget, target
+from .announcement import announce, announcement
+from .targets import UnknownTarget
 
 DROP_IN = Path(__file__).resolve().parent / "dropin"
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-_IPU_MODEL_VARIABLES = ("POPTORCH_IPU_MODEL", "POPTORCH_SMALL_IPU_MODEL")
 
 # What Python itself answers with when it can't run what it was given.
 _USAGE_STATUS = 2
@@ -89,18 +87,10 @@ def _replace_process(arguments: list[str]) -> NoReturn:
     if sys.flags.ignore_environment:
         _refuse("Python's options -E and -I hide PYTHONPATH, on which the simulator's poptorch comes in")
     try:
-        machine = target()
+        announcement()
     except UnknownTarget as error:
         _refuse(str(error))
-    if any(os.environ.get(name, "").strip("0").isdigit() for name in _IPU_MODEL_VARIABLES):
-        stands_for = "Poplar's IPU model"
-    else:
-        stands_for = f"{machine.name} ({machine.num_ipus} IPUs)"
-    print(
-        f"ipu.simulator: no IPU and no SDK in use; poptorch {POPTORCH_VERSION} stands for {stands_for}",
-        file=sys.stderr,
-        flush=True,
-    )
+    announce()
     environment = {**os.environ, "PYTHONPATH": _python_path()}
     os.execve(sys.executable, [sys.executable, *_interpreter_options(), *arguments], environment)
 

@@ -14,6 +14,7 @@ from . import _logging, _utils, enums, ops, optim, options, poptorch_core, profi
 from ._accessor import AsynchronousDataAccessor
 from ._custom_args import ICustomArgParser, registerCustomArgParser, registerGeometricCustomArgParsers
 from ._dataloader import DataLoader, _SubDataset
+from ._engine import announce as _announce
 from ._engine import simulator as _simulator
 from ._entry import inferenceModel, trainingModel
 from ._files import importPoptorchMetadataFromFile, load
@@ -41,6 +42,7 @@ __version__ = _simulator.POPTORCH_VERSION
 
 def _prepare_process() -> None:
     """What importing PopTorch does to a process besides defining names."""
+    _announce()
     # RDMA and fork() together are unsafe unless this is set first.
     _os.environ.setdefault("RDMAV_FORK_SAFE", "1")
     _logging.install()

@@ -93,7 +93,6 @@ class ArgumentParser:
             self._warn_once("Input tensors have requires_grad set; they are detached from their graph.")
         if not leaf.is_contiguous():
             self._warn_once("Input tensors aren't contiguous; they are copied into contiguous ones.")
-            leaf = leaf.contiguous()
         return leaf.detach()
 
     def _warn_once(self, text: str) -> None:

@@ -6,6 +6,7 @@ A foreign program has only the drop-in's folder on its path, and may have packag
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -32,3 +33,4 @@ def load() -> ModuleType:
 
 
 simulator = load()
+announce = importlib.import_module(f"{ENGINE_NAME}.announcement").announce

@@ -8,7 +8,7 @@ import torch
 
 from . import _impl, enums, optim
 from ._poplar_executor import PoplarExecutor
-from .options import Options
+from .options import Options, PipelinedExecution
 from .poptorch_core import createPoptorchError
 
 _POPTORCH_VERSION = "3.4.0"
@@ -51,11 +51,16 @@ def inferenceModel(model: torch.nn.Module | PoplarExecutor, options: Options | N
     model = _user_model(model)
     executor_options = _resolved(options, enums.OutputMode.All)
     if executor_options.Training.gradient_accumulation != 1:
-        raise createPoptorchError(
+        message = (
             "You must set poptorch.Options().Training.gradientAccumulation to 1 or leave it as its default "
-            "value (1) when running a poptorch.inferenceModel(). Use poptorch.Options().deviceIterations to "
-            "process a sufficient number of batches each run for pipelined execution instead."
+            "value (1) when running a poptorch.inferenceModel()."
         )
+        if isinstance(executor_options._execution_strategy, PipelinedExecution):
+            message += (
+                " Use poptorch.Options().deviceIterations to process a sufficient number of batches each run "
+                "for pipelined execution instead."
+            )
+        raise createPoptorchError(message)
     return PoplarExecutor(
         model=_impl.shallow_copy(model),
         options=executor_options,

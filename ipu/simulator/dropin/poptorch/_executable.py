@@ -12,7 +12,7 @@ from ._args import Arguments, check_batch_dimension
 from ._casts import ImplicitCasts, holds_float16
 from ._device_weights import DeviceWeights
 from ._losses import CompileTap, LossPlace, LossTap
-from ._numerics import numerics
+from ._numerics import arithmetic, computes_as_ipu, numerics, reduction, state_rounding
 from ._structure import map_leaves, tensors, with_tensors
 from .poptorch_core import createBackendError, createPoptorchError
 
@@ -47,6 +47,10 @@ class Executable:
         self._options = options
         self._training = training
         self._randomness = randomness
+        # Around what the model computes, and for what training keeps: None in float32.
+        as_ipu = computes_as_ipu()
+        self._arithmetic = arithmetic(options) if as_ipu else None
+        self.rounding = state_rounding(options, randomness) if as_ipu else None
         accumulation = options.Training.gradient_accumulation if training else 1
         if isinstance(compiled, Arguments):
             check_batch_dimension(compiled, options, accumulation)
@@ -95,15 +99,15 @@ class Executable:
             for name, tensor in zip(self.weights.names, self.weights.device_parameters)
         }
 
+    def _float16(self) -> Any:
+        return contextlib.nullcontext() if self._arithmetic is None else self._arithmetic
+
     def _casts(self) -> Any:
         return ImplicitCasts() if self._half else contextlib.nullcontext()
 
     def _trace_model(self, arguments: Arguments) -> None:
         first = numerics.MicroBatch(0, 0, 0)
-        inputs = [
-            self.plan.micro_input(numerics.to_device_dtype(tensor), first).clone()
-            for tensor in arguments.tensors
-        ]
+        inputs = [self.plan.micro_input(_on_device(tensor), first).clone() for tensor in arguments.tensors]
         args, kwargs = arguments.replaced(inputs)
         with (
             self.weights.swapped_in(),
@@ -111,6 +115,8 @@ class Executable:
             numerics.host_generator_kept(),
             _members_kept(self._model),
             torch.set_grad_enabled(self._training),
+            self._float16(),
+            _stopping(),
         ):
             self._randomness.seed_micro_batch(0, 0)
             with _trace.tracing(self._options) as trace:
@@ -134,34 +140,51 @@ class Executable:
                 self._loss = tap.find_loss(trace, tensors(output))
         self._output = map_leaves(output, _placeholder)
 
-    def run(self, arguments: Arguments, update: Callable[[Any], None]) -> Any:
-        """One call: every micro batch forward (and, in training, backward and `update`) -> the outputs."""
+    def run(self, arguments: Arguments, optimizer: Any) -> Any:
+        """One call: every micro batch forward -> the outputs.
+
+        In training also backward and `optimizer.update`; an OptimizerOnDevice is needed for it.
+        """
         self._inputs.check(arguments)
-        inputs = [numerics.to_device_dtype(tensor) for tensor in arguments.tensors]
-        if self._options._Popart.options.get("syntheticDataMode", 0):
+        inputs = [_on_device(tensor) for tensor in arguments.tensors]
+        synthetic = bool(self._options._Popart.options.get("syntheticDataMode", 0))
+        if synthetic:
             # Zeros, whatever the mode: other made-up integers could point outside a table.
             inputs = [torch.zeros_like(tensor) for tensor in inputs]
+        versions = [_version(tensor) for tensor in inputs]
         collector = numerics.OutputCollector(
             self.plan, _RETURNED[self._options.output_mode], self._options.output_return_period
         )
         program = numerics.Program(
-            self.plan, self._forward(arguments), self._randomness, self.weights.enter_replica
+            self.plan,
+            self._forward(arguments),
+            self._randomness,
+            self.weights.enter_replica,
+            self._float16,
         )
-        with self.weights.swapped_in(), self._flags_of_compilation():
+        with self.weights.swapped_in(), self._flags_of_compilation(), _stopping():
             if self._training:
                 trainable = [self.weights.parameters[i] for i in self.weights.trainable]
-                mean = (
-                    self._options.Training.accumulation_and_replication_reduction_type
-                    == enums.ReductionType.Mean
-                )
                 results = numerics.run_training(
-                    program, inputs, trainable, update, collector, mean, self._processes
+                    program, inputs, trainable, optimizer.update, collector, self._gradients(optimizer)
                 )
             else:
                 results = numerics.run_inference(program, inputs, collector)
+        if not synthetic:
+            _copy_back(arguments.tensors, inputs, versions)
         for result in results:
             result.backward = _refuse_backward
         return with_tensors(self._output, results)
+
+    def _gradients(self, optimizer: Any) -> Any:
+        """What takes the micro batches' gradients together."""
+        if self.rounding is None:
+            return numerics.BackwardSums(self.plan, reduction(self._options), self._processes)
+        settings = numerics.AccumulatorSettings(
+            optimizer.accumulator_type, reduction(self._options), optimizer.loss_scaling
+        )
+        names = [self.weights.names[i] for i in self.weights.trainable]
+        return numerics.TypedAccumulators(self.plan, settings, self._processes, self.rounding, names)
 
     def _forward(self, arguments: Arguments) -> Callable[[list[torch.Tensor]], Any]:
         def forward(inputs):
@@ -195,6 +218,23 @@ class Executable:
                 module.training = not module.training
 
 
+def _on_device(tensor: torch.Tensor) -> torch.Tensor:
+    """The caller's tensor as the device has it; the same memory where nothing is to be converted."""
+    return numerics.to_device_dtype(tensor).contiguous()
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """Counts changes in place; tensors of torch.inference_mode have no count."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _copy_back(callers: list[torch.Tensor], inputs: list[torch.Tensor], versions: list[int]) -> None:
+    """What the model changed in place changes in the caller's tensor, also where the device had a copy."""
+    for caller, tensor, version in zip(callers, inputs, versions):
+        if _version(tensor) != version and tensor.data_ptr() != caller.data_ptr():
+            caller.copy_(tensor)
+
+
 def _check_target(options: Any) -> None:
     poptorch_core._validateOptions(options.toDict())
     never = options.connection_type == enums.ConnectionType.Never.value
@@ -214,6 +254,19 @@ def _processes(options: Any, training: bool) -> Any:
         return numerics.Processes(options.Distributed.processId, count)
     except ValueError as problem:
         raise createPoptorchError(str(problem)) from problem
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """A floating-point exception inside is a poptorch.Error, as on the device."""
+    try:
+        yield
+    except numerics.FloatingPointException as exception:
+        raise createBackendError(
+            f"{exception}. Precision.enableFloatingPointExceptions(True) stops the program there; with float16 "
+            "a lower loss_scaling or learning rate may help.",
+            "poplar_application_runtime_error",
+        ) from exception
 
 
 @contextlib.contextmanager

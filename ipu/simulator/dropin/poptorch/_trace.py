@@ -121,11 +121,12 @@ class Trace(Run):
                 "of IPUs or set poptorch.Options().autoRoundNumIPUs(True)."
             )
         offline = self._options.connection_type == enums.ConnectionType.Never.value
-        if on_hardware and not offline and reserved > targets.target().num_ipus:
+        machine = targets.target()
+        if on_hardware and not offline and reserved > machine.num_ipus:
             raise createBackendError(
-                f"Failed to acquire {reserved} IPU(s)\nNo device found on the system with {reserved} IPUs: the "
-                f"configuration needs changing ({targets.VARIABLE} names the machine that the simulator stands "
-                f"for, now {targets.target().name} with {targets.target().num_ipus} IPUs)"
+                f"Failed to acquire {reserved} IPU(s)\n"
+                f"No device found on the system with {reserved} IPUs: the configuration needs changing "
+                f"({machine.name} has {machine.num_ipus}; {targets.VARIABLE} names the simulator's machine)"
             )
 
 
