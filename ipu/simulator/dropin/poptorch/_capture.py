@@ -18,11 +18,12 @@ from ._numerics import numerics
 from ._settings import settings_of
 from ._structure import tensors, with_tensors
 
-__all__ = ["capture", "settings_of"]
+__all__ = ["capture", "settings_of", "without_memory"]
 
 load()
 _capture = importlib.import_module(f"{ENGINE_NAME}.graph.capture")
 _fakes = importlib.import_module(f"{ENGINE_NAME}.graph.fakes")
+without_memory = _fakes.without_memory
 
 
 class _Placement:
@@ -109,6 +110,9 @@ def _loss(tap: CompileTap, trace: _trace.Trace, outputs: list[torch.Tensor]) -> 
 
 @contextlib.contextmanager
 def _plain_kernels():
-    """Inside, nothing runs as a kernel that only CPUs have: such would hide what it is composed of."""
-    with sdpa_kernel(SDPBackend.MATH):
+    """Inside, tensors are made on the CPU unless a program says otherwise, and nothing runs as a kernel that
+    only CPUs have: such would hide what it is composed of.
+    """
+    on_cpu = torch.get_default_device().type == "cpu"
+    with sdpa_kernel(SDPBackend.MATH), contextlib.nullcontext() if on_cpu else torch.device("cpu"):
         yield
