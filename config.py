@@ -162,6 +162,7 @@ class Config:
     )
     validation_micro_batch_size: int = key("micro batch size in evaluation", 20, AT_LEAST_1)
     validation_device_iterations: int = key("micro batches of one device call in evaluation", 4, AT_LEAST_1)
+    validation_matmul_proportion: float = key("share of memory for matmuls in evaluation", 0.25, "(0, 1]")
     validation_layers_per_ipu: Optional[Tuple[int, ...]] = key(
         "placement in evaluation; none: half of the layers on each of two IPUs", None, AT_LEAST_0
     )

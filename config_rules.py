@@ -40,6 +40,7 @@ FINE_TUNING_KEYS = (
     "null_score_diff_threshold",
     "validation_micro_batch_size",
     "validation_device_iterations",
+    "validation_matmul_proportion",
     "validation_layers_per_ipu",
 )
 CLIPPING_OPTIMIZERS = ("sgd", "adam", "adamw")

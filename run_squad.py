@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
-"""Scores answers to SQuAD's questions.
+"""Fine-tunes GroupBERT or BERT on SQuAD, evaluates it, answers questions, and scores answers.
 
+    python run_squad.py --config squad_demo --checkpoint output/demo
+    python run_squad.py --config squad_demo --checkpoint output/squad_demo --predict questions.json
     python run_squad.py --score predictions.json --data dev-v1.1.json.gz
 
 `main(argv)` returns a result; only `__main__` turns it, or an error, into an exit status.
@@ -10,30 +12,272 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple, Union
 
+import command_line
+import config as configuration
+import ipu
+from config import Config, ConfigError
 from data import DataError
-from data.squad import evaluate, read_json, read_questions
+from data.squad import (
+    Answered,
+    PreparedQuestions,
+    QuestionSet,
+    SquadDataOptions,
+    SquadDataset,
+    evaluate,
+    prediction_files,
+    prepare_questions,
+    read_json,
+    read_questions,
+    read_split,
+    squad_tokenizer,
+)
+
+if TYPE_CHECKING:
+    from data import Tokenizer
+    from training import Evaluator, StopRequest
 
 
-def main(argv: Optional[Sequence[str]] = None) -> Dict[str, Any]:
-    """Scores a file of predictions, prints the result as one JSON object on stdout, and returns it.
+@dataclass(frozen=True)
+class SquadResult:
+    """What a run leaves. `scores` are eval_exact, eval_f1 (percent) and so on, see data.squad.evaluate; none
+    after a stop and for --predict. `checkpoint` is the last one, or the one that was evaluated."""
+
+    output: Path
+    step: int
+    scores: Dict[str, float]
+    answered: List[Answered]
+    checkpoint: Optional[Path]
+    interrupted_by: Optional[str]
+
+
+def main(argv: Optional[Sequence[str]] = None) -> Union[SquadResult, Dict[str, Any]]:
+    """Runs one fine-tuning, evaluation or prediction; --score prints and returns one JSON object instead.
 
     Raises ValueError subclasses for mistakes that a user can mend.
     """
-    flags = _parse(list(sys.argv[1:] if argv is None else argv))
-    if flags.score is None:
-        raise DataError(
-            "run_squad.py can't fine-tune yet: it scores existing predictions. "
-            "Give --score PREDICTIONS --data FILE."
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    flags = _parse(arguments)
+    if flags.score is not None:
+        scores = score(flags.score, flags.data)
+        print(json.dumps(scores))
+        return scores
+    config = command_line.load_config(flags, "squad")
+    device = command_line.choose_device(config)
+    command_line.print_configuration(flags.config, config)
+
+    from training import hold_folder, stop_on_signals
+
+    apart = "-evaluation" if flags.evaluate_only else "-answers" if flags.predict else ""
+    output = flags.output or Path("output") / f"{flags.config}{apart}"
+    with stop_on_signals() as stop, hold_folder(output):
+        if apart:
+            return _answer(config, device, output, flags, stop)
+        return _fine_tune(config, device, output, flags, arguments, stop)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = command_line.parser((__doc__ or "").splitlines()[0], required=False)
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="start from these weights: a pretrained model's, or with --evaluate-only and --predict a "
+        "fine-tuned one's",
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--resume", action="store_true", help="go on from the newest good checkpoint in --output"
+    )
+    what.add_argument("--evaluate-only", action="store_true", help="evaluate --checkpoint, without training")
+    what.add_argument(
+        "--predict", type=Path, metavar="FILE", help="answer the questions of a SQuAD JSON file"
+    )
+    what.add_argument(
+        "--score", type=Path, metavar="PREDICTIONS", help='score a JSON file of {"question id": "answer"}'
+    )
+    parser.add_argument("--data", type=Path, metavar="FILE", help="with --score: the SQuAD JSON file")
+    configuration.add_flags(parser)
+    flags = parser.parse_args(arguments)
+    _check_flags(flags)
+    return flags
+
+
+def _check_flags(flags: argparse.Namespace) -> None:
+    """Raises ConfigError for flags that don't go together."""
+    if flags.score is not None and flags.data is None:
+        raise ConfigError("--score needs the questions too: give --data FILE, a SQuAD JSON file")
+    if flags.score is None and flags.data is not None:
+        raise ConfigError(
+            "--data is read by --score only; for training and evaluation give --train-data, --validation-data"
         )
-    if flags.data is None:
-        raise DataError("--score needs the questions too: give --data FILE, a SQuAD JSON file.")
-    result = score(flags.score, flags.data)
-    print(json.dumps(result))
-    return result
+    if flags.score is None and flags.config is None:
+        raise ConfigError("give --config NAME, a squad run of configs.yml, or --score FILE --data FILE")
+    if flags.resume and flags.checkpoint is not None:
+        raise ConfigError("--resume goes on from a checkpoint in --output: leave --checkpoint out")
+    if (flags.evaluate_only or flags.predict) and flags.checkpoint is None:
+        asked = "--predict" if flags.predict else "--evaluate-only"
+        raise ConfigError(f"{asked} needs a fine-tuned model: give --checkpoint FOLDER")
+
+
+def _fine_tune(
+    config: Config,
+    device: ipu.DeviceChoice,
+    output: Path,
+    flags: argparse.Namespace,
+    arguments: List[str],
+    stop: StopRequest,
+) -> SquadResult:
+    import training
+    from model import SquadModel
+
+    start = training.find_start(config, output, resume=flags.resume, checkpoint=flags.checkpoint)
+    options = config.section(SquadDataOptions)
+    questions = [read_split(options, split) for split in ("train", "validation")]
+    tokenizer = _tokenizer(options, start.weights)
+    train, held_out = (_prepare(data, tokenizer, config) for data in questions)
+    identity = train.features.identity
+    if start.resumed is not None and identity != start.resumed.state["data"]:
+        raise DataError(
+            f"the training questions, their lengths or the vocabulary have changed since the checkpoint "
+            f"{start.resumed.folder} was written: restore them, or start a new run with --checkpoint"
+        )
+    config = _with_training_steps(config, len(train.features))
+    model = training.initial_model(
+        config.model_config(), head="squad", seed=config.seed, folder=start.weights
+    )
+    assert isinstance(model, SquadModel)
+    examiner = training.Examiner(config, held_out, device)
+
+    def evaluator(executor: Any) -> Evaluator:
+        return examiner.while_training(model, executor)
+
+    job = training.Job(
+        task=training.SQUAD,
+        model=model,
+        examples=SquadDataset(train.features, seed=config.seed, shuffle=True),
+        identity=identity,
+        tokenizer=tokenizer,
+        evaluator=evaluator,
+        state={},
+    )
+    end = training.fit(config, job, start, device=device, output=output, arguments=arguments, stop=stop)
+    if stop:
+        command_line.say_how_to_go_on(__file__, end, stop, arguments)
+        return SquadResult(output, end.step, {}, [], end.checkpoint, stop.signal_name)
+    latest = examiner.latest
+    if latest is None or not latest.is_whole:  # eval_batches, or a finished run that was resumed
+        scores = examiner.evaluator(model)(stop)
+        assert scores is not None and examiner.latest is not None
+        latest = examiner.latest
+    else:
+        scores = {key: value for key, value in end.record.items() if key.startswith("eval_")}
+    _write_answers(output, latest.answered)
+    _write_summary(output, {**end.record, **scores}, end.checkpoint)
+    training.plot_loss(
+        output / "metrics.jsonl", output / "loss.png", loss="loss", named="question-answering loss"
+    )
+    print(f"done: step {end.step}, checkpoint {end.checkpoint}, picture {output / 'loss.png'}")
+    print(training.SQUAD.evaluation_part(scores))
+    return SquadResult(output, end.step, scores, latest.answered, end.checkpoint, None)
+
+
+def _answer(
+    config: Config, device: ipu.DeviceChoice, output: Path, flags: argparse.Namespace, stop: StopRequest
+) -> SquadResult:
+    """--evaluate-only and --predict."""
+    import training
+    from model import SquadModel, from_pretrained
+
+    training.refuse_folder_of_a_run(output)
+    weights = training.resolve_weights_folder(flags.checkpoint)
+    print(f"weights from {weights}", flush=True)
+    training.check_weights_folder(weights, config.model_config())
+    model = from_pretrained(weights, head="squad", fresh_head=False)
+    assert isinstance(model, SquadModel)
+    options = config.section(SquadDataOptions)
+    if flags.predict:
+        questions = read_questions(flags.predict, answers="none")
+        questions = replace(questions, has_impossible=config.squad_version == "2.0")
+    else:
+        questions = read_split(options, "validation")
+    prepared = _prepare(questions, _tokenizer(options, weights), config)
+    examiner = training.Examiner(config, prepared, device)
+    scores = examiner.evaluator(model)(stop)
+    assert scores is not None and examiner.latest is not None
+    answered = examiner.latest.answered
+    _write_answers(output, answered)
+    if flags.predict:
+        print(table(answered))
+        return SquadResult(output, 0, {}, answered, weights, None)
+    _write_summary(output, scores, weights)
+    print(training.SQUAD.evaluation_part(scores))
+    return SquadResult(output, 0, scores, answered, weights, None)
+
+
+def _tokenizer(options: SquadDataOptions, weights: Optional[Path]) -> Tokenizer:
+    from training import check_vocabulary
+
+    tokenizer = squad_tokenizer(options, weights)
+    if weights is not None:
+        check_vocabulary(weights, tokenizer)
+    return tokenizer
+
+
+def _prepare(questions: QuestionSet, tokenizer: Tokenizer, config: Config) -> PreparedQuestions:
+    prepared = prepare_questions(
+        questions,
+        tokenizer,
+        config.section(SquadDataOptions),
+        cache_folder=Path(config.cache_folder),
+        progress=config.progress_bar and sys.stderr.isatty(),
+    )
+    print(f"data: {prepared}", flush=True)
+    return prepared
+
+
+def _with_training_steps(config: Config, windows: int) -> Config:
+    """The configuration with `epochs` turned into weight updates, of whole batches and device calls.
+
+    The last update is filled up with the first windows of the next pass: training sees no padding.
+    """
+    if config.epochs is None:
+        return config
+    batch = config.micro_batch_size * config.gradient_accumulation * config.replication_factor
+    calls = math.ceil(config.epochs * windows / (batch * config.device_iterations))
+    steps = calls * config.device_iterations
+    print(f"data: epochs {config.epochs:g} make {steps} weight updates of {batch} windows", flush=True)
+    return replace(config, training_steps=steps, epochs=None)
+
+
+def _write_answers(output: Path, answered: List[Answered]) -> None:
+    from training import write_atomically
+
+    for name, content in prediction_files(answered).items():
+        write_atomically(output / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _write_summary(output: Path, record: Dict[str, float], checkpoint: Optional[Path]) -> None:
+    from training import plain, write_atomically
+
+    summary = {**plain(record), "checkpoint": None if checkpoint is None else str(checkpoint)}
+    write_atomically(output / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def table(answered: Sequence[Answered]) -> str:
+    """Questions and answers, with the probability among the n best, for a terminal."""
+    rows: List[Tuple[str, str, str]] = [("question", "answer", "probability")]
+    for one in answered:
+        given = next(candidate for candidate in one.candidates if candidate.text == one.text)
+        shown = " ".join(one.text.split()) or "(no answer)"
+        rows.append((" ".join(one.question.question.split()), shown, f"{given.probability:.1%}"))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>11}" for a, b, c in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def score(predictions_file: Path, data_file: Path) -> Dict[str, Any]:
@@ -58,23 +302,9 @@ def score(predictions_file: Path, data_file: Path) -> Dict[str, Any]:
     return evaluate(data, predictions)
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--score", type=Path, metavar="PREDICTIONS", help='score this JSON file of {"question id": "answer"}'
-    )
-    parser.add_argument("--data", type=Path, metavar="FILE", help="the SQuAD JSON file (1.1 or 2.0)")
-    return parser.parse_args(arguments)
-
-
 def run_as_program() -> int:
-    """The exit status: 0, or 2 with one message on stderr for what a user can mend; else a traceback."""
-    try:
-        main()
-    except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """The exit status of the program."""
+    return command_line.run_as_program(main)
 
 
 if __name__ == "__main__":

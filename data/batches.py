@@ -76,6 +76,20 @@ class SampleDataset(Dataset):
         """The examples with these indices as these epochs see them (int64 [B] both)."""
         raise NotImplementedError
 
+    def padding(self, rows: int) -> Batch:
+        """Rows that no loss and no metric sees; attention has their first position to attend to."""
+        shape, slots = (rows, self.sequence_length), (rows, self.mask_tokens)
+        attention_mask = torch.zeros(shape, dtype=torch.int32)
+        attention_mask[:, 0] = 1
+        return (
+            torch.full(shape, self.pad_id, dtype=torch.int32),
+            attention_mask,
+            torch.zeros(shape, dtype=torch.int32),
+            torch.zeros(slots, dtype=torch.int32),
+            torch.full(slots, IGNORED_LABEL, dtype=torch.int32),
+            torch.full((rows,), IGNORED_LABEL, dtype=torch.int32),
+        )
+
     def token_counts(self) -> np.ndarray:
         """int64: how often each token id occurs in the examples, unmasked; 0 for special tokens."""
         raise NotImplementedError
@@ -138,9 +152,7 @@ class SampleStream(Sampler):
 class EvaluationDataset(Dataset):
     """One pass over a dataset, filled up with padding rows to a multiple of batch_size.
 
-    A device's batch has a fixed size, so the last, short one is filled. Padding rows have all labels -100, so
-    that no metric sees them; their first position is left unmasked, so that attention has something to attend
-    to.
+    A device's batch has a fixed size, so the last, short one is filled (see SampleDataset.padding).
     """
 
     def __init__(self, dataset: SampleDataset, batch_size: int) -> None:
@@ -163,25 +175,12 @@ class EvaluationDataset(Dataset):
         is_real = numbers < self.num_examples
         if is_real.all():
             return self._dataset.__getitems__(samples)
-        batch = self._padding(len(numbers))
+        batch = self._dataset.padding(len(numbers))
         if is_real.any():
             rows = torch.from_numpy(is_real)
             for field, real in zip(batch, self._dataset.__getitems__(numbers[is_real].tolist()).batch):
                 field[rows] = real
         return Rows(batch)
-
-    def _padding(self, rows: int) -> Batch:
-        shape, slots = (rows, self._dataset.sequence_length), (rows, self._dataset.mask_tokens)
-        attention_mask = torch.zeros(shape, dtype=torch.int32)
-        attention_mask[:, 0] = 1
-        return (
-            torch.full(shape, self._dataset.pad_id, dtype=torch.int32),
-            attention_mask,
-            torch.zeros(shape, dtype=torch.int32),
-            torch.zeros(slots, dtype=torch.int32),
-            torch.full(slots, IGNORED_LABEL, dtype=torch.int32),
-            torch.full((rows,), IGNORED_LABEL, dtype=torch.int32),
-        )
 
 
 def require_examples(dataset: Union[SampleDataset, EvaluationDataset], needed: int, what: str) -> None:

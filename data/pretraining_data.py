@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Optional
+from typing import Optional, Protocol
 
 import numpy as np
 
@@ -84,13 +84,26 @@ class PretrainingData:
     identity: str
 
 
-def named_tokenizer(options: PretrainingDataOptions) -> Tokenizer:
+class VocabularyOptions(Protocol):
+    """Which vocabulary, and for how many token ids there is room."""
+
+    @property
+    def tokenizer(self) -> str: ...
+
+    @property
+    def lowercase(self) -> bool: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+
+def named_tokenizer(options: VocabularyOptions) -> Tokenizer:
     tokenizer = load_tokenizer(options.tokenizer, lowercase=options.lowercase)
     refuse_larger_vocabulary(tokenizer, options)
     return tokenizer
 
 
-def refuse_larger_vocabulary(tokenizer: Tokenizer, options: PretrainingDataOptions) -> None:
+def refuse_larger_vocabulary(tokenizer: Tokenizer, options: VocabularyOptions) -> None:
     excess = tokenizer.vocab_size - options.vocab_size
     if excess > 0:
         raise DataError(

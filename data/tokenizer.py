@@ -62,6 +62,13 @@ class Tokenizer:
         encodings = encode(lines, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
+    def encode_with_offsets(self, text: str) -> Tuple[np.ndarray, np.ndarray]:
+        """Token ids, int32 [tokens], and their characters in `text`, int32 [tokens, 2]: the first, and the
+        one after the last; without special tokens."""
+        encoding = self._encoder.encode(text, add_special_tokens=False)
+        ids, offsets = encoding.ids, encoding.offsets
+        return np.array(ids, dtype=np.int32), np.array(offsets, dtype=np.int32).reshape(-1, 2)
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids, special tokens included."""
         text: str = self._encoder.decode([int(i) for i in ids], skip_special_tokens=False)

@@ -66,13 +66,14 @@ def from_pretrained(
     hidden_dropout: Optional[float] = None,
     attention_dropout: Optional[float] = None,
     seed: Optional[int] = None,
+    fresh_head: bool = True,
 ) -> Union[PretrainingModel, SquadModel]:
     """The model saved in `folder`, in float32, with its configuration in `.config`.
 
     `head`: "pretraining" gives a PretrainingModel and needs all of its weights. "squad" gives a SquadModel;
-    the folder of a pretrained one will do, then the head is fresh, from `seed`. Dropouts other than None
-    replace the saved ones. Raises ConversionError for files that are missing, damaged or unsafe, for
-    settings that no model here has, and for weights that don't belong to the model.
+    the folder of a pretrained one will do, then the head is fresh, from `seed`, unless `fresh_head` forbids
+    it. Dropouts other than None replace the saved ones. Raises ConversionError for files that are missing,
+    damaged or unsafe, for settings that no model here has, and for weights that don't belong to the model.
     """
     folder = Path(folder)
     config = read_model_config(folder)
@@ -97,8 +98,18 @@ def from_pretrained(
         raise ConversionError(f"head is {head!r}, but must be 'pretraining' or 'squad'")
     weights = {name: tensor for name, tensor in weights.items() if not name.startswith(other_head)}
     if not any(name.startswith(may_be_fresh) for name in weights):
+        if head == "squad" and not fresh_head:
+            raise ConversionError(
+                f"{folder} holds no fine-tuned model: it has no weights of a {head} head. Fine-tune it "
+                "first, or give the folder of a fine-tuned one"
+            )
         fresh = model.state_dict()
         weights.update({name: fresh[name] for name in fresh if name.startswith(may_be_fresh)})
+    if not any(name.startswith("encoder.") for name in weights):
+        raise ConversionError(
+            f"{folder} holds no encoder: none of its {len(weights)} weights is one of a BERT's or a "
+            "GroupBERT's. Give the folder of a whole model, pretrained or fine-tuned"
+        )
     _check(weights, model, folder, head)
     model.load_state_dict(weights)
     return model

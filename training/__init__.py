@@ -1,5 +1,6 @@
 """The run: schedules, optimisers, the loop, checkpoints, metrics and where they go."""
 
+from .answering import Answering, Examiner
 from .checkpoints import Checkpoint, resolve_weights_folder, save_checkpoint
 from .errors import CheckpointError, DivergenceError, TrainingError
 from .evaluation import Evaluator, build_evaluator
@@ -10,7 +11,7 @@ from .metrics import EvaluationMetrics, Record, plain
 from .optimizers import OptimizerPlan, build_optimizer
 from .plot import plot_loss
 from .reporting import Reporter
-from .resume import checkpoint_to_resume, progress_of, resuming_arguments
+from .resume import checkpoint_to_resume, progress_of, refuse_folder_of_a_run, resuming_arguments
 from .schedules import Schedule
 from .signals import RunInterrupted, StopRequest, ignore_interrupts, stop_on_signals
 from .tasks import PRETRAINING, SQUAD
@@ -19,11 +20,13 @@ from .weights import check_vocabulary, check_weights_folder, initial_model
 __all__ = [
     "PRETRAINING",
     "SQUAD",
+    "Answering",
     "Checkpoint",
     "CheckpointError",
     "DivergenceError",
     "EvaluationMetrics",
     "Evaluator",
+    "Examiner",
     "Job",
     "LoopPlan",
     "OptimizerPlan",
@@ -50,6 +53,7 @@ __all__ = [
     "plot_loss",
     "progress_of",
     "refuse_bad_weights",
+    "refuse_folder_of_a_run",
     "resolve_weights_folder",
     "resuming_arguments",
     "save_checkpoint",

@@ -17,7 +17,8 @@ MAY_CHANGE = frozenset(
     """training_steps eval_steps eval_batches checkpoint_steps checkpoints_to_keep log_steps
     wandb wandb_project progress_bar cache_folder dataloader_workers preprocessing_workers async_dataloader
     device target executable_cache validation_data n_best_size max_answer_length null_score_diff_threshold
-    validation_micro_batch_size validation_device_iterations validation_layers_per_ipu""".split()
+    validation_micro_batch_size validation_device_iterations validation_layers_per_ipu
+    validation_matmul_proportion""".split()
 )
 
 
@@ -28,11 +29,7 @@ def checkpoint_to_resume(output: Path, config: Mapping[str, Any], *, resume: boo
     into another's folder, CheckpointError when there is nothing to resume or the configuration differs.
     """
     if not resume:
-        if step_folders(output):
-            raise TrainingError(
-                f"the output folder {output} holds the checkpoints of another run: "
-                "add --resume to go on with it, or give another --output"
-            )
+        refuse_folder_of_a_run(output, "add --resume to go on with it, or give another --output")
         return None
     checkpoint, problems = newest_checkpoint(output)
     warn_of_bad_checkpoints(problems)
@@ -42,6 +39,12 @@ def checkpoint_to_resume(output: Path, config: Mapping[str, Any], *, resume: boo
         )
     _refuse_another_run(checkpoint, config)
     return checkpoint
+
+
+def refuse_folder_of_a_run(output: Path, remedy: str = "give another --output") -> None:
+    """Raises TrainingError if `output` holds checkpoints."""
+    if step_folders(output):
+        raise TrainingError(f"the output folder {output} holds the checkpoints of another run: {remedy}")
 
 
 def _refuse_another_run(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:

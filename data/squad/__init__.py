@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from data.squad.answers import Answered, AnswerOptions, Candidate, find_answers, prediction_files
+from data.squad.dataset import SquadDataset
+from data.squad.features import Features, prepare_features
 from data.squad.files import Answer, Question, QuestionSet, read_json, read_questions
 from data.squad.metrics import (
     QuestionScore,
@@ -12,22 +15,45 @@ from data.squad.metrics import (
     normalize_answer,
     score_questions,
 )
+from data.squad.preparation import (
+    PreparedQuestions,
+    SquadDataOptions,
+    prepare_questions,
+    read_split,
+    squad_tokenizer,
+)
+from data.squad.sources import PUBLISHED, open_questions
 from data.squad.windows import Window, WindowOptions, make_windows
 
 __all__ = [
+    "PUBLISHED",
     "Answer",
+    "AnswerOptions",
+    "Answered",
+    "Candidate",
+    "Features",
+    "PreparedQuestions",
     "Question",
     "QuestionScore",
     "QuestionSet",
+    "SquadDataOptions",
+    "SquadDataset",
     "Window",
     "WindowOptions",
     "best_thresholds",
     "evaluate",
     "exact_score",
     "f1_score",
+    "find_answers",
     "make_windows",
     "normalize_answer",
+    "open_questions",
+    "prediction_files",
+    "prepare_features",
+    "prepare_questions",
     "read_json",
     "read_questions",
+    "read_split",
     "score_questions",
+    "squad_tokenizer",
 ]

@@ -47,9 +47,10 @@ def read_questions(file: Path, *, answers: str = "located") -> QuestionSet:
     """Reads a file of questions.
 
     `answers` is "located" for training (each has its text and stands at its offset), "texts" for scoring
-    (offsets, contexts and the question's own text aren't needed) or "none" for questions to be answered,
-    where whatever answers the file has are passed over. A file is of version 2.0 when it says so, or when
-    any of its questions has the key `is_impossible`. Raises DataError for a file that isn't like that.
+    (offsets, contexts and the question's own text aren't needed) or "none" for questions to be answered:
+    whatever answers the file has are passed over, and a question without an id gets its place for one. A
+    file is of version 2.0 when it says so, or when any of its questions has the key `is_impossible`. Raises
+    DataError for a file that isn't like that.
     """
     if answers not in ("located", "texts", "none"):
         raise DataError(f'answers is {answers!r}: it takes "located", "texts" or "none".')
@@ -147,7 +148,8 @@ def _question(
     wanted: str,
     has_impossible: bool,
 ) -> Question:
-    id_ = _text(file, place, entry, "id") or ""
+    id_ = _text(file, place, entry, "id", optional=wanted == "none")
+    id_ = place if id_ is None else id_
     named = f"{place} (id {id_!r})"
     text = _text(file, named, entry, "question", optional=wanted == "texts") or ""
     if context is None and wanted != "texts":
@@ -186,8 +188,17 @@ def _answer(file: Path, place: str, context: str, entry: Dict[str, Any], *, loca
     if not isinstance(start, int) or isinstance(start, bool):
         found = "is missing" if start is None else f"is {json.dumps(start)[:60]}"
         raise DataError(f"{str(file)!r} at {place}: 'answer_start' {found}; it must be a whole number.")
+    answer = Answer(text, start)
+    check_located(f"{str(file)!r} at {place}", context, answer)
+    return answer
+
+
+def check_located(place: str, context: str, answer: Answer) -> None:
+    """Raises DataError, which names the place, unless the answer stands in the context at its offset."""
+    text, start = answer.text, answer.start
+    assert start is not None
     if not text:
-        raise DataError(f"{str(file)!r} at {place}: the answer's text is empty. Remove it, or give its text.")
+        raise DataError(f"{place}: the answer's text is empty. Remove it, or give its text.")
     if start < 0 or context[start : start + len(text)] != text:
         stands = (
             f"{context[start : start + len(text)]!r} stands"
@@ -197,7 +208,6 @@ def _answer(file: Path, place: str, context: str, entry: Dict[str, Any], *, loca
         occurs = context.find(text)
         hint = f"its first occurrence is at {occurs}" if occurs >= 0 else "the context doesn't have it at all"
         raise DataError(
-            f"{str(file)!r} at {place}: the answer {text!r} is not at its answer_start {start}: {stands} "
+            f"{place}: the answer {text!r} is not at its answer_start {start}: {stands} "
             f"there in a context of {len(context)} characters; {hint}. Correct answer_start."
         )
-    return Answer(text, start)

@@ -71,7 +71,7 @@ def make_windows(data: QuestionSet, tokenizer: Tokenizer, options: WindowOptions
     # One paragraph's questions follow each other: its context is encoded once.
     for context, group in groupby(enumerate(data.questions), key=lambda indexed: indexed[1].context):
         indexed = list(group)
-        context_ids, offsets = encode_with_offsets(tokenizer, context)
+        context_ids, offsets = tokenizer.encode_with_offsets(context)
         if not len(context_ids):
             raise DataError(
                 f"the context of question {indexed[0][1].id!r} ({context[:40]!r}) has no token: "
@@ -94,15 +94,6 @@ def make_windows(data: QuestionSet, tokenizer: Tokenizer, options: WindowOptions
                     tokenizer.pad_id,
                     options.max_seq_length,
                 )
-
-
-def encode_with_offsets(tokenizer: Tokenizer, text: str) -> Tuple[np.ndarray, np.ndarray]:
-    """Token ids, int32 [tokens], and their characters in `text`, int32 [tokens, 2]: first, one after last."""
-    encoding = tokenizer._encoder.encode(text, add_special_tokens=False)
-    return (
-        np.array(encoding.ids, dtype=np.int32),
-        np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2),
-    )
 
 
 def answer_tokens(question: Question, offsets: np.ndarray) -> Tuple[int, int]:

@@ -10,7 +10,7 @@ import pytest
 
 from data.errors import DataError
 from data.squad import Answer, Question, QuestionSet, Window, WindowOptions, make_windows, read_questions
-from data.squad.windows import context_spans, encode_with_offsets, max_context_owners
+from data.squad.windows import context_spans, max_context_owners
 from data.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
 
 from .squad_files import SHARED, real
@@ -56,7 +56,7 @@ def test_a_window_is_cls_question_sep_context_sep(
     for question, windows in zip(data.questions, _by_question(data, tokenizer, options), strict=True):
         (query,) = tokenizer.encode_lines([question.question])
         query = query[: options.max_query_length]
-        ids, offsets = encode_with_offsets(tokenizer, question.context)
+        ids, offsets = tokenizer.encode_with_offsets(question.context)
         for window in windows:
             shown = np.flatnonzero(window.offsets[:, 0] >= 0)
             first, last = shown[0], shown[-1]
@@ -83,7 +83,7 @@ def test_every_token_has_one_best_window(
     for question, windows in zip(
         data.questions, _by_question(data, tokenizer, WindowOptions(*lengths)), strict=True
     ):
-        _, offsets = encode_with_offsets(tokenizer, question.context)
+        _, offsets = tokenizer.encode_with_offsets(question.context)
         best = [tuple(o) for w in windows for o in w.offsets[w.is_max_context].tolist()]
         assert sorted(best) == sorted(tuple(o) for o in offsets.tolist())
 
@@ -97,7 +97,7 @@ def test_an_answers_characters_are_in_its_tokens(
     for question, windows in zip(
         data.questions, _by_question(data, tokenizer, WindowOptions(*lengths)), strict=True
     ):
-        _, offsets = encode_with_offsets(tokenizer, question.context)
+        _, offsets = tokenizer.encode_with_offsets(question.context)
         touched = []
         if question.answers:
             start = question.answers[0].start or 0

@@ -1,0 +1,92 @@
+"""From the options of a run to its questions and their windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from data.errors import DataError
+from data.pretraining_data import TRAINED_TOKENIZER, named_tokenizer, refuse_larger_vocabulary
+from data.squad.features import Features, prepare_features
+from data.squad.files import QuestionSet
+from data.squad.sources import PUBLISHED, open_questions
+from data.squad.windows import WindowOptions
+from data.tokenizer import Tokenizer, load_tokenizer
+
+CHECKPOINTS_TOKENIZER = "checkpoint"
+
+
+@dataclass(frozen=True)
+class SquadDataOptions:
+    """The configuration's keys that questions, vocabulary and windows depend on.
+
+    train_data, validation_data: see open_questions; None for the published set of squad_version. tokenizer:
+    "checkpoint" for the one that stands beside the first weights, otherwise see load_tokenizer.
+    """
+
+    squad_version: str
+    train_data: Optional[str]
+    validation_data: Optional[str]
+    tokenizer: str
+    lowercase: bool
+    vocab_size: int
+    sequence_length: int
+    doc_stride: int
+    max_query_length: int
+
+
+@dataclass(frozen=True)
+class PreparedQuestions:
+    """Questions and their windows."""
+
+    questions: QuestionSet
+    features: Features
+
+    def __str__(self) -> str:
+        kinds = ""
+        if self.questions.has_impossible:
+            impossible = sum(question.is_impossible for question in self.questions.questions)
+            kinds = f" ({impossible:,} without an answer)"
+        count = len(self.questions.questions)
+        return f"{self.questions.name}: {count:,} questions{kinds}, {len(self.features):,} windows"
+
+
+def read_split(options: SquadDataOptions, split: str) -> QuestionSet:
+    """The questions of "train" or "validation". Raises DataError."""
+    named = options.train_data if split == "train" else options.validation_data
+    source = PUBLISHED[options.squad_version] if named is None else named
+    return open_questions(source, split, version=options.squad_version)
+
+
+def squad_tokenizer(options: SquadDataOptions, checkpoint: Optional[Path]) -> Tokenizer:
+    """The run's tokeniser. Raises DataError where there is none or the model has no room for it."""
+    if options.tokenizer == TRAINED_TOKENIZER:
+        raise DataError(
+            f"tokenizer is {TRAINED_TOKENIZER!r}, but fine-tuning trains no vocabulary: set tokenizer to "
+            f"{CHECKPOINTS_TOKENIZER!r}, to a vocab.txt, a folder or a Hugging Face name"
+        )
+    if options.tokenizer != CHECKPOINTS_TOKENIZER:
+        return named_tokenizer(options)
+    if checkpoint is None:
+        raise DataError(
+            f"tokenizer is {CHECKPOINTS_TOKENIZER!r}, but no --checkpoint is given: give one, or for random "
+            "weights a vocabulary, for example --tokenizer vocab.txt"
+        )
+    tokenizer = load_tokenizer(str(checkpoint), lowercase=options.lowercase)
+    refuse_larger_vocabulary(tokenizer, options)
+    return tokenizer
+
+
+def prepare_questions(
+    questions: QuestionSet,
+    tokenizer: Tokenizer,
+    options: SquadDataOptions,
+    *,
+    cache_folder: Path,
+    progress: bool = False,
+) -> PreparedQuestions:
+    """The questions with their windows, made or from the cache. Raises DataError."""
+    lengths = WindowOptions(options.sequence_length, options.doc_stride, options.max_query_length)
+    features = prepare_features(questions, tokenizer, lengths, cache_folder=cache_folder, progress=progress)
+    return PreparedQuestions(questions, features)
