@@ -1,19 +1,29 @@
 """Executes training steps: what a device computes, none of what it costs.
 
-Knows tensors and callables only. Not covered: float16 arithmetic and stochastic rounding (float16
-weights keep their dtype, all sums and moments are float32).
+Knows tensors and callables only. Two ways to compute: in float32, where float16 is PyTorch's and all sums and
+moments are float32; or as an IPU, with `Float16Arithmetic` around the model, `TypedAccumulators` for its
+gradients and a `StateRounding` in the updater.
 """
 
 from .dtypes import device_dtype, to_device_dtype
+from .float16 import Arithmetic, Float16Arithmetic
+from .gradients import AccumulatorSettings, BackwardSums, Reduction, TypedAccumulators
 from .outputs import OutputCollector, Returned
 from .plan import MicroBatch, StepPlan
 from .processes import Processes
 from .randomness import KeyedRandomness, host_generator_kept
+from .rounding import FloatingPointException
 from .step import Program, run_inference, run_training
+from .stochastic import StateRounding
 from .update_rules import GroupSettings
 from .updater import OptimizerSettings, Rule, Updater
 
 __all__ = [
+    "AccumulatorSettings",
+    "Arithmetic",
+    "BackwardSums",
+    "Float16Arithmetic",
+    "FloatingPointException",
     "GroupSettings",
     "KeyedRandomness",
     "MicroBatch",
@@ -21,9 +31,12 @@ __all__ = [
     "OutputCollector",
     "Processes",
     "Program",
+    "Reduction",
     "Returned",
     "Rule",
+    "StateRounding",
     "StepPlan",
+    "TypedAccumulators",
     "Updater",
     "device_dtype",
     "host_generator_kept",

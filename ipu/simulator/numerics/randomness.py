@@ -38,9 +38,13 @@ class KeyedRandomness:
         seed, iterations_done = state
         self.seed, self.iterations_done = int(seed) & _MASK, int(iterations_done)
 
+    def global_replica(self, replica: int) -> int:
+        """A replica of this process as numbered among those of all processes."""
+        return self._first_replica + replica
+
     def seed_micro_batch(self, replica: int, micro_batch: int) -> None:
         """Start the stream of one micro batch of the current device iteration."""
-        replica += self._first_replica
+        replica = self.global_replica(replica)
         key = struct.pack("<QQQQ", self.seed, self.iterations_done, replica, micro_batch)
         digest = hashlib.blake2b(key, digest_size=8).digest()
         torch.default_generator.manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -1,24 +1,25 @@
 """One call of the device: micro batches forward and backward, gradients reduced, weights updated.
 
 Replicas hold identical weights. Those of this process run one after another; other processes may have
-more, whose gradients join in `reduce_gradients`.
+more, whose gradients join in `GradientSource.reduced`.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Callable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, ContextManager, List, Optional, Sequence, Tuple, Union
 
 import torch
 
+from .gradients import BackwardSums, Gradients, TypedAccumulators
 from .outputs import OutputCollector
 from .plan import MicroBatch, StepPlan
-from .processes import Processes
 from .randomness import KeyedRandomness, host_generator_kept
 
 # One micro batch's inputs -> (its loss or None, the tensors it returns).
 Forward = Callable[[List[torch.Tensor]], Tuple[Optional[torch.Tensor], List[torch.Tensor]]]
-Gradients = List[Optional[torch.Tensor]]
+GradientSource = Union[BackwardSums, TypedAccumulators]
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class Program:
     """What runs: the cut of the batch, the model, and what to do when the replica changes.
 
     `enter_replica(r)` makes the tensors that differ between replicas (running statistics) those of r.
+    `arithmetic()` stands around forward and backward passes: float16's, where that is wanted.
     """
 
     plan: StepPlan
     forward: Forward
     randomness: KeyedRandomness
     enter_replica: Callable[[int], None]
+    arithmetic: Callable[[], ContextManager[Any]] = nullcontext
 
     def micro_batch(
         self, inputs: Sequence[torch.Tensor], which: MicroBatch
@@ -47,14 +50,12 @@ def run_training(
     weights: Sequence[torch.Tensor],
     update: Callable[[Gradients], None],
     collector: OutputCollector,
-    mean: bool,
-    processes: Processes,
+    gradients: GradientSource,
 ) -> List[torch.Tensor]:
     """Make `device_iterations` weight updates and return the collected outputs.
 
     `weights` are the leaves that train; they hold no gradient before or after. `update` takes the
-    reduced gradients, None for a weight that the loss doesn't reach. `mean` divides the summed
-    gradients by the micro batches of an update.
+    gradients that `gradients` has accumulated and reduced, None for a weight that the loss doesn't reach.
     """
     plan = program.plan
     with host_generator_kept(), torch.enable_grad():
@@ -63,15 +64,16 @@ def run_training(
                 program.enter_replica(replica)
                 for step in range(plan.gradient_accumulation):
                     which = MicroBatch(iteration, step, replica)
-                    loss, outputs = program.micro_batch(inputs, which)
+                    with program.arithmetic():
+                        loss, outputs = program.micro_batch(inputs, which)
+                        if loss is not None and loss.requires_grad:
+                            loss.backward(gradients.seed(loss))
                     collector.add(which, outputs)
-                    if loss is not None and loss.requires_grad:
-                        # A loss that isn't reduced is seeded with ones: its sum is the loss.
-                        loss.backward(None if loss.dim() == 0 else torch.ones_like(loss))
                     del loss, outputs
-            divisor = plan.micro_batches_per_update if mean else 1
+                    with torch.no_grad():
+                        gradients.add(weights, which)
             with torch.no_grad():
-                update(reduce_gradients(weights, divisor, processes))
+                update(gradients.reduced(weights))
             program.randomness.iterations_done += 1
         program.enter_replica(0)
     return collector.result()
@@ -88,24 +90,9 @@ def run_inference(
                 program.enter_replica(replica)
                 for step in range(plan.gradient_accumulation):
                     which = MicroBatch(iteration, step, replica)
-                    collector.add(which, program.micro_batch(inputs, which)[1])
+                    with program.arithmetic():
+                        outputs = program.micro_batch(inputs, which)[1]
+                    collector.add(which, outputs)
             program.randomness.iterations_done += 1
         program.enter_replica(0)
     return collector.result()
-
-
-def reduce_gradients(weights: Sequence[torch.Tensor], divisor: int, processes: Processes) -> Gradients:
-    """Take the accumulated gradients off `weights`, summed over processes, divided by `divisor`.
-
-    Backward passes have already summed them over accumulation steps and this process's replicas.
-    """
-    gradients: Gradients = []
-    for weight in weights:
-        gradient = weight.grad
-        weight.grad = None
-        gradients.append(gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient)
-    gradients = processes.sum_gradients(weights, gradients)
-    present = [gradient for gradient in gradients if gradient is not None]
-    if divisor > 1 and present:
-        torch._foreach_div_(present, float(divisor))
-    return gradients

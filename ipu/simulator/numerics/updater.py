@@ -10,7 +10,8 @@ from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 import torch
 
 from . import update_rules
-from .update_rules import GroupSettings
+from .stochastic import StateRounding
+from .update_rules import GroupSettings, Tensors
 
 
 class Rule(Enum):
@@ -25,12 +26,16 @@ class Rule(Enum):
     RMSPROP_CENTERED = "rmsprop_centered"
 
 
+_RMSPROPS = (Rule.RMSPROP, Rule.RMSPROP_CENTERED)
+
+
 @dataclass(frozen=True)
 class OptimizerSettings:
     """A rule, its groups, and what holds for all groups.
 
     `with_momentum`: SGD and RMSprop keep a velocity. `tf_variant`: TensorFlow's RMSprop.
-    `combined_accumulator`: SGD's gradient accumulator is its velocity, which only names the state.
+    `combined_accumulator`: SGD's gradient accumulator is its velocity: one name, the weight's type, stored
+    times `velocity_scaling`. Types matter where numerics are an IPU's; SGD's velocity is a first moment.
     """
 
     rule: Rule
@@ -39,14 +44,20 @@ class OptimizerSettings:
     with_momentum: bool = False
     tf_variant: bool = False
     combined_accumulator: bool = False
+    velocity_scaling: float = 1.0
+    accumulator_type: torch.dtype = torch.float32
+    first_moment_type: torch.dtype = torch.float32
+    second_moment_type: torch.dtype = torch.float32
 
 
 class Updater:
     """Weights with their optimizer state.
 
-    `weights` are float tensors that steps change in place, in their own dtype; the state is float32.
-    `group_of[i]` is the index of weight i's group in the settings of each step, or None for a weight
-    that isn't the optimizer's to change.
+    `weights` are float tensors that steps change in place, in their own dtype. `group_of[i]` is the index of
+    weight i's group in the settings of each step, or None for a weight that isn't the optimizer's to change.
+
+    Without `rounding` the state is float32 and float16 weights are rounded to nearest. With it, state has the
+    types of the settings, and whatever is stored in float16 is rounded as it says.
     """
 
     def __init__(
@@ -55,21 +66,42 @@ class Updater:
         names: Sequence[str],
         weights: Sequence[torch.Tensor],
         group_of: Sequence[Optional[int]],
+        rounding: Optional[StateRounding] = None,
     ) -> None:
+        self._rounding = rounding
         self.rule = settings.rule
         self.group_of = list(group_of)
         self._names = list(names)
         self._weights = list(weights)
         self._steps = [0] * len(self._weights)
         self._slots: Dict[str, List[torch.Tensor]] = {
-            slot: [torch.full_like(w, start, dtype=torch.float32) for w in self._weights]
+            slot: [torch.full_like(w, start, dtype=self._slot_type(slot, w, settings)) for w in self._weights]
             for slot, start in _slots(settings).items()
         }
 
-    def step(self, gradients: Sequence[Optional[torch.Tensor]], settings: OptimizerSettings) -> None:
-        """Update every weight that has a gradient; gradients are used up."""
+    def _slot_type(self, slot: str, weight: torch.Tensor, settings: OptimizerSettings) -> torch.dtype:
+        if self._rounding is None:
+            return torch.float32
+        if settings.combined_accumulator:
+            return weight.dtype
+        # RMSprop's first slot is the average of squares; the others are Adam's, or a velocity.
+        second = "Accl1" if settings.rule in _RMSPROPS else "Accl2"
+        return settings.second_moment_type if slot == second else settings.first_moment_type
+
+    def step(
+        self,
+        gradients: Sequence[Optional[torch.Tensor]],
+        settings: OptimizerSettings,
+        loss_scaling: float = 1.0,
+    ) -> None:
+        """Update every weight that has a gradient; gradients are used up.
+
+        They are those of the loss times `loss_scaling`.
+        """
         reached = [i for i, g in enumerate(gradients) if g is not None and self.group_of[i] is not None]
         g = {i: gradients[i].float() for i in reached}  # type: ignore[union-attr]
+        if loss_scaling != 1.0:
+            g = {i: self._unscaled(i, gradient, settings, loss_scaling) for i, gradient in g.items()}
         if g and not math.isinf(settings.max_grad_norm):
             update_rules.clip_by_global_norm(list(g.values()), settings.max_grad_norm)
         for index, group in enumerate(settings.groups):
@@ -80,7 +112,19 @@ class Updater:
             wide = {i: self._weights[i].float() for i in members}
             self._update_group(members, list(wide.values()), [g[i] for i in members], group, settings)
             for i in narrow:
-                self._weights[i].copy_(wide[i])
+                self._weights[i].copy_(self._stored(wide[i], self._weights[i].dtype, self._names[i]))
+
+    def _unscaled(
+        self, i: int, gradient: torch.Tensor, settings: OptimizerSettings, loss_scaling: float
+    ) -> torch.Tensor:
+        """In float32 if both moments are, else in float16, where it may underflow."""
+        gradient = gradient / loss_scaling
+        if torch.float16 in (settings.first_moment_type, settings.second_moment_type):
+            gradient = self._stored(gradient, torch.float16, f"Unscaled___{self._names[i]}").float()
+        return gradient
+
+    def _stored(self, values: torch.Tensor, dtype: torch.dtype, tensor: str) -> torch.Tensor:
+        return values if self._rounding is None else self._rounding.store(values, dtype, tensor)
 
     def _update_group(
         self,
@@ -93,23 +137,35 @@ class Updater:
         for i in members:
             self._steps[i] += 1
         t = [self._steps[i] for i in members]
+        state = self._float32_state(members, settings)
         if self.rule is Rule.SGD:
-            update_rules.sgd(w, g, self._of(members, "Accl", "Accl1"), group)
-        elif self.rule in (Rule.RMSPROP, Rule.RMSPROP_CENTERED):
-            averages = [self._of(members, slot) for slot in ("Accl1", "Accl2", "Accl3")]
+            update_rules.sgd(w, g, state.get("Accl", state.get("Accl1", [])), group)
+        elif self.rule in _RMSPROPS:
+            averages = [state.get(slot, []) for slot in ("Accl1", "Accl2", "Accl3")]
             update_rules.rmsprop(w, g, averages[0], averages[1], averages[2], group, settings.tf_variant)
+        elif self.rule in (Rule.ADAM, Rule.ADAMW):
+            decoupled = self.rule is Rule.ADAMW
+            update_rules.adam(w, g, state["Accl1"], state["Accl2"], t, group, decoupled=decoupled)
         else:
-            m, v = self._of(members, "Accl1"), self._of(members, "Accl2")
-            if self.rule in (Rule.ADAM, Rule.ADAMW):
-                update_rules.adam(w, g, m, v, t, group, decoupled=self.rule is Rule.ADAMW)
-            else:
-                update_rules.lamb(w, g, m, v, t, group, corrected=self.rule is Rule.LAMB)
+            corrected = self.rule is Rule.LAMB
+            update_rules.lamb(w, g, state["Accl1"], state["Accl2"], t, group, corrected=corrected)
+        self._store_state(state, members, settings)
 
-    def _of(self, members: Sequence[int], *slots: str) -> List[torch.Tensor]:
-        for slot in slots:
-            if slot in self._slots:
-                return [self._slots[slot][i] for i in members]
-        return []
+    def _float32_state(self, members: Sequence[int], settings: OptimizerSettings) -> Dict[str, Tensors]:
+        """By slot: float32 state itself, and float32 copies of float16 state."""
+        scale = settings.velocity_scaling
+        return {slot: [_float32(tensors[i], scale) for i in members] for slot, tensors in self._slots.items()}
+
+    def _store_state(
+        self, state: Mapping[str, Tensors], members: Sequence[int], settings: OptimizerSettings
+    ) -> None:
+        """What `_float32_state` copied, back into place."""
+        for slot, tensors in state.items():
+            for i, values in zip(members, tensors):
+                kept = self._slots[slot][i]
+                if kept is not values:
+                    scaled = values * settings.velocity_scaling
+                    kept.copy_(self._stored(scaled, kept.dtype, f"{slot}___{self._names[i]}"))
 
     def state(self) -> Dict[str, torch.Tensor]:
         """Copies of all state by PopART's names, e.g. Accl1___encoder.weight; Step___ is a 0-d float32."""
@@ -155,13 +211,17 @@ class Updater:
         return self.rule in (Rule.ADAM, Rule.ADAMW, Rule.LAMB)
 
 
+def _float32(kept: torch.Tensor, scale: float) -> torch.Tensor:
+    return kept if kept.dtype is torch.float32 else kept.float() / scale
+
+
 def _slots(settings: OptimizerSettings) -> Dict[str, float]:
     """The state tensors that a rule keeps for each weight, by PopART's prefix, with their first value."""
     if settings.rule is Rule.SGD:
         if not settings.with_momentum:
             return {}
         return {"Accl" if settings.combined_accumulator else "Accl1": 0.0}
-    if settings.rule in (Rule.RMSPROP, Rule.RMSPROP_CENTERED):
+    if settings.rule in _RMSPROPS:
         slots = {"Accl1": 1.0 if settings.tf_variant else 0.0}
         if settings.rule is Rule.RMSPROP_CENTERED:
             slots["Accl2"] = 0.0

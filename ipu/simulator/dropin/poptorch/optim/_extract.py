@@ -114,8 +114,9 @@ def extract(optimizer: torch.optim.Optimizer) -> Extracted:
         and any(group["momentum"] or (i, "momentum") not in constants for i, group in enumerate(groups)),
         tf_variant=getattr(optimizer, "use_tf_variant", False),
         combined_accumulator=getattr(optimizer, "use_combined_accum", False),
+        **_types(optimizer),
     )
-    half = getattr(optimizer, "accum_type", torch.float32) is torch.float16
+    half = settings.accumulator_type is torch.float16
     return Extracted(
         settings=settings,
         values=values,
@@ -128,6 +129,18 @@ def extract(optimizer: torch.optim.Optimizer) -> Extracted:
         extra_keys=_extra_keys(optimizer, attributes),
         warning=None if type(optimizer) in _KNOWN_CLASSES else _subclass_warning(type(optimizer), kind),
     )
+
+
+def _types(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The settings that say in which types the device keeps its state; PyTorch's optimizers have none."""
+    velocity = getattr(optimizer, "velocity_accum_type", torch.float32)
+    combined = getattr(optimizer, "use_combined_accum", False)
+    return {
+        "velocity_scaling": float(optimizer.velocity_scaling) if combined else 1.0,
+        "accumulator_type": getattr(optimizer, "accum_type", torch.float32),
+        "first_moment_type": getattr(optimizer, "first_order_momentum_accum_type", velocity),
+        "second_moment_type": getattr(optimizer, "second_order_momentum_accum_type", torch.float32),
+    }
 
 
 def _kind(optimizer: torch.optim.Optimizer) -> tuple[type, Any, tuple[str, ...]]:

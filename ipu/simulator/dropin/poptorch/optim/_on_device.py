@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .._device_weights import DeviceWeights
@@ -25,11 +27,17 @@ _PARAM_NAMES = {
 class OptimizerOnDevice:
     """The updater of one executable, with the optimizer that it follows.
 
-    `accumulators`: whether gradient accumulators are part of the state that the host sees.
+    `accumulators`: whether gradient accumulators are part of the state that the host sees. `rounding`: how
+    state is stored where numerics are an IPU's (numerics.StateRounding), None in float32.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, found: Extracted, weights: DeviceWeights, accumulators: bool
+        self,
+        optimizer: torch.optim.Optimizer,
+        found: Extracted,
+        weights: DeviceWeights,
+        accumulators: bool,
+        rounding: Any = None,
     ) -> None:
         self._ids = [id(weights.parameters[i]) for i in weights.trainable]
         self._names = [weights.names[i] for i in weights.trainable]
@@ -37,7 +45,10 @@ class OptimizerOnDevice:
         self._accumulators = accumulators
         self._compiled = found
         self._found = found
-        self._updater = numerics.Updater(found.settings, self._names, self._weights, self._groups(found))
+        self._as_ipu = rounding is not None
+        self._updater = numerics.Updater(
+            found.settings, self._names, self._weights, self._groups(found), rounding
+        )
         self._report: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] | None = None
         self._optimizer = optimizer
         self._connect(optimizer)
@@ -52,7 +63,18 @@ class OptimizerOnDevice:
     def update(self, gradients: list[torch.Tensor | None]) -> None:
         """One weight update."""
         self._report = None
-        self._updater.step(gradients, self._found.settings)
+        self._updater.step(gradients, self._found.settings, self.loss_scaling)
+
+    @property
+    def loss_scaling(self) -> float:
+        """The factor on the loss whose gradients `update` takes: 1 in float32, where it can't matter."""
+        return self._found.loss_scaling if self._as_ipu else 1.0
+
+    @property
+    def accumulator_type(self) -> torch.dtype | None:
+        """Of gradient accumulators; None: each weight's own (SGD's combined accumulator)."""
+        settings = self._found.settings
+        return None if settings.combined_accumulator else settings.accumulator_type
 
     def follow(self, optimizer: torch.optim.Optimizer, found: Extracted) -> None:
         """Take over an optimizer's attributes; another optimizer object keeps the device's state.
@@ -101,8 +123,9 @@ class OptimizerOnDevice:
             state = self._updater.state()
             if self._accumulators:
                 # Between updates they are empty.
+                dtype = self.accumulator_type if self._as_ipu else torch.float32
                 state.update(
-                    (f"Accum___{name}", torch.zeros_like(weight, dtype=torch.float32))
+                    (f"Accum___{name}", torch.zeros_like(weight, dtype=dtype))
                     for name, weight in zip(self._names, self._weights)
                 )
             self._report = state, self._hyperparameters()

@@ -1,0 +1,67 @@
+"""From float32 to float16: to nearest, or up and down by chance so that the mean is the exact value.
+
+What an IPU does with a number that is too large is a fact of the hardware's control register: it stores the
+largest number instead (`facts.json`, "overflow"), unless the program asked for floating-point exceptions,
+which stop it.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .formats import FLOAT16, FLOAT32
+
+# float32 bits that float16 doesn't have.
+_DROPPED_BITS = FLOAT32.mantissa_bits - FLOAT16.mantissa_bits
+_DROPPED = (1 << _DROPPED_BITS) - 1
+# A float32 in [0, 1) has this many bits that are equally likely.
+_CHANCE_BITS = FLOAT32.mantissa_bits + 1
+
+
+class FloatingPointException(ArithmeticError):
+    """A result that stops a program whose floating-point exceptions are on."""
+
+
+def to_nearest(values: torch.Tensor) -> torch.Tensor:
+    """float32 -> float16, to nearest, ties to even; too large a magnitude becomes the largest one.
+
+    Infinities do too, NaN stays NaN.
+    """
+    return values.clamp(-FLOAT16.largest, FLOAT16.largest).half()
+
+
+def round_to_nearest_(values: torch.Tensor) -> torch.Tensor:
+    """As to_nearest, but leaves the rounded numbers in place, as float32."""
+    return values.clamp_(-FLOAT16.largest, FLOAT16.largest).copy_(values.half())
+
+
+def stochastic(values: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """float32 -> float16: one of the two neighbours, the nearer one with the greater probability.
+
+    `words` (int32, the shape of `values`) are uniform over all 2^32 bit patterns. P(up) is the distance from
+    the lower neighbour over that between both: exactly so for normal numbers, to 2^-24 for subnormal ones.
+    A float16 stays as it is; beyond the largest number as in to_nearest.
+    """
+    # Adding chance to the bits that will be dropped carries into the kept ones just as often as is wanted.
+    kept = (values.view(torch.int32) + (words & _DROPPED)) & ~_DROPPED
+    rounded = kept.view(torch.float32)
+    small = values.abs() < FLOAT16.smallest_normal
+    if bool(small.any()):
+        rounded[small] = _stochastic_subnormal(values[small], words[small])
+    # A NaN's bits are no magnitude to add to.
+    rounded = torch.where(values.isnan(), values, rounded)
+    return to_nearest(rounded)
+
+
+def _stochastic_subnormal(values: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    # Both steps are exact: a power of two, and a fraction of no more bits than float32 has.
+    quanta = values.abs() / FLOAT16.smallest_subnormal
+    lower = quanta.floor()
+    chance = ((words >> (FLOAT32.bits - _CHANCE_BITS)) & ((1 << _CHANCE_BITS) - 1)).float()
+    quanta = lower + (chance * 2.0**-_CHANCE_BITS < quanta - lower).float()
+    return torch.copysign(quanta * FLOAT16.smallest_subnormal, values)
+
+
+def overflows(values: torch.Tensor) -> bool:
+    """Whether a float32 tensor holds a magnitude that float16 doesn't have."""
+    return bool((values.abs() >= FLOAT16.overflow_from).any())
