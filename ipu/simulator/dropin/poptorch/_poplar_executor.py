@@ -152,6 +152,7 @@ class PoplarExecutor:
                 executable.weights,
                 accumulators=executable.plan.gradient_accumulation > 1
                 and not popart.get("disableGradAccumulationTensorStreams", False),
+                rounding=executable.rounding,
             )
         self._executable = executable
         self._attached = not self._offline
@@ -167,8 +168,7 @@ class PoplarExecutor:
             host.stale = host.stale or self._training
             host.running = True
         try:
-            update = self._optimizer_on_device.update if self._optimizer_on_device is not None else None
-            output = self._executable.run(arguments, update)
+            output = self._executable.run(arguments, self._optimizer_on_device)
         finally:
             if host is not None:
                 host.running = False
