@@ -7,27 +7,12 @@ from typing import Any, Callable, Iterator
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
-
-# Their kernels for the meta device would import PyTorch's whole compiler, seconds of work to do nothing.
-_DRAWS = frozenset({torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.exponential_})
-
-
-class _WithoutDraws(TorchFunctionMode):
-    """Inside, tensors of the meta device aren't filled with random numbers."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in _DRAWS and args[0].is_meta:
-            return args[0]
-        return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
 def without_memory() -> Iterator[None]:
     """Inside, models are built, and tensors made, on the meta device: at no cost, however large."""
-    with torch.device("meta"), _WithoutDraws():
+    with torch.device("meta"):
         yield
 
 
