@@ -12,7 +12,7 @@ import contextlib
 import json
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Iterator
+from typing import Any, ClassVar, Iterator
 
 import torch
 from torch.nn.modules import module as torch_module
@@ -87,7 +87,7 @@ class Recorder(TorchDispatchMode):
 
     def __init__(
         self,
-        trace: _trace.Trace,
+        trace: _trace.Trace | _NoBlocks,
         module_names: dict[int, str],
         weights: dict[str, torch.Tensor],
         inputs: list[torch.Tensor],
@@ -209,6 +209,32 @@ class Recorder(TorchDispatchMode):
             for stage, tensor in kept
             if stage != last
         ]
+
+
+class Watcher(Recorder):
+    """Stands around a later forward of the same model: `found` has those of its tensors that are `wanted`."""
+
+    def __init__(
+        self,
+        module_names: dict[int, str],
+        weights: dict[str, torch.Tensor],
+        inputs: list[torch.Tensor],
+        wanted: set[str],
+    ) -> None:
+        self.found: dict[str, torch.Tensor] = {}
+        self._wanted = wanted
+        super().__init__(_NoBlocks(), module_names, weights, inputs)
+
+    def _keep(self, tensor: torch.Tensor, name: str, stage: int, is_weight: bool) -> dict[str, Any]:
+        if name in self._wanted and not is_weight:
+            self.found[name] = tensor.detach().clone()
+        return super()._keep(tensor, name, stage, is_weight)
+
+
+class _NoBlocks:
+    """In place of a trace, where nobody asks for blocks."""
+
+    entries: ClassVar[list[_trace.BlockEntry]] = []
 
 
 _recorder: Recorder | None = None
