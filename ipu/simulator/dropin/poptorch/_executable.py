@@ -7,7 +7,7 @@ from typing import Any, Callable, Iterator
 
 import torch
 
-from . import _graph, _trace, enums, poptorch_core
+from . import _anchors, _graph, _trace, enums, poptorch_core
 from ._args import Arguments, check_batch_dimension
 from ._casts import ImplicitCasts, holds_float16
 from ._device_weights import DeviceWeights
@@ -16,12 +16,6 @@ from ._numerics import arithmetic, computes_as_ipu, numerics, reduction, state_r
 from ._structure import map_leaves, tensors, with_tensors
 from .poptorch_core import createBackendError, createPoptorchError
 
-_RETURNED = {
-    enums.OutputMode.All: numerics.Returned.ALL,
-    enums.OutputMode.EveryN: numerics.Returned.EVERY_N,
-    enums.OutputMode.Final: numerics.Returned.FINAL,
-    enums.OutputMode.Sum: numerics.Returned.SUM,
-}
 # What a compilation finds out; the rest is made again from the model and its options.
 _SAVED = ("_inputs", "_flags", "_half", "_loss", "_output", "ir")
 _SAYS = {"plan": "counts of the options", "weights": "weights"}
@@ -66,6 +60,7 @@ class Executable:
         )
         self.weights = DeviceWeights(model, self.plan.replicas)
         self._loss: LossPlace | None = None
+        self.anchored: dict[str, torch.Tensor] = {}  # of the last run, by short name
         if isinstance(compiled, Arguments):
             self._inputs = compiled.frozen()
             # The graph holds what training flags said when it was traced.
@@ -74,6 +69,17 @@ class Executable:
             self._trace_model(compiled)
         else:
             self._restore(compiled)
+        _anchors.check(options, self.tensor_names)
+
+    @property
+    def tensor_names(self) -> list[str]:
+        """What options.anchorTensor can name."""
+        return _anchors.names(self.ir, self.weights.names, self._training)
+
+    def _module_names(self) -> dict[int, str]:
+        if not self._options.module_namescope_enabled:
+            return {}
+        return {id(module): name.rpartition(".")[2] for name, module in self._model.named_modules()}
 
     def saved(self) -> dict[str, Any]:
         """What a file needs so that another process can go on from here without a compilation."""
@@ -120,10 +126,9 @@ class Executable:
         ):
             self._randomness.seed_micro_batch(0, 0)
             with _trace.tracing(self._options) as trace:
-                names = {id(module): name.rpartition(".")[2] for name, module in self._model.named_modules()}
                 recorder = _graph.Recorder(
                     trace,
-                    names if self._options.module_namescope_enabled else {},
+                    self._module_names(),
                     dict(zip(self.weights.names, self.weights.device_parameters)),
                     inputs,
                 )
@@ -153,23 +158,31 @@ class Executable:
             inputs = [torch.zeros_like(tensor) for tensor in inputs]
         versions = [_version(tensor) for tensor in inputs]
         collector = numerics.OutputCollector(
-            self.plan, _RETURNED[self._options.output_mode], self._options.output_return_period
+            self.plan, _anchors.RETURNED[self._options.output_mode], self._options.output_return_period
+        )
+        anchors = _anchors.Anchors(
+            self._options,
+            self.plan,
+            dict(zip(self.weights.names, self.weights.parameters)),
+            self._module_names(),
         )
         program = numerics.Program(
             self.plan,
-            self._forward(arguments),
+            self._forward(arguments, anchors),
             self._randomness,
             self.weights.enter_replica,
             self._float16,
         )
-        with self.weights.swapped_in(), self._flags_of_compilation(), _stopping():
+        with self.weights.swapped_in(), self._flags_of_compilation(), _stopping(), anchors.gradients():
             if self._training:
                 trainable = [self.weights.parameters[i] for i in self.weights.trainable]
+                update = anchors.following(optimizer.update)
                 results = numerics.run_training(
-                    program, inputs, trainable, optimizer.update, collector, self._gradients(optimizer)
+                    program, inputs, trainable, update, collector, self._gradients(optimizer)
                 )
             else:
                 results = numerics.run_inference(program, inputs, collector)
+            self.anchored = anchors.result()
         if not synthetic:
             _copy_back(arguments.tensors, inputs, versions)
         for result in results:
@@ -186,11 +199,14 @@ class Executable:
         names = [self.weights.names[i] for i in self.weights.trainable]
         return numerics.TypedAccumulators(self.plan, settings, self._processes, self.rounding, names)
 
-    def _forward(self, arguments: Arguments) -> Callable[[list[torch.Tensor]], Any]:
+    def _forward(
+        self, arguments: Arguments, anchors: _anchors.Anchors
+    ) -> Callable[[list[torch.Tensor]], Any]:
         def forward(inputs):
             args, kwargs = arguments.replaced(inputs)
             tap = LossTap() if self._loss is not None and self._loss.kind == "function" else None
-            with _trace.running() as run, tap or contextlib.nullcontext(), self._casts():
+            kept = anchors.micro_batch(inputs) if anchors else contextlib.nullcontext()
+            with _trace.running() as run, kept, tap or contextlib.nullcontext(), self._casts():
                 output = self._model(*args, **kwargs)
             outputs = tensors(output)
             if self._loss is None:
@@ -263,8 +279,8 @@ def _stopping() -> Iterator[None]:
         yield
     except numerics.FloatingPointException as exception:
         raise createBackendError(
-            f"{exception}. Precision.enableFloatingPointExceptions(True) stops the program there; with float16 "
-            "a lower loss_scaling or learning rate may help.",
+            f"{exception}. Precision.enableFloatingPointExceptions(True) stops the program there; a lower "
+            "loss_scaling or learning rate may help.",
             "poplar_application_runtime_error",
         ) from exception
 

@@ -371,16 +371,15 @@ class PoplarExecutor:
         return self._compilation_s
 
     def getTensorNames(self) -> list[str]:
-        """PopART's names of the weights, and in training of their gradients and updates."""
+        """What options.anchorTensor can name: weights, their gradients and updates, results."""
         assert self._executable is not None, "Model must be compiled first"
-        names = list(self._executable.weights.names)
-        if self._training:
-            names += [f"{kind}___{name}" for kind in ("Gradient", "UpdatedVar") for name in names]
-        return names
+        return self._executable.tensor_names
 
     def getAnchoredTensor(self, short_name: str) -> torch.Tensor:
-        """A tensor kept by options.anchorTensor; the simulator keeps none."""
-        raise AssertionError(f"No tensor with name {short_name} found.")
+        """A tensor that options.anchorTensor kept of the last run, laid out as an output is."""
+        kept = self._executable.anchored if self._executable is not None else {}
+        assert short_name in kept, f"No tensor with name {short_name} found."
+        return kept[short_name]
 
     def _debugGetPopartIR(self) -> str:
         """JSON: {"maingraph": [{name, type, attributes, inputs, outputs}, ...]}, what the compilation saw."""
