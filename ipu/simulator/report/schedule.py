@@ -1,0 +1,158 @@
+"""What every IPU does in each pipeline cycle of a weight update, as far as it can be drawn.
+
+With F forward stages and N = G + 2F - 2 pipeline cycles for G micro batches, forward stage s computes micro batch
+c - s in cycle c and its backward pass computes micro batch c - (2F - 2 - s); the last stage does both at once. In
+the first 2F - 2 cycles the pipeline fills, in the last 2F - 2 it empties. Every cycle lasts as long as the
+busiest IPU takes. Without backward passes (inference) there are N = G + F - 1 cycles.
+
+An update may take thousands of cycles that all look alike: a plan keeps the first and the last of them and says
+how many it leaves out. Times are the verdict's predictions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .verdict import StageTime, Verdict
+
+# Cycles of the main phase that are drawn on either side of those left out.
+_MAIN_CYCLES_DRAWN = 2
+
+PARTS = ("forward", "recompute", "backward", "stash", "copies")
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One IPU's work of a kind. Times in seconds from the start of the drawing, without the cycles left out.
+
+    :param part: one of PARTS.
+    :param micro_batch: which micro batch of the weight update, from 0; -1 for stashing and copying, which
+        serve several at once.
+    """
+
+    ipu: int
+    stage: int
+    part: str
+    cycle: int
+    micro_batch: int
+    start_s: float
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """A pipeline cycle that is drawn. `phase` is fill, main or flush."""
+
+    index: int
+    phase: str
+    start_s: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the step after its pipeline cycles."""
+
+    name: str
+    start_s: float
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The drawing: cycles in order, their slices, the gap, what follows the pipeline.
+
+    :param gap_s: where the cycles left out would be, at the start of the cycle after them; None if all are
+        drawn.
+    :param omitted: how many cycles are left out there.
+    :param after: optimiser, collectives and so on, in order, then what the host adds.
+    """
+
+    cycles: tuple[Cycle, ...]
+    slices: tuple[Slice, ...]
+    gap_s: float | None
+    omitted: int
+    after: tuple[Part, ...]
+
+    @property
+    def cycles_end_s(self) -> float:
+        return self.after[0].start_s if self.after else self.end_s
+
+    @property
+    def end_s(self) -> float:
+        if self.after:
+            return self.after[-1].start_s + self.after[-1].duration_s
+        ends = [slice_.start_s + slice_.duration_s for slice_ in self.slices]
+        return max(ends, default=0.0)
+
+
+def plan_of(verdict: Verdict) -> Plan:
+    """The drawing of one weight update."""
+    stages = sorted(verdict.details.stages, key=lambda stage: stage.stage)
+    last = len(stages) - 1
+    trained = any(stage.backward_s for stage in stages)
+    depth = 2 * last if trained else last
+    total = verdict.pipeline.pipeline_cycles_per_update
+    micro_batches = total - depth
+    drawn = _drawn_cycles(total, depth)
+    cycle_s = verdict.pipeline.cycle_s
+
+    cycles: list[Cycle] = []
+    slices: list[Slice] = []
+    gap_s = None
+    for position, index in enumerate(drawn):
+        start_s = position * cycle_s
+        if cycles and index != cycles[-1].index + 1:
+            gap_s = start_s
+        phase = "fill" if index < depth else "flush" if index >= micro_batches else "main"
+        cycles.append(Cycle(index, phase, start_s))
+        slices += _slices_of_cycle(stages, index, start_s, depth, micro_batches)
+    after = _after(verdict, len(drawn) * cycle_s)
+    return Plan(tuple(cycles), tuple(slices), gap_s, total - len(drawn), after)
+
+
+def _drawn_cycles(total: int, depth: int) -> list[int]:
+    head = depth + _MAIN_CYCLES_DRAWN
+    if total <= 2 * head + 1:
+        return list(range(total))
+    return [*range(head), *range(total - head, total)]
+
+
+def _slices_of_cycle(
+    stages: list[StageTime], cycle: int, cycle_start_s: float, depth: int, micro_batches: int
+) -> list[Slice]:
+    """Forward stages in order, then backward stages, last one first; each IPU works them off one by one."""
+    free_s: dict[int, float] = {}
+    slices = []
+
+    def add(stage: StageTime, part: str, micro_batch: int, duration_s: float) -> None:
+        if duration_s > 0:
+            start_s = free_s.get(stage.ipu, cycle_start_s)
+            slices.append(Slice(stage.ipu, stage.stage, part, cycle, micro_batch, start_s, duration_s))
+            free_s[stage.ipu] = start_s + duration_s
+
+    busy = []
+    for stage in stages:
+        micro_batch = cycle - stage.stage
+        if 0 <= micro_batch < micro_batches:
+            busy.append(stage)
+            add(stage, "forward", micro_batch, stage.forward_s)
+    for stage in reversed(stages):
+        micro_batch = cycle - (depth - stage.stage)
+        if 0 <= micro_batch < micro_batches and stage.backward_s:
+            add(stage, "recompute", micro_batch, stage.recompute_s)
+            add(stage, "backward", micro_batch, stage.backward_s)
+            busy.append(stage)
+    for part in ("stash", "copies"):
+        for stage in {stage.stage: stage for stage in busy}.values():
+            add(stage, part, -1, stage.stash_s if part == "stash" else stage.copies_s)
+    return slices
+
+
+def _after(verdict: Verdict, start_s: float) -> tuple[Part, ...]:
+    parts = []
+    named = [*verdict.details.update_parts_s.items(), ("host input and output", verdict.host_s)]
+    for name, duration_s in named:
+        if duration_s > 0:
+            parts.append(Part(name, start_s, duration_s))
+            start_s += duration_s
+    return tuple(parts)

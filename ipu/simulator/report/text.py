@@ -1,0 +1,209 @@
+"""The verdict as a table for terminals, at most 110 columns wide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .sums import (
+    Share,
+    busiest_ipu,
+    by_kind,
+    by_module,
+    expected_error,
+    fullest,
+    samples_per_step,
+)
+from .units import human_bytes, human_count, human_rate, human_seconds, percent
+from .verdict import IpuMemory, Overflow, Verdict
+
+_BAR_WIDTH = 30
+_NAME_WIDTH = 46
+_SHARES_SHOWN = 6
+_PARTS_SHOWN = 4
+_BUFFERS_SHOWN = 12
+
+
+def text(verdict: Verdict) -> str:
+    """The table that a dry run prints; ends with a line break."""
+    sections = [_headline(verdict)]
+    if verdict.details.overflows:
+        sections.append("\n".join(line for each in verdict.details.overflows for line in _proof(each)))
+    if verdict.remedies:
+        sections.append("\n".join(_remedies(verdict)))
+    sections += ["\n".join(lines(verdict)) for lines in (_memory, _time, _where)]
+    if verdict.details.bounds:
+        sections.append("\n".join(_bounds(verdict)))
+    sections.append("\n".join(_origin(verdict)))
+    return "\n\n".join(sections) + "\n"
+
+
+def summary(verdict: Verdict, measured_host_s: float) -> str:
+    """The verdict in four lines, for the end of a run on the simulator.
+
+    :param measured_host_s: what a weight update took on this host, in seconds: the mean over the run.
+    """
+    if measured_host_s > 0:
+        ratio = measured_host_s / verdict.step_s
+        compared = f"{ratio:,.1f} times as long" if ratio >= 1 else f"{percent(ratio)} of that time"
+    else:
+        compared = "too short to compare"
+    return (
+        f"{_headline(verdict)}\n"
+        f"  a weight update there  {human_seconds(verdict.step_s)} (predicted{_error(verdict)}): "
+        f"{human_rate(verdict.samples_per_s)} samples/s, utilisation {percent(verdict.utilisation)}\n"
+        f"  a weight update here   {human_seconds(measured_host_s)} (measured on this host): {compared}\n"
+        f"  the whole training     {_steps(verdict)} in {human_seconds(verdict.time_to_train_s)} there (predicted)\n"
+    )
+
+
+def _headline(verdict: Verdict) -> str:
+    worst = fullest(verdict)
+    share = percent(worst.peak_bytes / worst.capacity_bytes)
+    title = f"{verdict.config} on {verdict.target}"
+    if verdict.fits:
+        return f"{title}: FITS. IPU {worst.ipu} is the fullest, with {share} of its memory (predicted)."
+    missing = worst.peak_bytes - worst.capacity_bytes
+    if missing <= 0:  # the mean over tiles would fit; the fullest tile doesn't
+        return f"{title}: DOES NOT FIT. The fullest tile of IPU {worst.ipu} is over its memory (predicted)."
+    return f"{title}: DOES NOT FIT. IPU {worst.ipu} lacks {human_bytes(missing)}: {share} (predicted)."
+
+
+def _proof(overflow: Overflow) -> Iterator[str]:
+    total = human_bytes(sum(buffer.bytes for buffer in overflow.buffers))
+    number = len(overflow.buffers)
+    which = "this buffer alone exceeds" if number == 1 else f"these {number} buffers alone exceed"
+    over = human_bytes(overflow.over_bytes)
+    yield f"what proves it: IPU {overflow.ipu}, {overflow.moment}: {over} too much; {which} its memory ({total})"
+    for buffer in overflow.buffers[:_BUFFERS_SHOWN]:
+        place = f" of {buffer.module}" if buffer.module else ""
+        yield f"  {human_bytes(buffer.bytes):>10}  {_spoken(buffer.component):<22}  {buffer.name}{place}"
+    rest = overflow.buffers[_BUFFERS_SHOWN:]
+    if rest:
+        size = human_bytes(sum(buffer.bytes for buffer in rest))
+        yield f"  {size:>10}  in {len(rest)} smaller ones: see report.html"
+
+
+def _remedies(verdict: Verdict) -> Iterator[str]:
+    yield "what to change (each recomputed by the model; bytes on the fullest IPU, time of a weight update)"
+    for remedy in verdict.remedies:
+        outcome = "fits" if remedy.fits else "does not fit yet"
+        sign = "+" if remedy.costs_s >= 0 else ""
+        yield (
+            f"  {remedy.change:<{_NAME_WIDTH}}  saves {human_bytes(remedy.saves_bytes):>10}  "
+            f"{sign}{human_seconds(remedy.costs_s):>9}  {outcome}"
+        )
+
+
+def _memory(verdict: Verdict) -> Iterator[str]:
+    capacity = human_bytes(verdict.ipus[0].capacity_bytes)
+    yield f"memory at the step's worst moment, of {capacity} of SRAM an IPU (predicted)"
+    for memory in verdict.ipus:
+        headroom = memory.capacity_bytes - memory.peak_bytes
+        what = "headroom" if headroom >= 0 else "over    "
+        yield (
+            f"  IPU {memory.ipu:<2} [{_bar(memory)}] {percent(memory.peak_bytes / memory.capacity_bytes):>6}  "
+            f"{human_bytes(memory.peak_bytes):>10}  {what} {human_bytes(abs(headroom)):>9}  "
+            f"always live {human_bytes(memory.always_live_bytes):>9}"
+        )
+    for memory in verdict.ipus:
+        parts = sorted(memory.components.items(), key=lambda item: -item[1])
+        named = ", ".join(
+            f"{_spoken(name)} {human_bytes(size)}" for name, size in parts[:_PARTS_SHOWN] if size
+        )
+        yield f"  IPU {memory.ipu:<2} {named}"
+
+
+def _bar(memory: IpuMemory) -> str:
+    """Always live '#', at the peak besides '=', free '.'; what is over capacity shows as '!' at the end."""
+    scale = _BAR_WIDTH / memory.capacity_bytes
+    always = min(_BAR_WIDTH, round(memory.always_live_bytes * scale))
+    peak = min(_BAR_WIDTH, max(always, round(memory.peak_bytes * scale)))
+    bar = "#" * always + "=" * (peak - always) + "." * (_BAR_WIDTH - peak)
+    return bar[:-1] + "!" if memory.peak_bytes > memory.capacity_bytes else bar
+
+
+def _time(verdict: Verdict) -> Iterator[str]:
+    pipeline = verdict.pipeline
+    yield f"time (predicted{_error(verdict)})"
+    yield (
+        f"  pipeline cycle    {human_seconds(pipeline.cycle_s):>12}   as long as IPU {busiest_ipu(verdict)} takes; "
+        f"{pipeline.pipeline_cycles_per_update:,} in a weight update, bubble {percent(pipeline.bubble_fraction)}"
+    )
+    parts = sorted(verdict.details.update_parts_s.items(), key=lambda item: -item[1])
+    named = ", ".join(f"{_spoken(name)} {human_seconds(seconds)}" for name, seconds in parts if seconds)
+    yield f"  update            {human_seconds(verdict.update_s):>12}   {named}".rstrip()
+    yield f"  host              {human_seconds(verdict.host_s):>12}   input and output that nothing hides"
+    yield (
+        f"  one weight update {human_seconds(verdict.step_s):>12}   "
+        f"{samples_per_step(verdict):,} samples: {human_rate(verdict.samples_per_s)} samples/s"
+        f"{_packs(verdict)}, {human_rate(verdict.tokens_per_s)} tokens/s"
+    )
+    yield (
+        f"  utilisation       {percent(verdict.utilisation):>12}   of the float16 peak of all IPUs, for "
+        f"{human_count(verdict.flops_per_sample)}FLOP a sample"
+    )
+    yield f"  time to train     {human_seconds(verdict.time_to_train_s):>12}   {_steps(verdict)}"
+
+
+def _where(verdict: Verdict) -> Iterator[str]:
+    busiest = busiest_ipu(verdict)
+    yield f"where the cycles of a micro batch go{'':24}all IPUs   IPU {busiest} (busiest)"
+    for shares in (by_kind(verdict), by_module(verdict)):
+        yield from (_share(share) for share in shares[:_SHARES_SHOWN])
+        rest = shares[_SHARES_SHOWN:]
+        if rest:
+            yield _share(
+                Share(
+                    f"{len(rest)} others",
+                    0,
+                    sum(share.of_all for share in rest),
+                    sum(share.of_busiest for share in rest),
+                )
+            )
+        yield ""
+    yield f"model: {human_count(verdict.parameters)} parameters"
+
+
+def _share(share: Share) -> str:
+    return (
+        f"  {_shortened(share.name, 54):<54}{percent(share.of_all):>11}{percent(share.of_busiest):>11}"
+    ).rstrip()
+
+
+def _bounds(verdict: Verdict) -> Iterator[str]:
+    yield "without a cost rule, counted with a bound (cycles of all of them)"
+    for bound in verdict.details.bounds:
+        yield f"  {bound.op:<24} {bound.count:>5} in {_shortened(bound.module, 48):<48} {bound.cycles:>14,.0f}"
+
+
+def _origin(verdict: Verdict) -> Iterator[str]:
+    counts: dict[str, int] = {}
+    for assumption in verdict.details.assumptions:
+        counts[assumption.origin] = counts.get(assumption.origin, 0) + 1
+    named = ", ".join(f"{count} {origin}" for origin, count in sorted(counts.items()))
+    yield "Every figure above is predicted by a model of the machine; none was measured on an IPU."
+    yield f"It rests on {len(verdict.details.assumptions)} numbers ({named}): report.html lists each with its source."
+
+
+def _error(verdict: Verdict) -> str:
+    error = expected_error(verdict)
+    return "" if error is None else f", expected to be off by {percent(error)}"
+
+
+def _packs(verdict: Verdict) -> str:
+    if verdict.packs_per_s == verdict.samples_per_s:
+        return ""
+    return f", {human_rate(verdict.packs_per_s)} packs/s"
+
+
+def _steps(verdict: Verdict) -> str:
+    return f"{verdict.training_steps:,} weight updates"
+
+
+def _spoken(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _shortened(name: str, width: int) -> str:
+    """The end of a long module path tells more than its start."""
+    return name if len(name) <= width else "..." + name[3 - width :]

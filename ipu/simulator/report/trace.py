@@ -1,0 +1,141 @@
+"""trace.json: the step as a Chrome trace, which ui.perfetto.dev and chrome://tracing open.
+
+One process stands for a replica; its threads are the IPUs, above them one for pipeline cycles and one for what
+follows the pipeline. Each slice is a complete event ("X") in microseconds; slices of a thread never overlap. Arrows
+follow micro batches from stage to stage. The format: "Trace Event Format", Google, 2016.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from .schedule import Plan, Slice, plan_of
+from .verdict import Verdict
+
+_PROCESS = 1
+_CYCLES, _AFTER, _FIRST_IPU = 1, 2, 10
+_CATEGORY = {"stash": "stash", "copies": "exchange"}
+
+Event = dict[str, Any]
+
+
+def trace_text(verdict: Verdict) -> str:
+    """The trace as JSON text, one event a line."""
+    plan = plan_of(verdict)
+    events = [*_names(verdict), *_cycles(plan), *_slices(plan), *_arrows(plan), *_after(plan)]
+    lines = ",\n".join(json.dumps(event, allow_nan=False) for event in events)
+    other = {
+        "config": verdict.config,
+        "target": verdict.target,
+        "origin": "predicted by a model; not measured",
+        "pipeline_cycles_per_update": verdict.pipeline.pipeline_cycles_per_update,
+        "pipeline_cycles_left_out": plan.omitted,
+    }
+    return f'{{"displayTimeUnit": "ms", "otherData": {json.dumps(other)}, "traceEvents": [\n{lines}\n]}}\n'
+
+
+def _names(verdict: Verdict) -> Iterable[Event]:
+    yield _metadata("process_name", None, f"{verdict.config} on {verdict.target}: one replica, predicted")
+    threads = [(_CYCLES, "pipeline cycles"), (_AFTER, "weight update and host")]
+    threads += [(_FIRST_IPU + memory.ipu, f"IPU {memory.ipu}") for memory in verdict.ipus]
+    for thread, name in threads:
+        yield _metadata("thread_name", thread, name)
+        yield {
+            "ph": "M",
+            "name": "thread_sort_index",
+            "pid": _PROCESS,
+            "tid": thread,
+            "args": {"sort_index": thread},
+        }
+
+
+def _metadata(kind: str, thread: int | None, name: str) -> Event:
+    event: Event = {"ph": "M", "name": kind, "pid": _PROCESS, "args": {"name": name}}
+    return event if thread is None else {**event, "tid": thread}
+
+
+def _cycles(plan: Plan) -> Iterable[Event]:
+    ends_s = [cycle.start_s for cycle in plan.cycles[1:]] + [plan.cycles_end_s]
+    for cycle, end_s in zip(plan.cycles, ends_s, strict=True):
+        if cycle.start_s == plan.gap_s:
+            name = f"{plan.omitted:,} pipeline cycles like these are left out here"
+            yield {
+                "ph": "i",
+                "name": name,
+                "cat": "cycle",
+                "s": "p",
+                "pid": _PROCESS,
+                "tid": _CYCLES,
+                "ts": _us(cycle.start_s),
+            }
+        name = f"cycle {cycle.index} ({cycle.phase})"
+        yield _complete(name, "cycle", _CYCLES, cycle.start_s, end_s - cycle.start_s, {"phase": cycle.phase})
+
+
+def _slices(plan: Plan) -> Iterable[Event]:
+    for slice_ in plan.slices:
+        arguments: dict[str, Any] = {"stage": slice_.stage, "pipeline_cycle": slice_.cycle}
+        if slice_.micro_batch >= 0:
+            arguments["micro_batch"] = slice_.micro_batch
+        yield _complete(
+            f"{slice_.part} {slice_.stage}",
+            _CATEGORY.get(slice_.part, slice_.part),
+            _FIRST_IPU + slice_.ipu,
+            slice_.start_s,
+            slice_.duration_s,
+            arguments,
+        )
+
+
+def _arrows(plan: Plan) -> Iterable[Event]:
+    """From each stage that works on a micro batch to the next one, where neither is left out."""
+    paths: dict[int, list[Slice]] = {}
+    for slice_ in plan.slices:
+        if slice_.part in ("forward", "backward"):
+            paths.setdefault(slice_.micro_batch, []).append(slice_)
+    number = 0
+    for micro_batch, path in paths.items():
+        path.sort(key=lambda slice_: (slice_.cycle, slice_.start_s))
+        for one, other in zip(path, path[1:], strict=False):
+            if other.cycle - one.cycle > 1 or one.ipu == other.ipu:
+                continue
+            number += 1
+            shared: Event = {
+                "name": f"micro batch {micro_batch}",
+                "cat": "micro batch",
+                "id": number,
+                "pid": _PROCESS,
+            }
+            middle_s = one.start_s + one.duration_s / 2
+            yield {**shared, "ph": "s", "tid": _FIRST_IPU + one.ipu, "ts": _us(middle_s)}
+            yield {**shared, "ph": "f", "bp": "e", "tid": _FIRST_IPU + other.ipu, "ts": _us(other.start_s)}
+
+
+def _after(plan: Plan) -> Iterable[Event]:
+    for part in plan.after:
+        collective = any(word in part.name for word in ("reduce", "gather", "collective"))
+        category = "collective" if collective else "update"
+        yield _complete(part.name, category, _AFTER, part.start_s, part.duration_s, {})
+
+
+def _complete(
+    name: str, category: str, thread: int, start_s: float, duration_s: float, arguments: dict[str, Any]
+) -> Event:
+    start_us, end_us = _us(start_s), _us(start_s + duration_s)
+    return {
+        "ph": "X",
+        "name": name,
+        "cat": category,
+        "pid": _PROCESS,
+        "tid": thread,
+        "ts": start_us,
+        "dur": round(end_us - start_us, 3),
+        "args": arguments,
+    }
+
+
+def _us(seconds: float) -> float:
+    """Microseconds to the nanosecond, so that one slice's end is exactly the next one's start."""
+    return round(seconds * 1e6, 3)
