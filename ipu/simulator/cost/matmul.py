@@ -1,0 +1,233 @@
+"""The matmul planner: how poplibs would spread a product over tiles, and what that costs.
+
+A product of `groups` matrices [m, k] x [k, n] is split over tiles (groups, m, n and k) and, where memory
+demands it, into a series of smaller products (slices of the output channels n, or of the input channels k).
+Either operand may play the weights. As in poplibs (poplin/ConvPlan.cpp): the plan of fewest cycles, then of
+least memory, whose temporary bytes on a tile stay within the available-memory proportion; where none does,
+the bound is doubled until it exceeds twice the tile, then dropped.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..targets import Target
+from .amp import BLOCK, ceil_div, product_cycles, reduction_cycles, unit_of
+
+SERIAL_N = (1, 2, 3, 4, 5, 6, 8, 12, 16)
+SERIAL_K = (1, 2, 4)
+# Control and slicing of one product of a series, and cycles to copy an element of a slice of weights, to
+# write an element of output in its place, to add one to earlier sums (popops' dynamic slice, update, add).
+_SERIAL_CYCLES = 160.0
+_SLICE_CYCLES = 0.5
+_UPDATE_CYCLES = 0.5
+_ADD_CYCLES = 0.75
+
+
+@dataclass(frozen=True)
+class Product:
+    """`groups` products [m, k] x [k, n] of elements of `input_bytes` (2 or 4)."""
+
+    groups: int
+    m: int
+    k: int
+    n: int
+    input_bytes: int = 2
+    half_partials: bool = True
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.groups * self.m * self.k * self.n
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the planner chose. Cycles are those of the fullest tile, over all products of the series.
+
+    :param swapped: the operand [m, k] plays the weights, so that `split_m` and `split_n` split n and m.
+    :param temporary_bytes: of one tile, in one product of the series.
+    :param within_bound: False where no plan fitted the proportion.
+    """
+
+    compute_cycles: float
+    exchange_cycles: float
+    reduction_cycles: float
+    serial_cycles: float
+    split_groups: int
+    split_m: int
+    split_n: int
+    split_k: int
+    serial_n: int
+    serial_k: int
+    swapped: bool
+    temporary_bytes: int
+    within_bound: bool
+
+    @property
+    def cycles(self) -> float:
+        return self.compute_cycles + self.exchange_cycles + self.reduction_cycles + self.serial_cycles
+
+    @property
+    def tiles(self) -> int:
+        return self.split_groups * self.split_m * self.split_n * self.split_k
+
+    @property
+    def serial_splits(self) -> int:
+        return self.serial_n * self.serial_k
+
+
+def plan(product: Product, target: Target, proportion: float) -> Plan:
+    """The plan for a product on one IPU of `target`, under an available-memory proportion in [0, 1].
+
+    A proportion of 0 asks for the least memory.
+    """
+    tiles, exchange = target.tiles_per_ipu, target.exchange_bytes_per_cycle
+    front = _front(product, tiles, exchange, target.shared_exchange_bytes_per_cycle)
+    least = front[0].temporary_bytes
+    bound = proportion * target.bytes_per_tile
+    within = least <= bound
+    if bound <= 0:
+        bound = least
+    while least > bound and bound <= 2 * target.bytes_per_tile:
+        bound *= 2
+    fitting = front if least > bound else [made for made in front if made.temporary_bytes <= bound]
+    return replace(fitting[-1], within_bound=within)
+
+
+@functools.cache
+def _front(product: Product, tiles: int, exchange: float, shared_exchange: float) -> tuple[Plan, ...]:
+    """The plans that no other beats in both cycles and memory: from least memory to fewest cycles."""
+    orders = [_one_order(product, tiles, exchange, shared_exchange)]
+    if product.m != product.n:
+        other = replace(product, m=product.n, n=product.m)
+        orders.append(_one_order(other, tiles, exchange, shared_exchange))
+    temporary = np.concatenate([order.temporary for order in orders])
+    cycles = np.concatenate([order.cycles for order in orders])
+    order = np.lexsort((cycles, temporary))
+    fewest_so_far = np.minimum.accumulate(cycles[order])
+    better = np.flatnonzero(np.diff(fewest_so_far, prepend=np.inf) < 0)
+    first = len(orders[0].temporary)
+    return tuple(
+        orders[0].plan(index, False) if index < first else orders[1].plan(index - first, True)
+        for index in order[better].tolist()
+    )
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """All plans of one operand order, as arrays of one axis."""
+
+    compute: np.ndarray
+    exchange: np.ndarray
+    reduction: np.ndarray
+    serial: np.ndarray
+    temporary: np.ndarray
+    splits: tuple[np.ndarray, ...]
+
+    @property
+    def cycles(self) -> np.ndarray:
+        return self.compute + self.exchange + self.reduction + self.serial
+
+    def plan(self, index: int, swapped: bool) -> Plan:
+        groups, m, n, k, serial_n, serial_k = (int(split[index]) for split in self.splits)
+        return Plan(
+            compute_cycles=float(self.compute[index]),
+            exchange_cycles=float(self.exchange[index]),
+            reduction_cycles=float(self.reduction[index]),
+            serial_cycles=float(self.serial[index]),
+            split_groups=groups,
+            split_m=m,
+            split_n=n,
+            split_k=k,
+            serial_n=serial_n,
+            serial_k=serial_k,
+            swapped=swapped,
+            temporary_bytes=int(self.temporary[index]),
+            within_bound=True,
+        )
+
+
+def _one_order(product: Product, tiles: int, own_exchange: float, shared_exchange: float) -> _Candidates:
+    """All plans with [k, n] as the weights."""
+    unit = unit_of(product.input_bytes, product.half_partials)
+    parts = [
+        _splits(product, tiles, serial_n, serial_k, unit.block_out)
+        for serial_n in SERIAL_N
+        for serial_k in SERIAL_K
+    ]
+    split_g, split_m, split_n, split_k, serial_n, serial_k = (
+        np.concatenate([part[axis] for part in parts]) for axis in range(6)
+    )
+    slice_n, slice_k = ceil_div(product.n, serial_n), ceil_div(product.k, serial_k)
+    groups = ceil_div(product.groups, split_g)
+    rows = ceil_div(product.m, split_m)
+    out_blocks = ceil_div(ceil_div(slice_n, unit.block_out), split_n)
+    in_blocks = ceil_div(ceil_div(slice_k, BLOCK), split_k)
+    columns = np.minimum(out_blocks * unit.block_out, slice_n)
+    depth = np.minimum(in_blocks * BLOCK, slice_k)
+
+    input_bytes = groups * rows * depth * unit.input_bytes
+    weight_bytes = groups * depth * columns * unit.input_bytes
+    partial_bytes = groups * rows * columns * unit.partial_bytes
+    result = groups * rows * columns / split_k
+    shared = np.where(split_n % 2 == 0, shared_exchange, own_exchange)
+    exchange = (
+        input_bytes * (1 - 1 / split_n) / shared
+        + weight_bytes * (1 - 1 / split_m) / own_exchange
+        + np.where(split_k > 1, partial_bytes / own_exchange, 0.0)
+    )
+    series = serial_n * serial_k
+    outputs_per_tile = product.groups * product.m * product.n / tiles
+    weights_per_tile = product.groups * product.k * product.n / tiles
+    serial = (
+        np.where(series > 1, series * _SERIAL_CYCLES + _SLICE_CYCLES * weights_per_tile, 0.0)
+        + np.where(serial_n > 1, _UPDATE_CYCLES * outputs_per_tile * serial_k, 0.0)
+        + np.where(serial_k > 1, _ADD_CYCLES * outputs_per_tile * serial_k, 0.0)
+    )
+    return _Candidates(
+        compute=series * product_cycles(unit, groups, rows, in_blocks, out_blocks),
+        exchange=series * exchange,
+        reduction=series * reduction_cycles(unit, result, split_k),
+        serial=serial,
+        temporary=np.ceil(
+            np.maximum(
+                input_bytes + weight_bytes + partial_bytes,
+                partial_bytes + np.where(split_k > 1, result * unit.input_bytes, 0.0),
+            )
+        ),
+        splits=(split_g, split_m, split_n, split_k, serial_n, serial_k),
+    )
+
+
+def _splits(
+    product: Product, tiles: int, serial_n: int, serial_k: int, block_out: int
+) -> tuple[np.ndarray, ...]:
+    """Splits over (groups, m, n, k) that use at most all tiles; then the serial splits, repeated."""
+    blocks_n, blocks_k = ceil_div(product.n, block_out), ceil_div(product.k, BLOCK)
+    if serial_n > blocks_n or serial_k > blocks_k:
+        return tuple(np.empty(0, np.int64) for _ in range(6))
+    slice_n = ceil_div(ceil_div(product.n, serial_n), block_out)
+    slice_k = ceil_div(ceil_div(product.k, serial_k), BLOCK)
+    used = np.array([1], np.int64)
+    columns: list[np.ndarray] = []
+    for total in (product.groups, product.m, slice_n, slice_k):
+        options = tight_splits(total, tiles)
+        tiles_used = np.multiply.outer(used, options)
+        row, column = np.nonzero(tiles_used <= tiles)
+        columns = [earlier[row] for earlier in columns]
+        columns.append(options[column])
+        used = tiles_used[row, column]
+    serial = (np.full(used.shape, serial_n, np.int64), np.full(used.shape, serial_k, np.int64))
+    return (*columns, *serial)
+
+
+@functools.cache
+def tight_splits(total: int, most: int) -> np.ndarray:
+    """Numbers of parts that leave no part empty and that no smaller number replaces: one for each size of the
+    largest part."""
+    shares = np.arange(1, total + 1)
+    splits = np.unique(ceil_div(total, shares))
+    return splits[splits <= most]
