@@ -1,0 +1,117 @@
+"""Convolutions on the AMP, as poplibs plans them: dense, grouped, and their gradients.
+
+A kernel of one position is a matmul (poplin/ConvPlan.cpp). Others are planned two ways, and the cheaper one
+counts: position by position of the kernel (the nx1 vertex), or with the kernel's positions moved into the
+input channels (expanded dimensions), as one matmul with more of them. A group of channels stands by itself
+in a block of the AMP: 16 channels fill it, fewer leave parts of it idle.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..targets import Target
+from .amp import BLOCK, ceil_div, kernel_cycles, product_cycles, unit_of
+from .matmul import Product, plan, tight_splits
+
+# Gradient of the weights against the forward pass: the planner's expansions for it can't be reproduced from
+# what is published; poplibs' costs lie between 2 and 4 times those of the forward pass.
+WEIGHT_GRADIENT_FACTOR = 3.0
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """`groups` convolutions of in_channels each with out_channels each, over `positions` of each of `batch`.
+
+    :param positions: output positions of one sample (height times width).
+    :param taps: positions of the kernel.
+    """
+
+    batch: int
+    groups: int
+    in_channels: int
+    out_channels: int
+    positions: int
+    taps: int
+    input_bytes: int = 2
+    half_partials: bool = True
+
+    @property
+    def flops(self) -> int:
+        outputs = self.batch * self.positions * self.groups * self.out_channels
+        return 2 * outputs * self.in_channels * self.taps
+
+    @property
+    def as_product(self) -> Product:
+        """With the kernel's positions among the input channels."""
+        return Product(
+            self.groups,
+            self.batch * self.positions,
+            self.in_channels * self.taps,
+            self.out_channels,
+            self.input_bytes,
+            self.half_partials,
+        )
+
+
+@dataclass(frozen=True)
+class ConvolutionPlan:
+    """Cycles of the fullest tile, temporary bytes of one tile."""
+
+    cycles: float
+    temporary_bytes: int
+
+
+@functools.lru_cache(maxsize=None)
+def plan_convolution(convolution: Convolution, target: Target, proportion: float) -> ConvolutionPlan:
+    """The forward pass of a convolution, or the gradient of its input, which is one as well."""
+    product = plan(convolution.as_product, target, proportion)
+    expanded = ConvolutionPlan(product.cycles, product.temporary_bytes)
+    if convolution.taps == 1:
+        return expanded
+    by_tap = _by_tap(convolution, target, proportion * target.bytes_per_tile)
+    return min(expanded, by_tap, key=lambda made: made.cycles)
+
+
+def _by_tap(convolution: Convolution, target: Target, bound: float) -> ConvolutionPlan:
+    """Split over groups, positions and output channels; each tile receives a margin of neighbours."""
+    unit = unit_of(convolution.input_bytes, convolution.half_partials)
+    rows = convolution.batch * convolution.positions
+    options = [
+        tight_splits(total, target.tiles_per_ipu)
+        for total in (convolution.groups, rows, ceil_div(convolution.out_channels, unit.block_out))
+    ]
+    split_g, split_m, split_n = (axis.ravel() for axis in np.meshgrid(*options, indexing="ij"))
+    legal = split_g * split_m * split_n <= target.tiles_per_ipu
+    split_g, split_m, split_n = split_g[legal], split_m[legal], split_n[legal]
+    groups, here = ceil_div(convolution.groups, split_g), ceil_div(rows, split_m)
+    out_blocks = ceil_div(ceil_div(convolution.out_channels, unit.block_out), split_n)
+    columns = np.minimum(out_blocks * unit.block_out, convolution.out_channels)
+    inputs = groups * convolution.in_channels * (here + convolution.taps - 1) * unit.input_bytes
+    weights = groups * convolution.in_channels * columns * convolution.taps * unit.input_bytes
+    partials = groups * here * columns * unit.partial_bytes
+    in_blocks = ceil_div(convolution.in_channels, BLOCK)
+    shared = np.where(
+        split_n % 2 == 0, target.shared_exchange_bytes_per_cycle, target.exchange_bytes_per_cycle
+    )
+    cycles = kernel_cycles(unit, groups, here, in_blocks, out_blocks, convolution.taps) + inputs / shared
+    cycles = cycles + weights * (1 - 1 / split_m) / target.exchange_bytes_per_cycle
+    temporary = inputs + weights + partials
+    fitting = np.flatnonzero(temporary <= max(bound, temporary.min()))
+    index = int(fitting[np.argmin(cycles[fitting])])
+    return ConvolutionPlan(float(cycles[index]), int(temporary[index]))
+
+
+def tile_cycles(convolution: Convolution) -> float:
+    """A whole convolution on one tile, without exchange: for comparison with measurements of vertices."""
+    unit = unit_of(convolution.input_bytes, convolution.half_partials)
+    rows, groups = convolution.batch * convolution.positions, convolution.groups
+    out_blocks = ceil_div(convolution.out_channels, unit.block_out)
+    expanded = ceil_div(convolution.in_channels * convolution.taps, BLOCK)
+    by_product = float(product_cycles(unit, groups, rows, expanded, out_blocks))
+    in_blocks = ceil_div(convolution.in_channels, BLOCK)
+    by_tap = float(kernel_cycles(unit, groups, rows, in_blocks, out_blocks, convolution.taps))
+    return min(by_product, by_tap)
