@@ -47,7 +47,7 @@ def load_config(flags: argparse.Namespace, task: str) -> Config:
 
 def choose_device(config: Config) -> ipu.DeviceChoice:
     """Chooses the device and says so: the first line of every run."""
-    device = ipu.select_device(config.device)
+    device = ipu.select_device(config.device, precision=config.simulator_precision)
     print(device.banner(), flush=True)
     if device.name == "ipu-model" and config.replication_factor != 1:
         raise ConfigError(

@@ -190,6 +190,9 @@ class Config:
     device: Device = key("where to run; auto: an IPU if there is one", "auto")
     target: str = key(f"the machine: {' | '.join(TARGET_IPUS)}", "pod16")
     precision: Literal["float16", "float32"] = key("what an IPU stores and computes in", "float16")
+    simulator_precision: Literal["float32", "ipu-float16"] = key(
+        "how the simulator computes: fast in float32, or as an IPU would at this precision", "float32"
+    )
     ipus_per_replica: int = key("IPUs of one pipeline", bounds=f"[1, {max(TARGET_IPUS.values())}]")
     layers_per_ipu: Tuple[int, ...] = key(
         "encoder layers on each IPU; embeddings stand on the first", bounds=AT_LEAST_0

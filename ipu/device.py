@@ -51,11 +51,13 @@ _chosen: Optional[DeviceChoice] = None
 _module: Optional[ModuleType] = None
 
 
-def select_device(name: str, *, offline: bool = False, target: Optional[str] = None) -> DeviceChoice:
+def select_device(
+    name: str, *, offline: bool = False, target: Optional[str] = None, precision: Optional[str] = None
+) -> DeviceChoice:
     """Chooses one of DEVICES for this process and imports its PopTorch.
 
     `offline`: only to compile, for which PopTorch needs no IPU that answers. `target`: the machine that the
-    simulator stands for.
+    simulator stands for. `precision`: how the simulator computes (float32 or ipu-float16).
 
     Raises DeviceError for an unknown name, for a device that can't be had, and for a second, different
     choice.
@@ -63,6 +65,8 @@ def select_device(name: str, *, offline: bool = False, target: Optional[str] = N
     global _asked, _chosen, _module
     if target is not None:
         os.environ["IPU_SIMULATOR_TARGET"] = target
+    if precision is not None:
+        os.environ["IPU_SIMULATOR_PRECISION"] = precision
     if name not in DEVICES:
         raise DeviceError(f"unknown device {name!r}: choose one of {', '.join(DEVICES)}")
     if _chosen is not None:

@@ -80,7 +80,8 @@ def find_start(config: Config, output: Path, *, resume: bool, checkpoint: Option
 
 def place(model: TrainedModel, config: Config, layers_per_ipu: Any, *, device: ipu.DeviceChoice) -> None:
     """Gives a model the precision of the device and its place there."""
-    if device.name != "simulator" and config.precision == "float16":
+    as_ipu = device.name != "simulator" or config.simulator_precision == "ipu-float16"
+    if as_ipu and config.precision == "float16":
         model.half()
     models.annotate(
         model,
