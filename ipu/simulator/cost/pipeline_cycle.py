@@ -79,7 +79,7 @@ def _backward_stage(graph: Graph, stage: Stage) -> list[Step]:
         tensor_id: op
         for op in stage.recompute
         for tensor_id in op.outputs
-        if graph.tensors[tensor_id].base is None
+        if graph.tensors[tensor_id].base is None and tensor_id not in stashed
     }
     segments: dict[int, list[Op]] = defaultdict(list)
     for op in stage.recompute:
@@ -140,7 +140,7 @@ def timeline(
             if key not in live and owner.id in step.stashed and not pipelined:
                 key = (op.stage, owner.id)
             if key in live:
-                live[key].last = event
+                live[key].last = max(live[key].last, event)
             elif owner.id in step.stashed and pipelined:
                 size = step.stashed[owner.id]
                 live[key] = _Live(owner, "recompute", "restored", op.module, size, event, event)

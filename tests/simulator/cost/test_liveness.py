@@ -1,0 +1,194 @@
+"""Lifetimes against a replay of the schedule that knows nothing of them.
+
+Every tensor has a width of its own power of two, so that the live bytes of an event tell which tensors live.
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from ipu.simulator.cost.liveness import Event, Lifetime, Timeline, live_bytes
+from ipu.simulator.cost.materialised import materialised
+from ipu.simulator.cost.op_cost import OpCost
+from ipu.simulator.cost.pipeline_cycle import Step, schedule, timeline
+from ipu.simulator.cost.weight_memory import homes
+from ipu.simulator.graph.ir import Graph
+from ipu.simulator.graph.stages import Stage, stages_of
+from ipu.simulator.report.verdict import COMPONENTS, Buffer
+
+from .graphs import Builder, chain, settings
+
+
+def test_the_running_sum_equals_counting_at_every_event():
+    generator = random.Random(0)
+    lifetimes = []
+    for number in range(200):
+        first = generator.randrange(50)
+        buffer = Buffer(str(number), generator.choice(COMPONENTS), "", generator.randrange(1, 1000))
+        lifetimes.append(Lifetime(buffer, first, generator.randrange(first, 50)))
+    counted = [
+        [
+            sum(
+                one.buffer.bytes
+                for one in lifetimes
+                if one.buffer.component == part and one.first <= event <= one.last
+            )
+            for event in range(50)
+        ]
+        for part in COMPONENTS
+    ]
+    assert np.array_equal(live_bytes(lifetimes, 50), counted)
+
+
+def test_a_timeline_behind_another_keeps_its_own_order():
+    buffer = Buffer("b", "temporary", "", 5)
+    one = Timeline((Event("forward", "a"), Event("forward", "b")), (Lifetime(buffer, 0, 1),))
+    two = Timeline((Event("update", "w"),), (Lifetime(buffer, 0, 0),))
+    both = one.then(two)
+    assert [event.label for event in both.events] == ["a", "b", "w"]
+    assert both.live_bytes().sum(axis=0).tolist() == [5, 5, 5]
+    assert both.live_at(2) == (buffer,)
+
+
+def unique_sizes(graph: Graph) -> Graph:
+    """The same graph, but each tensor that owns memory has one element more than all before it together."""
+    from dataclasses import replace
+
+    tensors = tuple(
+        replace(tensor, shape=(1 << tensor.id,), dtype="int8") if tensor.base is None else tensor
+        for tensor in graph.tensors
+    )
+    return replace(graph, tensors=tensors)
+
+
+def decoded(size: int) -> set[int]:
+    return {bit for bit in range(size.bit_length()) if size >> bit & 1}
+
+
+def replay(graph: Graph, steps: list[Step], kept: set[int]) -> list[set[int]]:
+    """Tensors that must exist at each step: made, received or restored by then, and still to be read.
+
+    What another stage reads stays until the end; what comes from elsewhere is there from the beginning.
+    """
+    made: dict[tuple[int, int], int] = {}
+    needed: dict[tuple[int, int], set[int]] = {}
+    for event, step in enumerate(steps):
+        for tensor_id in step.op.inputs:
+            if tensor_id in kept and tensor_id not in step.stashed:
+                continue
+            key = (step.run, tensor_id)
+            if key not in made:
+                made[key] = event if tensor_id in step.stashed else 0
+            needed.setdefault(key, set()).add(event)
+        for tensor_id in step.op.outputs:
+            made.setdefault((step.run, tensor_id), event)
+            readers = [op for op in graph.ops if tensor_id in op.inputs]
+            sent = any(op.stage != step.op.stage for op in readers) or tensor_id in graph.outputs
+            last = len(steps) - 1 if sent and step.phase != "recompute" else event
+            needed.setdefault((step.run, tensor_id), set()).add(last)
+    return [
+        {
+            tensor_id
+            for (run, tensor_id), first in made.items()
+            if first <= event <= max(needed[run, tensor_id])
+        }
+        for event in range(len(steps))
+    ]
+
+
+def no_cost(_op: object) -> OpCost:
+    return OpCost("elementwise")
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("checkpoints", [True, False])
+@pytest.mark.parametrize("stage_ipus", [(0,), (0, 1), (0, 1, 2, 0)])
+def test_what_lives_is_what_is_still_read(stage_ipus, checkpoints, recompute):
+    graph = unique_sizes(
+        chain(stage_ipus, [[4] * (2 + stage % 2) for stage in range(len(stage_ipus))], 8, checkpoints)
+    )
+    program = settings(graph.num_ipus, recompute=recompute)
+    stages = stages_of(graph, program)
+    home = homes(graph)
+    for ipu in range(graph.num_ipus):
+        on_ipu = [stage for stage in stages if stage.ipu == ipu]
+        steps = schedule(graph, on_ipu)
+        kept = {tensor_id for tensor_id, place in home.items() if place == ipu} | set(graph.inputs)
+        resident = frozenset(kept)
+        made = timeline(graph, steps, True, resident, materialised(graph), no_cost)
+        sizes = made.live_bytes().sum(axis=0)
+        expected = replay(graph, steps, kept)
+        assert len(sizes) == len(steps)
+        for event, size in enumerate(sizes):
+            assert decoded(int(size)) == expected[event], made.events[event]
+
+
+@pytest.mark.parametrize("checkpoints", [True, False])
+def test_every_operation_finds_its_inputs(checkpoints):
+    graph = chain((0, 1, 2, 0), [[4, 4], [4, 4, 4], [4], [4, 4]], 8, checkpoints)
+    for stage in stages_of(graph, settings(3)):
+        made: set[int] = set()
+        for step in schedule(graph, [stage]):
+            others = {output for op in graph.ops if op.stage != stage.index for output in op.outputs}
+            own = set(step.op.inputs) - set(homes(graph)) - set(graph.inputs) - others
+            before = {tensor_id for run, tensor_id in made if run == step.run} | set(step.stashed)
+            assert own <= before, (step.label, step.phase)
+            made |= {(step.run, output) for output in step.op.outputs}
+
+
+def test_segments_are_recomputed_just_before_they_are_needed():
+    graph = chain((0, 1), [[4, 4, 4], [4]])
+    stage = stages_of(graph, settings(2))[0]
+    steps = [step for step in schedule(graph, [stage]) if step.phase != "forward"]
+    order = [(step.phase, step.op.segment) for step in steps]
+    assert order == sorted(order, key=lambda entry: (-entry[1], entry[0] == "backward"))
+    assert {segment for phase, segment in order if phase == "recompute"} == {0, 1, 2}
+
+
+def test_an_operation_in_place_takes_its_dying_input():
+    builder = Builder((0,))
+    x = builder.tensor([8, 4], "input", "input/0")
+    a, b, c, d = (builder.tensor([8, 4]) for _ in range(4))
+    builder.op("mm", [x], [a])
+    builder.op("relu", [a], [b])
+    builder.op("mm", [b], [c])
+    builder.op("add", [b, c], [d])
+    graph = builder.graph([x], [d])
+    stages = [Stage(0, 0, graph.ops, (), (), (), 0, ())]
+    steps = schedule(graph, stages)
+    made = timeline(graph, steps, True, frozenset([x]), materialised(graph), no_cost)
+    # a; b in place of a; b and c; d in place of b or c, beside the other
+    assert made.live_bytes().sum(axis=0).tolist() == [64, 64, 128, 128]
+
+
+def test_nothing_writes_over_what_is_still_read_or_of_another_size():
+    builder = Builder((0,))
+    x = builder.tensor([8, 4], "input", "input/0")
+    a, b = builder.tensor([8, 4]), builder.tensor([8, 4])
+    wide, total = builder.tensor([8, 4], dtype="float32"), builder.tensor([8, 4], dtype="float32")
+    builder.op("mm", [x], [a])
+    builder.op("relu", [a], [b])
+    builder.op("add", [a, b], [wide])
+    builder.op("mul", [wide, wide], [total])
+    graph = builder.graph([x], [total])
+    steps = schedule(graph, [Stage(0, 0, graph.ops, (), (), (), 0, ())])
+    made = timeline(graph, steps, True, frozenset([x]), materialised(graph), no_cost)
+    assert made.live_bytes().sum(axis=0).tolist() == [64, 128, 256, 128]
+
+
+def test_without_a_pipeline_what_the_backward_pass_needs_lives_until_then():
+    graph = chain((0, 1), [[4, 4], [4]])
+    program = settings(2, execution="sharded", recompute=False)
+    stages = stages_of(graph, program)
+    resident = frozenset({*graph.inputs, *(key for key, place in homes(graph).items() if place == 0)})
+    steps = schedule(graph, stages[:1])
+    made = timeline(graph, steps, False, resident, materialised(graph), no_cost)
+    # y of both layers and z of the first are read in the backward pass; nothing is restored.
+    middle = next(event for event, step in enumerate(steps) if step.phase == "backward")
+    live = made.live_at(middle)
+    assert sorted(buffer.name for buffer in live if "gelu_backward" not in buffer.name) == sorted(
+        ["mm [8, 4]", "mm [8, 4]", "gelu [8, 4]", "gelu [8, 4]", "received [8, 4]"]
+    )
