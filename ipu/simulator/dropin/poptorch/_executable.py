@@ -10,6 +10,7 @@ import torch
 from . import _anchors, _graph, _trace, enums, poptorch_core
 from ._args import Arguments, check_batch_dimension
 from ._casts import ImplicitCasts, holds_float16
+from ._compile_lock import compile_lock
 from ._device_weights import DeviceWeights
 from ._losses import CompileTap, LossPlace, LossTap
 from ._numerics import arithmetic, computes_as_ipu, numerics, reduction, state_rounding
@@ -66,7 +67,8 @@ class Executable:
             # The graph holds what training flags said when it was traced.
             self._flags = {name: module.training for name, module in model.named_modules()}
             self._half = holds_float16([*self.weights.device_parameters, *model.buffers(), *compiled.tensors])
-            self._trace_model(compiled)
+            with compile_lock(model, options):
+                self._trace_model(compiled)
         else:
             self._restore(compiled)
         _anchors.check(options, self.tensor_names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections import Counter
 
 # PopTorch's numbers; 5 (critical) is no level of its own.
 _LEVELS = {"TRACE": 0, "DEBUG": 1, "INFO": 2, "WARN": 3, "ERR": 4, "OFF": 6}
@@ -25,6 +26,31 @@ class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         level = record.levelname.lower()
         return f"[{self.formatTime(record, '%H:%M:%S')}] [poptorch::python] [{level}] {record.getMessage()}"
+
+
+class _RepeatLimit(logging.Filter):
+    """Lets the same text through so many times (Options.maxRepeatLogs), and says once that it stops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 4
+        self._seen: Counter[str] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        self._seen[text] += 1
+        if self._seen[text] == self.most:
+            record.msg, record.args = f"{text} [repeated {self.most} times: not shown from now on]", ()
+        return self._seen[text] <= self.most
+
+
+_repeats = _RepeatLimit()
+
+
+def limit_repeats(most: int) -> None:
+    """How often the same text is logged from now on; texts logged before count anew."""
+    _repeats.most = most
+    _repeats._seen.clear()
 
 
 def _destination() -> logging.Handler:
@@ -68,6 +94,7 @@ def install() -> None:
     if not logger.handlers:
         handler = _destination()
         handler.setFormatter(_Formatter())
+        handler.addFilter(_repeats)
         logger.addHandler(handler)
     setLogLevel(os.environ.get("POPTORCH_LOG_LEVEL", "WARN"))
     sys.excepthook = _log_uncaught

@@ -6,12 +6,15 @@ another one is computed from is only a step on the way; exactly one must remain.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 from . import _trace
+from ._logging import logger
 from ._structure import tensors
 from .poptorch_core import createBackendError
 
@@ -43,6 +46,11 @@ _LOSS_NAMES = frozenset(
         "triplet_margin_with_distance_loss",
     }
 )
+
+# What makes a tensor of none; torch's own modules give their device where it matters.
+_NAMES = "arange empty eye full linspace logspace ones rand randint randn randperm tensor zeros"
+_FACTORIES = frozenset(getattr(torch, name) for name in _NAMES.split())
+_TORCH_FOLDER = str(Path(torch.__file__).parent)
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,7 @@ class CompileTap(LossTap):
 
     def __init__(self) -> None:
         super().__init__()
+        self._warned_of: set[str] = set()
         self._sources: dict[int, list[torch.Tensor]] = {}
         self._alive: list[torch.Tensor] = []  # so that no id is used twice
 
@@ -88,6 +97,8 @@ class CompileTap(LossTap):
             )
         if func is torch.Tensor.cpu or (func is torch.Tensor.to and _names_cpu(args, kwargs)):
             raise createBackendError("Illegal move to CPU (via .cpu() or .to('cpu')) when tracing a model.")
+        if func in _FACTORIES and kwargs.get("device") is None:
+            self._warn_of_factory(func)
         result = super().__torch_function__(func, types, args, kwargs)
         inputs = tensors((list(args), dict(kwargs)))
         for made in tensors(result):
@@ -98,6 +109,16 @@ class CompileTap(LossTap):
             self._sources.setdefault(id(made), []).extend(inputs)
             self._alive.append(made)
         return result
+
+    def _warn_of_factory(self, func) -> None:
+        caller = sys._getframe(2).f_code.co_filename
+        if func.__name__ not in self._warned_of and not caller.startswith(_TORCH_FOLDER):
+            self._warned_of.add(func.__name__)
+            logger.warning(
+                "torch.%s was called without a device while the model was traced: the tensor is put on the "
+                "IPU. Give it the device of another tensor (device=x.device) to say so.",
+                func.__name__,
+            )
 
     def find_loss(self, run: _trace.Run, outputs: list[torch.Tensor]) -> LossPlace:
         """Raises poptorch.Error unless exactly one loss remains."""

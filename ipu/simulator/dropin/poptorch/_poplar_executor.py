@@ -11,7 +11,7 @@ import torch
 from . import _files, _impl, enums
 from ._args import ArgumentParser, Arguments
 from ._executable import Executable
-from ._logging import logger
+from ._logging import limit_repeats, logger
 from ._numerics import numerics
 from .optim._extract import Extracted, extract
 from .optim._on_device import OptimizerOnDevice
@@ -61,6 +61,7 @@ class PoplarExecutor:
         self._found: Extracted | None = None
         self._first_found: Extracted | None = None
         self._logged: set[str] = set()
+        limit_repeats(options.max_repeat_logs)
         _impl.check_buffers(self._user_model)
         if training:
             assert optimizer is not None, "A training model needs an optimizer"

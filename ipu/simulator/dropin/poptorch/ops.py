@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import sys
+from typing import ClassVar, NamedTuple
 
+import numpy
 import torch
 
 from . import _graph, _trace
@@ -112,7 +114,34 @@ def set_available_memory(tensor: torch.Tensor, available_memory_proportion: floa
     return tensor.view_as(tensor)
 
 
-_FLOAT_FORMATS = ("auto", "fixed", "scientific", "none")
+# By ipu_print_tensor's float_format; None leaves it to the values.
+_SCIENTIFIC = {"auto": None, "fixed": False, "scientific": True, "none": None}
+
+
+class _PrintStyle(NamedTuple):
+    summarise_threshold: int
+    edge_items: int
+    max_line_width: int
+    digits: int
+    scientific: bool | None
+    separator: str
+    open_bracket: str
+    close_bracket: str
+
+    def show(self, title: str, tensor: torch.Tensor) -> None:
+        values = numpy.array2string(
+            tensor.detach().float().numpy() if tensor.is_floating_point() else tensor.detach().numpy(),
+            threshold=self.summarise_threshold,
+            edgeitems=self.edge_items,
+            max_line_width=self.max_line_width,
+            separator=self.separator,
+            formatter=None if not tensor.is_floating_point() else {"float_kind": self._number},
+        )
+        values = values.replace("[", self.open_bracket).replace("]", self.close_bracket)
+        print(f"{title}: {values}", file=sys.stderr, flush=True)
+
+    def _number(self, value: float) -> str:
+        return f"{value:.{self.digits}e}" if self.scientific else f"{value:.{self.digits}f}"
 
 
 def ipu_print_tensor(
@@ -128,14 +157,31 @@ def ipu_print_tensor(
     open_bracket: str = "(",
     close_bracket: str = ")",
 ) -> torch.Tensor:
-    """The tensor itself. The simulator prints nothing; the arguments are checked as PopTorch does."""
+    """The tensor itself, whose values the device prints to stderr in every run, and in training those of its
+    gradient too.
+    """
     if not isinstance(tensor, torch.Tensor):
         raise createPoptorchError(
             f"ipu print tensor must take a torch.tensor argument. You have given it a {type(tensor)}."
         )
-    if float_format not in _FLOAT_FORMATS:
-        raise KeyError(float_format)
-    return tensor.view_as(tensor)
+    style = _PrintStyle(
+        summarise_threshold,
+        edge_items,
+        max_line_width,
+        digits,
+        _SCIENTIFIC[float_format],
+        separator,
+        open_bracket,
+        close_bracket,
+    )
+    result = tensor.view_as(tensor)
+    run = _trace.current()
+    # A compilation computes nothing that could be printed.
+    if run is not None and not isinstance(run, _trace.Trace):
+        style.show(title, tensor)
+        if print_gradient and result.requires_grad:
+            result.register_hook(lambda gradient: style.show(f"Gradient___{title}", gradient))
+    return result
 
 
 def _map_tensors(structure, function):
