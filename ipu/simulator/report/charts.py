@@ -5,6 +5,7 @@ Charts carry no text: what is to be read stands beside them, so that it keeps it
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -133,7 +134,7 @@ def _liveness_chart(points: Sequence[LivenessPoint], capacity_bytes: int, most: 
     # Each column shows its highest point: no peak gets lost.
     highest = [
         max(points[start:end], key=lambda point: point.live_bytes)
-        for start, end in zip(bounds, bounds[1:], strict=False)
+        for start, end in itertools.pairwise(bounds)
     ]
     width = WIDTH / columns
     path = ["M0,1000"]
@@ -232,7 +233,7 @@ def _cycle_phases(plan: Plan, span_s: float) -> list[Segment]:
     starts = [cycle for cycle in plan.cycles if cycle.index == 0 or cycle.start_s == plan.gap_s]
     starts += [
         cycle
-        for before, cycle in zip(plan.cycles, plan.cycles[1:], strict=False)
+        for before, cycle in itertools.pairwise(plan.cycles)
         if before.phase != cycle.phase and cycle not in starts
     ]
     starts.sort(key=lambda cycle: cycle.index)

@@ -1,12 +1,12 @@
 """What every IPU does in each pipeline cycle of a weight update, as far as it can be drawn.
 
-With F forward stages and N = G + 2F - 2 pipeline cycles for G micro batches, forward stage s computes micro batch
-c - s in cycle c and its backward pass computes micro batch c - (2F - 2 - s); the last stage does both at once. In
-the first 2F - 2 cycles the pipeline fills, in the last 2F - 2 it empties. Every cycle lasts as long as the
-busiest IPU takes. Without backward passes (inference) there are N = G + F - 1 cycles.
+With F forward stages and N = G + 2F - 2 pipeline cycles for G micro batches, forward stage s computes
+micro batch c - s in cycle c and its backward pass computes micro batch c - (2F - 2 - s); the last stage does
+both at once. In the first 2F - 2 cycles the pipeline fills, in the last 2F - 2 it empties. Every cycle lasts
+as long as the busiest IPU takes. Without backward passes (inference) there are N = G + F - 1 cycles.
 
-An update may take thousands of cycles that all look alike: a plan keeps the first and the last of them and says
-how many it leaves out. Times are the verdict's predictions.
+An update may take thousands of cycles that all look alike: a plan keeps the first and the last of them and
+says how many it leaves out. Times are the verdict's predictions.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from .verdict import StageTime, Verdict
 
 # Cycles of the main phase that are drawn on either side of those left out.
 _MAIN_CYCLES_DRAWN = 2
+
+# The part after the pipeline that no IPU works on.
+HOST = "host input and output"
 
 PARTS = ("forward", "recompute", "backward", "stash", "copies")
 
@@ -150,7 +153,7 @@ def _slices_of_cycle(
 
 def _after(verdict: Verdict, start_s: float) -> tuple[Part, ...]:
     parts = []
-    named = [*verdict.details.update_parts_s.items(), ("host input and output", verdict.host_s)]
+    named = [*verdict.details.update_parts_s.items(), (HOST, verdict.host_s)]
     for name, duration_s in named:
         if duration_s > 0:
             parts.append(Part(name, start_s, duration_s))

@@ -52,7 +52,7 @@ def summary(verdict: Verdict, measured_host_s: float) -> str:
         f"  a weight update there  {human_seconds(verdict.step_s)} (predicted{_error(verdict)}): "
         f"{human_rate(verdict.samples_per_s)} samples/s, utilisation {percent(verdict.utilisation)}\n"
         f"  a weight update here   {human_seconds(measured_host_s)} (measured on this host): {compared}\n"
-        f"  the whole training     {_steps(verdict)} in {human_seconds(verdict.time_to_train_s)} there (predicted)\n"
+        f"  the whole training     {human_seconds(verdict.time_to_train_s)} (predicted): {_steps(verdict)}\n"
     )
 
 
@@ -72,8 +72,8 @@ def _proof(overflow: Overflow) -> Iterator[str]:
     total = human_bytes(sum(buffer.bytes for buffer in overflow.buffers))
     number = len(overflow.buffers)
     which = "this buffer alone exceeds" if number == 1 else f"these {number} buffers alone exceed"
-    over = human_bytes(overflow.over_bytes)
-    yield f"what proves it: IPU {overflow.ipu}, {overflow.moment}: {over} too much; {which} its memory ({total})"
+    yield f"what proves it: IPU {overflow.ipu} lacks {human_bytes(overflow.over_bytes)} in {overflow.moment}"
+    yield f"  {total:>10}  in all: {which} its memory"
     for buffer in overflow.buffers[:_BUFFERS_SHOWN]:
         place = f" of {buffer.module}" if buffer.module else ""
         yield f"  {human_bytes(buffer.bytes):>10}  {_spoken(buffer.component):<22}  {buffer.name}{place}"
@@ -100,8 +100,9 @@ def _memory(verdict: Verdict) -> Iterator[str]:
     for memory in verdict.ipus:
         headroom = memory.capacity_bytes - memory.peak_bytes
         what = "headroom" if headroom >= 0 else "over    "
+        share = percent(memory.peak_bytes / memory.capacity_bytes)
         yield (
-            f"  IPU {memory.ipu:<2} [{_bar(memory)}] {percent(memory.peak_bytes / memory.capacity_bytes):>6}  "
+            f"  IPU {memory.ipu:<2} [{_bar(memory)}] {share:>6}  "
             f"{human_bytes(memory.peak_bytes):>10}  {what} {human_bytes(abs(headroom)):>9}  "
             f"always live {human_bytes(memory.always_live_bytes):>9}"
         )
@@ -126,8 +127,9 @@ def _time(verdict: Verdict) -> Iterator[str]:
     pipeline = verdict.pipeline
     yield f"time (predicted{_error(verdict)})"
     yield (
-        f"  pipeline cycle    {human_seconds(pipeline.cycle_s):>12}   as long as IPU {busiest_ipu(verdict)} takes; "
-        f"{pipeline.pipeline_cycles_per_update:,} in a weight update, bubble {percent(pipeline.bubble_fraction)}"
+        f"  pipeline cycle    {human_seconds(pipeline.cycle_s):>12}   "
+        f"as long as IPU {busiest_ipu(verdict)} takes; {pipeline.pipeline_cycles_per_update:,} in a weight "
+        f"update, bubble {percent(pipeline.bubble_fraction)}"
     )
     parts = sorted(verdict.details.update_parts_s.items(), key=lambda item: -item[1])
     named = ", ".join(f"{_spoken(name)} {human_seconds(seconds)}" for name, seconds in parts if seconds)
@@ -173,7 +175,8 @@ def _share(share: Share) -> str:
 def _bounds(verdict: Verdict) -> Iterator[str]:
     yield "without a cost rule, counted with a bound (cycles of all of them)"
     for bound in verdict.details.bounds:
-        yield f"  {bound.op:<24} {bound.count:>5} in {_shortened(bound.module, 48):<48} {bound.cycles:>14,.0f}"
+        module = _shortened(bound.module, 48)
+        yield f"  {bound.op:<24} {bound.count:>5} in {module:<48} {bound.cycles:>14,.0f}"
 
 
 def _origin(verdict: Verdict) -> Iterator[str]:
@@ -182,7 +185,8 @@ def _origin(verdict: Verdict) -> Iterator[str]:
         counts[assumption.origin] = counts.get(assumption.origin, 0) + 1
     named = ", ".join(f"{count} {origin}" for origin, count in sorted(counts.items()))
     yield "Every figure above is predicted by a model of the machine; none was measured on an IPU."
-    yield f"It rests on {len(verdict.details.assumptions)} numbers ({named}): report.html lists each with its source."
+    total = len(verdict.details.assumptions)
+    yield f"It rests on {total} numbers ({named}): report.html lists each with its source."
 
 
 def _error(verdict: Verdict) -> str:

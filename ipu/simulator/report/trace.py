@@ -1,21 +1,22 @@
 """trace.json: the step as a Chrome trace, which ui.perfetto.dev and chrome://tracing open.
 
-One process stands for a replica; its threads are the IPUs, above them one for pipeline cycles and one for what
-follows the pipeline. Each slice is a complete event ("X") in microseconds; slices of a thread never overlap. Arrows
+One process stands for a replica; its threads are the IPUs, above them one for pipeline cycles, below them
+the host. Each slice is a complete event ("X") in microseconds; slices of a thread never overlap. Arrows
 follow micro batches from stage to stage. The format: "Trace Event Format", Google, 2016.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable
 from typing import Any
 
-from .schedule import Plan, Slice, plan_of
+from .schedule import HOST, Plan, Slice, plan_of
 from .verdict import Verdict
 
 _PROCESS = 1
-_CYCLES, _AFTER, _FIRST_IPU = 1, 2, 10
+_CYCLES, _FIRST_IPU = 1, 2
 _CATEGORY = {"stash": "stash", "copies": "exchange"}
 
 Event = dict[str, Any]
@@ -24,7 +25,7 @@ Event = dict[str, Any]
 def trace_text(verdict: Verdict) -> str:
     """The trace as JSON text, one event a line."""
     plan = plan_of(verdict)
-    events = [*_names(verdict), *_cycles(plan), *_slices(plan), *_arrows(plan), *_after(plan)]
+    events = [*_names(verdict), *_cycles(plan), *_slices(plan), *_arrows(plan), *_after(verdict, plan)]
     lines = ",\n".join(json.dumps(event, allow_nan=False) for event in events)
     other = {
         "config": verdict.config,
@@ -38,7 +39,7 @@ def trace_text(verdict: Verdict) -> str:
 
 def _names(verdict: Verdict) -> Iterable[Event]:
     yield _metadata("process_name", None, f"{verdict.config} on {verdict.target}: one replica, predicted")
-    threads = [(_CYCLES, "pipeline cycles"), (_AFTER, "weight update and host")]
+    threads = [(_CYCLES, "pipeline cycles"), (_host(verdict), "host")]
     threads += [(_FIRST_IPU + memory.ipu, f"IPU {memory.ipu}") for memory in verdict.ipus]
     for thread, name in threads:
         yield _metadata("thread_name", thread, name)
@@ -98,7 +99,7 @@ def _arrows(plan: Plan) -> Iterable[Event]:
     number = 0
     for micro_batch, path in paths.items():
         path.sort(key=lambda slice_: (slice_.cycle, slice_.start_s))
-        for one, other in zip(path, path[1:], strict=False):
+        for one, other in itertools.pairwise(path):
             if other.cycle - one.cycle > 1 or one.ipu == other.ipu:
                 continue
             number += 1
@@ -113,11 +114,19 @@ def _arrows(plan: Plan) -> Iterable[Event]:
             yield {**shared, "ph": "f", "bp": "e", "tid": _FIRST_IPU + other.ipu, "ts": _us(other.start_s)}
 
 
-def _after(plan: Plan) -> Iterable[Event]:
+def _after(verdict: Verdict, plan: Plan) -> Iterable[Event]:
+    """The weight update, which all IPUs do at once, and what the host adds."""
     for part in plan.after:
-        collective = any(word in part.name for word in ("reduce", "gather", "collective"))
-        category = "collective" if collective else "update"
-        yield _complete(part.name, category, _AFTER, part.start_s, part.duration_s, {})
+        if part.name == HOST:
+            yield _complete(part.name, "host", _host(verdict), part.start_s, part.duration_s, {})
+            continue
+        for memory in verdict.ipus:
+            thread = _FIRST_IPU + memory.ipu
+            yield _complete(part.name, "update", thread, part.start_s, part.duration_s, {})
+
+
+def _host(verdict: Verdict) -> int:
+    return _FIRST_IPU + 1 + max(memory.ipu for memory in verdict.ipus)
 
 
 def _complete(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from ipu.simulator.report.sums import EXPECTED_TIME_ERROR
 from ipu.simulator.report.verdict import (
     Assumption,
     Bound,
@@ -98,24 +99,16 @@ def _memory(ipu: int, scale: float) -> IpuMemory:
         "matmul_working_set": int(165 * MIB * scale),
     }
     peak_bytes = sum(peak.values())
-    return IpuMemory(
-        ipu,
-        CAPACITY_BYTES,
-        sum(always.values()),
-        peak_bytes,
-        peak,
-        always,
-        math.ceil(peak_bytes / 1472 * 1.06),
-    )
+    tile_bytes = math.ceil(peak_bytes / 1472 * 1.06)
+    return IpuMemory(ipu, CAPACITY_BYTES, sum(always.values()), peak_bytes, peak, always, tile_bytes)
 
 
 def _liveness(memory: IpuMemory) -> list[LivenessPoint]:
     points = []
     above = memory.peak_bytes - memory.always_live_bytes
     for step in range(900):
-        phase = (
-            "forward" if step < 250 else "recompute" if step < 480 else "backward" if step < 860 else "update"
-        )
+        ends = {"forward": 250, "recompute": 480, "backward": 860, "update": 900}
+        phase = next(name for name, end in ends.items() if step < end)
         wave = abs(math.sin(step / 9)) * (0.4 + 0.6 * abs(math.sin(step / 200)))
         points.append(
             LivenessPoint(
@@ -173,9 +166,7 @@ def fitting(*, name: str = "bert_large_128_bow_pod16") -> Verdict:
             assumptions=(
                 Assumption("clock", 1.85e9, "Hz", "published", "MLPerf v2.0 systems"),
                 Assumption("k_mm", 1.088, "", "fitted", "calibration rows, prior 1.0 +- 10%"),
-                Assumption(
-                    "expected error of times", 0.014, "relative", "fitted", "mean leave-one-out error"
-                ),
+                Assumption(EXPECTED_TIME_ERROR, 0.014, "relative", "fitted", "leave-one-out mean"),
                 Assumption("tile imbalance", 1.06, "fullest / mean", "assumed", "no source: a guess"),
             ),
         ),
