@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, Mapping
 
 Phase = Literal["forward", "backward"]
@@ -107,6 +108,11 @@ class Graph:
     @property
     def parameters(self) -> tuple[Tensor, ...]:
         return tuple(tensor for tensor in self.tensors if tensor.role == "parameter")
+
+    @cached_property
+    def producers(self) -> Mapping[int, Op]:
+        """Tensor id -> the operation that makes it."""
+        return {number: op for op in self.ops for number in op.outputs}
 
     def owner(self, tensor_id: int) -> Tensor:
         """The tensor that holds the memory of this one."""
