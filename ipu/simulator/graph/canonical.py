@@ -2,6 +2,7 @@
 
 - Dropout: a CPU draws noise, scales it and multiplies; the device has one operation, which draws the same
   noise again from its seed in the backward pass.
+- Softmax: PyTorch's own attention has one that is safe for rows that are masked altogether.
 - Constants: what depends on constants alone is computed by the compiler, not by the program. A tensor of
   one value that is written to in place is a buffer, so it stays.
 - Casts between types that are one on the device (int32 and int64) are views.
@@ -15,6 +16,7 @@ from typing import Any
 
 from .ir import Phase, Tensor
 
+_SAME = {"_safe_softmax": "_softmax"}
 _EMPTY = frozenset({"empty", "empty_like", "empty_strided", "new_empty"})
 # What these make doesn't depend on the values of their arguments, only on shapes.
 _LIKE = frozenset(
@@ -51,6 +53,7 @@ def canonicalised(
 
     :param written: tensors that an in-place operation changed later.
     """
+    ops = [replace(op, name=_SAME[op.name]) if op.name in _SAME else op for op in ops]
     ops = _with_dropouts(ops)
     tensors, ops = _without_equal_casts(tensors, ops)
     return _without_constants(tensors, ops, written)

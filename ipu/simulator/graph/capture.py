@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import autograd, canonical
 from .ir import Graph, Op, Phase, Role, Tensor
-from .schemas import Schema, schema_of
+from .schemas import schema_of
 
 # Another name for the same tensor.
 _ALIASES = frozenset({"alias", "detach", "lift", "lift_fresh"})
@@ -208,11 +208,25 @@ class Recorder(TorchDispatchMode):
         node = autograd.latest_node() if self._phase == "forward" else None
         origin = self._origin(node)
         result = func(*args, **kwargs)
-        outputs = self._outputs(schema, call.written, inputs, result)
+        outputs = self._outputs(call.written, result)
         attributes = {**call.attributes, **origin.marks} if origin.marks else call.attributes
+        self._record(schema.name, inputs, outputs, origin, attributes, node)
+        for tensor, number in zip(call.written, outputs[len(outputs) - len(call.written) :]):
+            self._overwrite(tensor, number, origin)
+        return result
+
+    def _record(
+        self,
+        name: str,
+        inputs: list[int],
+        outputs: list[int],
+        origin: _Origin,
+        attributes: dict[str, Any],
+        node: int | None,
+    ) -> None:
         self._ops.append(
             canonical.Recorded(
-                schema.name,
+                name,
                 self._phase,
                 inputs,
                 outputs,
@@ -224,7 +238,6 @@ class Recorder(TorchDispatchMode):
                 node,
             )
         )
-        return result
 
     def _here(self) -> _Origin:
         stage, ipu = self._placement()
@@ -242,9 +255,8 @@ class Recorder(TorchDispatchMode):
         self._origins.setdefault(autograd.latest_node(), self._latest_origin)
         return self._latest_origin
 
-    def _outputs(
-        self, schema: Schema, written: list[torch.Tensor], inputs: list[int], result: Any
-    ) -> list[int]:
+    def _outputs(self, written: list[torch.Tensor], result: Any) -> list[int]:
+        """New numbers: of what an operation returns, then of what it wrote in place."""
         outputs = []
         for tensor in _tensors_of(result):
             if any(tensor is one for one in written):
@@ -254,8 +266,7 @@ class Recorder(TorchDispatchMode):
                 outputs.append(self._view(tensor, address))
             else:
                 outputs.append(self._new(tensor, "activation", ""))
-        outputs += [self._overwritten(tensor) for tensor in written]
-        return outputs
+        return outputs + [self._add(tensor, "activation", "", None) for tensor in written]
 
     # ---- tensors
 
@@ -273,20 +284,7 @@ class Recorder(TorchDispatchMode):
         # Part of a tensor that was changed in place since, or another name that PyTorch didn't tell of.
         number = self._view(tensor, address)
         here = self._origin(autograd.latest_node() if self._phase == "forward" else None)
-        self._ops.append(
-            canonical.Recorded(
-                "as_strided",
-                self._phase,
-                [owner.id],
-                [number],
-                here.module,
-                here.stage,
-                here.ipu,
-                here.segment,
-                {},
-                None,
-            )
-        )
+        self._record("as_strided", [owner.id], [number], here, {}, None)
         return number
 
     def _new(self, tensor: torch.Tensor, role: Role, name: str) -> int:
@@ -300,17 +298,20 @@ class Recorder(TorchDispatchMode):
         self._bind(tensor, number)
         return number
 
-    def _overwritten(self, tensor: torch.Tensor) -> int:
-        """The tensor that owns the storage of `tensor` after an in-place operation on it."""
+    def _overwrite(self, tensor: torch.Tensor, number: int, origin: _Origin) -> None:
+        """After an in-place operation on `tensor`, whose new values are tensor `number`."""
         address = _address(tensor)
         owner = self._tensors[self._owners[address]]
         self._written.add(owner.id)
-        number = len(self._tensors)
-        self._tensors.append(Tensor(number, owner.shape, owner.dtype, "activation"))
+        if owner.shape != self._tensors[number].shape:
+            # Only part of the memory is new: from now on its owner is the old one with that in it.
+            whole = len(self._tensors)
+            self._tensors.append(Tensor(whole, owner.shape, owner.dtype, "activation", "", owner.id))
+            self._record("overwrite", [owner.id, number], [whole], origin, {}, None)
+            number = whole
         self._owners[address] = number
         for identity in self._sharing.pop(address):
             self._ids.pop(identity, None)
-        return number
 
     def _add(self, tensor: torch.Tensor, role: Role, name: str, base: int | None) -> int:
         number = len(self._tensors)

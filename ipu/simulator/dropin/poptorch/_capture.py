@@ -114,5 +114,9 @@ def _plain_kernels():
     only CPUs have: such would hide what it is composed of.
     """
     on_cpu = torch.get_default_device().type == "cpu"
-    with sdpa_kernel(SDPBackend.MATH), contextlib.nullcontext() if on_cpu else torch.device("cpu"):
-        yield
+    had_mkldnn, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
+    try:
+        with sdpa_kernel(SDPBackend.MATH), contextlib.nullcontext() if on_cpu else torch.device("cpu"):
+            yield
+    finally:
+        torch.backends.mkldnn.enabled = had_mkldnn
