@@ -228,3 +228,24 @@ def test_running_on_ipu_only_within_a_run():
     with pytest.raises(RuntimeError), tracing(poptorch.Options()):
         raise RuntimeError
     assert seen == [True, True] and not poptorch.isRunningOnIpu()
+
+
+@pytest.mark.parametrize(
+    ("target", "ipus", "found"), [("pod4", 8, "pod4 has 4"), ("pod16", 32, "pod16 has 16")]
+)
+def test_more_ipus_than_the_machine_has_are_refused(monkeypatch, target, ipus, found):
+    monkeypatch.setenv("IPU_SIMULATOR_TARGET", target)
+
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            with poptorch.Block("only", ipu_id=ipus - 1):
+                return x * 2
+
+    options = poptorch.Options().setExecutionStrategy(poptorch.ShardedExecution())
+    wording = rf"Failed to acquire {ipus} IPU\(s\)\nNo device found on the system with {ipus} IPUs.*{found}"
+    with pytest.raises(poptorch.Error, match=wording):
+        poptorch.inferenceModel(Model(), options)(torch.ones(1))
+    # Compiling for IPUs that aren't here, and Poplar's IPU model, need none.
+    offline = options.clone().useOfflineIpuTarget()
+    poptorch.inferenceModel(Model(), offline).compile(torch.ones(1))
+    poptorch.inferenceModel(Model(), options.clone().useIpuModel(True))(torch.ones(1))

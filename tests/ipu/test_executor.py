@@ -424,3 +424,26 @@ def test_float16_weights_stay_float16_and_train():
     assert losses[-1] < losses[0]
     assert model.first.weight.dtype == torch.float16
     assert optimizer.state_dict()["ipu_state"]["Accl1___first.weight"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.zeros(4),
+        torch.zeros(4, dtype=torch.float64),
+        torch.zeros(4, dtype=torch.bfloat16),
+        torch.zeros(4, dtype=torch.int64),
+        torch.zeros(4, 4)[:, 1],
+    ],
+    ids=["float32", "float64", "bfloat16", "int64", "not contiguous"],
+)
+def test_a_change_of_an_input_in_place_reaches_the_callers_tensor(x):
+    class Adds(torch.nn.Module):
+        def forward(self, x):
+            x += 3
+            return x * 2
+
+    x = x.clone() if x.is_contiguous() else x
+    dtype = x.dtype
+    output = poptorch.inferenceModel(Adds(), poptorch.Options().deviceIterations(2))(x)
+    assert x.dtype == dtype and x.tolist() == [3] * 4 and output.tolist() == [6] * 4

@@ -132,6 +132,27 @@ def test_first_line_says_that_a_simulator_is_at_work(tmp_path):
     assert first.endswith("stands for Poplar's IPU model")
 
 
+@pytest.mark.parametrize("by_hand", [True, False], ids=["PYTHONPATH", "front door"])
+def test_the_line_comes_once_whoever_imports_poptorch(tmp_path, by_hand):
+    """Also where the program starts processes that import it: a child, and a loader's worker."""
+    script = write(
+        tmp_path / "children.py",
+        """
+        import subprocess, sys
+        import poptorch
+        subprocess.run([sys.executable, "-c", "import poptorch"], check=True)
+        """,
+    )
+    if by_hand:
+        command = [sys.executable, str(script)]
+        variables = environment(PYTHONPATH=str(DROP_IN))
+        result = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
+    else:
+        result = door(script, folder=tmp_path)
+    assert result.stderr.count("no SDK in use") == 1
+    assert result.stderr.startswith("ipu.simulator: no IPU")
+
+
 def test_options_of_the_interpreter_are_kept(tmp_path):
     script = write(
         tmp_path / "flags.py",
