@@ -26,7 +26,8 @@ class IpuMemory:
     """Memory of one IPU over a step. Components are bytes by name of COMPONENTS.
 
     `components` sum to peak_bytes: what is live at the worst moment. `always_live_components` sum to
-    always_live_bytes. `fullest_tile_bytes` is the estimate for the fullest tile: mean times stated imbalance.
+    always_live_bytes. `fullest_tile_bytes` is the estimate for the fullest tile: mean times stated imbalance; an
+    IPU's memory suffices if that is at most `tile_capacity_bytes`.
     """
 
     ipu: int
@@ -36,6 +37,17 @@ class IpuMemory:
     components: Mapping[str, int]
     always_live_components: Mapping[str, int]
     fullest_tile_bytes: int
+    tile_capacity_bytes: int
+
+    @property
+    def filled(self) -> float:
+        """How full the fullest tile is: above 1, it does not fit."""
+        return self.fullest_tile_bytes / self.tile_capacity_bytes
+
+    @property
+    def usable_bytes(self) -> int:
+        """What an IPU holds when its fullest tile is full."""
+        return int(self.peak_bytes / self.filled) if self.peak_bytes else self.capacity_bytes
 
 
 @dataclass(frozen=True)
@@ -194,6 +206,7 @@ class Verdict:
                     "components": dict(memory.components),
                     "always_live_components": dict(memory.always_live_components),
                     "fullest_tile_bytes": memory.fullest_tile_bytes,
+                    "tile_capacity_bytes": memory.tile_capacity_bytes,
                 }
                 for memory in self.ipus
             ],

@@ -22,7 +22,8 @@ from ipu.simulator.report.verdict import (
 )
 
 MIB = 2**20
-CAPACITY_BYTES = 1472 * 638_976
+TILE_CAPACITY_BYTES = 638_976
+CAPACITY_BYTES = 1472 * TILE_CAPACITY_BYTES
 CLOCK_HZ = 1.85e9
 LAYERS = (3, 7, 7, 7)
 FORWARD_STAGES = 5
@@ -100,7 +101,7 @@ def _memory(ipu: int, scale: float) -> IpuMemory:
     }
     peak_bytes = sum(peak.values())
     tile_bytes = math.ceil(peak_bytes / 1472 * 1.06)
-    return IpuMemory(ipu, CAPACITY_BYTES, sum(always.values()), peak_bytes, peak, always, tile_bytes)
+    return IpuMemory(ipu, CAPACITY_BYTES, sum(always.values()), peak_bytes, peak, always, tile_bytes, TILE_CAPACITY_BYTES)
 
 
 def _liveness(memory: IpuMemory) -> list[LivenessPoint]:
