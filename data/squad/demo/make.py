@@ -1,0 +1,121 @@
+"""Writes the demo's questions: invented library functions, described in the manner of Python's documentation.
+
+    python -m data.squad.demo.make
+
+train.json and validation.json have the same kinds of sentences, but no function and no module in common, so
+that nothing but the text tells the answer. They are in SQuAD's format, version 1.1.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+FOLDER = Path(__file__).resolve().parent
+SEED = 11
+PARAGRAPHS = {"train": 200, "validation": 40}
+
+VERBS = "read write split join merge sort count find parse load store copy trim scan pack fetch".split()
+NOUNS = "lines words table record image index header buffer folder stream token graph queue field".split()
+MODULES = "textkit numbox pathway logline netcore datebook filebox audiolab maptools webgate".split()
+RESULTS = "a list of strings;an integer;a dictionary;a tuple of two numbers;a new object;a generator;None"
+ERRORS = "ValueError TypeError KeyError IndexError OSError RuntimeError".split()
+CAUSES = "the file is missing;the list is empty;the name is unknown;the number is negative".split(";")
+SYSTEMS = "Linux Windows macOS FreeBSD".split()
+
+# A fact: sentences that state it, questions that ask for it; {f} is the function, {x} the answer.
+FACTS: Dict[str, Tuple[List[str], List[str]]] = {
+    "module": (
+        ["The function {f} is part of the module {x}.", "The module {x} contains the function {f}."],
+        ["Which module contains {f}?", "What module is {f} part of?"],
+    ),
+    "version": (
+        ["{f} was added in version {x}.", "Since version {x} there is the function {f}."],
+        ["In which version was {f} added?", "Since which version is there {f}?"],
+    ),
+    "result": (
+        ["A call of {f} returns {x}.", "{f} returns {x} when it is called."],
+        ["What does {f} return?", "What is returned by {f}?"],
+    ),
+    "error": (
+        ["{f} raises {x} if {c}.", "If {c}, {f} raises {x}."],
+        ["Which exception does {f} raise?", "What is raised by {f}?"],
+    ),
+    "system": (
+        ["{f} is available on {x} only.", "Only on {x} the function {f} is available."],
+        ["On which system is {f} available?", "Where is {f} available?"],
+    ),
+    "default": (
+        ["The default timeout of {f} is {x} seconds.", "{f} waits {x} seconds by default."],
+        ["How many seconds does {f} wait by default?", "What is the default timeout of {f}?"],
+    ),
+}
+
+
+def _answer(kind: str, modules: List[str], rng: random.Random) -> str:
+    choices = {
+        "module": modules,
+        "version": [f"{rng.randrange(1, 5)}.{rng.randrange(20)}"],
+        "result": RESULTS.split(";"),
+        "error": ERRORS,
+        "system": SYSTEMS,
+        "default": [str(rng.randrange(2, 120))],
+    }
+    return rng.choice(choices[kind])
+
+
+def _paragraph(name: str, functions: List[str], modules: List[str], rng: random.Random) -> Dict[str, Any]:
+    """Three facts of each function, in any order, and a question for each."""
+    facts = [(function, kind) for function in functions for kind in rng.sample(sorted(FACTS), 3)]
+    rng.shuffle(facts)
+    context = ""
+    questions = []
+    for number, (function, kind) in enumerate(facts):
+        sentences, asked = FACTS[kind]
+        answer = _answer(kind, modules, rng)
+        before, after = rng.choice(sentences).split("{x}")
+        values = {"f": function, "c": rng.choice(CAUSES)}
+        context += (" " if context else "") + before.format(**values)
+        questions.append(
+            {
+                "id": f"{name}-{number}",
+                "question": rng.choice(asked).format(f=function),
+                "answers": [{"text": answer, "answer_start": len(context)}],
+            }
+        )
+        context += answer + after.format(**values)
+    return {"context": context, "qas": questions}
+
+
+def make(split: str) -> Dict[str, Any]:
+    """The content of a split's file."""
+    rng = random.Random(f"{SEED} {split}")
+    functions = [f"{verb}_{noun}" for verb in VERBS for noun in NOUNS]
+    random.Random(SEED).shuffle(functions)
+    cut, few = len(functions) * 4 // 5, len(MODULES) * 4 // 5
+    mine = functions[:cut] if split == "train" else functions[cut:]
+    modules = MODULES[:few] if split == "train" else MODULES[few:]
+    paragraphs = [
+        _paragraph(f"{split}-{number}", rng.sample(mine, 2), modules, rng)
+        for number in range(PARAGRAPHS[split])
+    ]
+    return {"version": "1.1", "data": [{"title": "Invented functions", "paragraphs": paragraphs}]}
+
+
+def text_of(split: str) -> str:
+    """The split's file: JSON, one paragraph a line."""
+    content = make(split)
+    (article,) = content["data"]
+    lines = ",\n".join(json.dumps(paragraph) for paragraph in article.pop("paragraphs"))
+    return json.dumps(content)[: -len("}]}")] + f', "paragraphs": [\n{lines}\n]}}]}}\n'
+
+
+def main() -> None:
+    for split in PARAGRAPHS:
+        (FOLDER / f"{split}.json").write_text(text_of(split), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
