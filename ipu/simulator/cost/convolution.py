@@ -65,7 +65,7 @@ class ConvolutionPlan:
     temporary_bytes: int
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def plan_convolution(convolution: Convolution, target: Target, proportion: float) -> ConvolutionPlan:
     """The forward pass of a convolution, or the gradient of its input, which is one as well."""
     product = plan(convolution.as_product, target, proportion)
