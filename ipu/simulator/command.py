@@ -17,17 +17,21 @@ from .targets import UnknownTarget
 DROP_IN = Path(__file__).resolve().parent / "dropin"
 REPOSITORY = Path(__file__).resolve().parents[2]
 
+# Read by dropin/poptorch/_profile.py.
+_PROFILE = "IPU_SIMULATOR_PROFILE"
 # What Python itself answers with when it can't run what it was given.
 _USAGE_STATUS = 2
 
 USAGE = """\
 usage: python -m ipu.simulator SCRIPT [ARGUMENT ...]
        python -m ipu.simulator -m MODULE [ARGUMENT ...]
+       python -m ipu.simulator --profile FOLDER SCRIPT | -m MODULE [ARGUMENT ...]
        python -m ipu.simulator --path
 
 Runs a PopTorch program as `python SCRIPT` or `python -m MODULE` would, with the simulator's
-poptorch, popdist and popart in place of Graphcore's. --path prints the folder that does the same when it is
-first on PYTHONPATH.
+poptorch, popdist and popart in place of Graphcore's. --profile writes reports on the first model that the
+program compiles: does it fit into the IPUs' memory, how fast would it be, and why. --path prints the folder
+that does the same as this command when it is first on PYTHONPATH.
 
 environment: IPU_SIMULATOR_TARGET=pod16 (the machine to stand for), POPTORCH_IPU_MODEL=1 (answer as PopTorch
 does on Poplar's IPU model), and every variable that PopTorch reads"""
@@ -48,15 +52,28 @@ def main(arguments: list[str]) -> NoReturn:
             "the subcommand validate isn't there yet (a script of that name runs as ./validate); "
             "docs/limits.md says what the simulator was checked against"
         )
+    if arguments[0] == "--profile":
+        arguments = _profiled(arguments[1:])
     if arguments[0] == "-m":
         _run_module(arguments[1:])
     _run_script(arguments)
 
 
+def _profiled(arguments: list[str]) -> list[str]:
+    """Has the program profiled; returns what comes after the folder."""
+    if len(arguments) < 2:
+        _refuse("--profile needs a folder for the reports, and then a script or -m MODULE")
+    folder = Path(arguments[0]).resolve()
+    if folder.exists() and not folder.is_dir():
+        _refuse(f"--profile {arguments[0]!r} is a file: name a folder for the reports")
+    os.environ[_PROFILE] = str(folder)
+    return arguments[1:]
+
+
 def _run_script(arguments: list[str]) -> NoReturn:
     script = arguments[0]
     if script.startswith("-"):
-        _refuse(f"unknown option {script!r}: a script, -m MODULE or --path is expected")
+        _refuse(f"unknown option {script!r}: a script, -m MODULE, --profile or --path is expected")
     if not Path(script).exists():
         if script.endswith(".py"):
             _refuse(f"there is no script {script!r} in {Path.cwd()}")

@@ -8,7 +8,7 @@ from typing import Any, Callable
 
 import torch
 
-from . import _files, _impl, enums
+from . import _files, _impl, _profile, enums
 from ._args import ArgumentParser, Arguments
 from ._executable import Executable
 from ._logging import limit_repeats, logger
@@ -158,6 +158,9 @@ class PoplarExecutor:
         self._executable = executable
         self._attached = not self._offline
         self._compilation_s = time.perf_counter() - start_s
+        _profile.compiled(
+            self._model, compiled, executable.plan, self._options, self._optimizer if self._training else None
+        )
         for hook in list(_impl.post_compile_hooks.values()):
             hook()
 
