@@ -1,0 +1,261 @@
+"""Operations on float16 as an IPU has them: partial sums, one rounding an operation, overflow, exceptions.
+
+Products are compared with loops over numpy's float16 and float32 that share nothing with the simulator. Their
+operands are small multiples of powers of two, so that sums inside a block are exact in any order.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ipu.simulator.numerics import Arithmetic, Float16Arithmetic, FloatingPointException
+
+FLOAT_PARTIALS = Arithmetic()
+HALF_PARTIALS = Arithmetic(half_matmul_partials=True, half_convolution_partials=True)
+STOPS = Arithmetic(exceptions=True)
+BLOCK = 16
+
+
+def operands(*shape, seed=0):
+    """float16 with few bits: multiples of 1/8 in [-8, 8]."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randint(-64, 65, shape, generator=generator) / 8).half()
+
+
+def blocked(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """float16 [M, K] x [K, N]: exact sums of 16 products, each followed by a rounding."""
+    partial = np.zeros((a.shape[0], b.shape[1]), np.float16)
+    for start in range(0, a.shape[1], BLOCK):
+        block = a[:, start : start + BLOCK].astype(np.float64) @ b[start : start + BLOCK].astype(np.float64)
+        partial = (partial.astype(np.float64) + block).astype(np.float32).astype(np.float16)
+    return partial
+
+
+def computed(function, *tensors, arithmetic=HALF_PARTIALS):
+    with Float16Arithmetic(arithmetic):
+        return function(*tensors)
+
+
+@pytest.mark.parametrize("inner", [5, 16, 17, 100, 640])
+def test_half_partials_are_rounded_after_each_block(inner):
+    a, b = operands(9, inner, seed=1), operands(inner, 7, seed=2)
+    expected = torch.from_numpy(blocked(a.numpy(), b.numpy()))
+    assert torch.equal(computed(torch.mm, a, b), expected)
+    assert torch.equal(computed(torch.matmul, a.expand(3, -1, -1), b.expand(3, -1, -1))[2], expected)
+    assert torch.equal(computed(torch.mv, a, b[:, 0].contiguous()), expected[:, 0])
+    assert torch.equal(computed(torch.dot, a[0], b[:, 0].contiguous()), expected[0, 0])
+    # With float32 partials there is one rounding, at the end.
+    exact = (a.double() @ b.double()).float().half()
+    assert torch.equal(computed(torch.mm, a, b, arithmetic=FLOAT_PARTIALS), exact)
+    assert torch.equal(exact, expected) == (inner <= BLOCK)
+
+
+@pytest.mark.parametrize("arithmetic", [FLOAT_PARTIALS, HALF_PARTIALS])
+def test_a_bias_is_a_second_operation(arithmetic):
+    x, weight = operands(6, 40, seed=1), operands(5, 40, seed=2)
+    bias = (operands(5, seed=3).float() / 128 + 1).half()
+    product = computed(torch.mm, x, weight.t(), arithmetic=arithmetic)
+    linear = computed(F.linear, x, weight, bias, arithmetic=arithmetic)
+    assert torch.equal(linear, (product.float() + bias.float()).half())
+
+
+def test_gradients_of_a_product_are_products():
+    x, weight = operands(6, 40, seed=1).requires_grad_(), operands(40, 24, seed=2).requires_grad_()
+    with Float16Arithmetic(HALF_PARTIALS):
+        out = torch.mm(x, weight)
+        gradient = operands(6, 24, seed=3)
+        out.backward(gradient)
+    assert torch.equal(x.grad, torch.from_numpy(blocked(gradient.numpy(), weight.detach().t().numpy())))
+    assert torch.equal(weight.grad, torch.from_numpy(blocked(x.detach().t().numpy(), gradient.numpy())))
+
+
+CONVOLUTIONS = {
+    "conv1d": ((2, 32, 9), (8, 16, 5), {"padding": 2, "groups": 2}),
+    "strided": ((3, 6, 11), (4, 6, 3), {"padding": 1, "stride": 2, "dilation": 2}),
+    "conv2d": ((2, 8, 6, 5), (6, 4, 3, 2), {"padding": (1, 0), "groups": 2, "stride": (2, 1)}),
+    "pointwise": ((2, 48, 1, 7), (12, 24, 1, 1), {"groups": 2}),
+    "depthwise": ((1, 5, 20), (5, 1, 7), {"padding": 3, "groups": 5}),
+}
+
+
+def convolve(x, weight, bias=None, **settings):
+    return (F.conv1d if x.dim() == 3 else F.conv2d)(x, weight, bias, **settings)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_and_their_gradients_with_float32_partials(name):
+    """Against float64, rounded once."""
+    x_shape, weight_shape, settings = CONVOLUTIONS[name]
+    x, weight = operands(*x_shape, seed=1), operands(*weight_shape, seed=2)
+    bias = operands(weight_shape[0], seed=3)
+    leaves = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
+    wide = [tensor.double().requires_grad_() for tensor in (x, weight, bias)]
+    exact = convolve(*wide[:2], **settings)
+    with Float16Arithmetic(FLOAT_PARTIALS):
+        out = convolve(*leaves, **settings)
+        gradient = operands(*out.shape, seed=4)
+        out.backward(gradient)
+    per_channel = bias.float().view(-1, *[1] * (out.dim() - 2))
+    assert torch.equal(out, (exact.float().half().float() + per_channel).half())
+    convolve(*wide, **settings).backward(gradient.double())
+    for leaf, reference in zip(leaves, wide):
+        assert torch.equal(leaf.grad, reference.grad.float().half())
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_with_half_partials(name):
+    """Forward and the weight's gradient against products of what each output position sees."""
+    x_shape, weight_shape, settings = CONVOLUTIONS[name]
+    x, weight = operands(*x_shape, seed=1), operands(*weight_shape, seed=2)
+    leaves = [tensor.clone().requires_grad_() for tensor in (x, weight)]
+    with Float16Arithmetic(HALF_PARTIALS):
+        out = convolve(*leaves, **settings)
+        gradient = operands(*out.shape, seed=4)
+        out.backward(gradient)
+    groups = settings.get("groups", 1)
+    channels, filters = weight_shape[1], weight_shape[0] // groups
+    # One unit convolution gathers what each output position sees at each tap and channel.
+    seen = []
+    for tap in np.ndindex(*weight_shape[2:]):
+        for channel in range(channels):
+            unit = torch.zeros(groups, channels, *weight_shape[2:], dtype=torch.float64)
+            unit[(slice(None), channel, *tap)] = 1
+            seen.append(convolve(x.double(), unit, **settings))
+    seen = torch.stack(seen, dim=-1)  # [B, groups, positions..., taps * channels]
+    for group in range(groups):
+        rows = seen[:, group].reshape(-1, seen.shape[-1]).half().numpy()
+        chosen = weight[group * filters : (group + 1) * filters]
+        matrix = chosen.flatten(2).transpose(1, 2).reshape(filters, -1).t().numpy()
+        of_group = slice(group * filters, (group + 1) * filters)
+        expected = torch.from_numpy(blocked(rows, matrix))
+        found = out.detach()[:, of_group].movedim(1, -1).reshape(-1, filters)
+        assert torch.equal(found, expected)
+        columns = gradient[:, of_group].movedim(1, -1).reshape(-1, filters).numpy()
+        expected_gradient = torch.from_numpy(blocked(rows.T.copy(), columns))
+        found_gradient = leaves[1].grad[of_group].flatten(2).transpose(1, 2).reshape(filters, -1).t()
+        assert torch.equal(found_gradient, expected_gradient)
+    # An input's gradient: as exact as rounding each tap's share.
+    wide = x.double().requires_grad_()
+    convolve(wide, weight.double(), **settings).backward(gradient.double())
+    torch.testing.assert_close(leaves[0].grad.double(), wide.grad, rtol=2e-3, atol=0.5)
+
+
+ONCE_ROUNDED = {
+    "add": lambda x: x + x * 0.3,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "softmax": lambda x: torch.softmax(x, dim=-1),
+    "mean": lambda x: x.mean(dim=-1),
+    "var": lambda x: x.var(dim=-1),
+    "norm": lambda x: torch.linalg.vector_norm(x, dim=-1),
+    "layer_norm": lambda x: F.layer_norm(x, (50,)),
+    "sum": lambda x: x.sum(dim=-1),
+    "exp": torch.exp,
+}
+
+
+@pytest.mark.parametrize("name", [name for name in ONCE_ROUNDED if name != "add"])
+def test_an_operation_rounds_its_result_once(name):
+    x = torch.linspace(-3, 3, 200).view(4, 50).half()
+    exact = ONCE_ROUNDED[name](x.double())
+    found = computed(ONCE_ROUNDED[name], x)
+    assert found.dtype is torch.float16
+    # float32 on the way is one part in 2^13 of an ulp, so a tie may fall to either side; none is nearer.
+    ulp = (torch.nextafter(found, torch.tensor(math.inf).half()) - found).double()
+    assert bool(((found.double() - exact).abs() <= ulp * (0.5 + 2**-6)).all())
+
+
+def test_a_sum_that_is_too_large_is_the_largest_number():
+    x = torch.tensor([60000.0, -60000.0, 1.0]).half()
+    assert computed(lambda: x + x).tolist() == [65504.0, -65504.0, 2.0]
+    assert computed(lambda: x * x).tolist() == [65504.0, 65504.0, 1.0]
+    assert computed(torch.exp, torch.tensor([20.0]).half()).tolist() == [65504.0]
+    assert computed(lambda: x.clone().mul_(2)).tolist() == [65504.0, -65504.0, 2.0]
+    assert computed(lambda: torch.tensor([1e6, -1e6, 2.0]).half()).tolist() == [65504.0, -65504.0, 2.0]
+    assert computed(lambda: x.clone().copy_(torch.tensor([1e6, -1e6, 2.0]))).tolist()[0] == 65504.0
+    # The sum overflows, the mean doesn't.
+    assert computed(torch.mean, torch.full((4,), 60000.0).half()).item() == 60000.0
+    ones = torch.full((1, 4), 300.0).half()
+    assert computed(torch.mm, ones, ones.t()).item() == 65504.0
+    assert (
+        computed(lambda: F.conv1d(ones[None], ones[:, :, None].transpose(0, 1).reshape(1, 1, 4))).item()
+        == 65504.0
+    )
+
+
+def test_half_partials_overflow_on_the_way():
+    a = torch.cat([torch.full((1, 16), 250.0), torch.full((1, 16), -250.0)], dim=1).half()
+    b = torch.full((32, 1), 250.0).half()
+    assert computed(torch.mm, a, b, arithmetic=FLOAT_PARTIALS).item() == 0.0
+    # 16 * 250 * 250 is kept at the largest number, to which minus a million is added.
+    assert computed(torch.mm, a, b).item() == -65504.0
+
+
+def test_infinities_that_are_meant_stay():
+    scores = torch.zeros(2, 3).half()
+    mask = torch.tensor([[0.0, -math.inf, 0.0], [0.0, 0.0, -math.inf]]).half()
+    assert computed(lambda: torch.softmax(scores + mask, dim=-1)).tolist() == [
+        [0.5, 0.0, 0.5],
+        [0.5, 0.5, 0.0],
+    ]
+    filled = computed(lambda: scores.masked_fill(mask.isinf(), -math.inf))
+    assert torch.equal(filled.isinf(), mask.isinf())
+    assert computed(lambda: 1 / torch.zeros(1).half()).isinf().all()
+    assert computed(lambda: torch.zeros(1).half() / torch.zeros(1).half()).isnan().all()
+
+
+STOPPING = {
+    "overflow": lambda: torch.full((2,), 60000.0).half() * 2,
+    "overflow in place": lambda: torch.full((2,), 60000.0).half().mul_(2),
+    "overflow of a product": lambda: torch.full((1, 4), 300.0).half() @ torch.full((4, 1), 300.0).half(),
+    "overflow of a convolution": lambda: F.conv1d(
+        torch.full((1, 4, 1), 300.0).half(), torch.full((1, 4, 1), 300.0).half()
+    ),
+    "overflow of a cast": lambda: torch.full((2,), 1e6).half(),
+    "overflow of a norm": lambda: torch.linalg.vector_norm(torch.full((4,), 60000.0).half()),
+    "division by zero": lambda: 1 / torch.zeros(1).half(),
+    "invalid": lambda: torch.zeros(1).half() / torch.zeros(1).half(),
+    "invalid in float32": lambda: torch.log(torch.tensor([-1.0])),
+}
+
+
+@pytest.mark.parametrize("name", STOPPING)
+def test_exceptions_stop_the_program_where_they_are_on(name):
+    computed(STOPPING[name], arithmetic=FLOAT_PARTIALS)
+    with pytest.raises(FloatingPointException, match="floating point"):
+        computed(STOPPING[name], arithmetic=STOPS)
+
+
+def test_half_partials_stop_at_an_overflow_too():
+    both = Arithmetic(half_matmul_partials=True, half_convolution_partials=True, exceptions=True)
+    ones = torch.full((1, 32), 60.0).half()
+    assert computed(torch.mm, ones[:, :16], ones[:, :16].t(), arithmetic=both).item() == 57600.0
+    with pytest.raises(FloatingPointException, match="overflow"):
+        computed(torch.mm, ones, ones.t(), arithmetic=both)
+
+
+def test_what_is_finite_passes_under_exceptions():
+    def program():
+        x = torch.linspace(-3, 3, 64).half().view(8, 8).requires_grad_()
+        weight = (torch.eye(8) / 2).half().requires_grad_()
+        mask = torch.zeros(8, 8).half().masked_fill(torch.eye(8).bool(), -math.inf)
+        hidden = F.dropout(F.gelu(F.layer_norm(x @ weight, (8,))), 0.1)
+        loss = (torch.softmax(hidden + mask, dim=-1) * hidden).float().sum()
+        loss.backward()
+        return loss, weight.grad
+
+    loss, gradient = computed(program, arithmetic=STOPS)
+    assert loss.isfinite() and gradient.isfinite().all()
+
+
+def test_float32_is_left_alone():
+    a, b = torch.randn(30, 40), torch.randn(40, 20)
+    expected = (torch.mm(a, b), torch.softmax(a, dim=-1), (a * 1e30) * 1e30)
+    found = computed(lambda: (torch.mm(a, b), torch.softmax(a, dim=-1), (a * 1e30) * 1e30))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected))
