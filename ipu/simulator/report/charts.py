@@ -33,11 +33,16 @@ class Segment:
 
 @dataclass(frozen=True)
 class MemoryBar:
-    """One IPU's memory: at the peak, and what is always live. `capacity_x` is where its SRAM ends."""
+    """One IPU's memory: at the peak, and what is always live.
+
+    :param usable_x: where the fullest tile is full; tiles are not filled evenly.
+    :param capacity_x: where its SRAM ends.
+    """
 
     memory: IpuMemory
     peak: tuple[Segment, ...]
     always_live: tuple[Segment, ...]
+    usable_x: float
     capacity_x: float
 
 
@@ -54,7 +59,7 @@ class LivenessChart:
     ipu: int
     outline: str
     phases: tuple[Segment, ...]
-    capacity_y: float
+    usable_y: float
     peak: LivenessPoint
     peak_x: float
     peak_y: float
@@ -97,6 +102,7 @@ def memory_bars(verdict: Verdict) -> list[MemoryBar]:
             memory,
             _stacked([(name, memory.components.get(name, 0)) for name in COMPONENTS], most),
             _stacked([(name, memory.always_live_components.get(name, 0)) for name in COMPONENTS], most),
+            _rounded(memory.usable_bytes / most * WIDTH),
             _rounded(memory.capacity_bytes / most * WIDTH),
         )
         for memory in verdict.ipus
@@ -120,15 +126,15 @@ def liveness_charts(verdict: Verdict) -> list[LivenessChart]:
     points: dict[int, list[LivenessPoint]] = {}
     for point in verdict.details.liveness:
         points.setdefault(point.ipu, []).append(point)
-    capacities = {memory.ipu: memory.capacity_bytes for memory in verdict.ipus}
+    usable = {memory.ipu: memory.usable_bytes for memory in verdict.ipus}
     most = max(
-        [point.live_bytes for point in verdict.details.liveness] + [*capacities.values()],
+        [point.live_bytes for point in verdict.details.liveness] + [*usable.values()],
         default=1,
     )
-    return [_liveness_chart(points[ipu], capacities[ipu], most) for ipu in sorted(points)]
+    return [_liveness_chart(points[ipu], usable[ipu], most) for ipu in sorted(points)]
 
 
-def _liveness_chart(points: Sequence[LivenessPoint], capacity_bytes: int, most: int) -> LivenessChart:
+def _liveness_chart(points: Sequence[LivenessPoint], usable_bytes: int, most: int) -> LivenessChart:
     columns = min(_MOST_COLUMNS, len(points))
     bounds = [column * len(points) // columns for column in range(columns + 1)]
     # Each column shows its highest point: no peak gets lost.
@@ -145,7 +151,7 @@ def _liveness_chart(points: Sequence[LivenessPoint], capacity_bytes: int, most: 
         peak.ipu,
         "".join(path) + "V1000Z",
         _phases([point.phase for point in highest], width),
-        _height(capacity_bytes, most),
+        _height(usable_bytes, most),
         peak,
         _rounded((highest.index(peak) + 0.5) * width),
         _height(peak.live_bytes, most),

@@ -75,6 +75,5 @@ def _environment() -> jinja2.Environment:
 
 
 def _breakable(module: str) -> markupsafe.Markup:
-    """A module's path that may break behind its dots and underscores, and nowhere else."""
-    path = markupsafe.escape(module)
-    return path.replace(".", markupsafe.Markup(".<wbr>")).replace("_", markupsafe.Markup("_<wbr>"))
+    """A module's path that may break behind its dots."""
+    return markupsafe.escape(module).replace(".", markupsafe.Markup(".<wbr>"))

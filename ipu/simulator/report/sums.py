@@ -42,7 +42,7 @@ class CostlyOp:
 
 def fullest(verdict: Verdict) -> IpuMemory:
     """The IPU with the least headroom."""
-    return max(verdict.ipus, key=lambda memory: memory.peak_bytes / memory.capacity_bytes)
+    return max(verdict.ipus, key=lambda memory: memory.filled)
 
 
 def busy_s(stage: StageTime) -> float:

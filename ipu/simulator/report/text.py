@@ -42,11 +42,8 @@ def summary(verdict: Verdict, measured_host_s: float) -> str:
 
     :param measured_host_s: what a weight update took on this host, in seconds: the mean over the run.
     """
-    if measured_host_s > 0:
-        ratio = measured_host_s / verdict.step_s
-        compared = f"{ratio:,.1f} times as long" if ratio >= 1 else f"{percent(ratio)} of that time"
-    else:
-        compared = "too short to compare"
+    ratio = measured_host_s / verdict.step_s
+    compared = f"{ratio:,.1f} times as long" if ratio >= 1 else f"{percent(ratio)} of that time"
     return (
         f"{_headline(verdict)}\n"
         f"  a weight update there  {human_seconds(verdict.step_s)} (predicted{_error(verdict)}): "
@@ -58,14 +55,12 @@ def summary(verdict: Verdict, measured_host_s: float) -> str:
 
 def _headline(verdict: Verdict) -> str:
     worst = fullest(verdict)
-    share = percent(worst.peak_bytes / worst.capacity_bytes)
-    title = f"{verdict.config} on {verdict.target}"
-    if verdict.fits:
-        return f"{title}: FITS. IPU {worst.ipu} is the fullest, with {share} of its memory (predicted)."
-    missing = worst.peak_bytes - worst.capacity_bytes
-    if missing <= 0:  # the mean over tiles would fit; the fullest tile doesn't
-        return f"{title}: DOES NOT FIT. The fullest tile of IPU {worst.ipu} is over its memory (predicted)."
-    return f"{title}: DOES NOT FIT. IPU {worst.ipu} lacks {human_bytes(missing)}: {share} (predicted)."
+    headroom = worst.usable_bytes - worst.peak_bytes
+    what = "headroom" if headroom >= 0 else "too much"
+    return (
+        f"{verdict.config} on {verdict.target}: {'FITS' if verdict.fits else 'DOES NOT FIT'} (predicted)\n"
+        f"  IPU {worst.ipu} is the fullest, at {percent(worst.filled)}: {human_bytes(abs(headroom))} {what}"
+    )
 
 
 def _proof(overflow: Overflow) -> Iterator[str]:
@@ -95,14 +90,16 @@ def _remedies(verdict: Verdict) -> Iterator[str]:
 
 
 def _memory(verdict: Verdict) -> Iterator[str]:
-    capacity = human_bytes(verdict.ipus[0].capacity_bytes)
-    yield f"memory at the step's worst moment, of {capacity} of SRAM an IPU (predicted)"
+    first = verdict.ipus[0]
+    yield (
+        f"memory at the step's worst moment (predicted), of {human_bytes(first.usable_bytes)} an IPU: "
+        f"{human_bytes(first.capacity_bytes)} of SRAM, unevenly filled"
+    )
     for memory in verdict.ipus:
-        headroom = memory.capacity_bytes - memory.peak_bytes
+        headroom = memory.usable_bytes - memory.peak_bytes
         what = "headroom" if headroom >= 0 else "over    "
-        share = percent(memory.peak_bytes / memory.capacity_bytes)
         yield (
-            f"  IPU {memory.ipu:<2} [{_bar(memory)}] {share:>6}  "
+            f"  IPU {memory.ipu:<2} [{_bar(memory)}] {percent(memory.filled):>6}  "
             f"{human_bytes(memory.peak_bytes):>10}  {what} {human_bytes(abs(headroom)):>9}  "
             f"always live {human_bytes(memory.always_live_bytes):>9}"
         )
@@ -115,12 +112,12 @@ def _memory(verdict: Verdict) -> Iterator[str]:
 
 
 def _bar(memory: IpuMemory) -> str:
-    """Always live '#', at the peak besides '=', free '.'; what is over capacity shows as '!' at the end."""
-    scale = _BAR_WIDTH / memory.capacity_bytes
+    """Always live '#', at the peak besides '=', free '.'; '!' at the end: over."""
+    scale = _BAR_WIDTH / memory.usable_bytes
     always = min(_BAR_WIDTH, round(memory.always_live_bytes * scale))
     peak = min(_BAR_WIDTH, max(always, round(memory.peak_bytes * scale)))
     bar = "#" * always + "=" * (peak - always) + "." * (_BAR_WIDTH - peak)
-    return bar[:-1] + "!" if memory.peak_bytes > memory.capacity_bytes else bar
+    return bar[:-1] + "!" if memory.filled > 1 else bar
 
 
 def _time(verdict: Verdict) -> Iterator[str]:
@@ -144,7 +141,8 @@ def _time(verdict: Verdict) -> Iterator[str]:
         f"  utilisation       {percent(verdict.utilisation):>12}   of the float16 peak of all IPUs, for "
         f"{human_count(verdict.flops_per_sample)}FLOP a sample"
     )
-    yield f"  time to train     {human_seconds(verdict.time_to_train_s):>12}   {_steps(verdict)}"
+    if verdict.training_steps:
+        yield f"  time to train     {human_seconds(verdict.time_to_train_s):>12}   {_steps(verdict)}"
 
 
 def _where(verdict: Verdict) -> Iterator[str]:

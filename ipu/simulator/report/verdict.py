@@ -26,8 +26,8 @@ class IpuMemory:
     """Memory of one IPU over a step. Components are bytes by name of COMPONENTS.
 
     `components` sum to peak_bytes: what is live at the worst moment. `always_live_components` sum to
-    always_live_bytes. `fullest_tile_bytes` is the estimate for the fullest tile: mean times stated imbalance; an
-    IPU's memory suffices if that is at most `tile_capacity_bytes`.
+    always_live_bytes. `fullest_tile_bytes` is the estimate for the fullest tile: mean times stated imbalance;
+    memory suffices if that is at most `tile_capacity_bytes`.
     """
 
     ipu: int
