@@ -16,7 +16,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Callable, Mapping, Sequence
 
-from ..graph.ir import Graph, Op, Tensor
+from ..graph.ir import BYTES_OF_DTYPE, Graph, Op, Tensor
 from ..graph.stages import Stage
 from ..report.verdict import Buffer
 from .liveness import Event, Lifetime, Timeline
@@ -153,11 +153,7 @@ def timeline(
                 last = len(steps) - 1 if owner.id in crossing and step.phase != "recompute" else event
                 size = sizes.bytes.get(owner.id, owner.bytes)
                 live[run, owner.id] = _Live(owner, component, op.name, op.module, size, event, last)
-        cost = op_cost(op)
-        if cost.working_set_bytes:
-            part = "matmul_working_set" if cost.kind in ("matmul", "convolution") else "temporary"
-            buffer = Buffer(f"working set of {op.name}", part, op.module, cost.working_set_bytes)
-            lifetimes.append(Lifetime(buffer, event, event))
+        lifetimes += [Lifetime(buffer, event, event) for buffer in _while_at_work(graph, op, op_cost(op))]
 
     for event, step in enumerate(steps):
         if step.op.name in IN_PLACE:
@@ -168,6 +164,22 @@ def timeline(
             buffer = Buffer(name, entry.component, entry.module, entry.bytes)
             lifetimes.append(Lifetime(buffer, entry.first, entry.last))
     return Timeline(tuple(Event(step.phase, step.label) for step in steps), tuple(lifetimes))
+
+
+def _while_at_work(graph: Graph, op: Op, cost: OpCost) -> list[Buffer]:
+    """What an operation takes beside its inputs and outputs: its working set, and operands in the layout that
+    a product wants (what a rearrangement gives elsewhere is an output)."""
+    product = cost.kind in ("matmul", "convolution")
+    buffers: list[Buffer] = []
+    if cost.working_set_bytes:
+        part = "matmul_working_set" if product else "temporary"
+        buffers.append(Buffer(f"working set of {op.name}", part, op.module, cost.working_set_bytes))
+    if product and cost.rearranged_elements:
+        tensors = [graph.tensors[tensor_id] for tensor_id in (*op.inputs, *op.outputs)]
+        elements = min(cost.rearranged_elements, sum(tensor.elements for tensor in tensors))
+        size = elements * BYTES_OF_DTYPE[tensors[-1].dtype]
+        buffers.append(Buffer(f"rearranged operands of {op.name}", "temporary", op.module, size))
+    return buffers
 
 
 def _overwrite(graph: Graph, step: Step, event: int, live: dict[tuple[int, int], _Live]) -> None:
