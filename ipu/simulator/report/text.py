@@ -38,19 +38,22 @@ def text(verdict: Verdict) -> str:
 
 
 def summary(verdict: Verdict, measured_host_s: float) -> str:
-    """The verdict in four lines, for the end of a run on the simulator.
+    """The verdict in five lines, for the end of a run on the simulator.
 
     :param measured_host_s: what a weight update took on this host, in seconds: the mean over the run.
     """
     ratio = measured_host_s / verdict.step_s
     compared = f"{ratio:,.1f} times as long" if ratio >= 1 else f"{percent(ratio)} of that time"
-    return (
+    lines = (
         f"{_headline(verdict)}\n"
         f"  a weight update there  {human_seconds(verdict.step_s)} (predicted{_error(verdict)}): "
         f"{human_rate(verdict.samples_per_s)} samples/s, utilisation {percent(verdict.utilisation)}\n"
         f"  a weight update here   {human_seconds(measured_host_s)} (measured on this host): {compared}\n"
-        f"  the whole training     {human_seconds(verdict.time_to_train_s)} (predicted): {_steps(verdict)}\n"
     )
+    if not verdict.training_steps:
+        return lines
+    whole = human_seconds(verdict.time_to_train_s)
+    return f"{lines}  the whole training     {whole} (predicted): {_steps(verdict)}\n"
 
 
 def _headline(verdict: Verdict) -> str:

@@ -1,0 +1,101 @@
+"""The table that a dry run prints, and the lines that end a training run."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from ipu.simulator import report
+from ipu.simulator.report.units import human_bytes, percent
+from ipu.simulator.report.verdict import Buffer
+
+from .samples import fitting, overflowing
+
+
+def test_the_first_line_answers() -> None:
+    assert report.text(fitting()).splitlines()[:2] == [
+        "bert_large_128_bow_pod16 on bow-pod16: FITS (predicted)",
+        "  IPU 0 is the fullest, at 99.2%: 6.8 MiB headroom",
+    ]
+    first, second = report.text(overflowing()).splitlines()[:2]
+    assert first == "bert_large_128_pod4 on bow-pod16: DOES NOT FIT (predicted)"
+    assert second.endswith(" too much")
+
+
+@pytest.mark.parametrize("verdict", [fitting(), overflowing()], ids=["fits", "overflows"])
+def test_no_line_is_wider_than_a_terminal(verdict) -> None:  # type: ignore[no-untyped-def]
+    for text in (report.text(verdict), report.summary(verdict, 3.2)):
+        assert text.endswith("\n")
+        assert max(map(len, text.splitlines())) <= 110
+        assert [line for line in text.splitlines() if line != line.rstrip()] == []
+
+
+def test_every_ipu_has_a_bar_that_is_as_long_as_it_is_full() -> None:
+    verdict = fitting()
+    bars = re.findall(r"IPU (\d+) +\[([#=.!]+)\] +([\d.]+%) +(\S+ \S+)", report.text(verdict))
+    assert len(bars) == len(verdict.ipus)
+    for memory, (ipu, bar, filled, peak) in zip(verdict.ipus, bars, strict=True):
+        assert int(ipu) == memory.ipu
+        assert filled == percent(memory.filled)
+        assert peak == human_bytes(memory.peak_bytes)
+        assert abs((bar.count("#") + bar.count("=")) / len(bar) - memory.filled) <= 0.5 / len(bar) + 1e-6
+        always = memory.always_live_bytes / memory.usable_bytes
+        assert abs(bar.count("#") / len(bar) - always) <= 0.5 / len(bar) + 1e-6
+
+
+def test_an_ipu_over_its_memory_shows_in_its_bar() -> None:
+    bars = re.findall(r"\[([#=.!]+)\]", report.text(overflowing()))
+    assert [bar.endswith("!") for bar in bars] == [True, False, False, False]
+
+
+def test_the_proof_names_buffers_by_size_and_remedies_follow() -> None:
+    lines = report.text(overflowing()).splitlines()
+    proof = lines.index(next(line for line in lines if line.startswith("what proves it")))
+    assert lines[proof + 1].split() == "970.0 MiB in all: these 3 buffers alone exceed its memory".split()
+    assert [line.split()[0] for line in lines[proof + 2 : proof + 5]] == ["520.0", "300.0", "150.0"]
+    remedies = [line for line in lines if " saves " in line]
+    assert [line.rsplit("  ", 1)[1] for line in remedies] == ["fits", "does not fit yet"]
+    assert not any("proves" in line or " saves " in line for line in report.text(fitting()).splitlines())
+
+
+def test_a_long_proof_is_cut_with_what_is_left_summed() -> None:
+    verdict = overflowing()
+    buffers = tuple(Buffer(f"b{number}", "weights", "m", 2**20) for number in range(40))
+    overflow = replace(verdict.details.overflows[0], buffers=buffers)
+    text = report.text(replace(verdict, details=replace(verdict.details, overflows=(overflow,))))
+    assert "28.0 MiB  in 28 smaller ones" in text
+
+
+def test_times_say_that_they_are_predicted_and_how_well() -> None:
+    assert "time (predicted, expected to be off by 1.4%)" in report.text(fitting())
+    verdict = fitting()
+    unknown = replace(verdict, details=replace(verdict.details, assumptions=()))
+    assert "time (predicted)\n" in report.text(unknown)
+
+
+def test_operations_without_a_rule_are_named() -> None:
+    assert re.search(r"cumsum +1 in embeddings\.positions +5,120", report.text(fitting()))
+
+
+def test_a_program_without_an_end_has_no_time_to_train() -> None:
+    assert "time to train" in report.text(fitting())
+    verdict = replace(fitting(), training_steps=0, time_to_train_s=0.0)
+    assert "time to train" not in report.text(verdict)
+    assert "whole training" not in report.summary(verdict, 1.0)
+
+
+def test_packs_show_only_where_samples_are_packed() -> None:
+    assert "packs/s" not in report.text(fitting())
+    packed = replace(fitting(), packs_per_s=1714.7)
+    assert ", 1,715 packs/s," in report.text(packed)
+
+
+def test_the_summary_sets_measured_beside_predicted() -> None:
+    verdict = fitting()
+    slow = report.summary(verdict, 2 * verdict.step_s).splitlines()
+    assert slow[:2] == report.text(verdict).splitlines()[:2]
+    assert "19.1 s (predicted, expected to be off by 1.4%)" in slow[2]
+    assert slow[3].endswith("38.2 s (measured on this host): 2.0 times as long")
+    assert "25.0% of that time" in report.summary(verdict, verdict.step_s / 4)
