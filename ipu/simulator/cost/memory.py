@@ -127,7 +127,7 @@ def plans_of(
         ]
         inputs = {tensor.id for tensor in graph.tensors if tensor.role == "input"}
         resident = frozenset(inputs | {tensor_id for tensor_id, place in home.items() if place == ipu})
-        cycle = timeline(graph, schedule(graph, on_ipu), pipelined, resident, sizes, op_cost)
+        cycle = timeline(graph, schedule(graph, on_ipu, pipelined), resident, sizes, op_cost)
         plans.append(IpuPlan(tuple(always), cycle.then(weights.update(ipu, home))))
     return plans
 

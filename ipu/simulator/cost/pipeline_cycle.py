@@ -37,12 +37,15 @@ class Step:
 
     :param run: counts the stretches of the cycle that share activations: those of one micro batch. That of a
         forward stage is the stage's number.
+    :param forward_run: of a backward stage: the run in which its micro batch's activations still are; None
+        where they must be restored from a stash.
     :param stashed: tensors that have waited for a backward stage: id of the owner of the memory -> bytes.
     """
 
     op: Op
     phase: str
     run: int
+    forward_run: int | None
     stashed: Mapping[int, int]
 
     @property
@@ -50,16 +53,16 @@ class Step:
         return f"{self.op.name} in {self.op.module}" if self.op.module else self.op.name
 
 
-def schedule(graph: Graph, stages: Sequence[Stage]) -> list[Step]:
+def schedule(graph: Graph, stages: Sequence[Stage], pipelined: bool) -> list[Step]:
     """The operations of one cycle on the IPU that `stages` (all of them, and no others) stand on."""
     steps: list[Step] = []
     for stage in stages:
-        steps += [Step(op, "forward", stage.index, {}) for op in stage.forward]
+        steps += [Step(op, "forward", stage.index, None, {}) for op in stage.forward]
         if not stage.stash_slots:
-            steps += [Step(op, "backward", stage.index, {}) for op in stage.backward]
+            steps += _backward_stage(graph, stage, same_micro_batch=True)
     for stage in reversed(stages):
         if stage.stash_slots:
-            steps += _backward_stage(graph, stage)
+            steps += _backward_stage(graph, stage, same_micro_batch=not pipelined)
     return steps
 
 
@@ -71,15 +74,18 @@ def stashed_bytes(graph: Graph, stage: Stage) -> dict[int, int]:
     return {owner: min(size, graph.tensors[owner].bytes) for owner, size in sizes.items()}
 
 
-def _backward_stage(graph: Graph, stage: Stage) -> list[Step]:
+def _backward_stage(graph: Graph, stage: Stage, same_micro_batch: bool) -> list[Step]:
     """Backward operations in their order, each behind the recomputation that it needs."""
     run, stashed = -1 - stage.index, stashed_bytes(graph, stage)
+    forward_run = stage.index if same_micro_batch else None
     waiting = {op.index: op for op in stage.recompute}
     producer = {
         tensor_id: op
         for op in stage.recompute
         for tensor_id in op.outputs
-        if graph.tensors[tensor_id].base is None and tensor_id not in stashed
+        if graph.tensors[tensor_id].base is None
+        and tensor_id not in stashed
+        and tensor_id not in graph.checkpoints
     }
     segments: dict[int, list[Op]] = defaultdict(list)
     for op in stage.recompute:
@@ -94,8 +100,8 @@ def _backward_stage(graph: Graph, stage: Stage) -> list[Step]:
             if candidate.index in waiting:
                 needed[candidate.index] = waiting.pop(candidate.index)
                 pending += _producers(graph, candidate, producer)
-        steps += [Step(needed[index], "recompute", run, stashed) for index in sorted(needed)]
-        steps.append(Step(op, "backward", run, stashed))
+        steps += [Step(needed[index], "recompute", run, forward_run, stashed) for index in sorted(needed)]
+        steps.append(Step(op, "backward", run, forward_run, stashed))
     return steps
 
 
@@ -120,7 +126,6 @@ class _Live:
 def timeline(
     graph: Graph,
     steps: Sequence[Step],
-    pipelined: bool,
     resident: frozenset[int],
     sizes: Materialised,
     op_cost: Callable[[Op], OpCost],
@@ -137,11 +142,11 @@ def timeline(
         op, run = step.op, step.run
         for owner in map(graph.owner, op.inputs):
             key = (run, owner.id)
-            if key not in live and owner.id in step.stashed and not pipelined:
-                key = (op.stage, owner.id)
+            if key not in live and step.forward_run is not None and (step.forward_run, owner.id) in live:
+                key = (step.forward_run, owner.id)
             if key in live:
                 live[key].last = max(live[key].last, event)
-            elif owner.id in step.stashed and pipelined:
+            elif owner.id in step.stashed and step.forward_run is None:
                 size = step.stashed[owner.id]
                 live[key] = _Live(owner, "recompute", "restored", op.module, size, event, event)
             elif owner.id not in resident:

@@ -31,8 +31,9 @@ _WEIGHTS = frozenset({"parameter", "buffer", "constant"})
 class Stage:
     """One forward pipeline stage and the backward stage that belongs to it; both on the same IPU.
 
-    :param recompute: forward operations that run again before the backward pass, in their order; empty in a
-        pipeline's last stage. Those of one segment run just before its backward pass.
+    :param recompute: forward operations that run again before the backward pass, in their order. Those of one
+        segment run just before its backward pass. In a pipeline's last stage, nothing behind the last
+        checkpoint (PopART, transforms/pipeline.cpp, setFinalFwdStageRecomputation), thus mostly nothing.
     :param stashed: ids of tensors that own their memory and wait for the backward pass. With recomputation:
         those of the stage's inputs and checkpoints from which it starts; else all that the backward pass
         uses. Random operations repeat their draws from a seed, of a few bytes, which isn't listed.
@@ -65,15 +66,18 @@ def stages_of(graph: Graph, settings: PipelineSettings) -> tuple[Stage, ...]:
         pipelined = settings.execution == "pipelined"
         is_last = index == num_stages - 1
         of_backward = tuple(op for op in backward if op.stage == index)
-        kept: tuple[int, ...] = ()
-        again: tuple[Op, ...] = ()
-        if not (pipelined and is_last):
-            kept, again = uses.kept_and_recomputed(index, of_backward, settings.recompute)
+        of_forward = tuple(op for op in forward if op.stage == index)
+        final_segment = None
+        if pipelined and is_last:
+            final_segment = max((op.segment for op in of_forward), default=0)
+        kept, again = uses.kept_and_recomputed(index, of_backward, settings.recompute, final_segment)
+        if pipelined and is_last:
+            kept = ()
         made.append(
             Stage(
                 index=index,
                 ipu=ipu,
-                forward=tuple(op for op in forward if op.stage == index),
+                forward=of_forward,
                 recompute=again,
                 backward=of_backward,
                 stashed=kept,
@@ -104,9 +108,12 @@ class _Uses:
                 self._weights_alone.update(op.outputs)
 
     def kept_and_recomputed(
-        self, stage: int, backward: Iterable[Op], recompute: bool
+        self, stage: int, backward: Iterable[Op], recompute: bool, final_segment: int | None
     ) -> tuple[tuple[int, ...], tuple[Op, ...]]:
-        """(tensors that must wait for the backward pass, operations that run again before it)."""
+        """(tensors that must wait for the backward pass, operations that run again before it).
+
+        :param final_segment: of a pipeline's last stage: what lies between it and the loss runs once.
+        """
         kept: set[int] = set()
         again: set[int] = set()
         waiting = [number for op in backward for number in op.inputs]
@@ -120,7 +127,10 @@ class _Uses:
             producer = self._producers.get(number)
             if producer is None and tensor.role != "input":
                 continue  # made by the backward pass itself
-            if producer is None or producer.stage != stage or number in self._graph.checkpoints:
+            runs_once = (
+                producer is not None and final_segment is not None and producer.segment >= final_segment
+            )
+            if producer is None or producer.stage != stage or number in self._graph.checkpoints or runs_once:
                 kept.add(self._memory(number))
             elif tensor.base is not None:
                 # A view costs nothing to make again.

@@ -80,6 +80,8 @@ def replay(graph: Graph, steps: list[Step], kept: set[int]) -> list[set[int]]:
             if tensor_id in kept and tensor_id not in step.stashed:
                 continue
             key = (step.run, tensor_id)
+            if key not in made and (step.forward_run, tensor_id) in made:
+                key = (step.forward_run, tensor_id)
             if key not in made:
                 made[key] = event if tensor_id in step.stashed else 0
             needed.setdefault(key, set()).add(event)
@@ -115,10 +117,10 @@ def test_what_lives_is_what_is_still_read(stage_ipus, checkpoints, recompute):
     home = homes(graph)
     for ipu in range(graph.num_ipus):
         on_ipu = [stage for stage in stages if stage.ipu == ipu]
-        steps = schedule(graph, on_ipu)
+        steps = schedule(graph, on_ipu, pipelined=True)
         kept = {tensor_id for tensor_id, place in home.items() if place == ipu} | set(graph.inputs)
         resident = frozenset(kept)
-        made = timeline(graph, steps, True, resident, materialised(graph), no_cost)
+        made = timeline(graph, steps, resident, materialised(graph), no_cost)
         sizes = made.live_bytes().sum(axis=0)
         expected = replay(graph, steps, kept)
         assert len(sizes) == len(steps)
@@ -131,10 +133,11 @@ def test_every_operation_finds_its_inputs(checkpoints):
     graph = chain((0, 1, 2, 0), [[4, 4], [4, 4, 4], [4], [4, 4]], 8, checkpoints)
     for stage in stages_of(graph, settings(3)):
         made: set[int] = set()
-        for step in schedule(graph, [stage]):
+        for step in schedule(graph, [stage], pipelined=True):
             others = {output for op in graph.ops if op.stage != stage.index for output in op.outputs}
             own = set(step.op.inputs) - set(homes(graph)) - set(graph.inputs) - others
-            before = {tensor_id for run, tensor_id in made if run == step.run} | set(step.stashed)
+            before = {tensor_id for run, tensor_id in made if run in (step.run, step.forward_run)}
+            before |= set(step.stashed)
             assert own <= before, (step.label, step.phase)
             made |= {(step.run, output) for output in step.op.outputs}
 
@@ -142,7 +145,7 @@ def test_every_operation_finds_its_inputs(checkpoints):
 def test_segments_are_recomputed_just_before_they_are_needed():
     graph = chain((0, 1), [[4, 4, 4], [4]])
     stage = stages_of(graph, settings(2))[0]
-    steps = [step for step in schedule(graph, [stage]) if step.phase != "forward"]
+    steps = [step for step in schedule(graph, [stage], pipelined=True) if step.phase != "forward"]
     order = [(step.phase, step.op.segment) for step in steps]
     assert order == sorted(order, key=lambda entry: (-entry[1], entry[0] == "backward"))
     assert {segment for phase, segment in order if phase == "recompute"} == {0, 1, 2}
@@ -158,8 +161,8 @@ def test_an_operation_in_place_takes_its_dying_input():
     builder.op("add", [b, c], [d])
     graph = builder.graph([x], [d])
     stages = [Stage(0, 0, graph.ops, (), (), (), 0, ())]
-    steps = schedule(graph, stages)
-    made = timeline(graph, steps, True, frozenset([x]), materialised(graph), no_cost)
+    steps = schedule(graph, stages, pipelined=True)
+    made = timeline(graph, steps, frozenset([x]), materialised(graph), no_cost)
     # a; b in place of a; b and c; d in place of b or c, beside the other
     assert made.live_bytes().sum(axis=0).tolist() == [64, 64, 128, 128]
 
@@ -174,8 +177,8 @@ def test_nothing_writes_over_what_is_still_read_or_of_another_size():
     builder.op("add", [a, b], [wide])
     builder.op("mul", [wide, wide], [total])
     graph = builder.graph([x], [total])
-    steps = schedule(graph, [Stage(0, 0, graph.ops, (), (), (), 0, ())])
-    made = timeline(graph, steps, True, frozenset([x]), materialised(graph), no_cost)
+    steps = schedule(graph, [Stage(0, 0, graph.ops, (), (), (), 0, ())], pipelined=True)
+    made = timeline(graph, steps, frozenset([x]), materialised(graph), no_cost)
     assert made.live_bytes().sum(axis=0).tolist() == [64, 128, 256, 128]
 
 
@@ -184,8 +187,8 @@ def test_without_a_pipeline_what_the_backward_pass_needs_lives_until_then():
     program = settings(2, execution="sharded", recompute=False)
     stages = stages_of(graph, program)
     resident = frozenset({*graph.inputs, *(key for key, place in homes(graph).items() if place == 0)})
-    steps = schedule(graph, stages[:1])
-    made = timeline(graph, steps, False, resident, materialised(graph), no_cost)
+    steps = schedule(graph, stages[:1], pipelined=False)
+    made = timeline(graph, steps, resident, materialised(graph), no_cost)
     # y of both layers and z of the first are read in the backward pass; nothing is restored.
     middle = next(event for event, step in enumerate(steps) if step.phase == "backward")
     live = made.live_at(middle)
