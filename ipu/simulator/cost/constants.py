@@ -1,0 +1,80 @@
+"""The time model's constants, from constants.yml: fitted on published rows, or assumed."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping
+
+import yaml
+
+from ..report.verdict import Assumption
+
+FILE = Path(__file__).with_name("constants.yml")
+
+# By how much a program of each framework is slower than PopART's: the constant that says so, None for 1.
+FRAMEWORK_FACTORS: Mapping[str, str | None] = {
+    "PopART": None,
+    "PopTorch": "poptorch_factor",
+    "TF1": "tf1_factor",
+    "TF2": "tf2_factor",
+    "Paddle": "paddle_factor",
+}
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Values by name as in the file, which says what they are and in which unit."""
+
+    matmul_factor: float
+    compute_set_cycles: float
+    rearrangement_cycles: float
+    poptorch_factor: float
+    collective_bytes_per_s: float
+    tf1_factor: float
+    tf2_factor: float
+    paddle_factor: float
+    cycle_overhead_s: float
+    update_overhead_s: float
+    update_cycles_per_tensor_of_state: float
+    accumulation_cycles: float
+    stash_cycles: float
+    stash_in_8_bits_cycles: float
+
+    def framework_factor(self, framework: str) -> float:
+        name = FRAMEWORK_FACTORS[framework]
+        return 1.0 if name is None else float(getattr(self, name))
+
+
+@functools.cache
+def entries() -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+    """The file: "fitted" and "assumed", each constant's entry by its name."""
+    return yaml.safe_load(FILE.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def constants() -> Constants:
+    """The shipped constants."""
+    file = entries()
+    values = {name: entry["value"] for group in ("fitted", "assumed") for name, entry in file[group].items()}
+    return Constants(**{name: float(value) for name, value in values.items()})
+
+
+def assumptions() -> tuple[Assumption, ...]:
+    """All constants with their origin, for reports."""
+    file = entries()
+    fitted = [
+        Assumption(name, float(entry["value"]), entry["unit"], "fitted", _fitted_on(entry))
+        for name, entry in file["fitted"].items()
+    ]
+    assumed = [
+        Assumption(name, float(entry["value"]), entry["unit"], "assumed", entry["source"])
+        for name, entry in file["assumed"].items()
+    ]
+    return (*fitted, *assumed)
+
+
+def _fitted_on(entry: Mapping[str, Any]) -> str:
+    rows = entry.get("rows")
+    return f"{entry['source']}; fitted on {', '.join(rows)}" if rows else str(entry["source"])
