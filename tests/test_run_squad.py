@@ -35,7 +35,7 @@ def test_the_program_prints_one_json_object(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [((), "can't fine-tune yet"), (("--score", "p.json"), "--data"), (("--nonsense",), "--nonsense")],
+    [((), "give --config NAME"), (("--score", "p.json"), "--data"), (("--nonsense",), "--nonsense")],
 )
 def test_a_mistake_ends_with_status_2(arguments: tuple[str, ...], words: str) -> None:
     done = _program(*arguments)

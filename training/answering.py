@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -98,7 +98,8 @@ def _number(value: Optional[float]) -> float:
 class Examiner:
     """Evaluates models on one set of questions; `latest` is the latest evaluation begun.
 
-    The model stands on the device as the configuration's validation_ keys say, apart from training.
+    A model is evaluated through a copy, which stands on the device as the configuration's validation_ keys
+    say, apart from training.
     """
 
     def __init__(self, config: Config, prepared: PreparedQuestions, device: ipu.DeviceChoice) -> None:
@@ -106,36 +107,31 @@ class Examiner:
         self._config, self._prepared, self._device = config, prepared, device
 
     def while_training(self, trained: models.SquadModel, executor: Any) -> Evaluator:
-        """Evaluates what `executor` trains, through a copy with a place of its own, on at most
-        `eval_batches` micro batches."""
-        copy = models.SquadModel(trained.config, seed=0)
-
-        def refresh() -> None:
-            copy.load_state_dict(trained.state_dict())
-
-        return self._evaluator(copy, executor, self._config.eval_batches, refresh)
+        """Evaluates what `executor` trains, on at most `eval_batches` micro batches."""
+        return self._evaluator(trained, executor, self._config.eval_batches)
 
     def evaluator(self, model: models.SquadModel) -> Evaluator:
         """Evaluates `model` on all questions."""
-        return self._evaluator(model, None, None, lambda: None)
+        return self._evaluator(model, None, None)
 
     def _evaluator(
-        self,
-        model: models.SquadModel,
-        executor: Optional[Any],
-        max_batches: Optional[int],
-        refresh: Callable[[], None],
+        self, model: models.SquadModel, executor: Optional[Any], max_batches: Optional[int]
     ) -> Evaluator:
+        copy = models.SquadModel(model.config, seed=0)
+
+        def refresh() -> None:
+            copy.load_state_dict(model.state_dict())
+
         config, prepared = self._config, self._prepared
         layers = config.resolved_validation_layers_per_ipu
-        place(model, config, layers, device=self._device)
+        place(copy, config, layers, device=self._device)
         shares = (config.validation_matmul_proportion,) * len(layers)
         plan = replace(config.section(DevicePlan), layers_per_ipu=layers, matmul_proportion=shares)
         options = inference_options(plan)
         options.deviceIterations(config.validation_device_iterations)
         windows = SquadDataset(prepared.features, seed=0, shuffle=False)
         return build_evaluator(
-            model,
+            copy,
             executor,
             options,
             lambda multiple: data.EvaluationDataset(windows, multiple),

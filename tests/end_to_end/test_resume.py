@@ -64,13 +64,13 @@ def reference(uninterrupted, flags):
     return uninterrupted
 
 
-def signalled_at(arguments, owner, method, call, number):
-    """Runs the runner in a process that sends itself a signal in the n-th call of a method: no race."""
+def signalled_at(arguments, owner, method, call, number, runner="run_pretraining"):
+    """Runs a runner in a process that sends itself a signal in the n-th call of a method: no race."""
     script = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 import training.metrics
-import run_pretraining
+import {runner}
 original, calls = training.metrics.{owner}.{method}, []
 def signalling(self, *arguments):
     calls.append(original(self, *arguments))
@@ -78,7 +78,7 @@ def signalling(self, *arguments):
         os.kill(os.getpid(), {int(number)})
 training.metrics.{owner}.{method} = signalling
 sys.argv[1:] = {arguments!r}
-sys.exit(run_pretraining.run_as_program())
+sys.exit({runner}.run_as_program())
 """
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-c", script]
