@@ -1,0 +1,80 @@
+"""BERT and GroupBERT at several sizes: held-out loss against FLOPs at equal tokens (Figure 6)."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+from . import points
+from .ablation import NOTES, decorate, describe, draw_spot, line_of
+from .results import Column, Result, missing_note, publish
+from .studies import Measured, Spot, add_flags, base_of, between, measure, size_name, sizes_of
+from .trainings import Budget
+
+__all__ = ["add_flags", "run"]
+
+# Factors of the base's (hidden size, layers). Each GroupBERT has about 1.6 times a BERT's FLOPs of its size.
+_BERT_SIZES = ((0.5, 1.0), (1.0, 1.0), (1.0, 2.0))
+_GROUPBERT_SIZES = ((0.5, 1.0), (1.0, 1.0))
+
+_COLUMNS = (
+    Column("name", "model"),
+    Column("size", "layers x hidden"),
+    Column("learning_rate", "peak lr", "given", "{:.2g}"),
+    Column("seeds", "seeds", "measured"),
+    Column("parameters", "parameters", "derived", "{:,}"),
+    Column("flops", "training FLOPs", "derived", "{:.3g}"),
+    Column("loss", "held-out loss/nats", "measured", "{:.4f}"),
+    Column("loss_half_width", "+-95%", "derived", "{:.4f}"),
+    Column("against_line", "vs BERT line", "derived", "{:+.4f}"),
+    Column("host_s", "host s", "measured", "{:.0f}"),
+)
+
+
+def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
+    base = base_of(flags)
+    families = (
+        ("BERT", points.bert(), sizes_of(base, _BERT_SIZES)),
+        ("GroupBERT", points.groupbert(), sizes_of(base, _GROUPBERT_SIZES)),
+    )
+    spots = [
+        Spot(f"{family} {size_name(size)}", point, size)
+        for family, point, sizes in families
+        for size in sizes
+    ]
+    measured, missing = measure(
+        spots, base, seeds=flags.seeds, runs=flags.runs or output / "runs", budget=budget
+    )
+    berts = [one for one in measured if not one.spot.label.startswith("Group")]
+    groupberts = [one for one in measured if one.spot.label.startswith("Group")]
+    bert_line = line_of(berts)
+    rows: List[Dict[str, Any]] = []
+    for one in measured:
+        row = describe(one)
+        if one in groupberts and row.get("loss") is not None:
+            expected = between(row["flops"], bert_line)
+            row["against_line"] = None if expected is None else row["loss"] - expected
+        rows.append(row)
+    result = Result(
+        "pareto",
+        f"Held-out loss against FLOPs at equal tokens: {base.corpus}",
+        _COLUMNS,
+        rows,
+        [
+            *NOTES,
+            *missing_note(missing),
+        ],
+    )
+    publish(result, output, lambda figure: _draw(figure, berts, groupberts))
+    return result
+
+
+def _draw(figure: Any, berts: Sequence[Measured], groupberts: Sequence[Measured]) -> None:
+    axes = figure.subplots()
+    for family, colour in ((berts, "tab:blue"), (groupberts, "tab:orange")):
+        line = sorted(line_of(family))
+        axes.plot([flops for flops, _ in line], [loss for _, loss in line], "-", color=colour, lw=1)
+        for one in family:
+            draw_spot(axes, one, color=colour)
+    decorate(axes, "BERT and GroupBERT, equal tokens")

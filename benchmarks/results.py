@@ -1,0 +1,155 @@
+"""What a benchmark leaves: a table on the screen, and the same as JSON and CSV beside its picture.
+
+Every number belongs to a column, and every column says where its numbers come from.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+
+import training
+
+# measured here, predicted by the cost model, published by others, derived by arithmetic from what is named,
+# given by the command line or the recipe; a column of words has no origin.
+ORIGINS = ("measured", "predicted", "published", "derived", "given", "")
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """`key` of the rows, what it is called, where its numbers come from, and how they are printed."""
+
+    key: str
+    heading: str
+    origin: str = ""
+    form: str = "{}"
+
+    def __post_init__(self) -> None:
+        assert self.origin in ORIGINS, self.origin
+
+    def text(self, row: Row) -> str:
+        value = row.get(self.key)
+        return "-" if value is None else self.form.format(value)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One benchmark's outcome. `notes` are sentences about the numbers; `extra` is only in the JSON."""
+
+    name: str
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    notes: Sequence[str] = ()
+    extra: Optional[Mapping[str, Any]] = None
+
+    def table(self) -> str:
+        """For people: the origin of each column's numbers stands below its heading."""
+        lines = [[column.heading for column in self.columns], [column.origin for column in self.columns]]
+        lines += [[column.text(row) for column in self.columns] for row in self.rows]
+        widths = [max(len(line[index]) for line in lines) for index in range(len(self.columns))]
+        words = [column.origin == "" for column in self.columns]
+        printed = [
+            "  ".join(
+                cell.ljust(width) if left else cell.rjust(width)
+                for cell, width, left in zip(line, widths, words)
+            ).rstrip()
+            for line in lines
+        ]
+        printed.insert(2, "  ".join("-" * width for width in widths))
+        return "\n".join([self.title, "", *printed, "", *self.notes]).rstrip()
+
+    def to_dict(self) -> Dict[str, Any]:
+        return {
+            "benchmark": self.name,
+            "title": self.title,
+            "host": host(),
+            "columns": [asdict(column) for column in self.columns],
+            "rows": [_plain(row) for row in self.rows],
+            "notes": list(self.notes),
+            **_plain(self.extra or {}),
+        }
+
+    def csv_text(self) -> str:
+        """One header line of keys; an absent value is empty."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([column.key for column in self.columns])
+        for row in self.rows:
+            values = (row.get(column.key) for column in self.columns)
+            writer.writerow(["" if value is None else value for value in values])
+        return text.getvalue()
+
+
+def publish(result: Result, output: Path, draw: Callable[[Any], None]) -> None:
+    """Prints the table and writes NAME.json, NAME.csv and NAME.png into `output`.
+
+    `draw` draws on a matplotlib figure.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    output.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n"
+    training.write_atomically(output / f"{result.name}.json", text)
+    training.write_atomically(output / f"{result.name}.csv", result.csv_text())
+    figure = pyplot.figure(figsize=(8, 5), constrained_layout=True)
+    draw(figure)
+    figure.savefig(output / f"{result.name}.png", dpi=110)
+    pyplot.close(figure)
+    print(f"\n{result.table()}\n\n{output / result.name}.json, .csv and .png", flush=True)
+
+
+def host() -> Dict[str, Any]:
+    """What the numbers were measured on."""
+    import torch
+
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    """The model's name where Linux tells it, else the architecture."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _plain(value: Any) -> Any:
+    """For JSON, which has no NaN, no infinity and no tuples."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def missing_note(missing: Sequence[str]) -> List[str]:
+    """A note on what the time budget left undone; empty where all is done."""
+    if not missing:
+        return []
+    return [
+        f"Not run within the budget: {', '.join(missing)}. The same command with more --budget-minutes "
+        "goes on where this one stopped."
+    ]

@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""Measures this program, and redoes the figures of the GroupBERT article with it.
+
+    python run_benchmark.py all --budget-minutes 15
+    python run_benchmark.py ablation --scale study --corpus TEXT --validation-corpus TEXT --seeds 3
+
+Each subcommand prints a table and writes NAME.json, NAME.csv and NAME.png; each column says whether its
+numbers are measured, predicted by the cost model, published, derived or given. `main(argv)` returns the
+result; only `__main__` turns it, or an error, into an exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence
+
+import command_line
+import config as configuration
+
+if TYPE_CHECKING:
+    from benchmarks.results import Result
+
+# Subcommand -> module of benchmarks/, and what it answers.
+COMMANDS: Dict[str, Sequence[str]] = {
+    "time-to-train": ("time_to_train", "how long whole recipes take, and how long a target loss takes"),
+    "throughput": ("throughput", "samples/s, tokens/s and utilisation of training"),
+    "ablation": ("ablation", "from BERT to GroupBERT, one enhancement at a time (Figure 5)"),
+    "pareto": ("pareto", "BERT and GroupBERT sizes, loss against FLOPs (Figure 6)"),
+    "attention": ("attention", "attention by relative position, of two checkpoints (Figure 3)"),
+    "learning-rate": ("learning_rate", "learning rates that PreNorm and PostNorm tolerate"),
+    "speed": ("speed", "the simulator beside plain PyTorch and Hugging Face's Trainer"),
+    "acceptance": ("acceptance", "ten minutes on an IPU host: the device against simulator and verdict"),
+    "all": ("everything", "every table and picture, at demo scale"),
+}
+DEFAULT_OUTPUT = Path("output/benchmarks")
+
+
+def main(argv: Optional[Sequence[str]] = None) -> Result:
+    """Runs one subcommand. Raises ValueError subclasses for mistakes that a user can mend."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = configuration.FlagParser(description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    modules: Dict[str, Any] = {}
+    for name, (module, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        if name in arguments[:1]:  # the others' modules needn't be imported
+            modules[name] = importlib.import_module(f"benchmarks.{module}")
+            _add_common_flags(command)
+            modules[name].add_flags(command)
+    flags = parser.parse_args(arguments)
+
+    from benchmarks.trainings import Budget
+
+    result: Result = modules[flags.command].run(flags, flags.output, Budget(flags.budget_minutes))
+    return result
+
+
+def _add_common_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output", type=Path, default=DEFAULT_OUTPUT, help=f"folder for the results [{DEFAULT_OUTPUT}]"
+    )
+    parser.add_argument(
+        "--budget-minutes", type=_minutes, help="stop after so long; the same command goes on [no limit]"
+    )
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = -1.0
+    if not 0 < minutes < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number of minutes")
+    return minutes
+
+
+if __name__ == "__main__":
+    sys.exit(command_line.run_as_program(main))
