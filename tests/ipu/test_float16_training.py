@@ -35,7 +35,7 @@ class Given(torch.nn.Module):
 
 
 def run(gradients, optimizer_class=None, dtype=HALF, start=1.0, counts=(1, 1, 1), change=None, **arguments):
-    """(weight, optimizer state) after one call; `gradients` [D * A * R, size] in the order of micro batches."""
+    """(weight, optimizer state) after one call; `gradients` [D * A * R, size], micro batch by micro batch."""
     iterations, accumulation, replicas = counts
     model = Given(start, dtype, size=np.shape(gradients)[-1])
     made = options(iterations, accumulation, replicas, seed=3)
