@@ -7,7 +7,9 @@ single weight; the simulator captures its graph and costs it. Needs no IPU and n
 from __future__ import annotations
 
 import importlib
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence, Tuple
 
 import ipu
@@ -19,6 +21,49 @@ if TYPE_CHECKING:
     from ipu.simulator.cost.settings import Settings
     from ipu.simulator.graph.ir import Graph
     from ipu.simulator.report.verdict import Verdict
+
+
+# Questions of SQuAD's training sets (Rajpurkar et al. 2016 and 2018); long contexts make a few more windows.
+_SQUAD_QUESTIONS = {"1.1": 87_599, "2.0": 130_319}
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a dry run leaves: its verdict, and the folder with verdict.json, report.html and trace.json."""
+
+    output: Path
+    verdict: Verdict
+
+    @property
+    def fits(self) -> bool:
+        return self.verdict.fits
+
+
+def dry_run(config: Config, name: str, output: Path) -> DryRun:
+    """Makes the verdict, prints it and writes it to `output`, beside the configuration it is about.
+
+    What a training run left in `output` stays as it is, resolved.yml included.
+    """
+    from training import hold_folder, write_atomically
+    from training.checkpoints import step_folders
+
+    with hold_folder(output):
+        verdict = verdict_of(config, name)
+        report = simulator_part("report")
+        report.write(verdict, output)
+        if not step_folders(output):
+            write_atomically(output / "resolved.yml", config.to_yaml())
+    print(report.text(verdict))
+    print(f"report {output / 'report.html'}, trace {output / 'trace.json'}")
+    return DryRun(output, verdict)
+
+
+def verdict_beside(config: Config, name: str, output: Path, *, measured_host_s: float) -> None:
+    """At the end of a run on the simulator: the same verdict, beside what an update took on this host."""
+    verdict = verdict_of(config, name)
+    report = simulator_part("report")
+    report.write(verdict, output)
+    print(report.summary(verdict, measured_host_s))
 
 
 def verdict_of(config: Config, name: str) -> Verdict:
@@ -33,8 +78,14 @@ def verdict_of(config: Config, name: str) -> Verdict:
         simulator_part("targets").target(config.target),
         name=name,
         sequence_length=config.sequence_length,
-        training_steps=config.training_steps,
+        training_steps=config.training_steps or _training_steps(config),
     )
+
+
+def _training_steps(config: Config) -> int:
+    """Weight updates of the epochs over SQuAD, before its windows are counted: a few too few."""
+    update = config.micro_batch_size * config.gradient_accumulation * config.replication_factor
+    return math.ceil((config.epochs or 0) * _SQUAD_QUESTIONS[config.squad_version] / update)
 
 
 def program_of(config: Config, *, layers_per_ipu: Optional[Sequence[float]] = None) -> Tuple[Graph, Settings]:
@@ -42,7 +93,7 @@ def program_of(config: Config, *, layers_per_ipu: Optional[Sequence[float]] = No
 
     `layers_per_ipu`, where given, takes the place of the configuration's and may have halves.
     """
-    ipu.select_device("simulator")
+    ipu.select_device("simulator", target=config.target)
     import torch
 
     import model as models
@@ -66,10 +117,14 @@ def program_of(config: Config, *, layers_per_ipu: Optional[Sequence[float]] = No
             recompute_checkpoint_every_layer=config.recompute_checkpoint_every_layer,
         )
         optimizer = training.build_optimizer(model, config.section(training.OptimizerPlan))
-        options = training_options(config.section(DevicePlan))
+        plan = config.section(DevicePlan)
+        # One replica shows all; more than a process may have (64 IPUs) are no concern of a dry run.
+        options = training_options(replace(plan, replication_factor=1, replicated_tensor_sharding=False))
         inputs = [torch.zeros(shape, dtype=torch.int32) for shape in _input_shapes(config)]
         graph = capture.capture(model, inputs, {}, options, training=True)
-    settings = capture.settings_of(options, optimizer, micro_batch_size=config.micro_batch_size)
+    settings = capture.settings_of(
+        training_options(plan), optimizer, micro_batch_size=config.micro_batch_size
+    )
     return graph, replace(settings, matmul_proportions=config.matmul_proportion)
 
 
