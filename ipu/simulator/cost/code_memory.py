@@ -13,7 +13,11 @@ from ..graph.ir import Graph, Op, Tensor
 from ..report.verdict import Buffer
 from .materialised import is_view
 from .memory_constants import MemoryConstants
-from .op_cost import OpCost
+from .op_cost import PRODUCTS, OpCost
+
+
+# Operands to where the plan wants them, twice; products, sums of partial results.
+_OF_A_PRODUCT = 4
 
 
 def outline_key(op: Op, graph: Graph) -> tuple[object, ...]:
@@ -23,6 +27,11 @@ def outline_key(op: Op, graph: Graph) -> tuple[object, ...]:
         for tensor_id in (*op.inputs, *op.outputs)
     )
     return (op.name, shapes, repr(sorted(op.attributes.items())))
+
+
+def _compute_sets(cost: OpCost) -> int:
+    """Compute sets that have code of their own: a series of products is a loop around those of one."""
+    return min(cost.compute_sets, _OF_A_PRODUCT) if cost.kind in PRODUCTS else cost.compute_sets
 
 
 def code(
@@ -36,7 +45,7 @@ def code(
     """Code and exchange code of an IPU that runs `ops`, recomputation included, and updates `weights`."""
     calls = [op for op in ops if not is_view(op, graph)]
     distinct = {outline_key(op, graph): op for op in calls}
-    compute_sets = sum(op_cost(op).compute_sets for op in distinct.values())
+    compute_sets = sum(_compute_sets(op_cost(op)) for op in distinct.values())
     collectives = len({weight.shape for weight in weights}) * math.log2(replicas)
     sizes = {
         ("control program and runtime", "code"): constants.code_bytes_fixed,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PRODUCTS = ("matmul", "convolution")  # kinds that the planner works on
+
 
 @dataclass(frozen=True)
 class OpCost:

@@ -21,7 +21,7 @@ from ..graph.stages import Stage
 from ..report.verdict import Buffer
 from .liveness import Event, Lifetime, Timeline
 from .materialised import Materialised, is_view
-from .op_cost import OpCost
+from .op_cost import PRODUCTS, OpCost
 
 # Operations whose result PopART may write over an input of the same size and type that nothing else needs
 # (its operators with an Inplace variant).
@@ -174,7 +174,7 @@ def timeline(
 def _while_at_work(graph: Graph, op: Op, cost: OpCost) -> list[Buffer]:
     """What an operation takes beside its inputs and outputs: its working set, and operands in the layout that
     a product wants (what a rearrangement gives elsewhere is an output)."""
-    product = cost.kind in ("matmul", "convolution")
+    product = cost.kind in PRODUCTS
     buffers: list[Buffer] = []
     if cost.working_set_bytes:
         part = "matmul_working_set" if product else "temporary"

@@ -89,8 +89,8 @@ class WeightMemory:
     def update_buffers(self, weight: Tensor, slices: int) -> list[Buffer]:
         """What the update of a weight takes, that of a serialised matmul slice by slice.
 
-        State that is kept off chip comes in and goes out with its weight. The gradient and the update are
-        float32 where there is state. Sharding adds the reduced shard of the gradient and the gathered weight.
+        State that is kept off chip comes in and goes out with its weight. Where there is state, the update is
+        worked out in float32 first. Sharding adds the reduced shard of the gradient and the gathered weight.
         """
         optimizer = self.settings.optimizer
         assert optimizer is not None

@@ -57,7 +57,7 @@ def test_off_chip_state_comes_with_its_weight():
 def test_sharding_divides_large_weights_alone():
     kept, updated = kept_and_updated(OptimizerSettings("lamb", (4, 4), sharded=True), 4)
     assert kept["optimizer_state"] == 8 * (2 * LARGE // 4 + SMALL)
-    # float32 gradient and update of the shard, the reduced gradient, the gathered weight
+    # the update of the shard, the reduced gradient, the gathered weight
     of_large = 8 * LARGE // 4 + 2 * LARGE // 4 + 2 * LARGE
     assert updated == [of_large, of_large, 8 * SMALL]
 
