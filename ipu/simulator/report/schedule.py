@@ -3,7 +3,8 @@
 With F forward stages and N = G + 2F - 2 pipeline cycles for G micro batches, forward stage s computes
 micro batch c - s in cycle c and its backward pass computes micro batch c - (2F - 2 - s); the last stage does
 both at once. In the first 2F - 2 cycles the pipeline fills, in the last 2F - 2 it empties. Every cycle lasts
-as long as the busiest IPU takes. Without backward passes (inference) there are N = G + F - 1 cycles.
+as long as the busiest IPU takes. Without backward passes (inference) there are N = G + F - 1 cycles. Where
+nothing is pipelined, N = G: stages take turns, forward and back, within a cycle.
 
 An update may take thousands of cycles that all look alike: a plan keeps the first and the last of them and
 says how many it leaves out. Times are the verdict's predictions.
@@ -74,43 +75,35 @@ class Plan:
     slices: tuple[Slice, ...]
     gap_s: float | None
     omitted: int
+    cycles_end_s: float
     after: tuple[Part, ...]
 
     @property
-    def cycles_end_s(self) -> float:
-        return self.after[0].start_s if self.after else self.end_s
-
-    @property
     def end_s(self) -> float:
-        if self.after:
-            return self.after[-1].start_s + self.after[-1].duration_s
-        ends = [slice_.start_s + slice_.duration_s for slice_ in self.slices]
-        return max(ends, default=0.0)
+        return self.cycles_end_s + sum(part.duration_s for part in self.after)
 
 
 def plan_of(verdict: Verdict) -> Plan:
     """The drawing of one weight update."""
     stages = sorted(verdict.details.stages, key=lambda stage: stage.stage)
-    last = len(stages) - 1
-    trained = any(stage.backward_s for stage in stages)
-    depth = 2 * last if trained else last
-    total = verdict.pipeline.pipeline_cycles_per_update
-    micro_batches = total - depth
+    pipeline = verdict.pipeline
+    total = pipeline.pipeline_cycles_per_update
+    micro_batches = round(total * (1 - pipeline.bubble_fraction))
+    depth = total - micro_batches
     drawn = _drawn_cycles(total, depth)
-    cycle_s = verdict.pipeline.cycle_s
 
     cycles: list[Cycle] = []
     slices: list[Slice] = []
     gap_s = None
     for position, index in enumerate(drawn):
-        start_s = position * cycle_s
+        start_s = position * pipeline.cycle_s
         if cycles and index != cycles[-1].index + 1:
             gap_s = start_s
         phase = "fill" if index < depth else "flush" if index >= micro_batches else "main"
         cycles.append(Cycle(index, phase, start_s))
         slices += _slices_of_cycle(stages, index, start_s, depth, micro_batches)
-    after = _after(verdict, len(drawn) * cycle_s)
-    return Plan(tuple(cycles), tuple(slices), gap_s, total - len(drawn), after)
+    end_s = len(drawn) * pipeline.cycle_s
+    return Plan(tuple(cycles), tuple(slices), gap_s, total - len(drawn), end_s, _after(verdict, end_s))
 
 
 def _drawn_cycles(total: int, depth: int) -> list[int]:
@@ -124,30 +117,34 @@ def _slices_of_cycle(
     stages: list[StageTime], cycle: int, cycle_start_s: float, depth: int, micro_batches: int
 ) -> list[Slice]:
     """Forward stages in order, then backward stages, last one first; each IPU works them off one by one."""
+    pipelined = depth > 0
     free_s: dict[int, float] = {}
     slices = []
 
     def add(stage: StageTime, part: str, micro_batch: int, duration_s: float) -> None:
         if duration_s > 0:
-            start_s = free_s.get(stage.ipu, cycle_start_s)
+            # Without a pipeline all wait for the one whose turn it is.
+            worker = stage.ipu if pipelined else -1
+            start_s = free_s.get(worker, cycle_start_s)
             slices.append(Slice(stage.ipu, stage.stage, part, cycle, micro_batch, start_s, duration_s))
-            free_s[stage.ipu] = start_s + duration_s
+            free_s[worker] = start_s + duration_s
 
-    busy = []
+    busy: dict[int, StageTime] = {}
     for stage in stages:
-        micro_batch = cycle - stage.stage
+        micro_batch = cycle - (stage.stage if pipelined else 0)
         if 0 <= micro_batch < micro_batches:
-            busy.append(stage)
+            busy[stage.stage] = stage
             add(stage, "forward", micro_batch, stage.forward_s)
     for stage in reversed(stages):
-        micro_batch = cycle - (depth - stage.stage)
-        if 0 <= micro_batch < micro_batches and stage.backward_s:
+        micro_batch = cycle - (depth - stage.stage if pipelined else 0)
+        if 0 <= micro_batch < micro_batches and stage.backward_s > 0:
+            busy[stage.stage] = stage
             add(stage, "recompute", micro_batch, stage.recompute_s)
             add(stage, "backward", micro_batch, stage.backward_s)
-            busy.append(stage)
-    for part in ("stash", "copies"):
-        for stage in {stage.stage: stage for stage in busy}.values():
-            add(stage, part, -1, stage.stash_s if part == "stash" else stage.copies_s)
+    for stage in busy.values():
+        add(stage, "stash", -1, stage.stash_s)
+    for stage in busy.values():
+        add(stage, "copies", -1, stage.copies_s)
     return slices
 
 

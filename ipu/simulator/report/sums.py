@@ -7,13 +7,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Callable, Hashable
 
-from .verdict import IpuMemory, StageTime, Verdict, Work
+from .verdict import EXPECTED_TIME_ERROR, IpuMemory, StageTime, Verdict, Work
 
 # Phases that run in every pipeline cycle; the rest runs once in a weight update.
 CYCLE_PHASES = ("forward", "recompute", "backward")
-
-# The assumption that says how far off the predicted times are expected to be, relative.
-EXPECTED_TIME_ERROR = "expected error of times"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ COMPONENTS = (
     "stream_buffers",
 )
 
+# Name of the assumption that says how far off predicted times are expected to be, relative; where it's known.
+EXPECTED_TIME_ERROR = "expected error of times"
+
 Origin = Literal["published", "derived", "fitted", "assumed", "measured"]
 
 

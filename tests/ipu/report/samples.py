@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from ipu.simulator.report.sums import EXPECTED_TIME_ERROR
 from ipu.simulator.report.verdict import (
+    EXPECTED_TIME_ERROR,
     Assumption,
     Bound,
     Buffer,

@@ -16,6 +16,11 @@ from .samples import fitting
 
 def pipelined(stage_ipus: tuple[int, ...], micro_batches: int, *, trained: bool = True) -> Verdict:
     """Stages with times of their own, on these IPUs."""
+    return program(stage_ipus, micro_batches, (2 if trained else 1) * (len(stage_ipus) - 1), trained)
+
+
+def program(stage_ipus: tuple[int, ...], micro_batches: int, depth: int, trained: bool = True) -> Verdict:
+    """`depth` pipeline cycles more than micro batches; 0 where stages take turns."""
     stages = tuple(
         StageTime(
             stage,
@@ -33,10 +38,11 @@ def pipelined(stage_ipus: tuple[int, ...], micro_batches: int, *, trained: bool 
         busy[stage.ipu] += sum(
             (stage.forward_s, stage.recompute_s, stage.backward_s, stage.stash_s, stage.copies_s)
         )
-    depth = (2 if trained else 1) * (len(stages) - 1)
     verdict = fitting()
     ipus = tuple(replace(verdict.ipus[0], ipu=ipu) for ipu in range(1 + max(stage_ipus)))
-    pipeline = Pipeline(len(stages), micro_batches + depth, max(busy.values()), 0.0)
+    cycles = micro_batches + depth
+    cycle_s = max(busy.values()) if depth else sum(busy.values())
+    pipeline = Pipeline(len(stages), cycles, cycle_s, 1 - micro_batches / cycles)
     return replace(
         verdict, ipus=ipus, pipeline=pipeline, details=replace(verdict.details, stages=stages, liveness=())
     )
@@ -133,6 +139,23 @@ def test_inference_drains_without_coming_back() -> None:
     forward = visits(plan, "forward")
     assert forward == {batch: {stage: batch + stage for stage in range(3)} for batch in range(6)}
     assert {each.part for each in plan.slices} == {"forward", "copies"}
+
+
+def test_without_a_pipeline_stages_take_turns() -> None:
+    verdict = program((0, 1, 2), 40, depth=0)
+    plan = plan_of(verdict)
+    assert {cycle.phase for cycle in plan.cycles} == {"main"}
+    for cycle in plan.cycles:
+        slices = [each for each in plan.slices if each.cycle == cycle.index]
+        assert {each.micro_batch for each in slices} == {cycle.index, -1}
+        worked = [(each.part, each.stage) for each in slices if each.part in ("forward", "backward")]
+        forth, back = [("forward", stage) for stage in range(3)], [("backward", stage) for stage in range(3)]
+        assert worked == forth + back[::-1]
+        slices.sort(key=lambda each: each.start_s)
+        for before, after in pairwise(slices):
+            assert after.start_s == pytest.approx(before.start_s + before.duration_s)
+        end_s = slices[-1].start_s + slices[-1].duration_s
+        assert end_s == pytest.approx(cycle.start_s + verdict.pipeline.cycle_s)
 
 
 def test_the_update_follows_the_last_cycle() -> None:
