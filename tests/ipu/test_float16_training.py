@@ -263,6 +263,45 @@ def test_a_float32_program_without_choices_computes_as_in_float32(monkeypatch):
     assert not same(as_ipu, clones(Classifier()))
 
 
+def automatically(made):
+    made.Training.setAutomaticLossScaling(True)
+
+
+def test_an_automatic_loss_scale_follows_the_gradients():
+    """It doubles while no gradient is above an eighth of the largest float16, and then goes to and fro."""
+    gradients = np.full((20, SIZE), 1.0, np.float16)
+    weight, state = run(
+        gradients, start=0.0, counts=(20, 1, 1), lr=2.0**-6, loss_scaling=4.0, change=automatically
+    )
+    # 4, 8, ..., 4096, 8192 > 8188, 4096, 8192, ...: after 20 updates the next scale is 4096 or 8192.
+    scale = 4.0
+    for _ in range(20):
+        scale = scale / 2 if scale > 8188 else scale * 2
+    assert state["lossScaleUpdateFactor"].item() == scale / 4.0
+    # Whatever the scale, a gradient is what it was.
+    assert weight.tolist() == [-20 * 2.0**-6] * SIZE
+    assert "lossScaleUpdateFactor" not in run(gradients, counts=(20, 1, 1), lr=1.0, start=0.0)[1]
+
+
+def test_an_automatic_loss_scale_has_a_limit_and_is_part_of_the_state():
+    model = Given()
+    made = options(2)
+    automatically(made)
+    optimizer = poptorch.optim.AdamW(model.parameters(), lr=0.1)
+    executor = poptorch.trainingModel(model, made, optimizer)
+    for _ in range(10):
+        executor(torch.full((2, SIZE), 2.0**-10, dtype=HALF))
+    state = optimizer.state_dict()
+    assert state["ipu_state"]["lossScaleUpdateFactor"].item() == 2.0**15
+    other = Given()
+    resumed = poptorch.optim.AdamW(other.parameters(), lr=0.1)
+    resumed.load_state_dict(state)
+    made = options(2)
+    automatically(made)
+    poptorch.trainingModel(other, made, resumed).compile(torch.ones(2, SIZE, dtype=HALF))
+    assert resumed.state_dict()["ipu_state"]["lossScaleUpdateFactor"].item() == 2.0**15
+
+
 def test_an_unknown_precision_is_refused(monkeypatch):
     monkeypatch.setenv("IPU_SIMULATOR_PRECISION", "float-16")
     with pytest.raises(poptorch.Error, match=r"IPU_SIMULATOR_PRECISION is 'float-16'.*float32, ipu-float16"):

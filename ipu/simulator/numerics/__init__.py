@@ -8,6 +8,7 @@ gradients and a `StateRounding` in the updater.
 from .dtypes import device_dtype, to_device_dtype
 from .float16 import Arithmetic, Float16Arithmetic
 from .gradients import AccumulatorSettings, BackwardSums, Reduction, TypedAccumulators
+from .loss_scaling import AutomaticLossScale
 from .outputs import OutputCollector, Returned
 from .plan import MicroBatch, StepPlan
 from .processes import Processes
@@ -21,6 +22,7 @@ from .updater import OptimizerSettings, Rule, Updater
 __all__ = [
     "AccumulatorSettings",
     "Arithmetic",
+    "AutomaticLossScale",
     "BackwardSums",
     "Float16Arithmetic",
     "FloatingPointException",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import List, Optional, Sequence
+from typing import Callable, List, Optional, Sequence
 
 import torch
 
@@ -59,12 +59,13 @@ class BackwardSums:
 @dataclass(frozen=True)
 class AccumulatorSettings:
     """`dtype` is what the optimizer asks for (None: each weight's own); gradients are those of the loss
-    times `loss_scaling`.
+    times `loss_scaling()`, which may change from update to update. `watch` sees each micro batch's.
     """
 
     dtype: Optional[torch.dtype]
     reduction: Reduction
-    loss_scaling: float
+    loss_scaling: Callable[[], float]
+    watch: Optional[Callable[[Gradients], None]] = None
 
 
 class TypedAccumulators:
@@ -93,7 +94,7 @@ class TypedAccumulators:
 
     def seed(self, loss: torch.Tensor) -> torch.Tensor:
         """The loss scale, in the loss's type; divided by the accumulation steps where the loss is."""
-        scale = self._settings.loss_scaling
+        scale = self._settings.loss_scaling()
         if self._settings.reduction is Reduction.MEAN_POST_AND_LOSS:
             scale /= self._plan.gradient_accumulation
         seed = torch.full_like(loss, scale, dtype=torch.float32)
@@ -102,7 +103,10 @@ class TypedAccumulators:
     def add(self, weights: Sequence[torch.Tensor], which: MicroBatch) -> None:
         """Take one micro batch's gradients off `weights` into the replica's accumulators."""
         last = which.step == self._plan.gradient_accumulation - 1
-        for i, gradient in enumerate(taken(weights)):
+        gradients = taken(weights)
+        if self._settings.watch is not None:
+            self._settings.watch(gradients)
+        for i, gradient in enumerate(gradients):
             self._accumulators[i] = self._accumulated(i, gradient, which)
             if last:
                 self._to_total(i)

@@ -14,18 +14,17 @@ of a group, K = T * C.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 
+from .facts import fact
+
 # Rounds partial results in place: float32 that has float16's values afterwards.
 PartialRounding = Callable[[torch.Tensor], Any]
 
-FACTS = json.loads(Path(__file__).with_name("facts.json").read_text(encoding="utf-8"))
-BLOCK = int(FACTS["amp_block_inputs"]["value"])
+BLOCK = int(fact("amp_block_inputs"))
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor, round_partial: Optional[PartialRounding]) -> torch.Tensor:

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import torch
 
+from .facts import fact
 from .formats import FLOAT16, FLOAT32
+
+assert fact("overflow") == "largest", "to_nearest and stochastic are written for that"
 
 # float32 bits that float16 doesn't have.
 _DROPPED_BITS = FLOAT32.mantissa_bits - FLOAT16.mantissa_bits

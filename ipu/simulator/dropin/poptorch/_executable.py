@@ -50,14 +50,14 @@ class Executable:
         if isinstance(compiled, Arguments):
             check_batch_dimension(compiled, options, accumulation)
         _check_target(options)
-        self._processes = _processes(options, training)
+        self.processes = _processes(options, training)
         self.plan = numerics.StepPlan(
             device_iterations=options.device_iterations,
             gradient_accumulation=accumulation,
             replicas=options.replication_factor,
             input_group_size=options.input_group_size,
             groups_are_orthogonal=options.input_cgt == enums.CommGroupType.Orthogonal,
-            processes=self._processes.count,
+            processes=self.processes.count,
         )
         self.weights = DeviceWeights(model, self.plan.replicas)
         self._loss: LossPlace | None = None
@@ -194,12 +194,12 @@ class Executable:
     def _gradients(self, optimizer: Any) -> Any:
         """What takes the micro batches' gradients together."""
         if self.rounding is None:
-            return numerics.BackwardSums(self.plan, reduction(self._options), self._processes)
+            return numerics.BackwardSums(self.plan, reduction(self._options), self.processes)
         settings = numerics.AccumulatorSettings(
-            optimizer.accumulator_type, reduction(self._options), optimizer.loss_scaling
+            optimizer.accumulator_type, reduction(self._options), optimizer.loss_scaling, optimizer.watch
         )
         names = [self.weights.names[i] for i in self.weights.trainable]
-        return numerics.TypedAccumulators(self.plan, settings, self._processes, self.rounding, names)
+        return numerics.TypedAccumulators(self.plan, settings, self.processes, self.rounding, names)
 
     def _forward(
         self, arguments: Arguments, anchors: _anchors.Anchors

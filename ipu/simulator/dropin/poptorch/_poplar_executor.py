@@ -154,6 +154,8 @@ class PoplarExecutor:
                 accumulators=executable.plan.gradient_accumulation > 1
                 and not popart.get("disableGradAccumulationTensorStreams", False),
                 rounding=executable.rounding,
+                automatic_scale=popart.get("automaticLossScalingSettings.enabled", False),
+                processes=executable.processes,
             )
         self._executable = executable
         self._attached = not self._offline

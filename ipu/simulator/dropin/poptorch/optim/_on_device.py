@@ -14,6 +14,7 @@ from ._extract import Extracted
 from ._optimizer import Optimizer
 
 Rule = numerics.Rule
+_SCALE_FACTOR = "lossScaleUpdateFactor"
 _PARAM_NAMES = {
     "lr": "learningRate",
     "weight_decay": "weightDecay",
@@ -28,7 +29,8 @@ class OptimizerOnDevice:
     """The updater of one executable, with the optimizer that it follows.
 
     `accumulators`: whether gradient accumulators are part of the state that the host sees. `rounding`: how
-    state is stored where numerics are an IPU's (numerics.StateRounding), None in float32.
+    state is stored where numerics are an IPU's (numerics.StateRounding), None in float32. `automatic_scale`:
+    whether the loss scale follows the gradients then, of all `processes` (numerics.Processes).
     """
 
     def __init__(
@@ -38,6 +40,8 @@ class OptimizerOnDevice:
         weights: DeviceWeights,
         accumulators: bool,
         rounding: Any = None,
+        automatic_scale: bool = False,
+        processes: Any = None,
     ) -> None:
         self._ids = [id(weights.parameters[i]) for i in weights.trainable]
         self._names = [weights.names[i] for i in weights.trainable]
@@ -46,6 +50,8 @@ class OptimizerOnDevice:
         self._compiled = found
         self._found = found
         self._as_ipu = rounding is not None
+        self._automatic = numerics.AutomaticLossScale() if self._as_ipu and automatic_scale else None
+        self._processes = processes
         self._updater = numerics.Updater(
             found.settings, self._names, self._weights, self._groups(found), rounding
         )
@@ -63,12 +69,21 @@ class OptimizerOnDevice:
     def update(self, gradients: list[torch.Tensor | None]) -> None:
         """One weight update."""
         self._report = None
-        self._updater.step(gradients, self._found.settings, self.loss_scaling)
+        scale = self.loss_scaling()
+        self._updater.step(gradients, self._found.settings, scale)
+        if self._automatic is not None:
+            self._automatic.update(scale, self._processes)
 
-    @property
     def loss_scaling(self) -> float:
         """The factor on the loss whose gradients `update` takes: 1 in float32, where it can't matter."""
-        return self._found.loss_scaling if self._as_ipu else 1.0
+        if not self._as_ipu:
+            return 1.0
+        return self._found.loss_scaling * (self._automatic.factor if self._automatic is not None else 1.0)
+
+    @property
+    def watch(self) -> Any:
+        """What has to see every micro batch's gradients; None for nothing."""
+        return None if self._automatic is None else self._automatic.watch
 
     @property
     def accumulator_type(self) -> torch.dtype | None:
@@ -128,11 +143,15 @@ class OptimizerOnDevice:
                     (f"Accum___{name}", torch.zeros_like(weight, dtype=dtype))
                     for name, weight in zip(self._names, self._weights)
                 )
+            if self._automatic is not None:
+                state[_SCALE_FACTOR] = torch.tensor(self._automatic.factor)
             self._report = state, self._hyperparameters()
         return self._report
 
     def _write(self, state: dict[str, torch.Tensor]) -> None:
         missing = self._updater.load_state(state)
+        if self._automatic is not None and _SCALE_FACTOR in state:
+            self._automatic.factor = float(state[_SCALE_FACTOR])
         self._report = None
         if missing:
             logger.warning("Optimizer state lacks %s: the device keeps its own", ", ".join(missing))
