@@ -15,7 +15,6 @@ from .materialised import is_view
 from .memory_constants import MemoryConstants
 from .op_cost import PRODUCTS, OpCost
 
-
 # Operands to where the plan wants them, twice; products, sums of partial results.
 _OF_A_PRODUCT = 4
 
