@@ -27,11 +27,14 @@ usage: python -m ipu.simulator SCRIPT [ARGUMENT ...]
        python -m ipu.simulator -m MODULE [ARGUMENT ...]
        python -m ipu.simulator --profile FOLDER SCRIPT | -m MODULE [ARGUMENT ...]
        python -m ipu.simulator --path
+       python -m ipu.simulator validate ROWS.csv [--json FILE] [--markdown FILE]
+       python -m ipu.simulator fit ROWS.csv
 
 Runs a PopTorch program as `python SCRIPT` or `python -m MODULE` would, with the simulator's
 poptorch, popdist and popart in place of Graphcore's. --profile writes reports on the first model that the
 program compiles: does it fit into the IPUs' memory, how fast would it be, and why. --path prints the folder
-that does the same as this command when it is first on PYTHONPATH.
+that does the same as this command when it is first on PYTHONPATH. validate predicts published step times,
+fit fits the model's constants to them.
 
 environment: IPU_SIMULATOR_TARGET=pod16 (the machine to stand for), POPTORCH_IPU_MODEL=1 (answer as PopTorch
 does on Poplar's IPU model), and every variable that PopTorch reads"""
@@ -47,11 +50,11 @@ def main(arguments: list[str]) -> NoReturn:
         sys.exit(0)
     if not arguments:
         _refuse("there is nothing to run: name a script, or a module after -m")
-    if arguments[0] == "validate":
-        _refuse(
-            "the subcommand validate isn't there yet (a script of that name runs as ./validate); "
-            "docs/limits.md says what the simulator was checked against"
-        )
+    if arguments[0] in ("validate", "fit"):
+        # Looked up here: a program's interpreter should start without what only these need.
+        from .validate.command import main as validate
+
+        sys.exit(validate(arguments))
     if arguments[0] == "--profile":
         arguments = _profiled(arguments[1:])
     if arguments[0] == "-m":

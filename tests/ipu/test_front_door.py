@@ -190,7 +190,6 @@ def test_a_signal_reaches_the_program(tmp_path):
     ("arguments", "why"),
     [
         ([], "there is nothing to run"),
-        (["validate"], "validate isn't there yet"),
         (["train"], "'train' is no subcommand and no script: a script ends in .py or is an existing path"),
         (["absent.py"], "there is no script 'absent.py'"),
         (["--paht"], "unknown option '--paht'"),

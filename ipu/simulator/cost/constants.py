@@ -77,4 +77,4 @@ def assumptions() -> tuple[Assumption, ...]:
 
 def _fitted_on(entry: Mapping[str, Any]) -> str:
     rows = entry.get("rows")
-    return f"{entry['source']}; fitted on {', '.join(rows)}" if rows else str(entry["source"])
+    return f"{entry['source']}; fitted on rows {rows}" if rows else str(entry["source"])
