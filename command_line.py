@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Callable, List, Mapping, Optional, Sequence
 
 import config as configuration
 import ipu
@@ -15,6 +15,7 @@ from config import Config, ConfigError
 if TYPE_CHECKING:
     import argparse
 
+    from dry_run import DryRun
     from training import Progress, StopRequest
 
 
@@ -32,6 +33,11 @@ def parser(description: str, *, required: bool) -> configuration.FlagParser:
         help="another file of runs (resolved.yml is one)",
     )
     made.add_argument("--output", type=Path, help="the run's folder (default: output/CONFIG)")
+    made.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="train nothing: say whether the program fits on the target, how fast it is, and why",
+    )
     return made
 
 
@@ -46,15 +52,49 @@ def load_config(flags: argparse.Namespace, task: str) -> Config:
 
 
 def choose_device(config: Config) -> ipu.DeviceChoice:
-    """Chooses the device and says so: the first line of every run."""
-    device = ipu.select_device(config.device, precision=config.simulator_precision)
-    print(device.banner(), flush=True)
+    """Chooses the device and says so: the first line of every run, by the first of its instances."""
+    device = ipu.select_device(
+        config.device,
+        precision=config.simulator_precision,
+        offline=config.compile_only,
+        target=config.target,
+    )
+    instances = join_instances(config, device)
+    if instances.is_first:
+        print(device.banner(), flush=True)
+    if instances.is_first and instances.count > 1:
+        print(f"instances: {instances.count}, which share {config.replication_factor} replicas", flush=True)
     if device.name == "ipu-model" and config.replication_factor != 1:
         raise ConfigError(
             f"replication_factor {config.replication_factor}: Poplar's IPU model has no replicas; "
             "use --replication-factor 1 on device ipu-model"
         )
     return device
+
+
+def dry_run(config: Config, flags: argparse.Namespace) -> DryRun:
+    """--dry-run of any runner: the verdict on the configuration, in the run's folder."""
+    from dry_run import dry_run as make_verdict
+
+    return make_verdict(config, flags.config, flags.output or Path("output") / flags.config)
+
+
+def print_verdict(
+    config: Config, flags: argparse.Namespace, output: Path, record: Mapping[str, float]
+) -> None:
+    """At the end of a run on the simulator: the verdict, beside what an update took here."""
+    from dry_run import verdict_beside
+
+    samples = config.micro_batch_size * config.gradient_accumulation * config.replication_factor
+    if "samples_per_s" in record:  # not where nothing was left to train
+        verdict_beside(config, flags.config, output, measured_host_s=samples / record["samples_per_s"])
+
+
+def join_instances(config: Config, device: ipu.DeviceChoice) -> ipu.Instances:
+    """All instances of this run, alone if there is one; raises DeviceError where they don't fit it."""
+    return ipu.join_instances(
+        device, replication_factor=config.replication_factor, ipus_per_replica=config.ipus_per_replica
+    )
 
 
 def print_configuration(name: str, config: Config) -> None:
@@ -76,12 +116,12 @@ def say_how_to_go_on(runner: str, end: Progress, stop: StopRequest, arguments: S
 
 
 def run_as_program(main: Callable[[Optional[List[str]]], Any]) -> int:
-    """The exit status: 0 done, 2 a user's mistake, 130 interrupted before or after training.
+    """The exit status: 0 done, 2 a user's mistake, 3 does not fit, 130 interrupted before or after training.
 
     Anything else is a bug and keeps its traceback.
     """
     try:
-        main(None)
+        result = main(None)
     except KeyboardInterrupt as signal:
         print(
             f"stopped by {signal or 'Ctrl-C'} at once. What is prepared and saved is kept: the same command "
@@ -101,4 +141,4 @@ def run_as_program(main: Callable[[Optional[List[str]]], Any]) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    return 0 if getattr(result, "fits", True) else 3

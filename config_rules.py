@@ -284,6 +284,8 @@ def _memory(config: Config) -> Iterator[Problem]:
 
 
 def _device(config: Config) -> Iterator[Problem]:
+    if config.compile_only and config.task != "pretraining":
+        yield Problem("compile_only", f"is read in pretraining only, not by {config.task}; leave it out")
     if config.compile_only and config.executable_cache is None:
         yield Problem("compile_only", "has nowhere to leave what it compiles; give an executable_cache")
     if config.compile_only and config.device == "ipu-model":

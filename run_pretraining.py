@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Union
 
 import command_line
 import config as configuration
@@ -22,6 +24,7 @@ import ipu
 from config import Config
 
 if TYPE_CHECKING:
+    from dry_run import DryRun
     from training import Evaluator, StopRequest
 
 
@@ -37,20 +40,27 @@ class PretrainingResult:
     unigram_entropy_nats: float
 
 
-def main(argv: Optional[Sequence[str]] = None) -> PretrainingResult:
-    """Runs one pretraining. Raises ValueError subclasses for mistakes that a user can mend."""
+def main(argv: Optional[Sequence[str]] = None) -> Union[PretrainingResult, DryRun]:
+    """Runs one pretraining, or with --dry-run says how it would go.
+
+    Raises ValueError subclasses for mistakes that a user can mend.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     flags = _parse(arguments)
     config = command_line.load_config(flags, "pretraining")
+    if flags.dry_run:
+        return command_line.dry_run(config, flags)
     device = command_line.choose_device(config)
-    command_line.print_configuration(flags.config, config)
-
-    # torch and its kin take seconds to import: not before the configuration is known to be right.
-    from training import hold_folder, stop_on_signals
-
+    instances = command_line.join_instances(config, device)
     output = flags.output or Path("output") / flags.config
-    with stop_on_signals() as stop, hold_folder(output):
-        return _run(config, device, output, flags, arguments, stop)
+    with instances.only_first_prints():
+        command_line.print_configuration(flags.config, config)
+
+        # torch and its kin take seconds to import: not before the configuration is known to be right.
+        from training import hold_folder, stop_on_signals
+
+        with stop_on_signals() as stop, hold_folder(output) if instances.is_first else nullcontext():
+            return _run(config, device, instances, output, flags, arguments, stop)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -71,6 +81,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _run(
     config: Config,
     device: ipu.DeviceChoice,
+    instances: ipu.Instances,
     output: Path,
     flags: argparse.Namespace,
     arguments: List[str],
@@ -80,7 +91,11 @@ def _run(
     import training
     from ipu.options import DevicePlan, inference_options
 
-    start = training.find_start(config, output, resume=flags.resume, checkpoint=flags.checkpoint)
+    if config.compile_only:
+        return _compile_only(config, device, instances, output, flags)
+    start = training.find_start(
+        config, output, resume=flags.resume, checkpoint=flags.checkpoint, instances=instances
+    )
     resumed = start.resumed
     prepared = data.prepare_pretraining_data(
         config.section(data.PretrainingDataOptions),
@@ -111,12 +126,13 @@ def _run(
         return training.build_evaluator(
             model,
             executor,
-            inference_options(config.section(DevicePlan)),
+            inference_options(config.section(DevicePlan), instances),
             lambda multiple: data.EvaluationDataset(held_out, multiple),
             micro_batch_size=config.micro_batch_size,
             max_batches=config.eval_batches,
             collate=data.collate,
             metrics=training.EvaluationMetrics,
+            instances=instances,
         )
 
     job = training.Job(
@@ -128,13 +144,39 @@ def _run(
         evaluator=evaluator,
         state={"unigram_entropy_nats": entropy},
     )
-    end = training.fit(config, job, start, device=device, output=output, arguments=arguments, stop=stop)
+    end = training.fit(
+        config,
+        job,
+        start,
+        device=device,
+        output=output,
+        arguments=arguments,
+        stop=stop,
+        instances=instances,
+    )
     if stop:
         command_line.say_how_to_go_on(__file__, end, stop, arguments)
     result = PretrainingResult(output, end.step, end.record, end.checkpoint, stop.signal_name, entropy)
-    if result.interrupted_by is None:
+    if result.interrupted_by is None and instances.is_first:
         _report(result)
+        if device.name == "simulator":
+            command_line.print_verdict(config, flags, output, result.record)
     return result
+
+
+def _compile_only(
+    config: Config,
+    device: ipu.DeviceChoice,
+    instances: ipu.Instances,
+    output: Path,
+    flags: argparse.Namespace,
+) -> PretrainingResult:
+    import training
+
+    model = training.initial_model(config.model_config(), head="pretraining", seed=config.seed, folder=None)
+    files = training.compile_pretraining(config, flags.config, model, device, instances)
+    print(f"compiled: {', '.join(map(str, files))}")
+    return PretrainingResult(output, 0, {}, None, None, math.nan)
 
 
 def _report(result: PretrainingResult) -> None:

@@ -69,6 +69,8 @@ def main(argv: Optional[Sequence[str]] = None) -> Union[SquadResult, Dict[str, A
         return scores
     config = command_line.load_config(flags, "squad")
     device = command_line.choose_device(config)
+    if command_line.join_instances(config, device).count > 1:
+        raise ConfigError("fine-tuning runs in one instance: start it without poprun and torchrun")
     command_line.print_configuration(flags.config, config)
 
     from training import hold_folder, stop_on_signals

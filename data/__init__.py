@@ -8,6 +8,7 @@ from data.batches import (
     EvaluationDataset,
     SampleDataset,
     SampleStream,
+    blank_batch,
     collate,
     require_examples,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "TfRecordFile",
     "TfRecordPretrainingDataset",
     "Tokenizer",
+    "blank_batch",
     "collate",
     "load_tokenizer",
     "open_corpus",

@@ -126,14 +126,25 @@ class SampleStream(Sampler):
 
     batch_size: samples that this process takes at a time (of all its replicas, accumulation steps and device
     iterations). With world_size processes a global batch is world_size times that: consecutive numbers, cut
-    into contiguous slices, of which this process gets the rank-th.
+    into slices of slice_size (batch_size by default), which are dealt out in turn. With slices of one micro
+    batch for each of a process's replicas, every replica gets the samples that it would get in one process.
     """
 
     def __init__(
-        self, start: int, batch_size: int, num_batches: int, *, rank: int = 0, world_size: int = 1
+        self,
+        start: int,
+        batch_size: int,
+        num_batches: int,
+        *,
+        slice_size: Optional[int] = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} isn't one of {world_size} processes")
+        self.slice_size = batch_size if slice_size is None else slice_size
+        if batch_size % self.slice_size:
+            raise ValueError(f"slices of {self.slice_size} don't make batches of {batch_size}")
         self.start = start
         self.batch_size = batch_size
         self.num_batches = num_batches
@@ -141,9 +152,9 @@ class SampleStream(Sampler):
         self.world_size = world_size
 
     def __iter__(self) -> Iterator[int]:
-        for batch in range(self.num_batches):
-            first = self.start + (batch * self.world_size + self.rank) * self.batch_size
-            yield from range(first, first + self.batch_size)
+        for number in range(len(self) // self.slice_size):
+            first = self.start + (number * self.world_size + self.rank) * self.slice_size
+            yield from range(first, first + self.slice_size)
 
     def __len__(self) -> int:
         return self.num_batches * self.batch_size
@@ -181,6 +192,15 @@ class EvaluationDataset(Dataset):
             for field, real in zip(batch, self._dataset.__getitems__(numbers[is_real].tolist()).batch):
                 field[rows] = real
         return Rows(batch)
+
+
+def blank_batch(rows: int, sequence_length: int, mask_tokens: int) -> Batch:
+    """A batch of the shapes and types that a dataset's have, all zeros and unmasked: to compile for."""
+    shape, slots = (rows, sequence_length), (rows, mask_tokens)
+    shapes = (shape, shape, shape, slots, slots, (rows,))
+    batch = tuple(torch.zeros(size, dtype=torch.int32) for size in shapes)
+    batch[BATCH_FIELDS.index("attention_mask")].fill_(1)
+    return batch
 
 
 def require_examples(dataset: Union[SampleDataset, EvaluationDataset], needed: int, what: str) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 from ipu.device import DEVICES, DeviceChoice, DeviceError, select_device
 from ipu.device import resolve as _resolve
-from ipu.distributed import Instances, join_instances
+from ipu.distributed import ALONE, Instances, join_instances
 
 __all__ = [
+    "ALONE",
     "DEVICES",
     "DeviceChoice",
     "DeviceError",

@@ -13,9 +13,12 @@ import importlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, List, Sequence
+from typing import TYPE_CHECKING, Any, Iterator, List, Sequence
 
 from .device import DeviceChoice, DeviceError
+
+if TYPE_CHECKING:
+    import torch
 
 _TOTAL_REPLICAS = "POPDIST_NUM_TOTAL_REPLICAS"
 _TORCHRUN = "WORLD_SIZE"
@@ -48,6 +51,20 @@ class Instances:
         total = torch.tensor(list(values), dtype=torch.float64)
         torch.distributed.all_reduce(total)
         return [float(value) for value in total]
+
+    def gather(self, tensors: Sequence[torch.Tensor]) -> List[List[torch.Tensor]]:
+        """Every instance's tensors, in the order of instances; shapes and dtypes are the same on all."""
+        if self.count == 1:
+            return [list(tensors)]
+        import torch
+
+        gathered: List[List[torch.Tensor]] = [[] for _ in range(self.count)]
+        for tensor in tensors:
+            parts = [torch.empty_like(tensor) for _ in range(self.count)]
+            torch.distributed.all_gather(parts, tensor.contiguous())
+            for instance, part in zip(gathered, parts):
+                instance.append(part)
+        return gathered
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is true on any instance."""

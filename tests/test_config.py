@@ -70,6 +70,7 @@ RULES = [
     ),
     ({"device": "ipu-model", "replication_factor": 2}, "replication_factor", "take 1"),
     ({"compile_only": True}, "compile_only", "give an executable_cache"),
+    ({**SQUAD, "compile_only": True, "executable_cache": "x"}, "compile_only", "pretraining only"),
     (
         {"compile_only": True, "executable_cache": "x", "device": "ipu-model"},
         "compile_only",

@@ -2,6 +2,7 @@
 
 from .answering import Answering, Examiner
 from .checkpoints import Checkpoint, resolve_weights_folder, save_checkpoint
+from .compiling import compile_pretraining
 from .errors import CheckpointError, DivergenceError, TrainingError
 from .evaluation import Evaluator, build_evaluator
 from .files import hold_folder, write_atomically
@@ -43,6 +44,7 @@ __all__ = [
     "check_vocabulary",
     "check_weights_folder",
     "checkpoint_to_resume",
+    "compile_pretraining",
     "find_start",
     "fit",
     "hold_folder",

@@ -71,6 +71,11 @@ def _number(folder: Path) -> int:
     return int(match.group(1))
 
 
+def checkpoint_folder(output: Path, step: int) -> Path:
+    """Where the checkpoint of this step is, or will be."""
+    return output / "checkpoints" / f"step_{step:08d}"
+
+
 def save_checkpoint(
     output: Path,
     step: int,
@@ -85,8 +90,8 @@ def save_checkpoint(
     `save_model` writes weights, configuration and tokeniser into the folder it is given. A checkpoint of the
     same step that is there already is replaced. Raises CheckpointError when the disk refuses.
     """
-    parent = output / "checkpoints"
-    final = parent / f"step_{step:08d}"
+    final = checkpoint_folder(output, step)
+    parent = final.parent
     temporary = parent / f".{final.name}.{os.getpid()}.tmp"
     try:
         parent.mkdir(parents=True, exist_ok=True)

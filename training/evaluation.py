@@ -6,6 +6,7 @@ from typing import Any, Callable, Optional, Protocol, Sequence
 
 import torch
 
+import data
 import ipu
 
 from .metrics import Record
@@ -34,6 +35,7 @@ def build_evaluator(
     collate: Callable[[Any], Any],
     metrics: Callable[[], Metrics],
     refresh: Callable[[], None] = lambda: None,
+    instances: ipu.Instances = ipu.ALONE,
 ) -> Evaluator:
     """A function that evaluates the current weights of `model` on the held-out examples.
 
@@ -41,18 +43,24 @@ def build_evaluator(
     limits the micro batches, rounded up to whole executor calls (None: the whole set). `metrics` makes what
     gathers one evaluation. IPUs run one executable at a time, so the training executor, if there is one,
     lets go of them first; it takes them back by itself. `refresh` is called in between: a model that isn't
-    the trained one takes over its weights there.
+    the trained one takes over its weights there. Several instances share the calls, and all get the result.
     """
     model.eval()
     executor = ipu.poptorch.inferenceModel(model, options)
     model.train()
     combined = micro_batch_size * options.device_iterations
-    max_calls = None if max_batches is None else -(-max_batches // options.device_iterations)
+    dataset: Any = rows(combined)
+    num_calls = len(dataset) // combined
+    if max_batches is not None:
+        num_calls = min(num_calls, -(-max_batches // options.device_iterations))
+    rounds = -(-num_calls // instances.count)
+    if rounds * instances.count * combined > len(dataset):
+        dataset = rows(combined * instances.count)
     loader = ipu.poptorch.DataLoader(
         options,
-        rows(combined),
+        dataset,
         batch_size=micro_batch_size,
-        shuffle=False,
+        sampler=data.SampleStream(0, combined, rounds, rank=instances.index, world_size=instances.count),
         collate_fn=collate,
         auto_distributed_partitioning=False,
     )
@@ -62,15 +70,19 @@ def build_evaluator(
         refresh()
         gathered = metrics()
         model.eval()
-        for number, batch in enumerate(loader):
-            if max_calls is not None and number >= max_calls:
+        stopped = False
+        calls = iter(range(num_calls))
+        for batch in loader:
+            stopped = instances.any(bool(stop))
+            if stopped:
                 break
-            if stop:
-                break
-            gathered.add(executor(*batch))
+            # What is more than the calls asked for is padding, or beyond max_batches.
+            for outputs, _ in zip(instances.gather(executor(*batch)), calls):
+                gathered.add(outputs)
+        stopped = stopped or instances.any(bool(stop))
         _let_go(executor)
         model.train()
-        return None if stop else gathered.result()
+        return None if stopped else gathered.result()
 
     return evaluate
 

@@ -13,13 +13,13 @@ import ipu
 import model as models
 from ipu.options import DevicePlan, training_options
 
-from .checkpoints import Checkpoint, resolve_weights_folder, save_checkpoint
+from .checkpoints import Checkpoint, checkpoint_folder, resolve_weights_folder, save_checkpoint
 from .evaluation import Evaluator
 from .files import write_atomically
 from .loop import LoopPlan, Progress, refuse_bad_weights, train
 from .metrics import plain
 from .optimizers import OptimizerPlan, build_optimizer
-from .reporting import Reporter
+from .reporting import NoReporter, Reporter
 from .resume import checkpoint_to_resume, progress_of
 from .schedules import Schedule
 from .signals import StopRequest, ignore_interrupts
@@ -61,7 +61,14 @@ class Job:
     state: Dict[str, Any]
 
 
-def find_start(config: Config, output: Path, *, resume: bool, checkpoint: Optional[Path]) -> Start:
+def find_start(
+    config: Config,
+    output: Path,
+    *,
+    resume: bool,
+    checkpoint: Optional[Path],
+    instances: ipu.Instances = ipu.ALONE,
+) -> Start:
     """Finds a run's first weights, compares them with the configuration and notes the latter down.
 
     `checkpoint` is a folder of weights to start anew from, `resume` asks for the newest in `output`. Raises
@@ -74,7 +81,9 @@ def find_start(config: Config, output: Path, *, resume: bool, checkpoint: Option
     if weights is not None:
         print(f"weights from {weights}", flush=True)
         check_weights_folder(weights, config.model_config())
-    write_atomically(output / "resolved.yml", config.to_yaml())
+    instances.refuse_difference("the checkpoint to start from", str(weights and weights.resolve()))
+    if instances.is_first:
+        write_atomically(output / "resolved.yml", config.to_yaml())
     return Start(resumed, weights, config.to_dict())
 
 
@@ -100,15 +109,18 @@ def fit(
     output: Path,
     arguments: List[str],
     stop: StopRequest,
+    instances: ipu.Instances = ipu.ALONE,
 ) -> Progress:
     """Trains `job.model` to `config.training_steps` or until `stop`; ends with a checkpoint in `output`.
 
-    `arguments` are the command line's. Raises what `train` and `save_checkpoint` raise.
+    `arguments` are the command line's. Of several instances, each trains its share of the replicas on its
+    share of the data, and the first writes. Raises what `train` and `save_checkpoint` raise.
     """
     loop, resumed = config.section(LoopPlan), start.resumed
     optimizer = build_optimizer(job.model, config.section(OptimizerPlan))
     place(job.model, config, config.layers_per_ipu, device=device)
-    options = training_options(config.section(DevicePlan))
+    instances.refuse_difference("the prepared data", job.identity)
+    options = training_options(config.section(DevicePlan), instances)
     executor = ipu.poptorch.trainingModel(job.model, options, optimizer)
     begin, start_sample = progress_of(resumed), 0
     if resumed is not None:
@@ -123,7 +135,14 @@ def fit(
         options,
         job.examples,
         batch_size=config.micro_batch_size,
-        sampler=data.SampleStream(start_sample, loop.samples_per_call, calls_left),
+        sampler=data.SampleStream(
+            start_sample,
+            loop.samples_per_call // instances.count,
+            calls_left,
+            slice_size=config.micro_batch_size * options.replication_factor,
+            rank=instances.index,
+            world_size=instances.count,
+        ),
         num_workers=config.dataloader_workers,
         mode=modes.Async if config.async_dataloader else modes.Sync,
         collate_fn=data.collate,
@@ -138,6 +157,11 @@ def fit(
 
     def save(now: Progress) -> Path:
         refuse_bad_weights(job.model, now.step)
+        # All instances fetch their weights and optimiser states, also if only the first writes them.
+        optimizer_state = optimizer.state_dict()
+        if not instances.is_first:
+            instances.wait()
+            return checkpoint_folder(output, now.step)
         state: Dict[str, Any] = {
             "progress": {"record": plain(now.record), "evaluation_due": now.evaluation_due},
             "samples": now.step * loop.global_batch_size,
@@ -149,16 +173,18 @@ def fit(
             "arguments": arguments,
             "poptorch": ipu.poptorch.__version__,
         }
-        return save_checkpoint(
+        folder = save_checkpoint(
             output,
             now.step,
             save_model=save_model,
-            optimizer_state=optimizer.state_dict(),
+            optimizer_state=optimizer_state,
             state=state,
             keep=config.checkpoints_to_keep,
         )
+        instances.wait()
+        return folder
 
-    reporter = Reporter(
+    reporter = (Reporter if instances.is_first else NoReporter)(
         output,
         task=job.task,
         start_step=begin.step,
@@ -184,6 +210,7 @@ def fit(
                 save=save,
                 reporter=reporter,
                 stop=stop,
+                instances=instances,
             )
     finally:
         reporter.close()

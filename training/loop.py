@@ -10,6 +10,8 @@ from typing import Any, Callable, Iterable, List, Optional, Sequence
 
 import torch
 
+import ipu
+
 from .errors import DivergenceError
 from .evaluation import Evaluator
 from .metrics import Record
@@ -74,6 +76,7 @@ def train(
     save: Callable[[Progress], Path],
     reporter: Reporter,
     stop: StopRequest,
+    instances: ipu.Instances = ipu.ALONE,
 ) -> Progress:
     """Runs from `start` to `plan.training_steps` or until `stop`, and ends with a checkpoint.
 
@@ -81,15 +84,16 @@ def train(
 
     Raises DivergenceError when the loss of an update is NaN or infinite: nothing is saved then, so the last
     good checkpoint stays the newest. A stop during an update takes effect after it, one during an evaluation
-    at once: the evaluation is made good when the run goes on.
+    at once: the evaluation is made good when the run goes on. All of several instances call this, measure the
+    outputs of all and stop together.
     """
-    now = start
+    now, saved_step = start, start.step
     if start.evaluation_due:
-        now = _evaluated(now, evaluate, stop)
+        now = _evaluated(now, evaluate, stop, instances)
         if not now.evaluation_due:
             reporter.write(now.record)
     iterator = iter(batches)
-    while now.step < plan.training_steps and not stop:
+    while now.step < plan.training_steps and not _agreed(stop, instances):
         batch = next(iterator)
         set_learning_rate(optimizer, schedule.at(now.step))
         executor.setOptimizer(optimizer)
@@ -101,6 +105,7 @@ def train(
         began = time.perf_counter()
         outputs = executor(*batch)
         seconds = time.perf_counter() - began
+        outputs = _joined(instances.gather(outputs))
         step = now.step + plan.device_iterations
         record = {
             "step": step,
@@ -113,15 +118,32 @@ def train(
         due = last or _due(step, plan.eval_steps, plan.device_iterations)
         now = replace(now, step=step, record=record, evaluation_due=due)
         if due:
-            now = _evaluated(now, evaluate, stop)
+            now = _evaluated(now, evaluate, stop, instances)
         reporter.write(now.record)
-        if last or stop or _due(step, plan.checkpoint_steps, plan.device_iterations):
-            now = replace(now, checkpoint=save(now))
+        if last or _due(step, plan.checkpoint_steps, plan.device_iterations):
+            now, saved_step = replace(now, checkpoint=save(now)), step
+    if now.step != saved_step:
+        now = replace(now, checkpoint=save(now))
     return now
 
 
-def _evaluated(now: Progress, evaluate: Evaluator, stop: StopRequest) -> Progress:
-    result = None if stop else evaluate(stop)
+def _agreed(stop: StopRequest, instances: ipu.Instances) -> bool:
+    """Whether a signal has asked any instance to stop; then all know of it."""
+    if not instances.any(bool(stop)):
+        return False
+    stop.signal_name = stop.signal_name or "a signal to another instance"
+    return True
+
+
+def _joined(gathered: Sequence[Sequence[torch.Tensor]]) -> List[torch.Tensor]:
+    """The outputs of all replicas, whichever instance they belong to: [] or [replicas] each."""
+    if len(gathered) == 1:
+        return list(gathered[0])
+    return [torch.cat([part.reshape(-1) for part in parts]) for parts in zip(*gathered)]
+
+
+def _evaluated(now: Progress, evaluate: Evaluator, stop: StopRequest, instances: ipu.Instances) -> Progress:
+    result = None if _agreed(stop, instances) else evaluate(stop)
     if result is None:
         return now
     return replace(now, record={**now.record, **result}, evaluation_due=False)

@@ -93,6 +93,19 @@ class Reporter:
             self._wandb.finish()
 
 
+class NoReporter(Reporter):
+    """Of the instances that don't report: the first speaks for all."""
+
+    def __init__(self, output: Path, **_: Any) -> None:
+        pass
+
+    def write(self, record: Record) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

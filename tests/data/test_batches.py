@@ -96,6 +96,16 @@ def test_processes_share_a_global_batch_in_slices(world_size: int) -> None:
     assert all(len(stream) == 24 for stream in streams)
 
 
+def test_slices_are_dealt_out_in_turn() -> None:
+    """Two processes of one replica see what the two replicas of one process see: [D, A, R, b] numbers."""
+    streams = [list(SampleStream(6, 12, 2, slice_size=3, rank=rank, world_size=2)) for rank in range(2)]
+    whole = np.arange(6, 6 + 48).reshape(8, 2, 3)
+    for rank, stream in enumerate(streams):
+        assert stream == whole[:, rank].ravel().tolist()
+    with pytest.raises(ValueError, match="slices of 5"):
+        SampleStream(0, 12, 1, slice_size=5)
+
+
 @pytest.mark.parametrize("rank", [-1, 2])
 def test_a_rank_outside_is_refused(rank: int) -> None:
     with pytest.raises(ValueError):

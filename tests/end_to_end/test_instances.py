@@ -1,0 +1,76 @@
+"""Several instances: torchrun's processes train as replicas of one process do, and only the first writes."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import run_pretraining
+from training.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+# Dropout on: randomness belongs to the replica, wherever it runs.
+STEPS = (
+    *("--training-steps", 4, "--checkpoint-steps", 2, "--eval-steps", 2, "--eval-batches", 5),
+    *("--replication-factor", 2, "--device-iterations", 2, "--hidden-dropout", 0.1),
+)
+
+
+def torchrun(arguments, processes=2):
+    """The finished process; its two instances print to its stdout."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+    return subprocess.run(
+        [str(word) for word in (*command, ROOT / "run_pretraining.py", *arguments)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def assert_close(one, other, step):
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        left, right = (
+            load_file(str(run / "checkpoints" / f"step_{step:08d}" / name)) for run in (one, other)
+        )
+        assert left.keys() == right.keys()
+        for key in left:
+            torch.testing.assert_close(left[key], right[key], rtol=0, atol=1e-6, msg=key)
+    for left, right in zip(*(read_metrics(run / "metrics.jsonl") for run in (one, other)), strict=True):
+        assert left.keys() == right.keys()
+        for key in set(left) - {"samples_per_s"}:
+            assert left[key] == pytest.approx(right[key], abs=1e-6), key
+
+
+def test_two_instances_train_as_two_replicas_and_resume(tmp_path, flags):
+    run_pretraining.main(flags(tmp_path / "one", *STEPS))
+    arguments = flags(tmp_path / "two", *STEPS)
+    result = torchrun(arguments)
+    assert result.returncode == 0, result.stderr
+    said = result.stdout.splitlines()
+    assert said[0].startswith("device: simulator") and "instances: 2, which share 2 replicas" in said
+    assert sum(line.startswith("device:") for line in said) == 1
+    assert sum(line.startswith("done:") for line in said) == 1
+    assert_close(tmp_path / "one", tmp_path / "two", 4)
+
+    # Both go on from the first's checkpoint, also in another number of instances.
+    for name, run in (("two", torchrun), ("one", run_pretraining.main)):
+        shutil.rmtree(tmp_path / "two" / "checkpoints" / "step_00000004")
+        resumed = run([*arguments, "--resume"])
+        assert name == "one" or resumed.returncode == 0, resumed.stderr
+        assert_close(tmp_path / "one", tmp_path / "two", 4)
+
+
+def test_replicas_that_instances_cannot_share_are_refused(tmp_path, flags):
+    result = torchrun(
+        flags(tmp_path / "run", "--training-steps", 1, "--replication-factor", 3, "--target", "pod16")
+    )
+    assert result.returncode != 0
+    assert "replication_factor 3 can't be shared equally by 2 instances: start 1 of them" in result.stderr
+    assert 'run_pretraining.py", line' not in result.stderr, "a traceback of ours"

@@ -1,0 +1,135 @@
+"""The options of Graphcore's pretraining recipes, as PopTorch gets them; compiling ahead of a run."""
+
+import json
+import os
+import zipfile
+
+import pytest
+
+import config as configuration
+import ipu
+import run_pretraining
+from ipu.options import DevicePlan, inference_options, training_options
+
+
+@pytest.fixture(autouse=True)
+def simulator():
+    ipu.select_device("simulator")
+
+
+def options_of(recipe, make=training_options, **overrides):
+    plan = configuration.load(recipe, overrides=overrides).section(DevicePlan)
+    options = make(plan)
+    return options, options.toDict()
+
+
+# Source: configs_pretraining.yml and options of graphcore/examples nlp/bert/pytorch, SDK 3.4.
+SETTINGS = {
+    "accumulateOuterFragmentSettings.excludedVirtualGraphs": ["0"],
+    "accumulateOuterFragmentSettings.schedule": 3,  # OverlapMemoryOptimized
+    "auto_round_num_ipus": True,
+    "convolutionOptions": {"partialsType": "half"},
+    "device_iterations": 1,
+    "disableGradAccumulationTensorStreams": True,
+    "enableFloatingPointChecks": False,
+    "enableStochasticRounding": True,
+    "engineOptions": {"opt.useAutoloader": "true", "target.syncReplicasIndependently": "true"},
+    "gradient_accumulation": 2048,
+    "location_optimizer": {"onChip": 0, "useReplicatedTensorSharding": 1},
+    "partialsTypeMatMuls": "half",
+    "patterns": {"TiedGather": True, "TiedGatherAccumulate": True, "UpdateInplacePrioritiesForIpu": True},
+    "random_seed": 5,
+    "replication_factor": 4,
+    "scheduleNonWeightUpdateGradientConsumersEarly": True,
+    "subgraphCopyingStrategy": 1,  # JustInTime
+}
+
+
+def test_every_option_of_the_reference_recipe_is_set():
+    options, values = options_of("bert_large_128_pod16")
+    assert {name: values[name] for name in SETTINGS} == SETTINGS
+    assert values["available_memory_proportion"] == {0: 0.15, 1: 0.25, 2: 0.25, 3: 0.25}
+    assert options.output_mode == ipu.poptorch.OutputMode.Sum
+    reduction = options.Training.accumulation_and_replication_reduction_type
+    assert reduction == ipu.poptorch.ReductionType.Mean
+    absent = {"syntheticDataMode", "cachePath", "ipu_version"}
+    assert absent.isdisjoint(values) and values["connection_type"] == 0
+    # What a compilation checks: names and types.
+    ipu.poptorch.poptorch_core._validateOptions(values)
+
+
+@pytest.mark.parametrize("make", [training_options, inference_options])
+def test_what_a_user_decides(tmp_path, make):
+    _, values = options_of(
+        "bert_large_128_pod16",
+        make,
+        profile_folder=str(tmp_path),
+        synthetic_data=True,
+        compile_only=True,
+        executable_cache="executables",
+        floating_point_exceptions=True,
+        stochastic_rounding=False,
+        enable_half_partials=False,
+    )
+    assert values["engineOptions"]["autoReport.directory"] == str(tmp_path)
+    assert values["engineOptions"]["opt.useAutoloader"] == "true"
+    assert values["syntheticDataMode"] == 2 and values["cachePath"] == "executables"
+    assert values["connection_type"] == ipu.poptorch.ConnectionType.Never.value and values["ipu_version"] == 2
+    assert values["enableFloatingPointChecks"] and not values["enableStochasticRounding"]
+    assert values["partialsTypeMatMuls"] == "float"
+
+
+def test_an_instance_has_its_share_of_the_replicas(monkeypatch):
+    monkeypatch.setenv("POPDIST_NUM_TOTAL_REPLICAS", "4")
+    monkeypatch.setenv("POPDIST_NUM_LOCAL_REPLICAS", "2")
+    monkeypatch.setenv("POPDIST_REPLICA_INDEX_OFFSET", "2")
+    plan = configuration.load("bert_large_128_pod16").section(DevicePlan)
+    options = training_options(plan, ipu.Instances(1, 2, launched=True))
+    assert options.replication_factor == 2
+    assert (options.Distributed.processId, options.Distributed.numProcesses) == (1, 2)
+    assert inference_options(plan, ipu.Instances(1, 2, launched=True)).replication_factor == 1
+
+
+POPRUN = {"POPDIST_NUM_TOTAL_REPLICAS": "4", "POPDIST_NUM_IPUS_PER_REPLICA": "4"}
+
+
+@pytest.mark.parametrize(
+    ("device", "variables", "replicas", "words"),
+    [
+        ("simulator", POPRUN, 8, "PopRun started 4 replicas.*replication_factor 8.*--num-replicas 8"),
+        ("simulator", {"WORLD_SIZE": "2", "RANK": "0"}, 3, "can't be shared equally by 2 instances"),
+        ("simulator", {**POPRUN, "POPDIST_NUM_IPUS_PER_REPLICA": "2"}, 4, "--ipus-per-replica 4"),
+        ("simulator", {**POPRUN, "OMPI_COMM_WORLD_SIZE": "4"}, 4, "no address to meet: set MASTER_ADDR"),
+        ("ipu", {"WORLD_SIZE": "2", "RANK": "0"}, 2, "shared out by PopRun"),
+        ("ipu-model", POPRUN, 4, "IPU model has no replicas"),
+    ],
+)
+def test_instances_that_do_not_fit_are_refused(monkeypatch, device, variables, replicas, words):
+    for name in [name for name in os.environ if name.startswith(("POPDIST_", "OMPI_", "MASTER_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("POPDIST_NUM_TOTAL_REPLICAS", "")  # so that what is set meanwhile goes again
+    monkeypatch.delenv("POPDIST_NUM_TOTAL_REPLICAS")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    choice = ipu.DeviceChoice(device, "", "", "")
+    with pytest.raises(ipu.DeviceError, match=words):
+        ipu.join_instances(choice, replication_factor=replicas, ipus_per_replica=4)
+
+
+def test_compiling_ahead_needs_no_data_and_leaves_executables(tmp_path, capsys):
+    arguments = [
+        *("--config", "test_groupbert", "--device", "simulator", "--corpus", str(tmp_path / "absent.txt")),
+        *("--output", str(tmp_path / "run"), "--compile-only"),
+        *("--executable-cache", str(tmp_path / "executables")),
+    ]
+    result = run_pretraining.main(arguments)
+    assert result.step == 0 and not (tmp_path / "run" / "checkpoints").exists()
+    files = sorted((tmp_path / "executables").glob("*.poptorch"))
+    assert [file.name for file in files] == [
+        "test_groupbert-evaluation.poptorch",
+        "test_groupbert-training.poptorch",
+    ]
+    for file, training in zip(files, (False, True)):
+        header = json.loads(zipfile.ZipFile(file).read("header.json"))
+        assert header["training"] == training and not header["has_model"]
+    assert str(files[1]) in capsys.readouterr().out
