@@ -29,7 +29,7 @@ from .materialised import materialised
 from .memory_constants import MemoryConstants
 from .op_cost import OpCost
 from .overflow import overflow
-from .pipeline_cycle import schedule, stashed_bytes, timeline
+from .pipeline_cycle import crossing_tensors, schedule, stashed_bytes, timeline
 from .rules import op_cost as cost_of
 from .settings import Settings
 from .weight_memory import WeightMemory, homes
@@ -108,7 +108,7 @@ def plans_of(
 ) -> list[IpuPlan]:
     """The buffers of each IPU."""
     home = homes(graph)
-    sizes = materialised(graph)
+    sizes, crossing = materialised(graph), crossing_tensors(graph)
     weights = WeightMemory(graph, settings, constants)
     streams = _streams(graph, constants)
     pipelined = settings.execution == "pipelined"
@@ -127,17 +127,17 @@ def plans_of(
         ]
         inputs = {tensor.id for tensor in graph.tensors if tensor.role == "input"}
         resident = frozenset(inputs | {tensor_id for tensor_id, place in home.items() if place == ipu})
-        cycle = timeline(graph, schedule(graph, on_ipu, pipelined), resident, sizes, op_cost)
+        steps = schedule(graph, on_ipu, pipelined)
+        cycle = timeline(graph, steps, resident, crossing, sizes, op_cost)
         plans.append(IpuPlan(tuple(always), cycle.then(weights.update(ipu, home))))
     return plans
 
 
 def _stashes(graph: Graph, stages: Sequence[Stage], settings: Settings) -> list[Buffer]:
     buffers: list[Buffer] = []
-    producer = {graph.owner(output).id: op for op in reversed(graph.ops) for output in op.outputs}
     for stage in stages:
         for tensor_id, size in stashed_bytes(graph, stage).items():
-            tensor, op = graph.tensors[tensor_id], producer.get(tensor_id)
+            tensor, op = graph.tensors[tensor_id], graph.producers.get(tensor_id)
             if settings.stash_bytes_per_element is not None and tensor.dtype in ("float32", "float16"):
                 size = size // BYTES_OF_DTYPE[tensor.dtype] * settings.stash_bytes_per_element
             what = tensor.name or (op.name if op else "tensor")

@@ -127,15 +127,16 @@ def timeline(
     graph: Graph,
     steps: Sequence[Step],
     resident: frozenset[int],
+    crossing: frozenset[int],
     sizes: Materialised,
     op_cost: Callable[[Op], OpCost],
 ) -> Timeline:
     """The buffers of a cycle beside those that the IPU always has.
 
     :param resident: ids of the tensors that this IPU always has: weights, buffers, constants, inputs.
+    :param crossing: `crossing_tensors` of the graph.
     """
     steps = [step for step in steps if not is_view(step.op, graph) and step.op.index not in sizes.sums]
-    crossing = _crossing(graph)
     live: dict[tuple[int, int], _Live] = {}
     lifetimes: list[Lifetime] = []
     for event, step in enumerate(steps):
@@ -200,7 +201,7 @@ def _overwrite(graph: Graph, step: Step, event: int, live: dict[tuple[int, int],
             return
 
 
-def _crossing(graph: Graph) -> frozenset[int]:
+def crossing_tensors(graph: Graph) -> frozenset[int]:
     """Ids of the tensors that another stage needs, or the host."""
     stage_of = {
         graph.owner(output).id: op.stage

@@ -13,7 +13,7 @@ import pytest
 from ipu.simulator.cost.liveness import Event, Lifetime, Timeline, live_bytes
 from ipu.simulator.cost.materialised import materialised
 from ipu.simulator.cost.op_cost import OpCost
-from ipu.simulator.cost.pipeline_cycle import Step, schedule, timeline
+from ipu.simulator.cost.pipeline_cycle import Step, crossing_tensors, schedule, timeline
 from ipu.simulator.cost.weight_memory import homes
 from ipu.simulator.graph.ir import Graph
 from ipu.simulator.graph.stages import Stage, stages_of
@@ -120,7 +120,7 @@ def test_what_lives_is_what_is_still_read(stage_ipus, checkpoints, recompute):
         steps = schedule(graph, on_ipu, pipelined=True)
         kept = {tensor_id for tensor_id, place in home.items() if place == ipu} | set(graph.inputs)
         resident = frozenset(kept)
-        made = timeline(graph, steps, resident, materialised(graph), no_cost)
+        made = timeline(graph, steps, resident, crossing_tensors(graph), materialised(graph), no_cost)
         sizes = made.live_bytes().sum(axis=0)
         expected = replay(graph, steps, kept)
         assert len(sizes) == len(steps)
@@ -162,7 +162,7 @@ def test_an_operation_in_place_takes_its_dying_input():
     graph = builder.graph([x], [d])
     stages = [Stage(0, 0, graph.ops, (), (), (), 0, ())]
     steps = schedule(graph, stages, pipelined=True)
-    made = timeline(graph, steps, frozenset([x]), materialised(graph), no_cost)
+    made = timeline(graph, steps, frozenset([x]), crossing_tensors(graph), materialised(graph), no_cost)
     # a; b in place of a; b and c; d in place of b or c, beside the other
     assert made.live_bytes().sum(axis=0).tolist() == [64, 64, 128, 128]
 
@@ -178,7 +178,7 @@ def test_nothing_writes_over_what_is_still_read_or_of_another_size():
     builder.op("mul", [wide, wide], [total])
     graph = builder.graph([x], [total])
     steps = schedule(graph, [Stage(0, 0, graph.ops, (), (), (), 0, ())], pipelined=True)
-    made = timeline(graph, steps, frozenset([x]), materialised(graph), no_cost)
+    made = timeline(graph, steps, frozenset([x]), crossing_tensors(graph), materialised(graph), no_cost)
     assert made.live_bytes().sum(axis=0).tolist() == [64, 128, 256, 128]
 
 
@@ -188,7 +188,7 @@ def test_without_a_pipeline_what_the_backward_pass_needs_lives_until_then():
     stages = stages_of(graph, program)
     resident = frozenset({*graph.inputs, *(key for key, place in homes(graph).items() if place == 0)})
     steps = schedule(graph, stages[:1], pipelined=False)
-    made = timeline(graph, steps, resident, materialised(graph), no_cost)
+    made = timeline(graph, steps, resident, crossing_tensors(graph), materialised(graph), no_cost)
     # y of both layers and z of the first are read in the backward pass; nothing is restored.
     middle = next(event for event, step in enumerate(steps) if step.phase == "backward")
     live = made.live_at(middle)
