@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from .announcement import announce, announcement
+from .precision import UnknownPrecision
 from .targets import UnknownTarget
 
 DROP_IN = Path(__file__).resolve().parent / "dropin"
@@ -36,8 +37,9 @@ program compiles: does it fit into the IPUs' memory, how fast would it be, and w
 that does the same as this command when it is first on PYTHONPATH. validate predicts published step times,
 fit fits the model's constants to them.
 
-environment: IPU_SIMULATOR_TARGET=pod16 (the machine to stand for), POPTORCH_IPU_MODEL=1 (answer as PopTorch
-does on Poplar's IPU model), and every variable that PopTorch reads"""
+environment: IPU_SIMULATOR_TARGET=pod16 (the machine to stand for), IPU_SIMULATOR_PRECISION=ipu-float16
+(compute as an IPU does, not in float32), POPTORCH_IPU_MODEL=1 (answer as PopTorch does on Poplar's IPU
+model), and every variable that PopTorch reads"""
 
 
 def main(arguments: list[str]) -> NoReturn:
@@ -108,7 +110,7 @@ def _replace_process(arguments: list[str]) -> NoReturn:
         _refuse("Python's options -E and -I hide PYTHONPATH, on which the simulator's poptorch comes in")
     try:
         announcement()
-    except UnknownTarget as error:
+    except (UnknownTarget, UnknownPrecision) as error:
         _refuse(str(error))
     announce()
     environment = {**os.environ, "PYTHONPATH": _python_path()}
