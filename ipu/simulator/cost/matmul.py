@@ -106,7 +106,11 @@ def _front(product: Product, tiles: int, exchange: float, shared_exchange: float
         orders.append(_one_order(other, tiles, exchange, shared_exchange))
     temporary = np.concatenate([order.temporary for order in orders])
     cycles = np.concatenate([order.cycles for order in orders])
-    order = np.lexsort((cycles, temporary))
+    # What is worse in both than the plan of fewest cycles, or of least memory, needn't be sorted.
+    most_cycles = cycles[temporary == temporary.min()].min()
+    most_temporary = temporary[cycles == cycles.min()].min()
+    candidates = np.flatnonzero((cycles <= most_cycles) & (temporary <= most_temporary))
+    order = candidates[np.lexsort((cycles[candidates], temporary[candidates]))]
     fewest_so_far = np.minimum.accumulate(cycles[order])
     better = np.flatnonzero(np.diff(fewest_so_far, prepend=np.inf) < 0)
     first = len(orders[0].temporary)
