@@ -55,9 +55,11 @@ def pretraining(
     return model
 
 
-def captured(model: torch.nn.Module, *args: Any, training: bool = True, made: Any = None) -> Any:
+def captured(
+    model: torch.nn.Module, *args: Any, training: bool = True, made: Any = None, with_values: bool = False
+) -> Any:
     """The graph of a model, checked."""
-    graph = _capture.capture(model, args, {}, made or options(), training)
+    graph = _capture.capture(model, args, {}, made or options(), training, with_values)
     check(graph)
     return graph
 

@@ -175,3 +175,34 @@ def test_a_model_in_blocks_outside_any_is_refused() -> None:
 
     with pytest.raises(poptorch.Error, match="No active Block"):
         captured(Outside(), torch.randn(2, 4), torch.randn(2, 4), made=options(poptorch.PipelinedExecution()))
+
+
+def test_a_way_that_depends_on_values_needs_values() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+            self.norm = nn.BatchNorm1d(4)
+
+        def forward(self, x, y):
+            h = self.layer(self.norm(x))
+            return F.mse_loss(torch.tanh(h) if bool((x > 0).all()) else torch.sigmoid(h), y)
+
+    model = Branching()
+    inputs = torch.ones(2, 4), torch.ones(2, 4)
+    with pytest.raises(RuntimeError):
+        captured(model, *inputs, made=flat_options())
+    graph = captured(model, *inputs, made=flat_options(), with_values=True)
+    assert "tanh" in names(graph, "forward") and "sigmoid" not in names(graph, "forward")
+    assert len(graph.gradients) == 4
+    # Statistics move in copies alone.
+    assert model.norm.num_batches_tracked == 0 and torch.equal(model.norm.running_mean, torch.zeros(4))
+    assert model.layer.weight.grad is None
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_values_change_nothing_elsewhere(name: str) -> None:
+    network, inputs, labels = NETWORKS[name]
+    tensors = torch.randn(inputs), torch.randn(labels)
+    fake = captured(WithLoss(network), *tensors, made=flat_options())
+    assert captured(WithLoss(network), *tensors, made=flat_options(), with_values=True) == fake

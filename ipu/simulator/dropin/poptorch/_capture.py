@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from itertools import pairwise
-from typing import Any
+import inspect
+import itertools
+from typing import Any, Iterator
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from . import _trace
+from . import _trace, enums
 from ._casts import ImplicitCasts, holds_float16
 from ._engine import ENGINE_NAME, load
 from ._losses import CompileTap
@@ -22,8 +23,8 @@ __all__ = ["capture", "settings_of", "without_memory"]
 
 load()
 _capture = importlib.import_module(f"{ENGINE_NAME}.graph.capture")
-_fakes = importlib.import_module(f"{ENGINE_NAME}.graph.fakes")
-without_memory = _fakes.without_memory
+_stand_ins = importlib.import_module(f"{ENGINE_NAME}.graph.stand_ins")
+without_memory = _stand_ins.without_memory
 
 
 class _Placement:
@@ -46,7 +47,7 @@ class _Placement:
     @property
     def stage_ipus(self) -> tuple[int, ...]:
         ipus = [0] + [entry.ipu for entry in self._trace.entries]
-        return (0, *(after for before, after in pairwise(ipus) if before != after))
+        return (0, *(after for before, after in itertools.pairwise(ipus) if before != after))
 
 
 class _Tap(CompileTap):
@@ -62,44 +63,70 @@ class _Tap(CompileTap):
 
 
 def capture(
-    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], options: Any, training: bool
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: Any,
+    training: bool,
+    with_values: bool = False,
 ) -> Any:
     """The graph (ipu/simulator/graph/ir.py) of one micro batch.
 
     :param model: its weights may be real, fake or on the meta device; nothing about it changes.
     :param args, kwargs: one micro batch; of its tensors only shapes and dtypes count.
+    :param with_values: computes with copies of real weights and inputs, for a model whose way through its
+        operations depends on values.
 
-    Raises poptorch.Error where the model or its options can't be compiled.
+    Raises poptorch.Error where the model or its options can't be compiled; whether the machine has IPUs
+    enough isn't asked.
     """
-    mode = _fakes.fake_mode()
-    weights = _fakes.FakeWeights(mode, model, numerics.device_dtype)
-    inputs = [
-        _fakes.fake_like(mode, tensor, numerics.device_dtype(tensor.dtype))
-        for tensor in tensors((args, kwargs))
-    ]
-    args, kwargs = with_tensors((tuple(args), dict(kwargs)), inputs)
-    half = holds_float16([*weights.parameters.values(), *weights.buffers.values(), *inputs])
+    mode = None if with_values else _stand_ins.fake_mode()
+    weights = _stand_ins.WeightsStandIns(mode, model, numerics.device_dtype)
+    named = dict(_named_tensors(model, args, kwargs))
+    inputs = {
+        name: _stand_ins.stand_in(mode, tensor, numerics.device_dtype) for name, tensor in named.items()
+    }
+    args, kwargs = with_tensors((tuple(args), dict(kwargs)), list(inputs.values()))
+    given = {"parameter": weights.parameters, "buffer": weights.buffers, "input": inputs}
+    half = holds_float16(tensor for tensors_of_role in given.values() for tensor in tensors_of_role.values())
     paths = {id(module): name for name, module in model.named_modules()}
-    with weights.swapped_in(), mode, torch.set_grad_enabled(training), _plain_kernels():
-        with _trace.tracing(options) as trace:
-            placement = _Placement(trace)
-            recorder = _capture.Recorder(placement, paths)
-            for name, tensor in weights.parameters.items():
-                recorder.declare(tensor, "parameter", name)
-            for name, tensor in weights.buffers.items():
-                recorder.declare(tensor, "buffer", name)
-            for index, tensor in enumerate(inputs):
-                recorder.declare(tensor, "input", f"input/{index}")
-            trace.recorder = recorder
-            casts = ImplicitCasts() if half else contextlib.nullcontext()
-            with recorder.recording():
-                with _Tap(weights) as tap, casts:
-                    outputs = tensors(model(*args, **kwargs))
-                trace.validate(training)
-                if training:
-                    loss = _loss(tap, trace, outputs)
-                    recorder.backward(loss, weights.parameters.values())
-        return recorder.graph(placement.stage_ipus, inputs, outputs)
+    offline = options.clone()
+    offline.connectionType(enums.ConnectionType.Never)
+    with (
+        weights.swapped_in(),
+        mode or contextlib.nullcontext(),
+        numerics.host_generator_kept(),
+        torch.set_grad_enabled(training),
+        _plain_kernels(),
+        _trace.tracing(offline) as trace,
+    ):
+        placement = _Placement(trace)
+        recorder = trace.recorder = _capture.Recorder(placement, paths)
+        for role, tensors_of_role in given.items():
+            for name, tensor in tensors_of_role.items():
+                recorder.declare(tensor, role, name)
+        casts = ImplicitCasts() if half else contextlib.nullcontext()
+        with recorder.recording():
+            with _Tap(weights) as tap, casts:
+                outputs = tensors(model(*args, **kwargs))
+            trace.validate(training)
+            if training:
+                recorder.backward(_loss(tap, trace, outputs), weights.parameters.values())
+        return recorder.graph(placement.stage_ipus, inputs.values(), outputs)
+
+
+def _named_tensors(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors among a call's arguments, in their order, by the names of the forward's parameters."""
+    parameters = list(inspect.signature(model.forward).parameters)
+    for index, (name, value) in enumerate(
+        [*itertools.zip_longest(parameters[: len(args)], args), *kwargs.items()]
+    ):
+        found = tensors(value)
+        for position, tensor in enumerate(found):
+            base = name or f"argument{index}"
+            yield base if len(found) == 1 else f"{base}.{position}", tensor
 
 
 def _loss(tap: CompileTap, trace: _trace.Trace, outputs: list[torch.Tensor]) -> torch.Tensor:

@@ -76,7 +76,11 @@ def _verdict(
     first = numerics.MicroBatch(0, 0, 0)
     inputs = [plan.micro_input(tensor, first) for tensor in arguments.tensors]
     args, kwargs = arguments.replaced(inputs)
-    graph = capture(model, args, kwargs, options, optimizer is not None)
+    try:
+        graph = capture(model, args, kwargs, options, optimizer is not None)
+    except Exception:
+        # The model did compile: so its way depends on values (a condition, NumPy, a layer on the host).
+        graph = capture(model, args, kwargs, options, optimizer is not None, with_values=True)
     batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
     settings = settings_of(options, optimizer, batch, graph.num_ipus)
     return assemble.assess(graph, settings, targets.target(), name=Path(sys.argv[0]).name or "python")

@@ -1,4 +1,6 @@
-"""Stand-ins for a model's weights and inputs that have shapes and dtypes but no memory."""
+"""Stand-ins for a model's weights and inputs: fake tensors, which have shapes and dtypes but no memory; or
+copies, for a model whose way depends on values.
+"""
 
 from __future__ import annotations
 
@@ -23,45 +25,49 @@ def fake_mode() -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-def fake_like(mode: FakeTensorMode, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """A fake CPU tensor of the same shape and strides. `tensor` may be real, fake or on the meta device."""
-    with mode, torch.no_grad():
-        return torch.empty_strided(
-            tensor.shape, tensor.stride(), dtype=tensor.dtype if dtype is None else dtype, device="cpu"
-        )
+def stand_in(
+    mode: FakeTensorMode | None, tensor: torch.Tensor, device_dtype: Callable[[torch.dtype], torch.dtype]
+) -> torch.Tensor:
+    """A CPU tensor of the same shape and strides in the device's dtype: a fake one of `mode`, or a copy.
 
-
-class FakeWeights:
-    """A model's parameters and buffers, one fake for each: tied ones stay one tensor.
-
-    :param device_dtype: the dtype that the device has for a dtype of the host.
+    `tensor` may be real, and where there is a mode, fake or on the meta device too.
     """
+    dtype = device_dtype(tensor.dtype)
+    with torch.no_grad():
+        if mode is None:
+            return tensor.detach().to(dtype, copy=True)
+        with mode:
+            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device="cpu")
+
+
+class WeightsStandIns:
+    """Stand-ins of a model's parameters and buffers, one for each: tied ones stay one tensor."""
 
     def __init__(
         self,
-        mode: FakeTensorMode,
+        mode: FakeTensorMode | None,
         model: torch.nn.Module,
         device_dtype: Callable[[torch.dtype], torch.dtype],
     ) -> None:
         self._model = model
         self.parameters: dict[str, torch.Tensor] = {}
         self.buffers: dict[str, torch.Tensor] = {}
-        self._fakes: dict[int, torch.Tensor] = {}
+        self._others: dict[int, torch.Tensor] = {}
         for name, parameter in model.named_parameters():
-            fake = fake_like(mode, parameter, device_dtype(parameter.dtype))
-            self.parameters[name] = torch.nn.Parameter(fake, requires_grad=parameter.requires_grad)
-            self._fakes[id(parameter)] = self.parameters[name]
+            other = stand_in(mode, parameter, device_dtype)
+            self.parameters[name] = torch.nn.Parameter(other, requires_grad=parameter.requires_grad)
+            self._others[id(parameter)] = self.parameters[name]
         for name, buffer in model.named_buffers():
-            self.buffers[name] = fake_like(mode, buffer, device_dtype(buffer.dtype))
-            self._fakes[id(buffer)] = self.buffers[name]
+            self.buffers[name] = stand_in(mode, buffer, device_dtype)
+            self._others[id(buffer)] = self.buffers[name]
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The fake of a parameter or buffer; any other tensor itself."""
-        return self._fakes.get(id(tensor), tensor)
+        """The stand-in of a parameter or buffer; any other tensor itself."""
+        return self._others.get(id(tensor), tensor)
 
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Inside, the model's modules hold the fakes; afterwards, exactly what they held before."""
+        """Inside, the model's modules hold the stand-ins; afterwards, exactly what they held before."""
         tables: list[dict[str, Any]] = [
             table for module in self._model.modules() for table in (module._parameters, module._buffers)
         ]
