@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..graph.ir import Graph
 from ..graph.stages import stages_of
-from ..report.verdict import Details, Verdict
-from ..targets import Target
+from ..report.verdict import Assumption, Details, Verdict
+from ..targets import Target, facts
 from .constants import constants
 from .memory import memory_of
 from .memory_constants import memory_constants
@@ -62,6 +62,20 @@ def assess(
             update_parts_s=time.update_parts_s,
             overflows=memory.overflows,
             bounds=time.bounds,
-            assumptions=(*time.assumptions, *memory.assumptions),
+            assumptions=(*time.assumptions, *memory.assumptions, *_machine(target)),
         ),
+    )
+
+
+def _machine(target: Target) -> tuple[Assumption, ...]:
+    """The facts about the machine; what rests on hearsay alone counts as assumed."""
+    return tuple(
+        Assumption(
+            fact.name,
+            fact.value,
+            fact.unit,
+            "assumed" if fact.confidence == "low" else "published",
+            f"{fact.source} (confidence: {fact.confidence})",
+        )
+        for fact in facts(target.name)
     )

@@ -9,7 +9,7 @@ from typing import Any, Mapping
 
 import yaml
 
-from ..report.verdict import Assumption
+from ..report.verdict import EXPECTED_TIME_ERROR, Assumption
 
 FILE = Path(__file__).with_name("constants.yml")
 
@@ -48,7 +48,7 @@ class Constants:
 
 
 @functools.cache
-def entries() -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+def entries() -> Mapping[str, Mapping[str, Any]]:
     """The file: "fitted" and "assumed", each constant's entry by its name."""
     return yaml.safe_load(FILE.read_text(encoding="utf-8"))
 
@@ -72,7 +72,9 @@ def assumptions() -> tuple[Assumption, ...]:
         Assumption(name, float(entry["value"]), entry["unit"], "assumed", entry["source"])
         for name, entry in file["assumed"].items()
     ]
-    return (*fitted, *assumed)
+    error = file["expected_error"]
+    expected = Assumption(EXPECTED_TIME_ERROR, error["value"], error["unit"], "fitted", _fitted_on(error))
+    return (expected, *fitted, *assumed)
 
 
 def _fitted_on(entry: Mapping[str, Any]) -> str:

@@ -88,7 +88,7 @@ def plan_of(verdict: Verdict) -> Plan:
     stages = sorted(verdict.details.stages, key=lambda stage: stage.stage)
     pipeline = verdict.pipeline
     total = pipeline.pipeline_cycles_per_update
-    micro_batches = round(total * (1 - pipeline.bubble_fraction))
+    micro_batches = pipeline.micro_batches
     depth = total - micro_batches
     drawn = _drawn_cycles(total, depth)
 

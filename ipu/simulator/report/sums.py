@@ -101,7 +101,7 @@ def costliest(verdict: Verdict, most: int) -> list[CostlyOp]:
 
 
 def expected_error(verdict: Verdict) -> float | None:
-    """Relative error that times are expected to have, where the assumptions tell."""
+    """Mean relative error of times of published rows that were left out of the fit, where it is known."""
     for assumption in verdict.details.assumptions:
         if assumption.name == EXPECTED_TIME_ERROR:
             return assumption.value

@@ -19,7 +19,7 @@ from .verdict import IpuMemory, Overflow, Verdict
 _BAR_WIDTH = 30
 _NAME_WIDTH = 46
 _SHARES_SHOWN = 6
-_PARTS_SHOWN = 4
+_PARTS_WIDTH = 100
 _BUFFERS_SHOWN = 12
 
 
@@ -46,7 +46,7 @@ def summary(verdict: Verdict, measured_host_s: float) -> str:
     compared = f"{ratio:,.1f} times as long" if ratio >= 1 else f"{percent(ratio)} of that time"
     lines = (
         f"{_headline(verdict)}\n"
-        f"  a weight update there  {human_seconds(verdict.step_s)} (predicted{_error(verdict)}): "
+        f"  a weight update there  {human_seconds(verdict.step_s)} (predicted): "
         f"{human_rate(verdict.samples_per_s)} samples/s, utilisation {percent(verdict.utilisation)}\n"
         f"  a weight update here   {human_seconds(measured_host_s)} (measured on this host): {compared}\n"
     )
@@ -107,11 +107,19 @@ def _memory(verdict: Verdict) -> Iterator[str]:
             f"always live {human_bytes(memory.always_live_bytes):>9}"
         )
     for memory in verdict.ipus:
-        parts = sorted(memory.components.items(), key=lambda item: -item[1])
-        named = ", ".join(
-            f"{_spoken(name)} {human_bytes(size)}" for name, size in parts[:_PARTS_SHOWN] if size
-        )
-        yield f"  IPU {memory.ipu:<2} {named}"
+        yield f"  IPU {memory.ipu:<2} {_largest_parts(memory)}"
+
+
+def _largest_parts(memory: IpuMemory) -> str:
+    """As many as the line holds."""
+    parts = sorted(memory.components.items(), key=lambda item: -item[1])
+    line = ""
+    for name, size in parts:
+        longer = f"{line}, {_spoken(name)} {human_bytes(size)}".removeprefix(", ")
+        if not size or len(longer) > _PARTS_WIDTH:
+            break
+        line = longer
+    return line
 
 
 def _bar(memory: IpuMemory) -> str:
@@ -128,8 +136,8 @@ def _time(verdict: Verdict) -> Iterator[str]:
     yield f"time (predicted{_error(verdict)})"
     yield (
         f"  pipeline cycle    {human_seconds(pipeline.cycle_s):>12}   "
-        f"as long as IPU {busiest_ipu(verdict)} takes; {pipeline.pipeline_cycles_per_update:,} in a weight "
-        f"update, bubble {percent(pipeline.bubble_fraction)}"
+        f"{_waits_for(verdict)}; {pipeline.pipeline_cycles_per_update:,} in a weight update, "
+        f"bubble {percent(pipeline.bubble_fraction)}"
     )
     parts = sorted(verdict.details.update_parts_s.items(), key=lambda item: -item[1])
     named = ", ".join(f"{_spoken(name)} {human_seconds(seconds)}" for name, seconds in parts if seconds)
@@ -137,8 +145,7 @@ def _time(verdict: Verdict) -> Iterator[str]:
     yield f"  host              {human_seconds(verdict.host_s):>12}   input and output that nothing hides"
     yield (
         f"  one weight update {human_seconds(verdict.step_s):>12}   "
-        f"{samples_per_step(verdict):,} samples: {human_rate(verdict.samples_per_s)} samples/s"
-        f"{_packs(verdict)}, {human_rate(verdict.tokens_per_s)} tokens/s"
+        f"{samples_per_step(verdict):,} samples: {', '.join(_rates(verdict))}"
     )
     yield (
         f"  utilisation       {percent(verdict.utilisation):>12}   of the float16 peak of all IPUs, for "
@@ -146,6 +153,12 @@ def _time(verdict: Verdict) -> Iterator[str]:
     )
     if verdict.training_steps:
         yield f"  time to train     {human_seconds(verdict.time_to_train_s):>12}   {_steps(verdict)}"
+
+
+def _waits_for(verdict: Verdict) -> str:
+    if verdict.pipeline.pipelined:
+        return f"as long as IPU {busiest_ipu(verdict)} takes"
+    return "one stage after another"
 
 
 def _where(verdict: Verdict) -> Iterator[str]:
@@ -192,13 +205,15 @@ def _origin(verdict: Verdict) -> Iterator[str]:
 
 def _error(verdict: Verdict) -> str:
     error = expected_error(verdict)
-    return "" if error is None else f", expected to be off by {percent(error)}"
+    return "" if error is None else f"; off by {percent(error)} on published rows left out of the fit"
 
 
-def _packs(verdict: Verdict) -> str:
-    if verdict.packs_per_s == verdict.samples_per_s:
-        return ""
-    return f", {human_rate(verdict.packs_per_s)} packs/s"
+def _rates(verdict: Verdict) -> Iterator[str]:
+    yield f"{human_rate(verdict.samples_per_s)} samples/s"
+    if verdict.packs_per_s != verdict.samples_per_s:
+        yield f"{human_rate(verdict.packs_per_s)} packs/s"
+    if verdict.tokens_per_s:
+        yield f"{human_rate(verdict.tokens_per_s)} tokens/s"
 
 
 def _steps(verdict: Verdict) -> str:

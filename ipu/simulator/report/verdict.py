@@ -18,8 +18,8 @@ COMPONENTS = (
     "stream_buffers",
 )
 
-# Name of the assumption that says how far off predicted times are expected to be, relative; where it's known.
-EXPECTED_TIME_ERROR = "expected error of times"
+# Name of the assumption that says how far off predicted times are on published rows, relative; where known.
+EXPECTED_TIME_ERROR = "mean error of predicted times"
 
 Origin = Literal["published", "derived", "fitted", "assumed", "measured"]
 
@@ -61,6 +61,15 @@ class Pipeline:
     pipeline_cycles_per_update: int
     cycle_s: float
     bubble_fraction: float
+
+    @property
+    def micro_batches(self) -> int:
+        """Of a weight update: G. As many as cycles where nothing is pipelined."""
+        return round(self.pipeline_cycles_per_update * (1 - self.bubble_fraction))
+
+    @property
+    def pipelined(self) -> bool:
+        return self.micro_batches < self.pipeline_cycles_per_update
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,8 @@ def _write_constants(made: Fit, rows: Sequence[Measured]) -> None:
         "utilisation": {"value": _rounded(level), "unit": "of the float16 peak, nothing computed again"},
         "utilisation_poptorch_factor": {"value": _rounded(factor), "unit": "of PopART's time"},
     }
+    file["expected_error"]["value"] = _rounded(validate(rows).leave_one_out.mean, 2)
+    file["expected_error"]["rows"] = " ".join(names)
     file["residuals"] = {
         row.row.id: round(row.predicted_s(made.constants) / row.row.step_s - 1, 4) for row in rows
     }

@@ -12,6 +12,7 @@ from ipu.simulator.report.units import human_bytes, percent
 from ipu.simulator.report.verdict import Buffer
 
 from .samples import fitting, overflowing
+from .test_schedule import program
 
 
 def test_the_first_line_answers() -> None:
@@ -69,7 +70,7 @@ def test_a_long_proof_is_cut_with_what_is_left_summed() -> None:
 
 
 def test_times_say_that_they_are_predicted_and_how_well() -> None:
-    assert "time (predicted, expected to be off by 1.4%)" in report.text(fitting())
+    assert "time (predicted; off by 1.4% on published rows left out of the fit)" in report.text(fitting())
     verdict = fitting()
     unknown = replace(verdict, details=replace(verdict.details, assumptions=()))
     assert "time (predicted)\n" in report.text(unknown)
@@ -96,6 +97,17 @@ def test_the_summary_sets_measured_beside_predicted() -> None:
     verdict = fitting()
     slow = report.summary(verdict, 2 * verdict.step_s).splitlines()
     assert slow[:2] == report.text(verdict).splitlines()[:2]
-    assert "19.1 s (predicted, expected to be off by 1.4%)" in slow[2]
+    assert "19.1 s (predicted): 3,429 samples/s" in slow[2]
     assert slow[3].endswith("38.2 s (measured on this host): 2.0 times as long")
     assert "25.0% of that time" in report.summary(verdict, verdict.step_s / 4)
+
+
+def test_a_program_without_a_pipeline_says_so() -> None:
+    assert "as long as IPU 2 takes" in report.text(program((0, 1, 2), 40, depth=4))
+    text = report.text(program((0, 1, 2), 40, depth=0))
+    assert "one stage after another; 40 in a weight update, bubble 0.0%" in text
+
+
+def test_tokens_show_only_where_samples_have_them() -> None:
+    assert "tokens/s" in report.text(fitting())
+    assert "tokens/s" not in report.text(replace(fitting(), tokens_per_s=0.0))
