@@ -8,6 +8,7 @@ PyTorch's graph has tensors that never stand in an IPU's memory as such:
 - A weight's gradient behind its production: it is added to the accumulator at once, so that the sum over
   several uses of a tied weight is never a tensor; an embedding's rows are added straight to theirs (patterns
   TiedGatherAccumulate, SparseAccumulate); of a serialised matmul, only one slice lives at a time.
+- Zeros that a gradient is written into: they are the gradient's own memory.
 """
 
 from __future__ import annotations
@@ -55,6 +56,13 @@ def materialised(graph: Graph) -> Materialised:
             used_by = {consumer.name for consumer in consumers[op.outputs[0]]}
             if used_by == {"_log_softmax_backward_data"}:
                 bytes_of[op.outputs[0]] = 0
+
+    forward = {
+        graph.owner(tensor_id).id for op in graph.ops if op.phase == "forward" for tensor_id in op.inputs
+    }
+    for tensor in graph.tensors:
+        if tensor.role == "constant" and tensor.id not in forward:
+            bytes_of[tensor.id] = 0
 
     factors = serialization_factors(graph)
     sums: set[int] = set()

@@ -109,7 +109,7 @@ def plans_of(
     """The buffers of each IPU."""
     home = homes(graph)
     sizes, crossing = materialised(graph), crossing_tensors(graph)
-    weights = WeightMemory(graph, settings, constants)
+    weights = WeightMemory(graph, sizes, settings, constants)
     streams = _streams(graph, constants)
     pipelined = settings.execution == "pipelined"
     plans: list[IpuPlan] = []

@@ -9,7 +9,7 @@ from typing import Mapping
 from ..graph.ir import Graph, Tensor
 from ..report.verdict import Buffer
 from .liveness import Event, Lifetime, Timeline
-from .materialised import serialization_factors
+from .materialised import Materialised, serialization_factors
 from .memory_constants import MemoryConstants
 from .settings import Settings
 
@@ -32,6 +32,7 @@ class WeightMemory:
     """Sizes for weights under the settings of a program."""
 
     graph: Graph
+    sizes: Materialised
     settings: Settings
     constants: MemoryConstants
 
@@ -59,7 +60,8 @@ class WeightMemory:
         optimizer = self.settings.optimizer
         for tensor in (self.graph.tensors[tensor_id] for tensor_id, home in homes.items() if home == ipu):
             name, module = tensor.name or f"constant {list(tensor.shape)}", tensor.name.rpartition(".")[0]
-            buffers.append(Buffer(name, "weights", module, tensor.bytes))
+            size = self.sizes.bytes.get(tensor.id, tensor.bytes)
+            buffers.append(Buffer(name, "weights", module, size))
             if tensor.id in self.graph.gradients:
                 accumulator_bytes = tensor.elements * self.settings.accumulator_bytes
                 buffers.append(Buffer(name, "gradient_accumulators", module, accumulator_bytes))

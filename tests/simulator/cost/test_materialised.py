@@ -61,6 +61,16 @@ def test_a_gradient_that_something_else_reads_too_stays():
     assert not sizes.sums and not sizes.bytes
 
 
+def test_zeros_under_a_gradient_are_the_gradient_itself_but_constants_of_the_model_stay():
+    builder = Builder((0,))
+    x = builder.tensor([8, 4], "input", "input/0")
+    mask, zeros = builder.tensor([8, 4], "constant"), builder.tensor([8, 4], "constant")
+    y, d_x = builder.tensor([8, 4]), builder.tensor([8, 4])
+    builder.op("mul", [x, mask], [y])
+    builder.op("index_add", [zeros, x, y], [d_x], "backward")
+    assert materialised(builder.graph([x], [y])).bytes == {zeros: 0}
+
+
 def test_dropout_keeps_a_seed_instead_of_its_mask():
     builder = Builder((0,))
     x = builder.tensor([8], "input", "input/0")

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from ipu.simulator.cost.materialised import materialised
 from ipu.simulator.cost.memory_constants import memory_constants
 from ipu.simulator.cost.settings import OptimizerSettings
 from ipu.simulator.cost.weight_memory import WeightMemory, homes
@@ -30,7 +31,9 @@ def three_weights() -> Graph:
 def kept_and_updated(optimizer: OptimizerSettings | None, replicas: int) -> tuple[dict[str, int], list[int]]:
     graph = three_weights()
     constants = replace(memory_constants(), update_bytes_per_element=8.0, sharding_threshold_elements=8192.0)
-    memory = WeightMemory(graph, settings(1, optimizer=optimizer, replicas=replicas), constants)
+    memory = WeightMemory(
+        graph, materialised(graph), settings(1, optimizer=optimizer, replicas=replicas), constants
+    )
     kept: dict[str, int] = {}
     for buffer in memory.kept(0, homes(graph)):
         kept[buffer.component] = kept.get(buffer.component, 0) + buffer.bytes
@@ -86,7 +89,7 @@ def test_a_serialised_matmul_updates_its_weight_slice_by_slice():
     builder.gradients[w] = d_w
     graph = builder.graph([x])
     optimizer = OptimizerSettings("adam", (4, 4), "off_chip")
-    memory = WeightMemory(graph, settings(1, optimizer=optimizer), memory_constants())
+    memory = WeightMemory(graph, materialised(graph), settings(1, optimizer=optimizer), memory_constants())
     whole = memory.update_buffers(graph.tensors[w], 1)
     sliced = memory.update_buffers(graph.tensors[w], 4)
     assert [4 * buffer.bytes for buffer in sliced] == [buffer.bytes for buffer in whole]
@@ -108,6 +111,6 @@ def test_a_tied_weight_stands_once_where_it_is_used_first():
 def test_accumulators_have_a_type_of_their_own(bytes_per_element):
     graph = three_weights()
     program = settings(1, accumulator_bytes=bytes_per_element)
-    kept = WeightMemory(graph, program, memory_constants()).kept(0, homes(graph))
+    kept = WeightMemory(graph, materialised(graph), program, memory_constants()).kept(0, homes(graph))
     accumulators = [buffer.bytes for buffer in kept if buffer.component == "gradient_accumulators"]
     assert accumulators == [bytes_per_element * elements for elements in (LARGE, LARGE, SMALL)]
