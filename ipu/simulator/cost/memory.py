@@ -58,10 +58,15 @@ class IpuPlan:
 
 
 def memory_of(
-    graph: Graph, stages: Sequence[Stage], settings: Settings, target: Target, constants: MemoryConstants
+    graph: Graph,
+    stages: Sequence[Stage],
+    settings: Settings,
+    target: Target,
+    constants: MemoryConstants,
+    op_cost: Callable[[Op], OpCost] | None = None,
 ) -> MemoryEstimate:
-    """Memory of every IPU of one replica."""
-    plans = plans_of(graph, stages, settings, constants, _cached(graph, settings, target))
+    """Memory of every IPU of one replica. `op_cost`: costs that are known already."""
+    plans = plans_of(graph, stages, settings, constants, op_cost or _cached(graph, settings, target))
     ipus: list[IpuMemory] = []
     points: list[LivenessPoint] = []
     overflows: list[Overflow] = []
