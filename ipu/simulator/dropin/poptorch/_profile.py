@@ -55,7 +55,7 @@ def compiled(
         report = importlib.import_module(f"{ENGINE_NAME}.report")
         for one in folders:
             report.write(verdict, one)
-        _say(report.text(verdict))
+        print(report.text(verdict), file=sys.stderr)
         _say(f"reports on the {kind} model are in {folders[0]}")
     except Exception as error:
         _say(f"warning: no reports on the {kind} model: {type(error).__name__}: {error}")
@@ -91,5 +91,4 @@ def _rank(options: Any) -> int:
 
 
 def _say(text: str) -> None:
-    for line in text.splitlines():
-        print(f"ipu.simulator: {line}", file=sys.stderr, flush=True)
+    print(f"ipu.simulator: {text}", file=sys.stderr, flush=True)
