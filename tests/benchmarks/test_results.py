@@ -1,0 +1,49 @@
+import csv
+import json
+import math
+
+import pytest
+
+from benchmarks.results import Column, Result, publish
+
+RESULT = Result(
+    "example",
+    "An example",
+    (
+        Column("name", "name"),
+        Column("loss", "loss", "measured", "{:.2f}"),
+        Column("hours", "hours", "predicted", "{:.1f}"),
+    ),
+    [{"name": "a", "loss": 1.234567, "hours": 2.0, "hidden": 5}, {"name": "b", "loss": math.nan}],
+    ["A note."],
+    extra={"list": (1, math.inf)},
+)
+
+
+def test_the_table_says_where_each_number_comes_from():
+    lines = RESULT.table().splitlines()
+    heading = next(index for index, line in enumerate(lines) if line.startswith("name"))
+    assert lines[heading + 1].split() == ["measured", "predicted"]
+    assert lines[heading + 3].split() == ["a", "1.23", "2.0"]
+    assert lines[heading + 4].split() == ["b", "nan", "-"]
+    assert lines[-1] == "A note."
+
+
+def test_files_hold_the_numbers_unrounded(tmp_path):
+    publish(RESULT, tmp_path, lambda figure: figure.subplots().plot([1, 2]))
+    whole = json.loads((tmp_path / "example.json").read_text())
+    assert [column["origin"] for column in whole["columns"]] == ["", "measured", "predicted"]
+    assert whole["rows"][0] == {"name": "a", "loss": 1.234567, "hours": 2.0, "hidden": 5}
+    assert whole["rows"][1]["loss"] is None  # JSON has no NaN
+    assert whole["list"] == [1, None]
+    assert whole["host"]["cores"] >= 1
+    with (tmp_path / "example.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0] == {"name": "a", "loss": "1.234567", "hours": "2.0"}
+    assert rows[1]["hours"] == ""
+    assert (tmp_path / "example.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_number_has_to_come_from_somewhere():
+    with pytest.raises(AssertionError, match="guessed"):
+        Column("loss", "loss", "guessed")
