@@ -11,7 +11,7 @@ from .text import summary, text
 from .trace import trace_text
 from .verdict import Verdict
 
-__all__ = ["FILES", "html", "summary", "text", "write"]
+__all__ = ["FILES", "html", "summary", "text", "trace_text", "write"]
 
 FILES = ("verdict.json", "report.html", "trace.json")
 

@@ -209,7 +209,8 @@ def step_chart(verdict: Verdict) -> StepChart:
     update_s = min(after_s, _UPDATE_CYCLES * verdict.pipeline.cycle_s)
     span_s = cycles_end_s + update_s
     if after_s:
-        title = f"weight update and host: {human_seconds(after_s)}"
+        names = "weight update and host" if verdict.update_s else "host"
+        title = f"{names}: {human_seconds(after_s)}"
         update = [
             Segment(
                 _rounded(cycles_end_s / span_s * WIDTH), _rounded(update_s / span_s * WIDTH), "update", title

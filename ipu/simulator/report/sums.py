@@ -59,8 +59,13 @@ def busiest_ipu(verdict: Verdict) -> int:
     return max(busy, key=lambda ipu: busy[ipu], default=0)
 
 
+def step_name(verdict: Verdict) -> str:
+    """What step_s is the time of: a weight update, or where nothing is trained a call of the model."""
+    return "weight update" if any(stage.backward_s for stage in verdict.details.stages) else "call"
+
+
 def samples_per_step(verdict: Verdict) -> int:
-    """Sequences in one weight update."""
+    """Samples in one weight update or call."""
     return round(verdict.samples_per_s * verdict.step_s)
 
 

@@ -12,6 +12,7 @@ from .sums import (
     expected_error,
     fullest,
     samples_per_step,
+    step_name,
 )
 from .units import human_bytes, human_count, human_rate, human_seconds, percent
 from .verdict import IpuMemory, Overflow, Verdict
@@ -21,6 +22,8 @@ _NAME_WIDTH = 46
 _SHARES_SHOWN = 6
 _PARTS_WIDTH = 100
 _BUFFERS_SHOWN = 12
+# Of a buffer's name and module together, and of the module at least.
+_BUFFER_WIDTH, _MODULE_WIDTH = 70, 20
 
 
 def text(verdict: Verdict) -> str:
@@ -73,8 +76,9 @@ def _proof(overflow: Overflow) -> Iterator[str]:
     yield f"what proves it: IPU {overflow.ipu} lacks {human_bytes(overflow.over_bytes)} in {overflow.moment}"
     yield f"  {total:>10}  in all: {which} its memory"
     for buffer in overflow.buffers[:_BUFFERS_SHOWN]:
-        place = f" of {buffer.module}" if buffer.module else ""
-        yield f"  {human_bytes(buffer.bytes):>10}  {_spoken(buffer.component):<22}  {buffer.name}{place}"
+        where = _shortened(buffer.module, max(_BUFFER_WIDTH - len(buffer.name), _MODULE_WIDTH))
+        place = f" in {where}" if where else ""
+        yield f"  {human_bytes(buffer.bytes):>10}  {_spoken(buffer.component):<21}  {buffer.name}{place}"
     rest = overflow.buffers[_BUFFERS_SHOWN:]
     if rest:
         size = human_bytes(sum(buffer.bytes for buffer in rest))
@@ -136,15 +140,16 @@ def _time(verdict: Verdict) -> Iterator[str]:
     yield f"time (predicted{_error(verdict)})"
     yield (
         f"  pipeline cycle    {human_seconds(pipeline.cycle_s):>12}   "
-        f"{_waits_for(verdict)}; {pipeline.pipeline_cycles_per_update:,} in a weight update, "
+        f"{_waits_for(verdict)}; {pipeline.pipeline_cycles_per_update:,} in a {step_name(verdict)}, "
         f"bubble {percent(pipeline.bubble_fraction)}"
     )
     parts = sorted(verdict.details.update_parts_s.items(), key=lambda item: -item[1])
     named = ", ".join(f"{_spoken(name)} {human_seconds(seconds)}" for name, seconds in parts if seconds)
-    yield f"  update            {human_seconds(verdict.update_s):>12}   {named}".rstrip()
+    if verdict.update_s:
+        yield f"  update            {human_seconds(verdict.update_s):>12}   {named}".rstrip()
     yield f"  host              {human_seconds(verdict.host_s):>12}   input and output that nothing hides"
     yield (
-        f"  one weight update {human_seconds(verdict.step_s):>12}   "
+        f"  {f'one {step_name(verdict)}':<17} {human_seconds(verdict.step_s):>12}   "
         f"{samples_per_step(verdict):,} samples: {', '.join(_rates(verdict))}"
     )
     yield (

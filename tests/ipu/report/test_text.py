@@ -12,7 +12,7 @@ from ipu.simulator.report.units import human_bytes, percent
 from ipu.simulator.report.verdict import Buffer
 
 from .samples import fitting, overflowing
-from .test_schedule import program
+from .test_schedule import pipelined, program
 
 
 def test_the_first_line_answers() -> None:
@@ -111,3 +111,10 @@ def test_a_program_without_a_pipeline_says_so() -> None:
 def test_tokens_show_only_where_samples_have_them() -> None:
     assert "tokens/s" in report.text(fitting())
     assert "tokens/s" not in report.text(replace(fitting(), tokens_per_s=0.0))
+
+
+def test_inference_has_calls_not_weight_updates() -> None:
+    verdict = pipelined((0, 1, 2), 9, trained=False)
+    text = report.text(replace(verdict, update_s=0.0, training_steps=0))
+    assert "one call " in text
+    assert "weight update" not in text
