@@ -84,7 +84,13 @@ def simulator(config: Config, dtype: str, device: ipu.DeviceChoice) -> Contender
 def plain_loop(config: Config, dtype: str) -> Contender:
     """The same update as one writes it in PyTorch: micro batches one by one, then a fused AdamW."""
     model = _InDtype(config, dtype)
-    optimizer = torch.optim.AdamW(_groups(model, config), lr=config.learning_rate, fused=True)
+    optimizer = torch.optim.AdamW(
+        _groups(model, config),
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.optimizer_eps,
+        fused=True,
+    )
     micro_batches = _micro_batches(config)
 
     def step() -> None:
@@ -132,6 +138,9 @@ def trainer(config: Config, dtype: str) -> Contender:
                 max_steps=_TRAINER_STEPS,
                 learning_rate=config.learning_rate,
                 weight_decay=config.weight_decay,
+                adam_beta1=config.adam_beta1,
+                adam_beta2=config.adam_beta2,
+                adam_epsilon=config.optimizer_eps,
                 lr_scheduler_type="constant",
                 max_grad_norm=0.0,
                 bf16=dtype == "bfloat16",

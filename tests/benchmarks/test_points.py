@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ def test_each_point_has_one_enhancement_more_than_the_one_before():
     assert configs[-1].model_config().is_groupbert
     changed = [
         {key for key in before.to_dict() if getattr(before, key) != getattr(after, key)}
-        for before, after in zip(configs, configs[1:])
+        for before, after in itertools.pairwise(configs)
     ]
     assert changed == [{"norm"}, {"feed_forward"}, {"convolution"}, {"hidden_dropout"}, {"learning_rate"}]
     assert configs[-1].learning_rate == 4 * configs[0].learning_rate

@@ -37,26 +37,25 @@ def test_nothing_starts_without_budget(small, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-class _SpentAfter(Budget):
-    """Is spent from the n-th question on: a stop at a place of the training that no clock decides."""
+class _SpentAfterUpdates(Budget):
+    """Is spent once a training has come so far: a stop that no clock decides."""
 
-    def __init__(self, questions):
+    def __init__(self, runs, updates):
         super().__init__(None)
-        self.left = questions
+        self.runs, self.updates = runs, updates
 
     @property
     def is_spent(self):
-        self.left -= 1
-        return self.left < 0
+        return any(len(path.read_text().splitlines()) > self.updates for path in self.runs.rglob("*.jsonl"))
 
 
-def test_a_training_that_the_budget_stopped_goes_on_to_the_same_weights(small, tmp_path):
-    # Long enough that the watch looks several times, far too long for a test's patience if it didn't stop.
-    config = small(training_steps=400, eval_steps=None, checkpoint_steps=None)
-    assert trained(config, "x", runs=tmp_path / "a", budget=_SpentAfter(2)) is None
+def test_a_training_that_the_budget_stopped_goes_on_to_the_same_weights(small, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.trainings._LOOK_EVERY_S", 0.02)
+    config = small(training_steps=100, eval_steps=None)
+    assert trained(config, "x", runs=tmp_path / "a", budget=_SpentAfterUpdates(tmp_path / "a", 5)) is None
     (folder,) = (tmp_path / "a").iterdir()
     stopped_at = max(int(path.name[-8:]) for path in folder.glob("checkpoints/step_*"))
-    assert 0 < stopped_at < 400
+    assert 5 <= stopped_at < 100
     resumed = trained(config, "x", runs=tmp_path / "a", budget=UNLIMITED)
     whole = trained(config, "x", runs=tmp_path / "b", budget=UNLIMITED)
     assert resumed.validation_loss == whole.validation_loss
@@ -64,7 +63,8 @@ def test_a_training_that_the_budget_stopped_goes_on_to_the_same_weights(small, t
     assert all(tensor.equal(weights(whole)[name]) for name, tensor in weights(resumed).items())
 
 
-def test_a_target_ends_a_training(small, tmp_path):
+def test_a_target_ends_a_training(small, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.trainings._LOOK_EVERY_S", 0.02)
     config = small(training_steps=5000, eval_steps=2)
     result = trained(config, "x", runs=tmp_path, budget=UNLIMITED, target_loss=100.0)
     assert result.records[-1]["step"] < 5000

@@ -1,0 +1,66 @@
+"""The contenders do equal work, and their comparison is fair."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import contenders, speed
+from benchmarks.contenders import Contender, plain_loop, simulator
+from benchmarks.speed import compare
+from run_benchmark import main
+
+
+def test_they_alternate_and_take_turns_to_begin():
+    order = []
+
+    def contender(name, times):
+        times = iter(times)
+
+        def step_s():
+            order.append(name)
+            return next(times)
+
+        return Contender(step_s)
+
+    ours = contender("ours", [9.0, 1.0, 2.0, 4.0])
+    theirs = contender("theirs", [9.0, 2.0, 2.0, 2.0])
+    row = compare(ours, theirs, 3)
+    assert order[2:] == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
+    # Ratios of neighbours 2, 1 and 0.5; the first round isn't counted.
+    assert (row["median"], row["low"], row["high"]) == (1.0, 0.75, 1.5)
+    assert row["better"] == "higher"
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_simulator_and_plain_loop_reach_the_same_weights(monkeypatch, device, accumulation):
+    made = []
+    remember = contenders._InDtype.__init__
+
+    def init(self, *arguments):
+        remember(self, *arguments)
+        made.append(self)
+
+    monkeypatch.setattr(contenders._InDtype, "__init__", init)
+    config = speed._config("tiny", 2, accumulation)
+    first, second = simulator(config, "float32", device), plain_loop(config, "float32")
+    before = {name: weight.clone() for name, weight in made[0].state_dict().items()}
+    for side in (first, second):
+        side.step_s()
+        side.step_s()
+    ours, theirs = made[0].state_dict(), made[1].state_dict()
+    assert ours.keys() == theirs.keys()
+    moved = max(float((ours[name] - before[name]).abs().max()) for name in ours)
+    assert moved > 1e-4
+    for name, weight in ours.items():
+        assert torch.allclose(weight, theirs[name], atol=2e-6), name
+
+
+def test_the_ratios_file(tmp_path, device):
+    file = tmp_path / "deep" / "ratios.json"
+    name = "accumulation_64_vs_plain_loop"
+    main(["speed", "--json", str(file), "--only", name, "--rounds", "1", "--output", str(tmp_path)])
+    ratios = json.loads(file.read_text())["ratios"]
+    assert list(ratios) == [name]
+    assert set(ratios[name]) == {"median", "low", "high", "goal", "better"}
+    assert ratios[name]["goal"] == 1.0
