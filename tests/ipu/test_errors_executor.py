@@ -48,6 +48,16 @@ class Anything(torch.nn.Module):
         return x * scale
 
 
+def test_how_an_argument_is_passed_makes_no_difference():
+    executor = poptorch.inferenceModel(Anything())
+    x = torch.ones(4, 3)
+    executor(x, None, True)
+    for again in (executor(x), executor(x=x), executor(x, flag=True, scale=1)):
+        assert torch.equal(again, x)
+    with pytest.raises(poptorch.Error, match="mismatch"):
+        executor(x, scale=2)
+
+
 FIRST = ((torch.ones(4, 3), [torch.ones(4), {"k": torch.ones(4)}], True), {"scale": 2})
 
 
@@ -82,9 +92,9 @@ FIRST = ((torch.ones(4, 3), [torch.ones(4), {"k": torch.ones(4)}], True), {"scal
         ),
         ((*FIRST[0],), {"scale": 3}, "Value mismatch for scale: expected 2 but got 3."),
         (
-            FIRST[0][:2],
+            FIRST[0][:1],
             {"scale": 2},
-            "Number of positional arguments mismatch: expected 3 arguments but got 2.",
+            "Number of positional arguments mismatch: expected 3 arguments but got 1.",
         ),
         ((*FIRST[0],), {}, "Keys mismatch for keyword arguments: Missing arguments: scale."),
     ],

@@ -10,7 +10,7 @@ import torch
 
 from ._logging import logger
 from ._structure import expanded, leaves, map_leaves, tensors, with_tensors
-from .poptorch_core import createPoptorchError
+from .poptorch_core import Error, createPoptorchError
 
 _HOW_TO_RECOMPILE = (
     "\nThis error occurred because the inputs passed at runtime don't match the inputs used to compile the "
@@ -28,11 +28,12 @@ class _TensorSpec:
 
 @dataclass(frozen=True)
 class Arguments:
-    """One call's arguments; `names` of the positional ones."""
+    """One call's arguments; `names` of the positional ones, `defaults` of what it leaves out."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     names: tuple[str, ...]
+    defaults: dict[str, Any]
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -45,7 +46,9 @@ class Arguments:
 
     def frozen(self) -> FrozenArguments:
         """What later calls are compared with."""
-        return FrozenArguments(_specs(expanded(self.args)), _specs(expanded(self.kwargs)), self.names)
+        return FrozenArguments(
+            _specs(expanded(self.args)), _specs(expanded(self.kwargs)), self.names, self.defaults
+        )
 
 
 class ArgumentParser:
@@ -82,7 +85,9 @@ class ArgumentParser:
         if any(isinstance(leaf, dict) for leaf in (*args, *kwargs.values())):
             self._warn_once("Dictionaries as inputs are passed in the order of their keys.")
         ready = map_leaves((tuple(args), dict(kwargs)), self._ready)
-        return Arguments(ready[0], ready[1], tuple(positional[: len(args)]) + more)
+        given = {*positional[: len(args)], *kwargs}
+        defaults = {p.name: p.default for p in self._named if p.name not in given}
+        return Arguments(ready[0], ready[1], tuple(positional[: len(args)]) + more, defaults)
 
     def _ready(self, leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor):
@@ -124,9 +129,17 @@ class FrozenArguments:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     names: tuple[str, ...]
+    defaults: dict[str, Any]
 
     def check(self, given: Arguments) -> None:
-        """Raise poptorch.Error where a call differs."""
+        """Raise poptorch.Error where a call differs; how an argument is passed makes no difference."""
+        if given.names != self.names or given.kwargs.keys() != self.kwargs.keys():
+            expected = {**dict(zip(self.names, self.args)), **self.kwargs, **self.defaults}
+            values = dict(zip(given.names, expanded(given.args)))
+            values.update(expanded(given.kwargs), **given.defaults)
+            # Else the comparison below says what differs, in the words of the call.
+            if self._are_same(expected, values):
+                return
         if len(given.args) != len(self.args):
             _mismatch(
                 "Number of positional arguments mismatch: "
@@ -135,6 +148,14 @@ class FrozenArguments:
         for name, expected, value in zip(self.names, self.args, expanded(given.args)):
             _compare(name, expected, value)
         _compare("keyword arguments", self.kwargs, expanded(given.kwargs))
+
+    @staticmethod
+    def _are_same(expected: dict[str, Any], values: dict[str, Any]) -> bool:
+        try:
+            _compare("keyword arguments", expected, values)
+        except Error:
+            return False
+        return True
 
 
 def _specs(structure: Any) -> Any:

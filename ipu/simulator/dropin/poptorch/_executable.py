@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from typing import Any, Callable, Iterator
 
 import torch
@@ -134,8 +135,14 @@ class Executable:
                     dict(zip(self.weights.names, self.weights.device_parameters)),
                     inputs,
                 )
-                with recorder.recording(), CompileTap() as tap, self._casts():
+                known = [*inputs, *self._model.parameters(), *self._model.buffers()]
+                tap = CompileTap(known)
+                trace.mark_on_device = tap.mark_on_device
+                with recorder.recording(), tap, self._casts():
                     output = self._model(*args, **kwargs)
+            for tensor in tensors(output):
+                if not tap.is_on_device(tensor):
+                    warnings.warn("Output expected to be on the IPU but is on cpu", stacklevel=2)
             trace.validate(self._training)
             self.ir = recorder.ir(
                 [self.weights.names[i] for i in self.weights.trainable] if self._training else [],

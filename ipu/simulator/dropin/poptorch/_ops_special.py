@@ -7,6 +7,7 @@ from typing import Any, Callable
 import torch
 
 from . import _trace
+from ._structure import tensors
 from .enums import MultiConvPlanType
 from .poptorch_core import createPoptorchError
 
@@ -58,9 +59,12 @@ class CPU:
 
     def __call__(self, *input, **kwargs):
         self._inputs = input
+        run = _trace.current()
         # What a traced model may not do (.item(), .cpu()) is the point here.
         with _trace.as_host(), torch._C.DisableTorchFunction():
             self._outputs = self._layer_to_call(*input, **kwargs)
+        if run is not None:
+            run.mark_on_device(tensors(self._outputs))
         return self._outputs
 
     def execute(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,6 +34,7 @@ class Run:
     def __init__(self) -> None:
         self.identity_losses: list[torch.Tensor] = []
         self.inference_only: list[str] = []  # operations that can't be trained
+        self.mark_on_device: Callable[[list[torch.Tensor]], None] = lambda tensors: None
         self.recorder: Any = None  # graph.capture.Recorder, where the graph is captured
 
     def begin_block(self, user_id: str | None, ipu_id: int | None) -> None:
