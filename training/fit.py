@@ -117,8 +117,8 @@ def fit(
     share of the data, and the first writes. Raises what `train` and `save_checkpoint` raise.
     """
     loop, resumed = config.section(LoopPlan), start.resumed
-    optimizer = build_optimizer(job.model, config.section(OptimizerPlan))
     place(job.model, config, config.layers_per_ipu, device=device)
+    optimizer = build_optimizer(job.model, config.section(OptimizerPlan))
     instances.refuse_difference("the prepared data", job.identity)
     options = training_options(config.section(DevicePlan), instances)
     executor = ipu.poptorch.trainingModel(job.model, options, optimizer)
