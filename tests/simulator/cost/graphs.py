@@ -71,14 +71,17 @@ def chain(
     widths: Sequence[Sequence[int]],
     batch: int = 8,
     checkpoints: bool = True,
+    reads_outputs: bool = False,
 ) -> Graph:
     """`widths[stage]` are the output widths of its layers. The first input has the first width.
 
-    A layer's output is a checkpoint unless `checkpoints` is false. Shapes: x [batch, in], w [in, out].
+    A layer's output is a checkpoint unless `checkpoints` is false. Shapes: x [batch, in], w [in, out]. The
+    backward pass of an activation reads its input, or with `reads_outputs` both of its outputs: z and a scale
+    [batch, 1] for each row.
     """
     builder = Builder(stage_ipus)
     x = source = builder.tensor([batch, widths[0][0]], "input", "input/0")
-    layers: list[tuple[int, int, int, int, int]] = []
+    layers: list[tuple[int, int, list[int], int, int]] = []
     for stage, stage_widths in enumerate(widths):
         for segment, width in enumerate(stage_widths):
             builder.stage, builder.segment = stage, segment
@@ -86,20 +89,21 @@ def chain(
                 [builder.tensors[x].shape[1], width], "parameter", f"layer{len(layers)}.weight"
             )
             y, z = builder.tensor([batch, width]), builder.tensor([batch, width])
+            made = [z, builder.tensor([batch, 1])] if reads_outputs else [z]
             builder.op("mm", [x, w], [y], module=f"layer{len(layers)}")
-            builder.op("gelu", [y], [z], module=f"layer{len(layers)}")
+            builder.op("gelu", [y], made, module=f"layer{len(layers)}")
             if checkpoints:
                 builder.checkpoints.add(z)
-            layers.append((x, w, y, stage, segment))
+            layers.append((x, w, made if reads_outputs else [y], stage, segment))
             x = z
     loss = builder.tensor([], dtype="float32")
     builder.op("sum", [x], [loss])
     d_z = builder.tensor(builder.tensors[x].shape)
     builder.op("expand", [loss], [d_z], "backward")
-    for index, (x, w, y, stage, segment) in reversed(list(enumerate(layers))):
+    for index, (x, w, read, stage, segment) in reversed(list(enumerate(layers))):
         builder.stage, builder.segment = stage, segment
-        d_y, d_w = builder.tensor(builder.tensors[y].shape), builder.tensor(builder.tensors[w].shape)
-        builder.op("gelu_backward", [d_z, y], [d_y], "backward", f"layer{index}")
+        d_y, d_w = builder.tensor(builder.tensors[d_z].shape), builder.tensor(builder.tensors[w].shape)
+        builder.op("gelu_backward", [d_z, *read], [d_y], "backward", f"layer{index}")
         builder.op("mm", [x, d_y], [d_w], "backward", f"layer{index}")
         builder.gradients[w] = d_w
         if x != source:

@@ -64,12 +64,8 @@ def unique_sizes(graph: Graph) -> Graph:
     return replace(graph, tensors=tensors)
 
 
-def decoded(size: int) -> set[int]:
-    return {bit for bit in range(size.bit_length()) if size >> bit & 1}
-
-
-def replay(graph: Graph, steps: list[Step], kept: set[int]) -> list[set[int]]:
-    """Tensors that must exist at each step: made, received or restored by then, and still to be read.
+def replay(graph: Graph, steps: list[Step], kept: set[int]) -> list[int]:
+    """Bytes of what must exist at each step: made, received or restored by then, and still to be read.
 
     What another stage reads stays until the end; what comes from elsewhere is there from the beginning.
     """
@@ -92,26 +88,28 @@ def replay(graph: Graph, steps: list[Step], kept: set[int]) -> list[set[int]]:
             last = len(steps) - 1 if sent and step.phase != "recompute" else event
             needed.setdefault((step.run, tensor_id), set()).add(last)
     return [
-        {
-            tensor_id
+        sum(
+            graph.tensors[tensor_id].bytes
             for (run, tensor_id), first in made.items()
             if first <= event <= max(needed[run, tensor_id])
-        }
+        )
         for event in range(len(steps))
     ]
+
+
+WIDTHS = ([4, 4], [4, 4], [4], [4, 4])  # less than 63 tensors, for their sizes
 
 
 def no_cost(_op: object) -> OpCost:
     return OpCost("elementwise")
 
 
+@pytest.mark.parametrize("reads_outputs", [True, False])
 @pytest.mark.parametrize("recompute", [True, False])
 @pytest.mark.parametrize("checkpoints", [True, False])
 @pytest.mark.parametrize("stage_ipus", [(0,), (0, 1), (0, 1, 2, 0)])
-def test_what_lives_is_what_is_still_read(stage_ipus, checkpoints, recompute):
-    graph = unique_sizes(
-        chain(stage_ipus, [[4] * (2 + stage % 2) for stage in range(len(stage_ipus))], 8, checkpoints)
-    )
+def test_what_lives_is_what_is_still_read(stage_ipus, checkpoints, recompute, reads_outputs):
+    graph = unique_sizes(chain(stage_ipus, WIDTHS[: len(stage_ipus)], 8, checkpoints, reads_outputs))
     program = settings(graph.num_ipus, recompute=recompute)
     stages = stages_of(graph, program)
     home = homes(graph)
@@ -123,14 +121,14 @@ def test_what_lives_is_what_is_still_read(stage_ipus, checkpoints, recompute):
         made = timeline(graph, steps, resident, crossing_tensors(graph), materialised(graph), no_cost)
         sizes = made.live_bytes().sum(axis=0)
         expected = replay(graph, steps, kept)
-        assert len(sizes) == len(steps)
-        for event, size in enumerate(sizes):
-            assert decoded(int(size)) == expected[event], made.events[event]
+        for event, size, wanted in zip(made.events, sizes.tolist(), expected, strict=True):
+            assert f"{size:b}" == f"{wanted:b}", event
 
 
+@pytest.mark.parametrize("reads_outputs", [True, False])
 @pytest.mark.parametrize("checkpoints", [True, False])
-def test_every_operation_finds_its_inputs(checkpoints):
-    graph = chain((0, 1, 2, 0), [[4, 4], [4, 4, 4], [4], [4, 4]], 8, checkpoints)
+def test_every_operation_finds_its_inputs(checkpoints, reads_outputs):
+    graph = chain((0, 1, 2, 0), [[4, 4], [4, 4, 4], [4], [4, 4]], 8, checkpoints, reads_outputs)
     for stage in stages_of(graph, settings(3)):
         made: set[int] = set()
         for step in schedule(graph, [stage], pipelined=True):
@@ -142,13 +140,22 @@ def test_every_operation_finds_its_inputs(checkpoints):
             made |= {(step.run, output) for output in step.op.outputs}
 
 
-def test_segments_are_recomputed_just_before_they_are_needed():
-    graph = chain((0, 1), [[4, 4, 4], [4]])
+@pytest.mark.parametrize("reads_outputs", [True, False])
+def test_segments_are_recomputed_just_before_they_are_needed(reads_outputs):
+    graph = chain((0, 1), [[4, 4, 4], [4]], reads_outputs=reads_outputs)
     stage = stages_of(graph, settings(2))[0]
     steps = [step for step in schedule(graph, [stage], pipelined=True) if step.phase != "forward"]
     order = [(step.phase, step.op.segment) for step in steps]
     assert order == sorted(order, key=lambda entry: (-entry[1], entry[0] == "backward"))
     assert {segment for phase, segment in order if phase == "recompute"} == {0, 1, 2}
+
+
+def test_an_ipu_goes_back_through_its_stages_in_reverse():
+    graph = chain((0, 1, 0, 1), [[4], [4], [4], [4]])
+    stages = [stage for stage in stages_of(graph, settings(2)) if stage.ipu == 0]
+    steps = schedule(graph, stages, pipelined=True)
+    order = list(dict.fromkeys((step.phase == "forward", step.op.stage) for step in steps))
+    assert order == [(True, 0), (True, 2), (False, 2), (False, 0)]
 
 
 def test_an_operation_in_place_takes_its_dying_input():
