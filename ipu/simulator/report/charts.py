@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .schedule import PARTS, Plan, Slice, plan_of
 from .sums import busy_s_of_ipus
@@ -29,6 +29,11 @@ class Segment:
     width: float
     name: str
     title: str
+
+
+def segment(start: float, size: float, whole: float, name: str, title: str) -> Segment:
+    """A stretch from `start` on, in units of which the chart's width holds `whole`."""
+    return Segment(_rounded(start / whole * WIDTH), _rounded(size / whole * WIDTH), name, title)
 
 
 @dataclass(frozen=True)
@@ -114,9 +119,7 @@ def _stacked(parts: Sequence[tuple[str, int]], most: int) -> tuple[Segment, ...]
     for name, size in parts:
         if size > 0:
             title = f"{name.replace('_', ' ')}: {human_bytes(size)}"
-            segments.append(
-                Segment(_rounded(start / most * WIDTH), _rounded(size / most * WIDTH), name, title)
-            )
+            segments.append(segment(start, size, most, name, title))
         start += size
     return tuple(segments)
 
@@ -150,7 +153,7 @@ def _liveness_chart(points: Sequence[LivenessPoint], usable_bytes: int, most: in
     return LivenessChart(
         peak.ipu,
         "".join(path) + "V1000Z",
-        _phases([point.phase for point in highest], width),
+        _phases([point.phase for point in highest]),
         _height(usable_bytes, most),
         peak,
         _rounded((highest.index(peak) + 0.5) * width),
@@ -159,19 +162,12 @@ def _liveness_chart(points: Sequence[LivenessPoint], usable_bytes: int, most: in
     )
 
 
-def _phases(phases: Sequence[str], width: float) -> tuple[Segment, ...]:
+def _phases(phases: Sequence[str]) -> tuple[Segment, ...]:
     segments: list[Segment] = []
     start = 0
     for position in range(1, len(phases) + 1):
         if position == len(phases) or phases[position] != phases[start]:
-            segments.append(
-                Segment(
-                    _rounded(start * width),
-                    _rounded((position - start) * width),
-                    phases[start],
-                    phases[start],
-                )
-            )
+            segments.append(segment(start, position - start, len(phases), phases[start], phases[start]))
             start = position
     return tuple(segments)
 
@@ -190,7 +186,7 @@ def cycle_rows(verdict: Verdict) -> list[CycleRow]:
         CycleRow(
             ipu,
             tuple(
-                _segment(slice_, slice_.start_s - cycle.start_s, cycle_s)
+                _work(slice_, slice_.start_s - cycle.start_s, cycle_s)
                 for slice_ in slices
                 if slice_.ipu == ipu
             ),
@@ -208,22 +204,16 @@ def step_chart(verdict: Verdict) -> StepChart:
     after_s = plan.end_s - cycles_end_s
     update_s = min(after_s, _UPDATE_CYCLES * verdict.pipeline.cycle_s)
     span_s = cycles_end_s + update_s
+    update: list[Segment] = []
     if after_s:
-        names = "weight update and host" if verdict.update_s else "host"
-        title = f"{names}: {human_seconds(after_s)}"
-        update = [
-            Segment(
-                _rounded(cycles_end_s / span_s * WIDTH), _rounded(update_s / span_s * WIDTH), "update", title
-            )
-        ]
-    else:
-        update = []
+        name = "update" if verdict.update_s else "host"
+        update = [segment(cycles_end_s, update_s, span_s, "update", f"{name}: {human_seconds(after_s)}")]
     rows = [
         StepRow(
             memory.ipu,
             (
                 *(
-                    _segment(slice_, slice_.start_s, span_s)
+                    _work(slice_, slice_.start_s, span_s)
                     for slice_ in plan.slices
                     if slice_.ipu == memory.ipu
                 ),
@@ -232,8 +222,9 @@ def step_chart(verdict: Verdict) -> StepChart:
         )
         for memory in verdict.ipus
     ]
+    labels = [replace(each, title=each.title.partition(":")[0]) for each in update]
     gap_x = None if plan.gap_s is None else _rounded(plan.gap_s / span_s * WIDTH)
-    return StepChart(tuple(rows), (*_cycle_phases(plan, span_s), *update), gap_x, plan.omitted)
+    return StepChart(tuple(rows), (*_cycle_phases(plan, span_s), *labels), gap_x, plan.omitted)
 
 
 def _cycle_phases(plan: Plan, span_s: float) -> list[Segment]:
@@ -246,23 +237,16 @@ def _cycle_phases(plan: Plan, span_s: float) -> list[Segment]:
     starts.sort(key=lambda cycle: cycle.index)
     ends_s = [cycle.start_s for cycle in starts[1:]] + [plan.cycles_end_s]
     return [
-        Segment(
-            _rounded(cycle.start_s / span_s * WIDTH),
-            _rounded((end_s - cycle.start_s) / span_s * WIDTH),
-            cycle.phase,
-            cycle.phase,
-        )
+        segment(cycle.start_s, end_s - cycle.start_s, span_s, cycle.phase, cycle.phase)
         for cycle, end_s in zip(starts, ends_s, strict=True)
     ]
 
 
-def _segment(slice_: Slice, start_s: float, span_s: float) -> Segment:
+def _work(slice_: Slice, start_s: float, span_s: float) -> Segment:
     assert slice_.part in PARTS
     which = f", micro batch {slice_.micro_batch}" if slice_.micro_batch >= 0 else ""
     title = f"{slice_.part}, stage {slice_.stage}{which}: {human_seconds(slice_.duration_s)}"
-    return Segment(
-        _rounded(start_s / span_s * WIDTH), _rounded(slice_.duration_s / span_s * WIDTH), slice_.part, title
-    )
+    return segment(start_s, slice_.duration_s, span_s, slice_.part, title)
 
 
 def step_parts(verdict: Verdict) -> list[Segment]:
@@ -276,11 +260,7 @@ def step_parts(verdict: Verdict) -> list[Segment]:
     for name, colour, seconds in parts:
         if seconds > 0:
             title = f"{name.replace('_', ' ')}: {human_seconds(seconds)}, {percent(seconds / total_s)}"
-            segments.append(
-                Segment(
-                    _rounded(start_s / total_s * WIDTH), _rounded(seconds / total_s * WIDTH), colour, title
-                )
-            )
+            segments.append(segment(start_s, seconds, total_s, colour, title))
         start_s += seconds
     return segments
 

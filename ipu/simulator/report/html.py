@@ -70,11 +70,12 @@ def _environment() -> jinja2.Environment:
         percent=units.percent,
         number=units.plain_number,
         spoken=lambda name: name.replace("_", " "),
-        path=_breakable,
+        path=lambda module: _breakable(module, "."),
+        words=lambda name: _breakable(name, "_"),
     )
     return environment
 
 
-def _breakable(module: str) -> markupsafe.Markup:
-    """A module's path that may break behind its dots."""
-    return markupsafe.escape(module).replace(".", markupsafe.Markup(".<wbr>"))
+def _breakable(text: str, separator: str) -> markupsafe.Markup:
+    """Text that may break behind every separator."""
+    return markupsafe.escape(text).replace(separator, markupsafe.Markup(f"{separator}<wbr>"))

@@ -23,14 +23,14 @@ _SHARES_SHOWN = 6
 _PARTS_WIDTH = 100
 _BUFFERS_SHOWN = 12
 # Of a buffer's name and module together, and of the module at least.
-_BUFFER_WIDTH, _MODULE_WIDTH = 70, 20
+_BUFFER_WIDTH, _MODULE_WIDTH = 68, 20
 
 
 def text(verdict: Verdict) -> str:
     """The table that a dry run prints; ends with a line break."""
     sections = [_headline(verdict)]
     if verdict.details.overflows:
-        sections.append("\n".join(line for each in verdict.details.overflows for line in _proof(each)))
+        sections.append("\n".join(_proofs(verdict)))
     if verdict.remedies:
         sections.append("\n".join(_remedies(verdict)))
     sections += ["\n".join(lines(verdict)) for lines in (_memory, _time, _where)]
@@ -67,6 +67,15 @@ def _headline(verdict: Verdict) -> str:
         f"{verdict.config} on {verdict.target}: {'FITS' if verdict.fits else 'DOES NOT FIT'} (predicted)\n"
         f"  IPU {worst.ipu} is the fullest, at {percent(worst.filled)}: {human_bytes(abs(headroom))} {what}"
     )
+
+
+def _proofs(verdict: Verdict) -> Iterator[str]:
+    """Of the IPU that lacks most; the others in a line."""
+    worst, *others = sorted(verdict.details.overflows, key=lambda overflow: -overflow.over_bytes)
+    yield from _proof(worst)
+    if others:
+        named = ", ".join(f"IPU {other.ipu} by {human_bytes(other.over_bytes)}" for other in others)
+        yield f"also over: {named} (report.html has their buffers)"
 
 
 def _proof(overflow: Overflow) -> Iterator[str]:
@@ -230,5 +239,8 @@ def _spoken(name: str) -> str:
 
 
 def _shortened(name: str, width: int) -> str:
-    """The end of a long module path tells more than its start."""
-    return name if len(name) <= width else "..." + name[3 - width :]
+    """The end of a long module path tells more than its start; it begins behind a dot if it can."""
+    if len(name) <= width:
+        return name
+    end = name[3 - width :]
+    return "..." + (end.partition(".")[2] or end)

@@ -48,7 +48,7 @@ def test_every_ipu_has_a_bar_that_is_as_long_as_it_is_full() -> None:
 
 def test_an_ipu_over_its_memory_shows_in_its_bar() -> None:
     bars = re.findall(r"\[([#=.!]+)\]", report.text(overflowing()))
-    assert [bar.endswith("!") for bar in bars] == [True, False, False, False]
+    assert [bar.endswith("!") for bar in bars] == [True, True, False, False]
 
 
 def test_the_proof_names_buffers_by_size_and_remedies_follow() -> None:
@@ -118,3 +118,22 @@ def test_inference_has_calls_not_weight_updates() -> None:
     text = report.text(replace(verdict, update_s=0.0, training_steps=0))
     assert "one call " in text
     assert "weight update" not in text
+
+
+def test_the_worst_ipu_is_proved_and_the_others_are_named() -> None:
+    verdict = overflowing()
+    one = verdict.details.overflows[1]
+    less = replace(one, ipu=3, over_bytes=2**20), replace(one, ipu=1, over_bytes=2**21)
+    details = replace(verdict.details, overflows=(less[0], one, less[1]))
+    text = report.text(replace(verdict, details=details))
+    assert text.count("what proves it") == text.count("what proves it: IPU 0") == 1
+    assert "also over: IPU 1 by 2.0 MiB, IPU 3 by 1.0 MiB" in text
+
+
+def test_a_long_path_is_cut_behind_a_dot() -> None:
+    verdict = overflowing()
+    buffer = Buffer("b", "weights", "encoder." + "layers.0." * 10 + "norm", 2**30)
+    overflow = replace(verdict.details.overflows[0], buffers=(buffer,))
+    text = report.text(replace(verdict, details=replace(verdict.details, overflows=(overflow,))))
+    assert re.search(r"b in \.\.\.(layers|0)\.[a-z0-9.]+norm$", text, re.MULTILINE)
+    assert max(map(len, text.splitlines())) <= 110
