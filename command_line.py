@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, List, Mapping, Optional, Sequence
 
+import auto_placement
 import config as configuration
 import ipu
 from config import Config, ConfigError
@@ -42,9 +43,16 @@ def parser(description: str, *, required: bool) -> configuration.FlagParser:
 
 
 def load_config(flags: argparse.Namespace, task: str) -> Config:
-    """The configuration that the flags name, of a recipe of `task`. Raises ConfigError."""
-    config = configuration.load(
-        flags.config, path=flags.configs, overrides=configuration.overrides_from(flags)
+    """The configuration that the flags name, of a recipe of `task`. Raises ConfigError.
+
+    What was found for keys left to a search is said by print_configuration and dry_run, after the device.
+    """
+    flags.found = []
+    config = auto_placement.load(
+        flags.config,
+        path=flags.configs,
+        overrides=configuration.overrides_from(flags),
+        report=flags.found.append,
     )
     if config.task != task:
         raise ConfigError(f"{flags.config} is a {config.task} recipe; this runner takes {task} recipes")
@@ -76,6 +84,11 @@ def dry_run(config: Config, flags: argparse.Namespace) -> DryRun:
     """--dry-run of any runner: the verdict on the configuration, in the run's folder."""
     from dry_run import dry_run as make_verdict
 
+    print(ipu.select_device("simulator", target=config.target).banner(), flush=True)
+    if config.device not in ("auto", "simulator"):
+        print(f"the verdict is computed here, whatever the device: {config.device} isn't used", flush=True)
+    for line in flags.found:
+        print(line, flush=True)
     return make_verdict(config, flags.config, flags.output or Path("output") / flags.config)
 
 
@@ -97,8 +110,11 @@ def join_instances(config: Config, device: ipu.DeviceChoice) -> ipu.Instances:
     )
 
 
-def print_configuration(name: str, config: Config) -> None:
-    print(f"configuration {name}:")
+def print_configuration(flags: argparse.Namespace, config: Config) -> None:
+    """Every key and every quantity that follows, and first what a search found."""
+    for line in flags.found:
+        print(line)
+    print(f"configuration {flags.config}:")
     for key, value in config.to_dict().items():
         print(f"  {key}: {json.dumps(value)}")
     print("derived:")

@@ -31,6 +31,7 @@ import yaml
 from config_loading import (
     ConfigError,
     Problem,
+    Recipe,
     choices_of,
     convert,
     describe,
@@ -63,6 +64,10 @@ _GROUPS = {
     "micro_batch_size": "training: batch, optimizer and schedule",
     "device": "device: placement and precision on IPUs",
 }
+
+# Keys that may be "auto": `auto_placement` finds their values, a Config has only found ones.
+AUTO = "auto"
+AUTO_KEYS = ("layers_per_ipu", "micro_batch_size", "matmul_proportion")
 
 AT_LEAST_0, AT_LEAST_1, ABOVE_0, BELOW_1 = "[0, inf)", "[1, inf)", "(0, inf)", "[0, 1)"
 SEEDS = f"[0, {2**63})"  # every generator takes these
@@ -334,17 +339,15 @@ def load(name: str, *, path: Path = CONFIGS, overrides: Optional[Mapping[str, ob
     cannot run: all that can be found at once, with file and line where the recipe is to blame.
     """
     path = Path(path)
-    recipes = read_recipes(path)
-    if name.startswith("_") and name in recipes:
-        raise ConfigError(f"{path}: {name!r} only holds keys that recipes share; it cannot run")
-    if name not in recipes:
-        runnable = [known for known in recipes if not known.startswith("_")]
-        raise ConfigError(f"{path} has no configuration {name!r}; {nearest(name, runnable)}")
-    recipe = recipes[name]
+    recipe = read_recipe(name, path)
     values = {**recipe, **(overrides or {})}
     unknown = [
         Problem(word, f"is no key; {nearest(word, _entries())}") for word in values if word not in _entries()
     ]
+    for word in AUTO_KEYS:
+        if values.get(word) == AUTO:
+            unknown.append(Problem(word, "is auto; auto_placement.load finds its value, as the runners do"))
+            del values[word]
     try:
         config = Config(**{word: value for word, value in values.items() if word in _entries()})
     except ConfigError as error:
@@ -354,6 +357,17 @@ def load(name: str, *, path: Path = CONFIGS, overrides: Optional[Mapping[str, ob
         lines = {word: f"{path.name}:{recipe.lines[word]}: " for word in mine}
         raise ConfigError([Problem("", f"{lines.get(problem.key, '')}{problem}") for problem in unknown])
     return config
+
+
+def read_recipe(name: str, path: Path = CONFIGS) -> Recipe:
+    """The keys that a runnable recipe gives, unchecked, with their lines. Raises ConfigError."""
+    recipes = read_recipes(path)
+    if name.startswith("_") and name in recipes:
+        raise ConfigError(f"{path}: {name!r} only holds keys that recipes share; it cannot run")
+    if name not in recipes:
+        runnable = [known for known in recipes if not known.startswith("_")]
+        raise ConfigError(f"{path} has no configuration {name!r}; {nearest(name, runnable)}")
+    return recipes[name]
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -375,6 +389,9 @@ class _ListFlag(argparse.Action):
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
     ) -> None:
+        if self.dest in AUTO_KEYS and values == [AUTO]:
+            setattr(namespace, self.dest, AUTO)
+            return
         try:
             setattr(namespace, self.dest, tuple_from_text(values, _kinds()[self.dest]))
         except ValueError as error:
@@ -388,7 +405,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             group = parser.add_argument_group(_GROUPS[entry.name])
         kind = _kind(entry)
         flag = "--" + entry.name.replace("_", "-")
-        notes = [describe(kind)] + ([f"in {entry.metadata['bounds']}"] if entry.metadata["bounds"] else [])
+        notes = [describe(kind) + (f" or {AUTO}" if entry.name in AUTO_KEYS else "")] + (
+            [f"in {entry.metadata['bounds']}"] if entry.metadata["bounds"] else []
+        )
         text = f"{entry.metadata['doc']} [{', '.join(notes)}]".replace("%", "%%")
         common: Dict[str, Any] = {"dest": entry.name, "default": argparse.SUPPRESS}
         if kind in (bool, Optional[bool]):
@@ -404,11 +423,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             group.add_argument(flag, nargs="+", action=_ListFlag, metavar="N", help=text, **common)
         else:
             metavar = "WORD" if choices_of(kind) or kind in (str, Optional[str]) else "N"
-            group.add_argument(flag, type=_reader(kind), metavar=metavar, help=text, **common)
+            group.add_argument(flag, type=_reader(kind, entry.name), metavar=metavar, help=text, **common)
 
 
-def _reader(kind: Any) -> Any:
+def _reader(kind: Any, name: str) -> Any:
     def read(text: str) -> Any:
+        if name in AUTO_KEYS and text == AUTO:
+            return AUTO
         try:
             return from_text(text, kind)
         except ValueError as error:  # argparse would hide a ValueError's text

@@ -54,7 +54,7 @@ def main(argv: Optional[Sequence[str]] = None) -> Union[PretrainingResult, DryRu
     instances = command_line.join_instances(config, device)
     output = flags.output or Path("output") / flags.config
     with instances.only_first_prints():
-        command_line.print_configuration(flags.config, config)
+        command_line.print_configuration(flags, config)
 
         # torch and its kin take seconds to import: not before the configuration is known to be right.
         from training import hold_folder, stop_on_signals

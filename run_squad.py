@@ -40,6 +40,7 @@ from data.squad import (
 
 if TYPE_CHECKING:
     from data import Tokenizer
+    from dry_run import DryRun
     from training import Evaluator, StopRequest
 
 
@@ -56,7 +57,7 @@ class SquadResult:
     interrupted_by: Optional[str]
 
 
-def main(argv: Optional[Sequence[str]] = None) -> Union[SquadResult, Dict[str, Any]]:
+def main(argv: Optional[Sequence[str]] = None) -> Union[SquadResult, DryRun, Dict[str, Any]]:
     """Runs one fine-tuning, evaluation or prediction; --score prints and returns one JSON object instead.
 
     Raises ValueError subclasses for mistakes that a user can mend.
@@ -68,10 +69,12 @@ def main(argv: Optional[Sequence[str]] = None) -> Union[SquadResult, Dict[str, A
         print(json.dumps(scores))
         return scores
     config = command_line.load_config(flags, "squad")
+    if flags.dry_run:
+        return command_line.dry_run(config, flags)
     device = command_line.choose_device(config)
     if command_line.join_instances(config, device).count > 1:
         raise ConfigError("fine-tuning runs in one instance: start it without poprun and torchrun")
-    command_line.print_configuration(flags.config, config)
+    command_line.print_configuration(flags, config)
 
     from training import hold_folder, stop_on_signals
 

@@ -1,0 +1,243 @@
+"""Keys left to a search: `layers_per_ipu`, `micro_batch_size` and `matmul_proportion` may be "auto", and an
+entry of `layers_per_ipu` may be -1, for any number of layers.
+
+The search takes the fastest values that fit, by the models that `--dry-run` judges with.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Callable, Collection, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+import config as configuration
+from config import AUTO, CONFIGS, Config, ConfigError
+from config_rules import balanced_layers
+from dry_run import program_of, simulator_part
+from ipu.placement import minimum_gradient_accumulation
+
+# What an IPU may choose from where matmul_proportion is auto; published recipes range from 0.05 to 1.
+PROPORTIONS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6, 0.8)
+ANY = -1
+# Twice the largest micro batch of a published recipe.
+_LARGEST_MICRO_BATCH = 64
+
+
+def load(
+    name: str,
+    *,
+    path: Path = CONFIGS,
+    overrides: Optional[Mapping[str, object]] = None,
+    report: Callable[[str], None] = print,
+) -> Config:
+    """The recipe `name` with `overrides`, as config.load gives it, with the free keys found.
+
+    `report` gets the lines that say what was chosen and why. With micro_batch_size free, a weight update
+    keeps its sequences: gradient_accumulation follows (a recipe that says auto itself counts there as for a
+    micro batch of 1). Raises ConfigError, also where nothing fits.
+    """
+    given = {**configuration.read_recipe(name, Path(path)), **(overrides or {})}
+    free = {key for key in configuration.AUTO_KEYS if given.get(key) == AUTO}
+    layers = given.get("layers_per_ipu")
+    if isinstance(layers, (list, tuple)) and ANY in layers:
+        free.add("layers_per_ipu")
+    if not free:
+        return configuration.load(name, path=path, overrides=overrides)
+    recipe = configuration.read_recipe(name, Path(path))
+    start = configuration.load(
+        name, path=path, overrides={**(overrides or {}), **_stand_ins(free, given, recipe)}
+    )
+    pattern = [ANY] * start.ipus_per_replica
+    if "layers_per_ipu" in free and isinstance(layers, (list, tuple)):
+        pattern = _checked_pattern(layers, start)
+    found = search(start, free, pattern) if start.device == "simulator" else _apart(start, free, pattern)
+    for line in found.lines:
+        report(line)
+    return found.config
+
+
+def _apart(config: Config, free: Collection[str], pattern: Sequence[int]) -> Outcome:
+    """`search` in a process of its own: Graphcore's poptorch and the simulator's don't fit into one."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as child:
+        return child.submit(search, config, free, pattern).result()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A search's configuration, and in words what it chose and why."""
+
+    config: Config
+    lines: Tuple[str, ...]
+
+
+def search(config: Config, free: Collection[str], pattern: Sequence[int]) -> Outcome:
+    """The fastest configuration that fits, with the values of `free` keys changed.
+
+    :param pattern: for each IPU its encoder layers, or ANY; read where layers_per_ipu is free.
+    """
+    best: Optional[Tuple[Config, Any, Any]] = None
+    misses: List[Tuple[Config, Any]] = []
+    for sized in _micro_batches(config, "micro_batch_size" in free):
+        placements = [config.layers_per_ipu]
+        if "layers_per_ipu" in free:
+            placements = list(_placements(config.num_layers, pattern))
+        placements = [
+            each
+            for each in placements
+            if minimum_gradient_accumulation(each, config.task) <= sized.gradient_accumulation
+        ]
+        if not placements:
+            continue
+        found = _search(sized).fastest(
+            [_candidate(sized, each, "matmul_proportion" in free) for each in placements]
+        )
+        if found.best is None:
+            misses.append((sized, found.nearest))
+        elif best is None or found.best.step_s < best[1].step_s:
+            best = (sized, found.best, found)
+    if best is None:
+        raise ConfigError(_nothing_fits(misses, sorted(free)))
+    sized, chosen, found = best
+    final = replace(
+        sized,
+        layers_per_ipu=_layers(chosen.ipu_of_block, sized),
+        matmul_proportion=tuple(chosen.proportions),
+    )
+    return Outcome(final, tuple(_why(final, sorted(free), chosen, found)))
+
+
+def _stand_ins(
+    free: Collection[str], given: Mapping[str, object], recipe: Mapping[str, object]
+) -> Dict[str, object]:
+    """Values with which the rest of a configuration can be checked; those of the recipe where it has any."""
+    ipus, layers = given.get("ipus_per_replica"), given.get("num_layers")
+    values: Dict[str, object] = {}
+    if "layers_per_ipu" in free and isinstance(ipus, int) and isinstance(layers, int):
+        values["layers_per_ipu"] = balanced_layers(layers, max(1, ipus))
+    for key, otherwise in (("micro_batch_size", 1), ("matmul_proportion", 0.25)):
+        if key in free:
+            values[key] = otherwise if recipe.get(key, AUTO) == AUTO else recipe[key]
+    return values
+
+
+def _checked_pattern(layers: Sequence[Any], config: Config) -> List[int]:
+    ipus = config.ipus_per_replica
+    if len(layers) != ipus:
+        raise ConfigError(
+            f"layers_per_ipu {_words(layers)} is for {len(layers)} IPUs, ipus_per_replica is {ipus}"
+        )
+    bad = [entry for entry in layers if not isinstance(entry, int) or entry < ANY]
+    if bad:
+        raise ConfigError(
+            f"layers_per_ipu {_words(layers)}: {bad[0]!r} is neither a number of layers nor {ANY} (any)"
+        )
+    fixed = sum(entry for entry in layers if entry != ANY)
+    if fixed > config.num_layers:
+        raise ConfigError(
+            f"layers_per_ipu {_words(layers)} fixes {fixed} layers, {fixed - config.num_layers} more than "
+            f"num_layers {config.num_layers}"
+        )
+    return list(layers)
+
+
+def _placements(layers: int, pattern: Sequence[int]) -> Iterator[Tuple[int, ...]]:
+    """Every way to put `layers` layers on the IPUs of a pattern."""
+    if not pattern:
+        if layers == 0:
+            yield ()
+        return
+    if pattern[0] != ANY:
+        counts = range(pattern[0], pattern[0] + 1)
+    else:
+        fixed = sum(entry for entry in pattern if entry != ANY)
+        rest_is_fixed = ANY not in pattern[1:]
+        counts = range(layers - fixed if rest_is_fixed else 0, layers - fixed + 1)
+    for count in counts:
+        for rest in _placements(layers - count, pattern[1:]):
+            yield (count, *rest)
+
+
+def _micro_batches(config: Config, free: bool) -> Iterator[Config]:
+    """The configuration at every micro batch size that divides the sequences of a replica's update."""
+    if not free:
+        yield config
+        return
+    sequences = config.micro_batch_size * config.gradient_accumulation
+    for size in range(1, min(sequences, _LARGEST_MICRO_BATCH) + 1):
+        if sequences % size == 0:
+            accumulation = sequences // size
+            if accumulation >= minimum_gradient_accumulation(config.layers_per_ipu, config.task):
+                yield replace(config, micro_batch_size=size, gradient_accumulation=accumulation)
+
+
+def _search(config: Config) -> Any:
+    """A search over placements of this configuration's layers."""
+    layers = config.num_layers
+    # Every block on an IPU of its own makes a deep pipeline, which has to be filled to be captured.
+    deep = replace(config, gradient_accumulation=max(config.gradient_accumulation, 2 * layers + 4))
+    graph, settings = program_of(deep, layers_per_ipu=[0] + [1] * layers)
+    settings = replace(settings, gradient_accumulation=config.gradient_accumulation)
+    machine = simulator_part("targets").target(config.target)
+    return simulator_part("cost.placement_search").PlacementSearch(graph, settings, machine)
+
+
+def _candidate(config: Config, layers_per_ipu: Sequence[int], free_proportions: bool) -> Any:
+    """The embeddings' block, one for each layer (the last has a fine-tuning head), the pretraining heads."""
+    blocks = [0, *(ipu for ipu, count in enumerate(layers_per_ipu) for _ in range(count))]
+    if config.task == "pretraining":
+        blocks.append(0)
+    choices: List[Tuple[float, ...]] = [(share,) for share in config.matmul_proportion]
+    if free_proportions:
+        choices = [tuple(sorted({*PROPORTIONS, share})) for share in config.matmul_proportion]
+    return simulator_part("cost.placement_search").Candidate(tuple(blocks), tuple(choices))
+
+
+def _layers(ipu_of_block: Sequence[int], config: Config) -> Tuple[int, ...]:
+    of_layers = ipu_of_block[1 : 1 + config.num_layers]
+    return tuple(of_layers.count(ipu) for ipu in range(config.ipus_per_replica))
+
+
+def _why(config: Config, free: Sequence[str], chosen: Any, found: Any) -> Iterator[str]:
+    accumulation = f"gradient_accumulation {config.gradient_accumulation}"
+    values = {
+        "layers_per_ipu": _words(config.layers_per_ipu),
+        "micro_batch_size": f"{config.micro_batch_size} ({accumulation})",
+        "matmul_proportion": _words(config.matmul_proportion),
+    }
+    units = simulator_part("report.units")
+    yield "auto: " + ", ".join(f"{key} {values[key]}" for key in free)
+    yield (
+        f"auto: a weight update takes {units.human_seconds(chosen.step_s)} (predicted); IPU "
+        f"{chosen.busiest_ipu} is the busiest, IPU {chosen.fullest_ipu} the fullest, with "
+        f"{units.human_bytes(chosen.headroom_bytes)} of headroom"
+    )
+    best = "none is faster and fits" if found.gap == 0 else f"none is more than {found.gap:.1%} faster"
+    yield f"auto: of {found.candidates} placements {found.judged} were judged as to memory: {best}"
+    if found.faster:
+        miss = found.faster[0]
+        yield (
+            f"auto: {_words(_layers(miss.ipu_of_block, config))} would take "
+            f"{units.human_seconds(miss.step_s)}, but IPU {miss.fullest_ipu} lacks "
+            f"{units.human_bytes(-miss.headroom_bytes)}"
+        )
+
+
+def _nothing_fits(misses: Sequence[Tuple[Config, Any]], free: Sequence[str]) -> str:
+    units = simulator_part("report.units")
+    tried = f"no value of {', '.join(free)} makes the program fit"
+    with_nearest = [(config, near) for config, near in misses if near is not None]
+    if not with_nearest:
+        return f"{tried}: no placement fills the pipeline; raise gradient_accumulation"
+    config, near = max(with_nearest, key=lambda pair: pair[1].headroom_bytes)
+    return (
+        f"{tried}; the nearest, layers_per_ipu {_words(_layers(near.ipu_of_block, config))} with "
+        f"micro_batch_size {config.micro_batch_size}, lacks {units.human_bytes(-near.headroom_bytes)} on IPU "
+        f"{near.fullest_ipu}. Take more ipus_per_replica, a smaller micro_batch_size, or see the remedies of "
+        "--dry-run with concrete values"
+    )
+
+
+def _words(values: Sequence[Any]) -> str:
+    return " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
