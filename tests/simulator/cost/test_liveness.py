@@ -13,7 +13,7 @@ import pytest
 from ipu.simulator.cost.liveness import Event, Lifetime, Timeline, live_bytes
 from ipu.simulator.cost.materialised import materialised
 from ipu.simulator.cost.op_cost import OpCost
-from ipu.simulator.cost.pipeline_cycle import Step, crossing_tensors, schedule, timeline
+from ipu.simulator.cost.pipeline_cycle import Step, crossing_tensors, schedule, stashed_bytes, timeline
 from ipu.simulator.cost.weight_memory import homes
 from ipu.simulator.graph.ir import Graph
 from ipu.simulator.graph.stages import Stage, stages_of
@@ -141,13 +141,28 @@ def test_every_operation_finds_its_inputs(checkpoints, reads_outputs):
 
 
 @pytest.mark.parametrize("reads_outputs", [True, False])
-def test_segments_are_recomputed_just_before_they_are_needed(reads_outputs):
-    graph = chain((0, 1), [[4, 4, 4], [4]], reads_outputs=reads_outputs)
-    stage = stages_of(graph, settings(2))[0]
+@pytest.mark.parametrize("index, segments", [(0, {0, 1, 2}), (1, {0, 1})])
+def test_segments_are_recomputed_just_before_they_are_needed(index, segments, reads_outputs):
+    """In the last stage, what lies behind the last checkpoint runs once."""
+    graph = chain((0, 1), [[4, 4, 4], [4, 4, 4]], reads_outputs=reads_outputs)
+    stage = stages_of(graph, settings(2))[index]
     steps = [step for step in schedule(graph, [stage], pipelined=True) if step.phase != "forward"]
     order = [(step.phase, step.op.segment) for step in steps]
     assert order == sorted(order, key=lambda entry: (-entry[1], entry[0] == "backward"))
-    assert {segment for phase, segment in order if phase == "recompute"} == {0, 1, 2}
+    assert {segment for phase, segment in order if phase == "recompute"} == segments
+
+
+def test_parts_of_a_tensor_wait_alone_but_never_take_more_than_the_whole():
+    builder = Builder((0,))
+    whole = builder.tensor([8, 4])
+    parts = [builder.tensor([3, 4], base=whole) for _ in range(3)]
+    graph = builder.graph()
+
+    def waiting(*stashed: int) -> dict[int, int]:
+        return stashed_bytes(graph, Stage(0, 0, (), (), (), stashed, 1, ()))
+
+    assert waiting(parts[0]) == {whole: 24}
+    assert waiting(*parts) == waiting(whole) == {whole: 64}
 
 
 def test_an_ipu_goes_back_through_its_stages_in_reverse():
