@@ -9,7 +9,8 @@ object, of views that of the storage.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import Any, Callable, Iterable, Iterator, Mapping
 
 import torch
@@ -18,7 +19,7 @@ from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import autograd, canonical
-from .ir import Graph, Op, Phase, Role, Tensor
+from .ir import BYTES_OF_DTYPE, Graph, Op, Phase, Role, Tensor
 from .schemas import schema_of
 
 # Another name for the same tensor.
@@ -34,6 +35,10 @@ _DTYPES = {
 }
 
 
+class UnsupportedType(ValueError):
+    """A type of tensor that the device doesn't have."""
+
+
 @dataclass(frozen=True)
 class _Origin:
     """Where a forward operation stands; the operations of its gradient stand there too."""
@@ -43,19 +48,6 @@ class _Origin:
     ipu: int
     segment: int
     marks: Mapping[str, Any]
-
-
-@dataclass
-class _Segments:
-    """Recomputation checkpoints so far, by stage."""
-
-    of_stage: dict[int, int] = field(default_factory=dict)
-
-    def of(self, stage: int) -> int:
-        return self.of_stage.get(stage, 0)
-
-    def end(self, stage: int) -> None:
-        self.of_stage[stage] = self.of(stage) + 1
 
 
 class Recorder(TorchDispatchMode):
@@ -73,7 +65,7 @@ class Recorder(TorchDispatchMode):
         self._module_paths = module_paths
         self._path: list[str] = [""]
         self._phase: Phase = "forward"
-        self._segments = _Segments()
+        self._segments: Counter[int] = Counter()  # checkpoints so far, by stage
         self._tensors: list[Tensor] = []
         self._ops: list[canonical.Recorded] = []
         self._alive: list[torch.Tensor] = []  # so that no id and no address is used twice
@@ -99,7 +91,7 @@ class Recorder(TorchDispatchMode):
             owner = self._owner(number)
             whole = self._tensors[owner].shape == self._tensors[number].shape
             self._checkpoints.add(owner if whole else number)
-        self._segments.end(self._placement()[0])
+        self._segments[self._placement()[0]] += 1
 
     @contextlib.contextmanager
     def marked(self, **marks: Any) -> Iterator[None]:
@@ -121,9 +113,7 @@ class Recorder(TorchDispatchMode):
                 op.attributes.update(marks)
                 if op.node is not None and op.node in self._origins:
                     origin = self._origins[op.node]
-                    self._origins[op.node] = _Origin(
-                        origin.module, origin.stage, origin.ipu, origin.segment, {**origin.marks, **marks}
-                    )
+                    self._origins[op.node] = replace(origin, marks={**origin.marks, **marks})
                 return
 
     @contextlib.contextmanager
@@ -148,7 +138,7 @@ class Recorder(TorchDispatchMode):
                 hook.remove()
 
     def backward(self, loss: torch.Tensor, parameters: Iterable[torch.Tensor]) -> None:
-        """Inside `recording`: follows the gradients of `loss`, which must depend on some parameter."""
+        """Inside `recording`: follows the gradients of `loss`. Raises RuntimeError where it has none."""
         wanted = [parameter for parameter in parameters if parameter.requires_grad]
         self._latest_origin = self._here()
         self._phase = "backward"
@@ -205,7 +195,7 @@ class Recorder(TorchDispatchMode):
         call = schema.bind(args, kwargs)
         # Numbers first: an in-place operation changes which number its argument has.
         inputs = [self._number(tensor) for tensor in call.tensors]
-        node = autograd.latest_node() if self._phase == "forward" else None
+        node = self._forward_node()
         origin = self._origin(node)
         result = func(*args, **kwargs)
         outputs = self._outputs(call.written, result)
@@ -239,9 +229,13 @@ class Recorder(TorchDispatchMode):
             )
         )
 
+    def _forward_node(self) -> int | None:
+        """In the forward pass: the autograd node of the operation that is dispatched."""
+        return autograd.latest_node() if self._phase == "forward" else None
+
     def _here(self) -> _Origin:
         stage, ipu = self._placement()
-        return _Origin(self._path[-1], stage, ipu, self._segments.of(stage), self._marks)
+        return _Origin(self._path[-1], stage, ipu, self._segments[stage], self._marks)
 
     def _origin(self, forward_node: int | None) -> _Origin:
         if forward_node is not None:
@@ -283,8 +277,7 @@ class Recorder(TorchDispatchMode):
             return owner.id
         # Part of a tensor that was changed in place since, or another name that PyTorch didn't tell of.
         number = self._view(tensor, address)
-        here = self._origin(autograd.latest_node() if self._phase == "forward" else None)
-        self._record("as_strided", [owner.id], [number], here, {}, None)
+        self._record("as_strided", [owner.id], [number], self._origin(self._forward_node()), {}, None)
         return number
 
     def _new(self, tensor: torch.Tensor, role: Role, name: str) -> int:
@@ -333,7 +326,10 @@ def _address(tensor: torch.Tensor) -> int:
 
 
 def _dtype(tensor: torch.Tensor) -> str:
-    return _DTYPES.get(tensor.dtype) or str(tensor.dtype).removeprefix("torch.")
+    name = _DTYPES.get(tensor.dtype) or str(tensor.dtype).removeprefix("torch.")
+    if name not in BYTES_OF_DTYPE:
+        raise UnsupportedType(f"the model has a tensor of {tensor.dtype}, which no IPU type stands for")
+    return name
 
 
 def _tensors_of(result: Any) -> list[torch.Tensor]:

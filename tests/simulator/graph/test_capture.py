@@ -49,6 +49,16 @@ def test_flops_are_what_torch_counts_forward_and_twice_that_backward(name: str) 
     assert flops(graph, "backward") == 2 * flops(graph, "forward")
 
 
+@pytest.mark.parametrize("name", ["bert_base", "groupbert_base"])
+def test_flops_of_the_named_points_are_the_formula_s(name: str) -> None:
+    config = models.PRESETS[name]
+    model = pretraining(config, layers_per_ipu=(0, 4, 4, 4), half=True)
+    shapes = [(2, 128)] * 3 + [(2, 20)] * 2 + [(2,)]
+    graph = captured(model, *(torch.zeros(shape, dtype=torch.int32) for shape in shapes))
+    assert flops(graph, "forward") == 2 * models.flops_per_sequence(config, 128, 20)
+    assert sum(tensor.elements for tensor in graph.parameters) == models.count_parameters(model)
+
+
 @pytest.mark.parametrize("config", [BERT, GROUPBERT], ids=["bert", "groupbert"])
 def test_every_parameter_is_there_once_and_has_a_gradient(config: models.ModelConfig) -> None:
     graph = captured_pretraining(config)

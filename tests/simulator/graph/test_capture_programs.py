@@ -206,3 +206,37 @@ def test_values_change_nothing_elsewhere(name: str) -> None:
     tensors = torch.randn(inputs), torch.randn(labels)
     fake = captured(WithLoss(network), *tensors, made=flat_options())
     assert captured(WithLoss(network), *tensors, made=flat_options(), with_values=True) == fake
+
+
+def test_a_type_that_no_ipu_has_is_refused() -> None:
+    class Fourier(nn.Module):
+        def forward(self, x, y):
+            return F.mse_loss(torch.fft.ifft(torch.fft.fft(x)).real, y)
+
+    with pytest.raises(ValueError, match=r"torch\.complex64"):
+        captured(Fourier(), torch.randn(2, 4), torch.randn(2, 4), made=flat_options())
+
+
+def test_transformers_are_captured() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    )
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.masked_lm = transformers.BertForMaskedLM(config)
+            poptorch.BeginBlock(self.masked_lm.bert.embeddings, ipu_id=0)
+            poptorch.BeginBlock(self.masked_lm.bert.encoder.layer[1], ipu_id=1)
+
+        def forward(self, input_ids, labels):
+            return self.masked_lm(input_ids=input_ids, labels=labels).loss
+
+    ids = torch.randint(0, 50, (2, 16))
+    graph = captured(Model(), ids, ids)
+    assert set(graph.gradients) == {tensor.id for tensor in graph.parameters}
+    assert graph.stage_ipus == (0, 1)
+    of_layer = [op for op in graph.ops if op.module.startswith("masked_lm.bert.encoder.layer.1")]
+    assert {op.stage for op in of_layer} == {1}
+    assert [graph.tensors[number].name for number in graph.inputs] == ["input_ids", "labels"]
