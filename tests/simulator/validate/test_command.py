@@ -1,0 +1,154 @@
+"""`python -m ipu.simulator validate` and `fit`, from files to exit status."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ipu.simulator.cost import constants as shipped
+from ipu.simulator.cost.constants import constants
+from ipu.simulator.validate import command
+from ipu.simulator.validate.fitting import by_utilisation_s, fit, utilisation, with_values
+from ipu.simulator.validate.measured import measured
+from ipu.simulator.validate.rows import read_rows
+from ipu.simulator.validate.validation import validate
+from tests.simulator.validate.rows import rows_file
+
+CALIBRATION = Path(__file__).resolve().parents[4] / "shared" / "calibration.csv"
+needs_calibration = pytest.mark.skipif(
+    not CALIBRATION.exists(), reason="the published rows (../shared/calibration.csv) are not here"
+)
+
+
+@pytest.fixture(scope="module")
+def calibration():
+    return measured(read_rows(CALIBRATION))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return measured(read_rows(rows_file(tmp_path_factory.mktemp("rows"))))
+
+
+def test_json_and_text(tmp_path, capsys):
+    path, out = rows_file(tmp_path), tmp_path / "errors.json"
+    assert command.main(["validate", str(path), "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert list(found) == [
+        "rows",
+        "mean_error",
+        "max_error",
+        "loo_mean_error",
+        "baselines",
+        "constants",
+    ]
+    assert [row["id"] for row in found["rows"]] == ["T1", "T2"]
+    errors = []
+    for row, published in zip(found["rows"], (0.5, 0.25)):
+        assert row["published_s"] == published
+        assert row["error"] == pytest.approx(row["predicted_s"] / published - 1)
+        errors.append(abs(row["error"]))
+    assert found["mean_error"] == pytest.approx(sum(errors) / 2)
+    assert found["max_error"] == pytest.approx(max(errors))
+    assert set(found["baselines"]) == {"constant_utilisation", "flops_over_peak"}
+    assert set(found["constants"]) == set(shipped.entries()["fitted"])
+    printed = capsys.readouterr().out
+    for word in ("T1", "T2", "leave-one-out", "constant utilisation", "matmul_factor"):
+        assert word in printed
+
+
+@pytest.mark.parametrize(
+    ("changes", "column"),
+    [
+        ({"model": "bert-huge"}, "model"),
+        ({"model": "roberta-base"}, "model"),
+        ({"layers_per_ipu": "0 2 3"}, "layers_per_ipu"),
+        ({"replication_factor": "2"}, "replication_factor"),
+        ({"gradient_accumulation": "5"}, "gradient_accumulation"),
+        ({"mask_tokens": "400"}, "mask_tokens"),
+    ],
+)
+def test_a_row_that_cannot_be_a_program_is_named(tmp_path, capsys, changes, column):
+    assert command.main(["validate", str(rows_file(tmp_path, **changes))]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"ipu.simulator validate: row 'T1' (line 2), column {column}: ")
+
+
+def test_validate_never_changes_the_constants_and_fit_does(tmp_path, monkeypatch, small):
+    file = tmp_path / "constants.yml"
+    text = shipped.FILE.read_text()
+    file.write_text(text)
+    monkeypatch.setattr(shipped, "FILE", file)
+    path = rows_file(tmp_path)
+    assert command.main(["validate", str(path)]) == 0
+    assert file.read_text() == text
+    assert command.main(["fit", str(path)]) == 0
+    shipped.entries.cache_clear()
+    try:
+        entries = shipped.entries()
+        assert entries["fitted"]["matmul_factor"]["rows"] == "T1 T2"
+        made = fit(small)
+        for name, value in made.values.items():
+            assert entries["fitted"][name]["value"] == pytest.approx(value, rel=1e-4)
+        for row in small:
+            error = row.predicted_s(made.constants) / row.row.step_s - 1
+            assert entries["residuals"][row.row.id] == pytest.approx(error, abs=1e-3)
+        assert entries["assumed"] == yaml.safe_load(text)["assumed"]
+    finally:
+        shipped.entries.cache_clear()
+
+
+def test_what_a_row_does_not_say_does_not_matter(small, tmp_path):
+    """Packed rows are costed as one sequence; further columns say nothing."""
+    again = measured(read_rows(rows_file(tmp_path, packed="1", source="another", sdk="9")))
+    assert again[0].predicted_s(constants()) == small[0].predicted_s(constants())
+
+
+def test_a_fit_finds_the_constants_that_made_the_rows(small):
+    """Step times made by the model itself, with few rows: the priors pull, but nothing is better."""
+    true = with_values({"matmul_factor": 1.0, "compute_set_cycles": 600.0, "poptorch_factor": 1.08})
+
+    made = [
+        replace(row, row=replace(row.row, step_s=row.predicted_s(replace(true, **_priors()))))
+        for row in small
+    ]
+    found = fit(made)
+    for name, value in _priors().items():
+        assert found.values[name] == pytest.approx(value, rel=1e-6)
+    with_error = [replace(row, row=replace(row.row, step_s=1.1 * row.row.step_s)) for row in made]
+    slower = fit(with_error)
+    assert all(row.predicted_s(slower.constants) > 1.05 * row.predicted_s(found.constants) for row in made)
+
+
+def test_baselines_by_hand(small):
+    for row in small:
+        ipus = len(row.row.layers_per_ipu) * row.row.replication_factor
+        assert row.at_peak_s == pytest.approx(row.flops / (row.target.peak_flops_per_s * ipus))
+        assert row.predicted_s(constants()) > row.at_peak_s
+    level, factor = utilisation(small)
+    assert by_utilisation_s(small[1], level, factor) == pytest.approx(small[1].row.step_s)
+    assert by_utilisation_s(small[0], level, factor) == pytest.approx(small[0].row.step_s)
+
+
+@needs_calibration
+def test_published_rows_are_reached(calibration):
+    found = validate(calibration)
+    assert len(found.rows) == 11
+    assert found.errors.mean <= 0.02
+    assert found.leave_one_out.mean <= 0.025 and found.leave_one_out.max <= 0.06
+    for name, errors in found.leave_a_group_out.items():
+        assert errors.mean <= 0.04, name
+    assert found.errors.mean < found.baselines["constant_utilisation"].mean
+    assert found.baselines["constant_utilisation"].mean < found.baselines["flops_over_peak"].mean
+
+
+@needs_calibration
+def test_shipped_constants_are_the_fit_to_the_published_rows(calibration):
+    assert shipped.entries()["fitted"]["matmul_factor"]["rows"].split() == [row.row.id for row in calibration]
+    for name, value in fit(calibration).values.items():
+        assert shipped.entries()["fitted"][name]["value"] == pytest.approx(value, rel=0.01)
