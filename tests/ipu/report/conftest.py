@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, sync_playwright
 COMMANDS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # it holds an event loop, which no other module's tests shall meet
 def browser() -> Iterator[Browser]:
     """Headless Chromium as the system has it; nothing is downloaded."""
     path = next((found for command in COMMANDS if (found := shutil.which(command))), None)

@@ -151,9 +151,9 @@ def test_a_liveness_chart_loses_no_peak() -> None:
     verdict = fitting()
     points = list(verdict.details.liveness)
     spike = 2 * max(point.live_bytes for point in points)
-    points[1237] = replace(points[1237], live_bytes=spike, label="spike")
+    points[1238] = replace(points[1238], live_bytes=spike, label="spike")
     found = charts.liveness_charts(replace(verdict, details=replace(verdict.details, liveness=tuple(points))))
-    chart = found[points[1237].ipu]
+    chart = found[points[1238].ipu]
     assert chart.peak.label == "spike"
     heights = [float(number) for number in re.findall(r"V([\d.]+)H", chart.outline)]
     assert min(heights) == chart.peak_y == 0
