@@ -59,14 +59,14 @@ class WeightMemory:
         buffers: list[Buffer] = []
         optimizer = self.settings.optimizer
         for tensor in (self.graph.tensors[tensor_id] for tensor_id, home in homes.items() if home == ipu):
-            name, module = tensor.name or f"constant {list(tensor.shape)}", tensor.name.rpartition(".")[0]
+            name = tensor.name or f"constant {list(tensor.shape)}"
             size = self.sizes.bytes.get(tensor.id, tensor.bytes)
-            buffers.append(Buffer(name, "weights", module, size))
+            buffers.append(Buffer(name, "weights", "", size))
             if tensor.id in self.graph.gradients:
                 accumulator_bytes = tensor.elements * self.settings.accumulator_bytes
-                buffers.append(Buffer(name, "gradient_accumulators", module, accumulator_bytes))
+                buffers.append(Buffer(name, "gradient_accumulators", "", accumulator_bytes))
                 if optimizer is not None and optimizer.location == "on_chip":
-                    buffers.append(Buffer(name, "optimizer_state", module, self.state_bytes(tensor)))
+                    buffers.append(Buffer(name, "optimizer_state", "", self.state_bytes(tensor)))
         return [buffer for buffer in buffers if buffer.bytes]
 
     def update(self, ipu: int, homes: Mapping[int, int]) -> Timeline:
@@ -97,17 +97,17 @@ class WeightMemory:
         optimizer = self.settings.optimizer
         assert optimizer is not None
         updated = self.updated_elements(weight)
-        elements, module = math.ceil(updated / slices), weight.name.rpartition(".")[0]
+        elements = math.ceil(updated / slices)
         buffers: list[Buffer] = []
         if optimizer.state_bytes_per_element:
             size = math.ceil(elements * self.constants.update_bytes_per_element)
-            buffers.append(Buffer(f"update of {weight.name}", "temporary", module, size))
+            buffers.append(Buffer(f"update of {weight.name}", "temporary", "", size))
             if optimizer.location == "off_chip":
                 size = elements * sum(optimizer.state_bytes_per_element)
-                buffers.append(Buffer(f"state of {weight.name}", "optimizer_state", module, size))
+                buffers.append(Buffer(f"state of {weight.name}", "optimizer_state", "", size))
         if updated < weight.elements:
             size = elements * self.settings.accumulator_bytes
-            buffers.append(Buffer(f"reduced gradient of {weight.name}", "temporary", module, size))
+            buffers.append(Buffer(f"reduced gradient of {weight.name}", "temporary", "", size))
             gathered = math.ceil(weight.bytes / slices)
-            buffers.append(Buffer(f"gathered {weight.name}", "temporary", module, gathered))
+            buffers.append(Buffer(f"gathered {weight.name}", "temporary", "", gathered))
         return buffers
