@@ -225,6 +225,34 @@ def test_replicas_and_accumulation_with_float32_weights(half_accumulators):
         np.testing.assert_allclose(weight, expected, rtol=0, atol=0.04 if half_accumulators else 0)
 
 
+def test_replicas_are_summed_exactly_before_they_are_rounded():
+    """In float32, 60000 + 2^-20 would be 60000; and whatever the order, the sum is the same."""
+    parts = [60000.0, 2.0**-20, -60000.0, 0.0]
+    for order in (parts, parts[::-1], [parts[i] for i in (0, 2, 1, 3)]):
+        gradients = np.repeat(half(order)[:, None], SIZE, axis=1)
+        weight, _ = run(gradients, start=0.0, counts=(1, 1, 4), lr=2.0**20)
+        assert weight.tolist() == [-0.25] * SIZE
+
+
+@pytest.mark.parametrize("second", [torch.float32, HALF])
+def test_float16_moments_make_the_loss_scale_go_in_float16(second):
+    """A mean of 2^-26 is a float32, but no float16: with a float16 moment it is lost where it is unscaled."""
+    gradients = np.zeros((4, SIZE), np.float16)
+    gradients[0] = 2.0**-24
+    weight, _ = run(
+        gradients,
+        poptorch.optim.Adam,
+        counts=(1, 4, 1),
+        lr=0.5,
+        eps=1e-30,
+        loss_scaling=1024.0,
+        accum_type=HALF,
+        second_order_momentum_accum_type=second,
+        start=1.0,
+    )
+    assert weight.tolist() == [1.0 if second is HALF else 0.5] * SIZE
+
+
 def test_a_weight_that_no_loss_reaches_stays():
     class Two(Given):
         def __init__(self):

@@ -20,7 +20,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from . import products
 from .formats import FLOAT16
@@ -39,11 +39,25 @@ _NOT_ARITHMETIC = frozenset(
     masked_fill_ new_empty new_empty_strided new_full new_zeros normal_ ones_like random_ repeat roll
     scalar_tensor select_backward slice_backward stack uniform_ where zero_ zeros_like""".split()
 )
-# PyTorch rounds these more than once, or adds in float16.
-_IN_FLOAT32 = frozenset(
-    """addcdiv addcdiv_ addcmul addcmul_ cumprod cumsum linalg_vector_norm logcumsumexp logsumexp mean prod
-    std std_mean var var_mean""".split()
+# Each addition is rounded, as in an IPU's scattered updates.
+_ADD_IN_FLOAT16 = frozenset(
+    "embedding_dense_backward index_add index_add_ index_put index_put_ scatter_add scatter_add_".split()
 )
+# Results that stay float32, by position: statistics and counts, which backward passes take again.
+_STATISTICS = {
+    "_native_batch_norm_legit": (1, 2),
+    "native_batch_norm": (1, 2),
+    "native_group_norm": (1, 2),
+    "native_layer_norm": (1, 2),
+    "nll_loss2d_forward": (1,),
+    "nll_loss_forward": (1,),
+}
+_TAKE_STATISTICS = frozenset(
+    """native_batch_norm_backward native_group_norm_backward native_layer_norm_backward nll_loss2d_backward
+    nll_loss_backward""".split()
+)
+# PyTorch's declaration doesn't say that these arguments, running statistics, are written to.
+_ALSO_WRITTEN = {"native_batch_norm": (3, 4)}
 
 
 @dataclass(frozen=True)
@@ -57,12 +71,15 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class _Operation:
-    """What is known of an operator: its name, whether results need a look, which arguments it writes to."""
+    """What is known of an operator: its name, whether it computes, which arguments it writes to, by position
+    or name, and whether it returns one of those.
+    """
 
     name: str
     computes: bool
     writes: Tuple[int, ...]
     writes_named: Tuple[str, ...]
+    returns_written: bool
 
 
 class Float16Arithmetic(TorchDispatchMode):
@@ -94,77 +111,77 @@ class Float16Arithmetic(TorchDispatchMode):
         operation = _operation(func)
         if not operation.computes:
             return func(*args, **kwargs)
+        if operation.name in ("_to_copy", "copy_"):
+            return self._cast(func, operation, args, kwargs)
         operands = [leaf for leaf in tree_leaves((args, kwargs)) if _is_floating(leaf)]
-        narrow = any(operand.dtype is torch.float16 for operand in operands)
-        mixed = narrow and any(operand.dtype is torch.float32 for operand in operands)
-        if narrow and not mixed and func in self._products:
-            result = self._products[func](*args, **kwargs)
+        if not _gives_float16(operation, operands) and not _written(operation, args, kwargs):
+            result = func(*args, **kwargs)
             self._stop_at_exceptions(operation, operands, result)
             return result
-        if narrow and not mixed and operation.name in _IN_FLOAT32:
-            return self._checked_float32(func, operation, args, kwargs, operands)
-        if narrow or kwargs.get("dtype") is torch.float16 or self._arithmetic.exceptions:
-            return self._checked(func, operation, args, kwargs, operands)
-        return func(*args, **kwargs)
+        # Where exceptions stop the program, results are judged by what went in, also in place.
+        given = operands
+        if self._arithmetic.exceptions and operation.writes:
+            given = [operand.clone() for operand in operands]
+        if func in self._products:
+            result = self._products[func](*args, **kwargs)
+        elif operation.name in _ADD_IN_FLOAT16:
+            result = self._added(func, operation, args, kwargs)
+        else:
+            result = self._in_float32(func, operation, args, kwargs)
+        self._stop_at_exceptions(operation, given, result)
+        return result
 
     # ---- operations that PyTorch computes
 
-    def _checked(
-        self,
-        func: Any,
-        operation: _Operation,
-        args: Tuple[Any, ...],
-        kwargs: Dict[str, Any],
-        operands: List[torch.Tensor],
-    ) -> Any:
-        """PyTorch's result, with every overflow repaired; float32's where PyTorch has no float16."""
-        if operation.name == "_to_copy" and kwargs.get("dtype") is torch.float16:
-            if args[0].dtype is torch.float32:
-                self._stop_at_overflow(operation, args[0])
-                return func(_saturated(args[0]), *args[1:], **kwargs)
-            return func(*args, **kwargs)
-        before = {id(tensor): tensor.clone() for tensor in _written(operation, args, kwargs)}
-        try:
-            result = func(*args, **kwargs)
-        except (RuntimeError, NotImplementedError) as error:
-            if "not implemented for 'Half'" not in str(error):
-                raise
-            return self._checked_float32(func, operation, args, kwargs, operands)
-        results = [leaf for leaf in tree_leaves(result) if _is_floating(leaf)]
-        if all(_is_finite(tensor) for tensor in results):
-            return result
-        if any(tensor.dtype is torch.float16 for tensor in results):
-            exact, _ = _in_float32(func, args, kwargs, before)
-            for tensor, wide in zip(results, (leaf for leaf in tree_leaves(exact) if _is_floating(leaf))):
-                overflowed = wide.isfinite() & ~tensor.isfinite()
-                if self._arithmetic.exceptions and bool(overflowed.any()):
-                    raise FloatingPointException(f"floating point overflow in {operation.name}")
-                if tensor.dtype is torch.float16:
-                    tensor.copy_(torch.where(overflowed, to_nearest(wide), tensor))
-        self._stop_at_exceptions(operation, [before.get(id(o), o) for o in operands], result)
-        return result
+    def _cast(self, func: Any, operation: _Operation, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
+        """_to_copy(tensor, dtype=...), or copy_(to, tensor): only float32 to float16 rounds."""
+        source = args[0] if operation.name == "_to_copy" else args[1]
+        dtype = kwargs.get("dtype") if operation.name == "_to_copy" else args[0].dtype
+        if source.dtype in (torch.float32, torch.float64) and dtype is torch.float16:
+            self._stop_at_overflow(operation, source)
+            limited = torch.where(source.isinf(), source, source.clamp(-FLOAT16.largest, FLOAT16.largest))
+            args = tuple(limited if arg is source else arg for arg in args)
+        return func(*args, **kwargs)
 
-    def _checked_float32(
-        self,
-        func: Any,
-        operation: _Operation,
-        args: Tuple[Any, ...],
-        kwargs: Dict[str, Any],
-        operands: List[torch.Tensor],
+    def _in_float32(
+        self, func: Any, operation: _Operation, args: Tuple[Any, ...], kwargs: Dict[str, Any]
     ) -> Any:
-        """Computed in float32 and rounded once."""
-        given = [operand.clone() for operand in operands] if operation.writes else operands
-        exact, widened = _in_float32(func, args, kwargs, {})
-        written = _written(operation, args, kwargs)
-        for tensor in written:
-            self._stop_at_overflow(operation, widened[id(tensor)])
-            tensor.copy_(to_nearest(widened[id(tensor)]))
-        self._stop_at_exceptions(operation, given, exact)
-        if operation.writes:
-            return args[operation.writes[0]]
+        """The operation on float32 copies of all float16 tensors, rounded once."""
+        exact, copies = _on_copies(func, args, kwargs)
+        for tensor in _written(operation, args, kwargs):
+            tensor.copy_(self._rounded(operation, copies[id(tensor)]))
+        if operation.returns_written:
+            return args[operation.writes[0]] if operation.writes else kwargs[operation.writes_named[0]]
         if kwargs.get("dtype") is torch.float32:
             return exact
-        return tree_map_only(torch.Tensor, lambda wide: self._rounded(operation, wide), exact)
+        if not isinstance(exact, tuple):
+            return tree_map_only(torch.Tensor, lambda wide: self._rounded(operation, wide), exact)
+        kept = _STATISTICS.get(operation.name, ())
+        return tuple(
+            self._rounded(operation, wide) if isinstance(wide, torch.Tensor) and i not in kept else wide
+            for i, wide in enumerate(exact)
+        )
+
+    def _added(self, func: Any, operation: _Operation, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
+        """PyTorch's sums in float16; where one is too large, float32's, rounded."""
+        before = args
+        if operation.writes:
+            before = tree_map_only(torch.Tensor, torch.Tensor.clone, args)
+        result = func(*args, **kwargs)
+        if _is_finite(result):
+            return result
+        exact, _ = _on_copies(func, before, kwargs)
+        return result.copy_(self._rounded(operation, exact))
+
+    def _rounded(self, operation: _Operation, wide: torch.Tensor) -> torch.Tensor:
+        """float32 -> float16, infinities as they are; other types as they are."""
+        if wide.dtype is not torch.float32:
+            return wide
+        rounded = wide.half()
+        if _is_finite(rounded):
+            return rounded
+        self._stop_at_overflow(operation, wide)
+        return torch.where(wide.isinf(), rounded, to_nearest(wide))
 
     # ---- products
 
@@ -259,12 +276,6 @@ class Float16Arithmetic(TorchDispatchMode):
 
     # ---- exceptions
 
-    def _rounded(self, operation: _Operation, wide: torch.Tensor) -> torch.Tensor:
-        if wide.dtype is not torch.float32:
-            return wide
-        self._stop_at_overflow(operation, wide)
-        return torch.where(wide.isinf(), wide.half(), to_nearest(wide))
-
     def _stop_at_overflow(self, operation: _Operation, wide: torch.Tensor) -> None:
         if self._arithmetic.exceptions and overflows(torch.where(wide.isinf(), 0.0, wide)):
             raise FloatingPointException(f"floating point overflow in {operation.name}")
@@ -286,19 +297,30 @@ class Float16Arithmetic(TorchDispatchMode):
 @cache
 def _operation(func: Any) -> _Operation:
     name = func.overloadpacket.__name__
-    arguments = func._schema.arguments
+    schema = func._schema
     writes = [
         (index, argument)
-        for index, argument in enumerate(arguments)
+        for index, argument in enumerate(schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
-    is_view = not writes and any(argument.alias_info is not None for argument in arguments)
+    is_view = not writes and any(argument.alias_info is not None for argument in schema.arguments)
+    by_position = tuple(index for index, argument in writes if not argument.kwarg_only)
     return _Operation(
         name=name,
         computes=not is_view and name not in _NOT_ARITHMETIC,
-        writes=tuple(index for index, argument in writes if not argument.kwarg_only),
+        writes=by_position or _ALSO_WRITTEN.get(name, ()),
         writes_named=tuple(argument.name for _, argument in writes if argument.kwarg_only),
+        returns_written=any(returned.alias_info is not None for returned in schema.returns),
     )
+
+
+def _gives_float16(operation: _Operation, operands: Sequence[torch.Tensor]) -> bool:
+    """By PyTorch's promotion: a float32 operand makes the result one, unless it is 0-d and another isn't."""
+    narrow = [operand for operand in operands if operand.dtype is torch.float16]
+    wide = [operand for operand in operands if operand.dtype is torch.float32]
+    if not narrow or not wide or operation.name in _TAKE_STATISTICS:
+        return bool(narrow)
+    return all(operand.dim() == 0 for operand in wide) and any(operand.dim() > 0 for operand in narrow)
 
 
 def _round_to_infinity_(values: torch.Tensor) -> None:
@@ -317,11 +339,6 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     return bool(tensor.isfinite().all())
 
 
-def _saturated(values: torch.Tensor) -> torch.Tensor:
-    """float32 with every finite number in float16's range; infinities stay."""
-    return torch.where(values.isinf(), values, values.clamp(-FLOAT16.largest, FLOAT16.largest))
-
-
 def _written(operation: _Operation, args: Sequence[Any], kwargs: Dict[str, Any]) -> List[torch.Tensor]:
     """The float16 tensors that an operation writes to."""
     places = [args[index] for index in operation.writes if index < len(args)]
@@ -331,23 +348,20 @@ def _written(operation: _Operation, args: Sequence[Any], kwargs: Dict[str, Any])
     ]
 
 
-def _in_float32(
-    func: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any], before: Dict[int, torch.Tensor]
+def _on_copies(
+    func: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]
 ) -> Tuple[Any, Dict[int, torch.Tensor]]:
-    """The operation on float32 copies of all float16 tensors -> its result, and the copies by id.
-
-    `before` has the values of tensors that were written to since.
-    """
+    """The operation on float32 copies of all float16 tensors -> its result, and the copies by id."""
     copies: Dict[int, torch.Tensor] = {}
 
-    def widened(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.dtype is not torch.float16:
-            return tensor
-        if id(tensor) not in copies:
-            copies[id(tensor)] = before.get(id(tensor), tensor).float()
-        return copies[id(tensor)]
+    def widened(leaf: Any) -> Any:
+        if leaf is torch.float16:
+            return torch.float32
+        if not isinstance(leaf, torch.Tensor) or leaf.dtype is not torch.float16:
+            return leaf
+        if id(leaf) not in copies:
+            copies[id(leaf)] = leaf.float()
+        return copies[id(leaf)]
 
-    wide_args, wide_kwargs = tree_map_only(torch.Tensor, widened, (args, kwargs))
-    if wide_kwargs.get("dtype") is torch.float16:
-        wide_kwargs = {**wide_kwargs, "dtype": torch.float32}
+    wide_args, wide_kwargs = tree_map(widened, (args, kwargs))
     return func(*wide_args, **wide_kwargs), copies
