@@ -50,7 +50,9 @@ def main(argv: Optional[Sequence[str]] = None) -> Result:
             modules[name] = importlib.import_module(f"benchmarks.{module}")
             _add_common_flags(command)
             modules[name].add_flags(command)
-    flags = parser.parse_args(arguments)
+    flags, unknown = parser.parse_known_args(arguments)
+    if unknown:  # by the subcommand's parser, which knows the nearest flags
+        commands.choices[flags.command].error(f"unrecognized arguments: {' '.join(unknown)}")
 
     from benchmarks.trainings import Budget
 

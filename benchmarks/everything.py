@@ -90,8 +90,9 @@ class _Sheet:
     def _draw(self, figure: Any) -> None:
         from matplotlib import image
 
-        figure.set_size_inches(15, 4 * -(-len(self._rows) // 3))
-        panels = figure.subplots(max(-(-len(self._rows) // 3), 1), 3, squeeze=False).flat
+        lines = max(-(-len(self._rows) // 3), 1)
+        figure.set_size_inches(15, 3.5 * lines)
+        panels = figure.subplots(lines, 3, squeeze=False).flat
         for axes, row in zip(panels, [*self._rows, *[None] * 3]):
             axes.axis("off")
             if row is not None:

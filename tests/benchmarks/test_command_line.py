@@ -1,0 +1,65 @@
+"""run_benchmark.py as a user types it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from run_benchmark import COMMANDS, main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_subcommand_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert "--budget-minutes" in text
+    assert "--output" in text
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["throughput", "--config", "dmo"], "no configuration 'dmo'"),
+        (["throughput", "--config", "squad_demo"], "is a squad recipe"),
+        (["throughput", "--calls", "0"], "--calls 0"),
+        (["ablation", "--scale", "demos"], "no configuration 'demos'"),
+        (["ablation", "--seeds", "0"], "'0' is no positive integer"),
+        (["attention", "--checkpoints", "nowhere"], "nowhere: there is no such folder"),
+        (["ablation", "--budget-minutes", "-1"], "'-1' is no positive number of minutes"),
+        (["ablation", "--sceds", "2"], "--seeds"),
+        (["speed", "--rounds", "0"], "--rounds 0"),
+    ],
+)
+def test_a_users_mistake_is_explained_without_a_traceback(words, says, tmp_path):
+    command = [sys.executable, str(ROOT / "run_benchmark.py"), *words, "--output", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_time_nothing_runs_and_the_table_says_so(tmp_path):
+    result = main(["all", "--budget-minutes", "1e-9", "--output", str(tmp_path)])
+    assert result.rows == []
+    assert "time-to-train" in result.notes[0]
+    assert json.loads((tmp_path / "all.json").read_text())["rows"] == []
+
+
+def test_throughput_of_each_source(small, tmp_path):
+    recipe = tmp_path / "recipes.yml"
+    recipe.write_text(small().to_yaml("mine"))
+    words = ["throughput", "--configs", str(recipe), "--config", "mine", "--calls", "3", "--warm-up", "1"]
+    result = main([*words, "--output", str(tmp_path / "out")])
+    assert [row["data"] for row in result.rows] == ["real", "generated", "synthetic"]
+    for row in result.rows:
+        assert row["samples_per_s_low"] <= row["samples_per_s"] <= row["samples_per_s_high"]
+        assert row["tokens_per_s"] == 32 * row["samples_per_s"]
+        assert 0 <= row["waiting"] < 1
+    origins = {column.key: column.origin for column in result.columns}
+    assert (origins["samples_per_s"], origins["utilisation"]) == ("measured", "derived")
