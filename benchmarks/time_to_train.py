@@ -23,8 +23,8 @@ from .steps import flops_per_sample, timed_steps
 from .trainings import Budget
 
 _DEFAULTS = (
-    "bert_base_128_pod16 bert_base_512_pod16 bert_large_128_pod16 bert_large_512_pod16 "
-    "groupbert_base_128_pod16 groupbert_base_512_pod16"
+    "bert_large_128_pod16 bert_large_512_pod16 groupbert_base_128_pod16 groupbert_base_512_pod16 "
+    "bert_base_128_pod16 bert_base_512_pod16"
 ).split()
 _MEASURED_CALLS = 5
 
