@@ -59,7 +59,7 @@ def _validate(parsed: argparse.Namespace, rows: Sequence[Measured]) -> None:
     if parsed.json:
         parsed.json.write_text(json.dumps(as_json(validation), indent=2) + "\n", encoding="utf-8")
     if parsed.markdown:
-        command = f"python -m ipu.simulator validate {parsed.rows.name} --markdown docs/accuracy.md"
+        command = f"python -m ipu.simulator validate {parsed.rows} --markdown {parsed.markdown}"
         parsed.markdown.write_text(as_markdown(validation, command), encoding="utf-8")
 
 

@@ -18,15 +18,12 @@ from ipu.simulator.validate.rows import read_rows
 from ipu.simulator.validate.validation import validate
 from tests.simulator.validate.rows import rows_file
 
-CALIBRATION = Path(__file__).resolve().parents[4] / "shared" / "calibration.csv"
-needs_calibration = pytest.mark.skipif(
-    not CALIBRATION.exists(), reason="the published rows (../shared/calibration.csv) are not here"
-)
+PUBLISHED = Path(command.__file__).with_name("published.csv")
 
 
 @pytest.fixture(scope="module")
-def calibration():
-    return measured(read_rows(CALIBRATION))
+def published():
+    return measured(read_rows(PUBLISHED))
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +108,12 @@ def test_what_a_row_does_not_say_does_not_matter(small, tmp_path):
 
 def test_a_fit_finds_the_constants_that_made_the_rows(small):
     """Step times made by the model itself, with few rows: the priors pull, but nothing is better."""
-    true = with_values({"matmul_factor": 1.0, "compute_set_cycles": 600.0, "poptorch_factor": 1.08})
-
-    made = [
-        replace(row, row=replace(row.row, step_s=row.predicted_s(replace(true, **_priors()))))
-        for row in small
-    ]
+    fitted = shipped.entries()["fitted"]
+    priors = {name: float(entry["prior"]) for name, entry in fitted.items()}
+    true = with_values(priors)
+    made = [replace(row, row=replace(row.row, step_s=row.predicted_s(true))) for row in small]
     found = fit(made)
-    for name, value in _priors().items():
+    for name, value in priors.items():
         assert found.values[name] == pytest.approx(value, rel=1e-6)
     with_error = [replace(row, row=replace(row.row, step_s=1.1 * row.row.step_s)) for row in made]
     slower = fit(with_error)
@@ -135,9 +130,8 @@ def test_baselines_by_hand(small):
     assert by_utilisation_s(small[0], level, factor) == pytest.approx(small[0].row.step_s)
 
 
-@needs_calibration
-def test_published_rows_are_reached(calibration):
-    found = validate(calibration)
+def test_published_rows_are_reached(published):
+    found = validate(published)
     assert len(found.rows) == 11
     assert found.errors.mean <= 0.02
     assert found.leave_one_out.mean <= 0.025 and found.leave_one_out.max <= 0.06
@@ -147,8 +141,7 @@ def test_published_rows_are_reached(calibration):
     assert found.baselines["constant_utilisation"].mean < found.baselines["flops_over_peak"].mean
 
 
-@needs_calibration
-def test_shipped_constants_are_the_fit_to_the_published_rows(calibration):
-    assert shipped.entries()["fitted"]["matmul_factor"]["rows"].split() == [row.row.id for row in calibration]
-    for name, value in fit(calibration).values.items():
+def test_shipped_constants_are_the_fit_to_the_published_rows(published):
+    assert shipped.entries()["fitted"]["matmul_factor"]["rows"].split() == [row.row.id for row in published]
+    for name, value in fit(published).values.items():
         assert shipped.entries()["fitted"][name]["value"] == pytest.approx(value, rel=0.01)
