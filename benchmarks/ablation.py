@@ -14,6 +14,7 @@ from .studies import (
     add_flags,
     base_of,
     between,
+    entropy_note,
     measure,
     paired_difference,
     size_name,
@@ -62,7 +63,7 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
         f"{base.micro_batch_size * base.gradient_accumulation} sequences of {base.sequence_length} tokens",
         _COLUMNS,
         rows,
-        [*NOTES, *missing_note(missing)],
+        [*NOTES, *entropy_note(measured), *missing_note(missing)],
     )
     publish(result, output, lambda figure: _draw(figure, on_walk, on_line))
     return result

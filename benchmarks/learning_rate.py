@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Sequence
 from . import points
 from .ablation import describe
 from .results import Column, Result, missing_note, publish
-from .studies import Measured, Spot, add_flags, base_of, measure
+from .studies import Measured, Spot, add_flags, base_of, entropy_note, measure
 from .trainings import Budget
 
 __all__ = ["add_flags", "run"]
@@ -52,6 +52,7 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
         rows,
         [
             "Loss: masked-LM on held-out text after the last update, mean over seeds that didn't diverge.",
+            *entropy_note(measured),
             *missing_note(missing),
         ],
     )

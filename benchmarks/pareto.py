@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Sequence
 from . import points
 from .ablation import NOTES, decorate, describe, draw_spot, line_of
 from .results import Column, Result, missing_note, publish
-from .studies import Measured, Spot, add_flags, base_of, between, measure, size_name, sizes_of
+from .studies import Measured, Spot, add_flags, base_of, between, entropy_note, measure, size_name, sizes_of
 from .trainings import Budget
 
 __all__ = ["add_flags", "run"]
@@ -63,6 +63,7 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
         rows,
         [
             *NOTES,
+            *entropy_note(measured),
             *missing_note(missing),
         ],
     )

@@ -56,6 +56,15 @@ class Measured:
         return mean_or_none(list(self.losses.values()))
 
 
+def entropy_note(measured: Sequence[Measured]) -> List[str]:
+    """What a model that ignores the context would reach at best, beside which losses mean something."""
+    entropies = [one.unigram_entropy_nats for each in measured for one in each.by_seed.values()]
+    known = [entropy for entropy in entropies if not math.isnan(entropy)]
+    if not known:
+        return []
+    return [f"Unigram entropy of the held-out text (measured): {min(known):.4f} nats."]
+
+
 def mean_or_none(samples: Sequence[float]) -> Tuple[Optional[float], Optional[float]]:
     if not samples:
         return None, None
