@@ -1,0 +1,176 @@
+"""Keys that are left to a search: what is found is the best there is, and concrete."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from dataclasses import replace
+from typing import Any, List
+
+import pytest
+
+import auto_placement
+import config
+from config import Config, ConfigError
+from dry_run import program_of, simulator_part
+
+LAYERS = 4
+SMALL = {
+    "num_layers": LAYERS,
+    "ipus_per_replica": 3,
+    "layers_per_ipu": (0, 2, 2),
+    "gradient_accumulation": 24,
+    "device": "simulator",
+}
+
+
+def small(name: str = "test_groupbert", **changes: Any) -> Config:
+    return config.load(name, overrides={**SMALL, "matmul_proportion": (0.25,), **changes})
+
+
+def placements(number: int, ipus: int) -> List[tuple]:
+    return [counts for counts in itertools.product(range(number + 1), repeat=ipus) if sum(counts) == number]
+
+
+@pytest.mark.parametrize("name", ["test_bert", "test_groupbert", "test_squad"])
+@pytest.mark.parametrize("layers", [(0, 2, 2), (1, 0, 3), (4, 0, 0), (2, 1, 1)])
+def test_moved_blocks_are_as_if_captured_there(name: str, layers: tuple) -> None:
+    wanted = small(name, layers_per_ipu=layers)
+    deep, _ = program_of(wanted, layers_per_ipu=[0] + [1] * LAYERS)
+    candidate = auto_placement._candidate(wanted, layers, False)
+    moved = simulator_part("graph.restage").restage(deep, candidate.ipu_of_block)
+    assert moved == program_of(wanted)[0]
+
+
+@pytest.fixture(scope="module")
+def search() -> Any:
+    """A search on a machine whose memory only some placements fit."""
+    made = auto_placement._search(small())
+    roomy = made._target
+    all_of_them = [
+        made.judge(auto_placement._candidate(small(), each, False)) for each in placements(LAYERS, 3)
+    ]
+    used = [roomy.bytes_per_tile - judged.headroom_bytes // roomy.tiles_per_ipu for judged in all_of_them]
+    made._target = replace(roomy, bytes_per_tile=int(statistics.median(used)))
+    return made
+
+
+@pytest.mark.parametrize("choices", [(0.25,), (0.1, 0.4)])
+def test_the_search_finds_what_trying_everything_finds(search: Any, choices: tuple) -> None:
+    candidates = [auto_placement._candidate(small(), each, False) for each in placements(LAYERS, 3)]
+    everything = [
+        search.judge(replace(candidate, proportions=tuple((share,) for share in shares)))
+        for candidate in candidates
+        for shares in itertools.product(choices, repeat=3)
+    ]
+    fitting = [judged for judged in everything if judged.fits]
+    assert 0 < len(fitting) < len(everything), "the machine should be tight"
+    found = search.fastest([replace(each, proportions=(choices,) * 3) for each in candidates])
+    assert found.best.fits and found.gap == 0
+    assert found.best.step_s == min(judged.step_s for judged in fitting)
+    assert all(not each.fits and each.step_s < found.best.step_s for each in found.faster)
+
+
+def test_bounds_are_below_what_they_bound(search: Any) -> None:
+    for layers in placements(LAYERS, 3):
+        candidate = auto_placement._candidate(small(), layers, False)
+        judged = search.judge(candidate)
+        micro_batches_s = SMALL["gradient_accumulation"] * judged.cycle_s
+        assert 0.5 * micro_batches_s < search.lower_bound_s(candidate) <= judged.step_s
+
+
+def test_an_early_end_says_how_much_could_be_missed(search: Any) -> None:
+    candidates = [auto_placement._candidate(small(), each, False) for each in placements(LAYERS, 3)]
+    whole, cut = search.fastest(candidates), search.fastest(candidates, max_judged=1)
+    assert cut.judged == 1
+    assert cut.best is None or cut.best.step_s * (1 - cut.gap) <= whole.best.step_s
+
+
+def load(**overrides: Any) -> Config:
+    given = {**SMALL, **overrides}
+    return auto_placement.load("test_groupbert", overrides=given, report=lambda line: None)
+
+
+def test_a_wildcard_keeps_what_is_fixed_and_all_is_concrete() -> None:
+    found = load(layers_per_ipu=(1, -1, -1))
+    assert found.layers_per_ipu[0] == 1 and sum(found.layers_per_ipu) == LAYERS
+    assert config.Config(**found.to_dict()) == found
+    assert load(layers_per_ipu=(0, 4, -1)).layers_per_ipu == (0, 4, 0)
+
+
+def test_a_free_micro_batch_keeps_the_sequences_of_an_update() -> None:
+    before = small()
+    found = load(micro_batch_size="auto")
+    sequences = before.micro_batch_size * before.gradient_accumulation
+    assert found.micro_batch_size * found.gradient_accumulation == sequences
+    assert found.layers_per_ipu == before.layers_per_ipu
+
+
+def test_without_free_keys_nothing_is_searched() -> None:
+    assert load() == config.load("test_groupbert", overrides=SMALL)
+
+
+def test_lines_say_what_was_chosen_and_why() -> None:
+    lines: List[str] = []
+    found = auto_placement.load(
+        "test_groupbert", overrides={**SMALL, "layers_per_ipu": "auto"}, report=lines.append
+    )
+    assert "layers_per_ipu " + " ".join(map(str, found.layers_per_ipu)) in lines[0]
+    assert "predicted" in lines[1] and "headroom" in lines[1]
+    assert "none is faster and fits" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"layers_per_ipu": (0, -1)}, "for 2 IPUs, ipus_per_replica is 3"),
+        ({"layers_per_ipu": (5, -1, -1)}, "1 more than num_layers 4"),
+        ({"layers_per_ipu": (-2, -1, -1)}, "-2 is neither"),
+        ({"layers_per_ipu": (-1, -1, -1), "hidden_size": "wide"}, "hidden_size"),
+    ],
+)
+def test_bad_patterns(overrides: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load(**overrides)
+
+
+def test_where_nothing_fits_the_nearest_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"no value of layers_per_ipu makes .* lacks .* on IPU"):
+        auto_placement.load(
+            "bert_large_512_pod16",
+            overrides={
+                "layers_per_ipu": (0, 8, 8, -1),
+                "micro_batch_size": 64,
+                "gradient_accumulation": 64,
+                "device": "simulator",
+            },
+            report=lambda line: None,
+        )
+
+
+def test_config_itself_refuses_what_is_not_found_yet() -> None:
+    with pytest.raises(ConfigError, match=r"layers_per_ipu: is auto; auto_placement\.load"):
+        config.load("test_groupbert", overrides={"layers_per_ipu": "auto"})
+
+
+def test_flags_take_auto_and_wildcards() -> None:
+    parser = config.FlagParser()
+    config.add_flags(parser)
+    words = "--micro-batch-size auto --matmul-proportion auto --layers-per-ipu 0 -1 -1".split()
+    assert config.overrides_from(parser.parse_args(words)) == {
+        "micro_batch_size": "auto",
+        "matmul_proportion": "auto",
+        "layers_per_ipu": (0, -1, -1),
+    }
+
+
+@pytest.mark.parametrize("name", ["bert_base_128_pod16", "squad_groupbert_base_384"])
+def test_never_worse_than_the_published_placement(name: str) -> None:
+    published = config.load(name)
+    made = auto_placement._search(published)
+    as_published = made.judge(auto_placement._candidate(published, published.layers_per_ipu, False))
+    pattern = [auto_placement.ANY] * published.ipus_per_replica
+    candidates = auto_placement._placements(published.num_layers, pattern)
+    found = made.fastest([auto_placement._candidate(published, each, False) for each in candidates])
+    assert as_published.fits
+    assert found.best.step_s <= as_published.step_s
