@@ -252,7 +252,8 @@ def _work(slice_: Slice, start_s: float, span_s: float) -> Segment:
 def step_parts(verdict: Verdict) -> list[Segment]:
     """A weight update to scale: all pipeline cycles, the update's parts, the host."""
     pipeline = verdict.pipeline
-    parts = [("pipeline cycles", "forward", pipeline.pipeline_cycles_per_update * pipeline.cycle_s)]
+    cycles = "pipeline cycles" if pipeline.pipelined else "micro batches"
+    parts = [(cycles, "forward", pipeline.pipeline_cycles_per_update * pipeline.cycle_s)]
     parts += [(name, "update", seconds) for name, seconds in verdict.details.update_parts_s.items()]
     parts.append(("host", "copies", verdict.host_s))
     total_s = sum(seconds for *_, seconds in parts) or 1.0

@@ -38,6 +38,7 @@ def html(verdict: Verdict) -> str:
             origins=ORIGINS,
             fullest=sums.fullest(verdict),
             samples=sums.samples_per_step(verdict),
+            cycle_name=sums.cycle_name(verdict),
             step_name=sums.step_name(verdict),
             expected_error=sums.expected_error(verdict),
             busiest=sums.busiest_ipu(verdict),

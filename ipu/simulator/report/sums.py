@@ -64,6 +64,11 @@ def step_name(verdict: Verdict) -> str:
     return "weight update" if any(stage.backward_s for stage in verdict.details.stages) else "call"
 
 
+def cycle_name(verdict: Verdict) -> str:
+    """What cycle_s is the time of."""
+    return "pipeline cycle" if verdict.pipeline.pipelined else "micro batch"
+
+
 def samples_per_step(verdict: Verdict) -> int:
     """Samples in one weight update or call."""
     return round(verdict.samples_per_s * verdict.step_s)

@@ -9,6 +9,7 @@ from .sums import (
     busiest_ipu,
     by_kind,
     by_module,
+    cycle_name,
     expected_error,
     fullest,
     samples_per_step,
@@ -148,7 +149,7 @@ def _time(verdict: Verdict) -> Iterator[str]:
     pipeline = verdict.pipeline
     yield f"time (predicted{_error(verdict)})"
     yield (
-        f"  pipeline cycle    {human_seconds(pipeline.cycle_s):>12}   "
+        f"  {cycle_name(verdict):<17} {human_seconds(pipeline.cycle_s):>12}   "
         f"{_waits_for(verdict)}; {pipeline.pipeline_cycles_per_update:,} in a {step_name(verdict)}, "
         f"bubble {percent(pipeline.bubble_fraction)}"
     )
@@ -184,7 +185,7 @@ def _where(verdict: Verdict) -> Iterator[str]:
         if rest:
             yield _share(
                 Share(
-                    f"{len(rest)} others",
+                    f"{len(rest)} more",
                     0,
                     sum(share.of_all for share in rest),
                     sum(share.of_busiest for share in rest),
