@@ -20,6 +20,9 @@ class Event:
     phase: str
     label: str
 
+    def __str__(self) -> str:
+        return f"{self.phase}: {self.label}"
+
 
 @dataclass(frozen=True)
 class Lifetime:

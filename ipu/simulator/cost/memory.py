@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Callable, Iterable, Sequence
+from typing import Callable, Iterable, Mapping, Sequence
 
 from ..graph.ir import BYTES_OF_DTYPE, Graph, Op
 from ..graph.stages import Stage
@@ -72,36 +72,40 @@ def memory_of(
     overflows: list[Overflow] = []
     for ipu, plan in enumerate(plans):
         always = _by_component(plan.always)
-        always_bytes = sum(always.values())
-        live = plan.timeline.live_bytes()
-        totals = live.sum(axis=0)
-        peak_event = int(totals.argmax()) if totals.size else None
-        at_peak = () if peak_event is None else plan.timeline.live_at(peak_event)
-        components = _by_component((*plan.always, *at_peak))
-        peak_bytes = sum(components.values())
-        fullest_tile_bytes = math.ceil(peak_bytes / target.tiles_per_ipu * constants.tile_imbalance)
-        ipus.append(
-            IpuMemory(
-                ipu=ipu,
-                capacity_bytes=target.tiles_per_ipu * target.bytes_per_tile,
-                always_live_bytes=always_bytes,
-                peak_bytes=peak_bytes,
-                components=components,
-                always_live_components=always,
-                fullest_tile_bytes=fullest_tile_bytes,
-                tile_capacity_bytes=target.bytes_per_tile,
-            )
-        )
+        totals = sum(always.values()) + plan.timeline.live_bytes().sum(axis=0)
+        worst = int(totals.argmax()) if totals.size else None
+        at_worst = plan.always if worst is None else (*plan.always, *plan.timeline.live_at(worst))
+        memory = _ipu_memory(ipu, always, _by_component(at_worst), target, constants)
+        ipus.append(memory)
         points += [
-            LivenessPoint(ipu, event.phase, event.label, always_bytes + int(total))
+            LivenessPoint(ipu, event.phase, event.label, int(total))
             for event, total in zip(plan.timeline.events, totals, strict=True)
         ]
-        if fullest_tile_bytes > target.bytes_per_tile:
-            event_or_none = None if peak_event is None else plan.timeline.events[peak_event]
-            moment = "always" if event_or_none is None else f"{event_or_none.phase}: {event_or_none.label}"
-            usable_bytes = int(target.tiles_per_ipu * target.bytes_per_tile / constants.tile_imbalance)
-            overflows.append(overflow(ipu, moment, (*plan.always, *at_peak), usable_bytes))
+        if memory.fullest_tile_bytes > memory.tile_capacity_bytes:
+            moment = "always" if worst is None else str(plan.timeline.events[worst])
+            usable_bytes = int(memory.capacity_bytes / constants.tile_imbalance)
+            overflows.append(overflow(ipu, moment, at_worst, usable_bytes))
     return MemoryEstimate(tuple(ipus), tuple(points), tuple(overflows), constants.assumptions)
+
+
+def _ipu_memory(
+    ipu: int,
+    always: Mapping[str, int],
+    at_worst: Mapping[str, int],
+    target: Target,
+    constants: MemoryConstants,
+) -> IpuMemory:
+    peak_bytes = sum(at_worst.values())
+    return IpuMemory(
+        ipu=ipu,
+        capacity_bytes=target.bytes_per_ipu,
+        always_live_bytes=sum(always.values()),
+        peak_bytes=peak_bytes,
+        components=at_worst,
+        always_live_components=always,
+        fullest_tile_bytes=math.ceil(peak_bytes / target.tiles_per_ipu * constants.tile_imbalance),
+        tile_capacity_bytes=target.bytes_per_tile,
+    )
 
 
 def plans_of(
