@@ -177,18 +177,24 @@ def test_a_model_in_blocks_outside_any_is_refused() -> None:
         captured(Outside(), torch.randn(2, 4), torch.randn(2, 4), made=options(poptorch.PipelinedExecution()))
 
 
-def test_a_way_that_depends_on_values_needs_values() -> None:
-    class Branching(nn.Module):
+def test_a_layer_on_the_host_needs_values() -> None:
+    class Host(nn.Module):
+        """Looks at values, and so decides which operation comes next."""
+
+        def forward(self, x):
+            return torch.tanh(x) if bool((x > -1e9).all()) else torch.sigmoid(x)
+
+    class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.layer = nn.Linear(4, 4)
             self.norm = nn.BatchNorm1d(4)
+            self.host = poptorch.CPU(Host(), "host")
 
         def forward(self, x, y):
-            h = self.layer(self.norm(x))
-            return F.mse_loss(torch.tanh(h) if bool((x > 0).all()) else torch.sigmoid(h), y)
+            return F.mse_loss(self.layer(self.host(self.norm(x))), y)
 
-    model = Branching()
+    model = Model()
     inputs = torch.ones(2, 4), torch.ones(2, 4)
     with pytest.raises(RuntimeError):
         captured(model, *inputs, made=flat_options())

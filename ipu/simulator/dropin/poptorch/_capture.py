@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import inspect
 import itertools
-from typing import Any, Iterator
+from typing import Any, Iterable, Iterator
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -53,8 +53,8 @@ class _Placement:
 class _Tap(CompileTap):
     """Also gives a function the fake of a weight that it holds outside any module."""
 
-    def __init__(self, weights: Any) -> None:
-        super().__init__()
+    def __init__(self, weights: Any, inputs: Iterable[torch.Tensor]) -> None:
+        super().__init__([*weights.parameters.values(), *weights.buffers.values(), *inputs])
         self._weights = weights
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -106,8 +106,10 @@ def capture(
             for name, tensor in tensors_of_role.items():
                 recorder.declare(tensor, role, name)
         casts = ImplicitCasts() if half else contextlib.nullcontext()
+        tap = _Tap(weights, inputs.values())
+        trace.mark_on_device = tap.mark_on_device
         with recorder.recording():
-            with _Tap(weights) as tap, casts:
+            with tap, casts:
                 outputs = tensors(model(*args, **kwargs))
             trace.validate(training)
             if training:
