@@ -65,3 +65,10 @@ def test_processes_come_from_openmpi(monkeypatch):
     distributed.setEnvVarNames("MY_SIZE", "MY_RANK")
     assert (distributed.processId, distributed.numProcesses) == (1, 2)
     assert distributed.disable().numProcesses == 1
+
+
+def test_the_ipu_model_has_no_replicas(monkeypatch):
+    options = poptorch.Options().replicationFactor(2)
+    monkeypatch.setenv("POPTORCH_IPU_MODEL", "1")
+    with pytest.raises(poptorch.Error, match="not supported on the IPU model: replicationFactor is 2"):
+        poptorch.inferenceModel(Double(), options)(torch.ones(2))

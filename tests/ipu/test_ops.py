@@ -115,3 +115,31 @@ def test_helpers_for_programs_and_their_tests():
     assert channel.instrument(thing, "method") is thing
     with channel.tracepoint("step"):
         pass
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.int64])
+def test_indices_and_labels_need_no_64_bits(dtype):
+    """The device has none."""
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = torch.nn.Linear(3, 4)
+
+        def forward(self, x, labels):
+            logits = self.fc(x)
+            chosen = logits.gather(1, labels[:, None])
+            counts = torch.zeros(4, device=x.device).scatter_add(0, labels, torch.ones(6, device=x.device))
+            hot = torch.nn.functional.one_hot(labels, 4)
+            return chosen, counts, hot, torch.nn.functional.cross_entropy(logits, labels)
+
+    x, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 3, 3, 3])
+    torch.manual_seed(0)
+    model = Model()
+    with torch.no_grad():
+        expected = model(x, labels)
+    executor = poptorch.trainingModel(model)
+    for _ in range(2):
+        outputs = executor(x, labels.to(dtype))
+    assert outputs[3] < expected[3] and outputs[2].tolist() == expected[2].tolist()
+    assert torch.equal(outputs[1], expected[1]) and outputs[0].shape == expected[0].shape

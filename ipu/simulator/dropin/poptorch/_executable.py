@@ -13,13 +13,14 @@ from ._args import Arguments, check_batch_dimension
 from ._casts import ImplicitCasts, holds_float16
 from ._compile_lock import compile_lock
 from ._device_weights import DeviceWeights
+from ._index_casts import IndexCasts
 from ._losses import CompileTap, LossPlace, LossTap
 from ._numerics import arithmetic, computes_as_ipu, numerics, reduction, state_rounding
 from ._structure import map_leaves, tensors, with_tensors
 from .poptorch_core import createBackendError, createPoptorchError
 
 # What a compilation finds out; the rest is made again from the model and its options.
-_SAVED = ("_inputs", "_flags", "_half", "_loss", "_output", "ir")
+_SAVED = ("_inputs", "_flags", "_half", "_narrow_indices", "_loss", "_output", "ir")
 _SAYS = {"plan": "counts of the options", "weights": "weights"}
 _NORMS_WITH_STATISTICS = torch.nn.modules.batchnorm._NormBase
 
@@ -111,8 +112,13 @@ class Executable:
     def _float16(self) -> Any:
         return contextlib.nullcontext() if self._arithmetic is None else self._arithmetic
 
-    def _casts(self) -> Any:
-        return ImplicitCasts() if self._half else contextlib.nullcontext()
+    @contextlib.contextmanager
+    def _casts(self) -> Iterator[None]:
+        with (
+            ImplicitCasts() if self._half else contextlib.nullcontext(),
+            IndexCasts() if getattr(self, "_narrow_indices", False) else contextlib.nullcontext(),
+        ):
+            yield
 
     def _trace_model(self, arguments: Arguments) -> None:
         first = numerics.MicroBatch(0, 0, 0)
@@ -140,6 +146,7 @@ class Executable:
                 trace.mark_on_device = tap.mark_on_device
                 with recorder.recording(), tap, self._casts():
                     output = self._model(*args, **kwargs)
+            self._narrow_indices = tap.has_narrow_indices
             for tensor in tensors(output):
                 if not tap.is_on_device(tensor):
                     warnings.warn("Output expected to be on the IPU but is on cpu", stacklevel=2)
@@ -267,6 +274,12 @@ def _check_target(options: Any) -> None:
     if on_model and never:
         raise createBackendError(
             "ConnectionType.Never / poptorch.Options.useOfflineIpuTarget not supported for the IPU model"
+        )
+    if on_model and options.replication_factor > 1:
+        raise createBackendError(
+            f"Replicated graphs are not supported on the IPU model: replicationFactor is "
+            f"{options.replication_factor}, take 1.",
+            "popart_exception",
         )
     if on_model and options._Popart.options["instrumentWithHardwareCycleCounter"]:
         raise createBackendError("Cycle count logging is only supported on actual IPU hardware.")

@@ -15,6 +15,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from . import _trace
+from ._index_casts import widened
 from ._logging import logger
 from ._structure import tensors
 from .poptorch_core import createBackendError
@@ -95,6 +96,7 @@ class CompileTap(LossTap):
         """`on_device`: inputs, weights and buffers, which are on the device from the start."""
         super().__init__()
         self._on_device = {id(tensor) for tensor in on_device}
+        self.has_narrow_indices = False
         self._ipus: list[torch.device] = []
         self._warned_of: set[str] = set()
         self._sources: dict[int, list[torch.Tensor]] = {}
@@ -115,8 +117,10 @@ class CompileTap(LossTap):
             raise createBackendError("Illegal move to CPU (via .cpu() or .to('cpu')) when tracing a model.")
         if func in _FACTORIES and kwargs.get("device") is None:
             self._warn_of_factory(func)
-        result = super().__torch_function__(func, types, args, kwargs)
         inputs = tensors((list(args), dict(kwargs)))
+        args, kwargs, changed = widened(func, args, kwargs)
+        self.has_narrow_indices |= changed
+        result = super().__torch_function__(func, types, args, kwargs)
         for made in tensors(result):
             if made.numel() == 0:
                 raise createBackendError(
