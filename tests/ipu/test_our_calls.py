@@ -7,6 +7,7 @@ from pathlib import Path
 
 import ipu
 import run_pretraining
+import run_squad
 
 ROOT = Path(__file__).resolve().parents[2]
 DROPIN = str(ROOT / "ipu" / "simulator")
@@ -43,6 +44,11 @@ def test_every_call_is_one_of_poptorchs(tmp_path):
         pydoc.plain(pydoc.render_doc(name)).replace("\n\n", "\n") for name in ("json", "pickle", "re")
     )
     text.write_text("\n\n".join(documents) * 3)
+    context = "json reads and writes text."
+    answers = [{"text": "text", "answer_start": context.index("text")}]
+    asked = [{"id": str(n), "question": "What does json read?", "answers": answers} for n in range(9)]
+    questions = tmp_path / "questions.json"
+    questions.write_text(json.dumps({"data": [{"paragraphs": [{"context": context, "qas": asked}]}]}))
     called = {}
 
     def record(frame, event, _argument):
@@ -67,6 +73,14 @@ def test_every_call_is_one_of_poptorchs(tmp_path):
     try:
         run_pretraining.main(arguments)
         run_pretraining.main([*arguments[:-1], "3", "--resume"])
+        run_squad.main(
+            [
+                *("--config", "test_squad", "--device", "simulator", "--output", str(tmp_path / "squad")),
+                *("--checkpoint", str(tmp_path / "run"), "--training-steps", "2", "--eval-batches", "1"),
+                *("--train-data", str(questions), "--validation-data", str(questions)),
+                *("--cache-folder", str(tmp_path / "cache")),
+            ]
+        )
         ahead = ["--compile-only", "--executable-cache", str(tmp_path / "executables")]
         ahead += ["--synthetic-data", "--profile-folder", str(tmp_path / "profile")]
         run_pretraining.main([*arguments, *ahead])
