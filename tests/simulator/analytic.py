@@ -116,8 +116,8 @@ class Layer:
         """Between rearrangements of what goes in and out; with a bias."""
         moved = self.t * groups * (in_channels + out_channels)
         batch = self.t // self.s
-        forward = Convolution(batch, groups, in_channels, out_channels, self.s, taps)
-        backward = Convolution(batch, groups, out_channels, in_channels, self.s, taps)
+        forward = Convolution(batch, groups, in_channels, out_channels, (1, self.s), (1, taps))
+        backward = Convolution(batch, groups, out_channels, in_channels, (1, self.s), (1, taps))
         cycles = plan_convolution(forward, self.target, self.proportion).cycles
         self.forward.matmul += cycles
         self.forward.rearranged += moved

@@ -79,12 +79,47 @@ def _positions_cycles(unit: Unit, rows: Any) -> Any:
     return np.where(positions >= 3, many, np.where(positions == 2, 35, 26))
 
 
-def kernel_cycles(unit: Unit, groups: Any, rows: Any, in_blocks: Any, out_blocks: Any, taps: Any) -> Any:
-    """A convolution with a kernel of `taps` positions, `rows` output positions on this tile."""
-    positions = np.maximum(ceil_div(np.asarray(rows), WORKERS), 3)
-    worker = 18 + 3 + 34 + unit.loop_cycles * (positions - 3) - 9
-    tap = 12 + 18 + unit.weight_load_cycles + WORKERS * worker
-    return 109 + groups * in_blocks * out_blocks * (14 + taps * tap)
+def kernel_cycles(
+    unit: Unit,
+    groups: Any,
+    positions: Any,
+    row_length: int,
+    in_channels: int,
+    out_channels: Any,
+    kernel: tuple[int, int],
+) -> Any:
+    """A convolution by the nx1 vertex: `positions` outputs, in rows, position by position of the kernel.
+
+    With few input channels, the AMP takes several rows of the kernel at once.
+    """
+    height, loading = (1, 0) if in_channels > 8 else (2, 46) if in_channels > 4 else (4, 60)
+    steps = ceil_div(kernel[0], height) * kernel[1]
+    blocks = ceil_div(in_channels, BLOCK) * ceil_div(out_channels, unit.block_out)
+    own = ceil_div(np.asarray(positions), WORKERS)
+    pieces = np.maximum(1, own / row_length)
+    worker = 18 + pieces * (3 + 34 - 9 - 3 * unit.loop_cycles) + unit.loop_cycles * np.maximum(own, 3)
+    step = 12 + 18 + loading + unit.weight_load_cycles + WORKERS * worker
+    return 109 + groups * blocks * (14 + steps * step)
+
+
+def slic_cycles(
+    groups: Any,
+    positions: Any,
+    row_length: int,
+    in_channels: int,
+    out_channels: Any,
+    kernel: tuple[int, int],
+) -> Any:
+    """A convolution of float16 by the SLIC vertex: 4 channels with 4, 4 positions of a kernel row at once.
+
+    Two of its four chains work, so it goes over the field twice (at most 32 multiply-adds a cycle).
+    """
+    passes = 2
+    blocks = ceil_div(in_channels, 4) * ceil_div(out_channels, 4) * kernel[0] * ceil_div(kernel[1], 4)
+    own = ceil_div(np.asarray(positions), WORKERS)
+    pieces = np.maximum(1, own / row_length)
+    worker = 10 + pieces * (15 - 5 * passes) + passes * np.maximum(own, 5)
+    return 109 + groups * blocks * (16 + 18 + WORKERS * worker)
 
 
 def reduction_cycles(unit: Unit, elements: Any, partials: Any) -> Any:

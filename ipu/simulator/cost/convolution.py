@@ -1,20 +1,21 @@
 """Convolutions on the AMP, as poplibs plans them: dense, grouped, and their gradients.
 
 A kernel of one position is a matmul (poplin/ConvPlan.cpp). Others are planned two ways, and the cheaper one
-counts: position by position of the kernel (the nx1 vertex), or with the kernel's positions moved into the
-input channels (expanded dimensions), as one matmul with more of them. A group of channels stands by itself
-in a block of the AMP: 16 channels fill it, fewer leave parts of it idle.
+counts: in place, by the AMP (the nx1 vertex) or the SLIC vertex, or with the kernel's positions moved into
+the input channels (expanded dimensions), as one matmul with more of them. A group of channels stands by
+itself in a block of the AMP: 16 channels fill it, fewer leave parts of it idle.
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..targets import Target
-from .amp import BLOCK, ceil_div, kernel_cycles, product_cycles, unit_of
+from .amp import BLOCK, ceil_div, kernel_cycles, product_cycles, slic_cycles, unit_of
 from .matmul import Product, plan, tight_splits
 
 # Gradient of the weights against the forward pass: the planner's expansions for it can't be reproduced from
@@ -26,18 +27,26 @@ WEIGHT_GRADIENT_FACTOR = 3.0
 class Convolution:
     """`groups` convolutions of in_channels each with out_channels each, over `positions` of each of `batch`.
 
-    :param positions: output positions of one sample (height times width).
-    :param taps: positions of the kernel.
+    :param field: rows and columns of the output of one sample.
+    :param kernel: rows and columns of the kernel.
     """
 
     batch: int
     groups: int
     in_channels: int
     out_channels: int
-    positions: int
-    taps: int
+    field: tuple[int, int]
+    kernel: tuple[int, int]
     input_bytes: int = 2
     half_partials: bool = True
+
+    @property
+    def positions(self) -> int:
+        return self.field[0] * self.field[1]
+
+    @property
+    def taps(self) -> int:
+        return self.kernel[0] * self.kernel[1]
 
     @property
     def flops(self) -> int:
@@ -72,11 +81,11 @@ def plan_convolution(convolution: Convolution, target: Target, proportion: float
     expanded = ConvolutionPlan(product.cycles, product.temporary_bytes)
     if convolution.taps == 1:
         return expanded
-    by_tap = _by_tap(convolution, target, proportion * target.bytes_per_tile)
-    return min(expanded, by_tap, key=lambda made: made.cycles)
+    in_place = _in_place(convolution, target, proportion * target.bytes_per_tile)
+    return min(expanded, in_place, key=lambda made: made.cycles)
 
 
-def _by_tap(convolution: Convolution, target: Target, bound: float) -> ConvolutionPlan:
+def _in_place(convolution: Convolution, target: Target, bound: float) -> ConvolutionPlan:
     """Split over groups, positions and output channels; each tile receives a margin of neighbours."""
     unit = unit_of(convolution.input_bytes, convolution.half_partials)
     rows = convolution.batch * convolution.positions
@@ -90,14 +99,14 @@ def _by_tap(convolution: Convolution, target: Target, bound: float) -> Convoluti
     groups, here = ceil_div(convolution.groups, split_g), ceil_div(rows, split_m)
     out_blocks = ceil_div(ceil_div(convolution.out_channels, unit.block_out), split_n)
     columns = np.minimum(out_blocks * unit.block_out, convolution.out_channels)
-    inputs = groups * convolution.in_channels * (here + convolution.taps - 1) * unit.input_bytes
+    margin = (convolution.kernel[0] - 1) * convolution.field[1] + convolution.kernel[1] - 1
+    inputs = groups * convolution.in_channels * (here + margin) * unit.input_bytes
     weights = groups * convolution.in_channels * columns * convolution.taps * unit.input_bytes
     partials = groups * here * columns * unit.partial_bytes
-    in_blocks = ceil_div(convolution.in_channels, BLOCK)
     shared = np.where(
         split_n % 2 == 0, target.shared_exchange_bytes_per_cycle, target.exchange_bytes_per_cycle
     )
-    cycles = kernel_cycles(unit, groups, here, in_blocks, out_blocks, convolution.taps) + inputs / shared
+    cycles = _compute(convolution, groups, here, columns) + inputs / shared
     cycles = cycles + weights * (1 - 1 / split_m) / target.exchange_bytes_per_cycle
     temporary = inputs + weights + partials
     fitting = np.flatnonzero(temporary <= max(bound, temporary.min()))
@@ -105,13 +114,27 @@ def _by_tap(convolution: Convolution, target: Target, bound: float) -> Convoluti
     return ConvolutionPlan(float(cycles[index]), int(temporary[index]))
 
 
-def tile_cycles(convolution: Convolution) -> float:
-    """A whole convolution on one tile, without exchange: for comparison with measurements of vertices."""
+def _compute(convolution: Convolution, groups: Any, positions: Any, out_channels: Any) -> Any:
+    """Cycles of one tile by the vertex that takes fewer."""
     unit = unit_of(convolution.input_bytes, convolution.half_partials)
-    rows, groups = convolution.batch * convolution.positions, convolution.groups
-    out_blocks = ceil_div(convolution.out_channels, unit.block_out)
-    expanded = ceil_div(convolution.in_channels * convolution.taps, BLOCK)
-    by_product = float(product_cycles(unit, groups, rows, expanded, out_blocks))
-    in_blocks = ceil_div(convolution.in_channels, BLOCK)
-    by_tap = float(kernel_cycles(unit, groups, rows, in_blocks, out_blocks, convolution.taps))
-    return min(by_product, by_tap)
+    row_length, in_channels = convolution.field[1], convolution.in_channels
+    kernel = convolution.kernel
+    by_tap = kernel_cycles(unit, groups, positions, row_length, in_channels, out_channels, kernel)
+    if convolution.input_bytes > 2:
+        return by_tap
+    by_window = slic_cycles(groups, positions, row_length, in_channels, out_channels, kernel)
+    return np.minimum(by_tap, by_window)
+
+
+def tile_cycles(convolution: Convolution) -> float:
+    """A whole convolution on one tile, without exchange: for comparison with measurements of vertices.
+
+    The kernel's positions may be moved into the input channels where these fill one block then.
+    """
+    positions = convolution.batch * convolution.positions
+    cycles = float(_compute(convolution, convolution.groups, positions, convolution.out_channels))
+    if convolution.in_channels * convolution.taps <= BLOCK:
+        unit = unit_of(convolution.input_bytes, convolution.half_partials)
+        out_blocks = ceil_div(convolution.out_channels, unit.block_out)
+        cycles = min(cycles, float(product_cycles(unit, convolution.groups, positions, 1, out_blocks)))
+    return cycles

@@ -129,8 +129,8 @@ def convolution_cost(op: Op, graph: Graph, target: Target, proportion: float, ha
         groups=groups,
         in_channels=source.shape[1] // groups,
         out_channels=result.shape[1] // groups,
-        positions=math.prod(result.shape[2:]),
-        taps=math.prod(weight.shape[2:]),
+        field=_plane(result.shape[2:]),
+        kernel=_plane(weight.shape[2:]),
         input_bytes=BYTES_OF_DTYPE[source.dtype],
         half_partials=half_partials,
     )
@@ -152,7 +152,7 @@ def convolution_cost(op: Op, graph: Graph, target: Target, proportion: float, ha
     wanted = tuple(op.attributes.get("output_mask", (True, True, False)))
     cycles, working_set, passes = 0.0, 0, 0
     if wanted[0]:
-        backward = _gradient_of_input(convolution, math.prod(source.shape[2:]))
+        backward = _gradient_of_input(convolution, _plane(source.shape[2:]))
         made = plan_convolution(backward, target, proportion)
         cycles, working_set, passes = made.cycles, made.temporary_bytes, 1
     if wanted[1]:
@@ -170,15 +170,20 @@ def convolution_cost(op: Op, graph: Graph, target: Target, proportion: float, ha
     )
 
 
-def _gradient_of_input(convolution: Convolution, positions: int) -> Convolution:
+def _plane(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of a field or kernel of any dimensions."""
+    return (math.prod(shape[:-1]), shape[-1]) if shape else (1, 1)
+
+
+def _gradient_of_input(convolution: Convolution, field: tuple[int, int]) -> Convolution:
     """A convolution with inputs and outputs exchanged."""
     return Convolution(
         convolution.batch,
         convolution.groups,
         convolution.out_channels,
         convolution.in_channels,
-        positions,
-        convolution.taps,
+        field,
+        convolution.kernel,
         convolution.input_bytes,
         convolution.half_partials,
     )

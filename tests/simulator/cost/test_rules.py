@@ -1,0 +1,208 @@
+"""Cost rules, operation by operation, on graphs of one operation."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from ipu.simulator.cost.matmul import Product, plan
+from ipu.simulator.cost.rules import op_cost
+from ipu.simulator.cost.settings import Settings
+from ipu.simulator.cost.vertices import BOUND_CYCLES_PER_ELEMENT, table
+from ipu.simulator.graph.ir import Graph, Op, Tensor
+from ipu.simulator.targets import target
+
+CHIP = target("pod16")
+SETTINGS = Settings(
+    micro_batch_size=1,
+    gradient_accumulation=1,
+    replicas=1,
+    device_iterations=1,
+    matmul_proportions=(0.2, 0.6),
+    half_partials=True,
+    execution="sharded",
+    recompute=False,
+    optimizer=None,
+)
+
+
+def graph_of(
+    name, inputs, outputs, *, phase="forward", dtype="float16", integers=(), roles=(), ipu=0, **attributes
+):
+    """One operation; tensors by shape, inputs activations unless `roles` says otherwise; `integers`: which
+    inputs are."""
+    roles = [*roles, *["activation"] * len(inputs)]
+    tensors = [
+        Tensor(
+            number,
+            tuple(shape),
+            "int32" if number in integers else dtype,
+            roles[number] if number < len(inputs) else "activation",
+        )
+        for number, shape in enumerate([*inputs, *outputs])
+    ]
+    first = len(inputs)
+    op = Op(
+        0, name, phase, tuple(range(first)), tuple(range(first, len(tensors))), "m", 0, ipu, 0, attributes
+    )
+    return Graph(tuple(tensors), (op,), {}, frozenset(), (0, 1), (), ())
+
+
+def cost(*arguments, **keywords):
+    graph = graph_of(*arguments, **keywords)
+    return op_cost(graph.ops[0], graph, SETTINGS, CHIP)
+
+
+def test_a_matmul_is_planned_under_the_proportion_of_its_ipu():
+    for ipu, proportion in ((0, 0.2), (1, 0.6)):
+        found = cost("mm", [(1024, 1024), (1024, 4096)], [(1024, 4096)], ipu=ipu)
+        made = plan(Product(1, 1024, 1024, 4096), CHIP, proportion)
+        assert found.matmul_cycles == made.cycles
+        assert found.working_set_bytes == made.temporary_bytes * CHIP.tiles_per_ipu
+        assert found.flops == 2 * 1024 * 1024 * 4096
+        assert found.compute_sets == made.serial_splits * (2 + (made.split_k > 1))
+    own = cost("mm", [(1024, 1024), (1024, 4096)], [(1024, 4096)], available_memory_proportion=0.1)
+    assert own.matmul_cycles == plan(Product(1, 1024, 1024, 4096), CHIP, 0.1).cycles
+
+
+def test_a_bias_is_a_pass_of_its_own():
+    shapes = [(512, 768), (768, 768)], [(512, 768)]
+    plain, biased = cost("mm", *shapes), cost("addmm", [(768,), *shapes[0]], shapes[1])
+    assert biased.matmul_cycles == plain.matmul_cycles
+    assert biased.vertex_cycles == 0.75 * math.ceil(512 * 768 / 1472)
+    assert biased.compute_sets == plain.compute_sets + 1
+
+
+def test_float32_takes_longer():
+    shapes = [(512, 768), (768, 768)], [(512, 768)]
+    assert cost("mm", *shapes, dtype="float32").matmul_cycles > 2 * cost("mm", *shapes).matmul_cycles
+
+
+def test_batches_are_groups():
+    found = cost("bmm", [(96, 128, 64), (96, 64, 128)], [(96, 128, 128)])
+    assert found.matmul_cycles == plan(Product(96, 128, 64, 128), CHIP, 0.2).cycles
+    assert found.flops == 2 * 96 * 128 * 64 * 128
+
+
+def test_vectors_are_matmuls_too():
+    assert cost("mv", [(300, 200), (200,)], [(300,)]).flops == 2 * 300 * 200
+    assert cost("dot", [(200,), (200,)], [()]).flops == 2 * 200
+
+
+@pytest.mark.parametrize(
+    ("shapes", "sliced"),
+    [
+        ([(160, 768), (768, 30522)], Product(1, 160, 768, 15261)),
+        ([(160, 30522), (30522, 768)], Product(1, 160, 15261, 768)),
+        ([(30522, 160), (160, 768)], Product(1, 15261, 160, 768)),
+    ],
+)
+def test_a_serialised_matmul_is_several(shapes, sliced):
+    whole = cost("mm", shapes, [(shapes[0][0], shapes[1][1])])
+    found = cost("mm", shapes, [(shapes[0][0], shapes[1][1])], serialization=("OutputChannels", 2))
+    assert found.matmul_cycles == 2 * plan(sliced, CHIP, 0.2).cycles
+    assert found.flops == whole.flops
+    assert found.working_set_bytes <= whole.working_set_bytes
+
+
+def test_what_is_rearranged_for_gradients():
+    shapes = [(512, 768), (768, 3072)], [(512, 3072)]
+    assert cost("mm", *shapes, roles=["activation", "parameter"]).rearranged_elements == 0
+    of_input = cost("mm", *shapes, phase="backward", roles=["activation", "parameter"])
+    assert of_input.rearranged_elements == 768 * 3072
+    of_weights = cost("mm", [(768, 512), (512, 3072)], [(768, 3072)], phase="backward")
+    assert of_weights.rearranged_elements == 512 * (768 + 3072)
+
+
+def test_views_cost_nothing():
+    tensors = (Tensor(0, (8, 4), "float16", "activation"), Tensor(1, (4, 8), "float16", "activation", base=0))
+    op = Op(0, "t", "forward", (0,), (1,), "m", 0, 0, 0)
+    graph = Graph(tensors, (op,), {}, frozenset(), (0,), (), ())
+    found = op_cost(op, graph, SETTINGS, CHIP)
+    assert found.kind == "view" and found.compute_sets == 0 and found.vertex_cycles == 0 and found.known
+
+
+@pytest.mark.parametrize(("dtype", "cycles"), [("float16", 0.75), ("float32", 1.5)])
+def test_an_addition(dtype, cycles):
+    found = cost("add", [(1472, 10), (10,)], [(1472, 10)], dtype=dtype)
+    assert (found.vertex_cycles, found.compute_sets, found.kind) == (10 * cycles, 1, "elementwise")
+
+
+def test_a_reduction_counts_what_it_reads():
+    assert cost("sum", [(1472, 100)], [(100,)]).vertex_cycles == 0.5 * 100
+
+
+def test_the_fullest_tile_counts():
+    assert cost("add", [(1473,)], [(1473,)]).vertex_cycles == 2 * 0.75
+
+
+def test_gelu_costs_the_tanh_form_whichever_is_asked_for():
+    asked = [
+        cost("gelu", [(1472, 4)], [(1472, 4)], approximate=approximate) for approximate in ("none", "tanh")
+    ]
+    assert asked[0] == asked[1] and asked[0].vertex_cycles == 4 * 1.25
+
+
+def test_an_unknown_operation_is_bounded_by_the_dearest_vertex():
+    found = cost("my_own_thing", [(1472, 10)], [(1472, 10)])
+    assert found.rule == "bound" and not found.known
+    assert found.vertex_cycles == 10 * BOUND_CYCLES_PER_ELEMENT and found.compute_sets == 1
+    assert all(vertex.half_cycles <= BOUND_CYCLES_PER_ELEMENT for vertex in table().values())
+
+
+def test_a_lookup_costs_every_index_on_every_tile():
+    """8 cycles an index at least, by the six workers in turn (popops MultiSlice)."""
+    few = cost("embedding", [(30522, 768), (8, 128)], [(8, 128, 768)], integers=(1,))
+    many = cost("embedding", [(30522, 768), (64, 128)], [(64, 128, 768)], integers=(1,))
+    assert few.vertex_cycles >= 1024 * 8 and many.vertex_cycles >= 8192 * 8
+    assert 6 < many.vertex_cycles / few.vertex_cycles < 8.5
+    assert few.kind == "gather" and few.rearranged_elements == 1024 * 768
+    added = cost(
+        "embedding_dense_backward", [(8, 128, 768), (8, 128)], [(30522, 768)], phase="backward", integers=(1,)
+    )
+    assert added.kind == "scatter" and added.rearranged_elements == 1024 * 768
+    assert 1024 * 5 <= added.vertex_cycles < 4 * few.vertex_cycles
+
+
+@pytest.mark.parametrize("dims", [(128,), (14, 14), (4, 6, 8)])
+def test_convolutions_of_any_dimensions_and_their_gradients(dims):
+    kernel = (3,) * len(dims)
+    source, weight = (2, 32, *dims), (64, 16, *kernel)
+    result = (2, 64, *dims)
+    forward = cost("convolution", [source, weight, (64,)], [result], groups=2)
+    positions = 2 * math.prod(dims)
+    assert forward.flops == 2 * positions * 64 * 16 * math.prod(kernel)
+    assert forward.vertex_cycles == 0.75 * math.ceil(positions * 64 / 1472)
+    assert forward.rearranged_elements == positions * (32 + 64)
+    backward = cost(
+        "convolution_backward",
+        [result, source, weight],
+        [source, weight, (64,)],
+        phase="backward",
+        groups=2,
+        output_mask=(True, True, True),
+    )
+    assert backward.flops == 2 * forward.flops
+    assert backward.matmul_cycles > 2 * forward.matmul_cycles
+    no_input = cost(
+        "convolution_backward",
+        [result, source, weight],
+        [weight],
+        phase="backward",
+        groups=2,
+        output_mask=(False, True, False),
+    )
+    assert no_input.flops == forward.flops and no_input.matmul_cycles < backward.matmul_cycles
+
+
+def test_every_vertex_has_a_source():
+    for name, vertex in table().items():
+        assert len(vertex.source) > 10, name
+        assert vertex.elements in ("largest", "outputs")
+        assert vertex.half_cycles >= 0 and vertex.float_cycles >= 0 and vertex.compute_sets >= 1, name
+
+
+def test_scalars_cost_a_compute_set():
+    found = cost("div", [(), ()], [()], dtype="float32")
+    assert found.compute_sets == 1 and found.vertex_cycles == 5
