@@ -34,7 +34,6 @@ def html(verdict: Verdict) -> str:
             verdict=verdict,
             details=verdict.details,
             components=COMPONENTS,
-            phases=sums.CYCLE_PHASES,
             origins=ORIGINS,
             fullest=sums.fullest(verdict),
             samples=sums.samples_per_step(verdict),

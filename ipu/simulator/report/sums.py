@@ -83,10 +83,6 @@ def by_module(verdict: Verdict) -> list[Share]:
     return _shares(verdict, lambda work: without_numbers(work.module))
 
 
-def by_phase(verdict: Verdict) -> list[Share]:
-    return _shares(verdict, lambda work: work.phase)
-
-
 def costliest(verdict: Verdict, most: int) -> list[CostlyOp]:
     """The `most` dearest operations of a pipeline cycle, repeated layers summed."""
     groups: dict[tuple[str, str, str, str], list[Work]] = defaultdict(list)
