@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence, Tuple
 
 import ipu
+import remedies
 from config import Config, ConfigError
 from config_loading import nearest
 from config_rules import balanced_layers
@@ -20,8 +21,9 @@ from config_rules import balanced_layers
 if TYPE_CHECKING:
     from ipu.simulator.cost.settings import Settings
     from ipu.simulator.graph.ir import Graph
-    from ipu.simulator.report.verdict import Verdict
+    from ipu.simulator.report.verdict import Remedy, Verdict
 
+    Program = Tuple[Graph, Settings]
 
 # Questions of SQuAD's training sets (Rajpurkar et al. 2016 and 2018); long contexts make a few more windows.
 _SQUAD_QUESTIONS = {"1.1": 87_599, "2.0": 130_319}
@@ -71,7 +73,15 @@ def verdict_of(config: Config, name: str) -> Verdict:
 
     Chooses the simulator as this process's device; raises ipu.DeviceError where another is in use already.
     """
-    graph, settings = program_of(config)
+    program = program_of(config)
+    verdict = _assess(config, name, program)
+    if verdict.fits:
+        return verdict
+    return replace(verdict, remedies=_remedies(config, program, verdict))
+
+
+def _assess(config: Config, name: str, program: Program) -> Verdict:
+    graph, settings = program
     return simulator_part("cost.assemble").assess(
         graph,
         settings,
@@ -80,6 +90,43 @@ def verdict_of(config: Config, name: str) -> Verdict:
         sequence_length=config.sequence_length,
         training_steps=config.training_steps or _training_steps(config),
     )
+
+
+def _remedies(config: Config, program: Program, verdict: Verdict) -> Tuple[Remedy, ...]:
+    remedy = simulator_part("report.verdict").Remedy
+    graph, settings = program
+
+    def judge(changed: Config, other_graph: bool) -> Tuple[float, int, bool]:
+        judged = _assess(
+            changed, "", program_of(changed) if other_graph else (graph, _with_options(settings, changed))
+        )
+        return judged.step_s, _fullest_bytes(judged), judged.fits
+
+    before_bytes = _fullest_bytes(verdict)
+    return tuple(
+        remedy(
+            change=remedies.words(trial.changes),
+            saves_bytes=before_bytes - trial.peak_bytes,
+            costs_s=remedies.seconds_lost(verdict.step_s, config, trial),
+            fits=trial.fits,
+        )
+        for trial in remedies.trials(config, judge)
+    )
+
+
+def _with_options(settings: Settings, config: Config) -> Settings:
+    """Settings of the same graph with this configuration's options."""
+    optimizer = settings.optimizer
+    if optimizer is not None:
+        optimizer = replace(
+            optimizer, location=config.optimizer_state, sharded=config.replicated_tensor_sharding
+        )
+    return replace(settings, optimizer=optimizer, matmul_proportions=config.matmul_proportion)
+
+
+def _fullest_bytes(verdict: Verdict) -> int:
+    """What is live at the worst moment of the fullest IPU."""
+    return max(memory.peak_bytes for memory in verdict.ipus)
 
 
 def _training_steps(config: Config) -> int:

@@ -1,0 +1,97 @@
+"""Remedies are true: whoever applies one finds the bytes and seconds that it promised."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any, Tuple
+
+import pytest
+
+import config
+import remedies
+from config import Config
+from dry_run import verdict_of
+
+SMALL = config.load("test_groupbert", overrides={"micro_batch_size": 8, "gradient_accumulation": 8})
+
+
+def applied(name: str, overrides: dict, change: str) -> Config:
+    parser = config.FlagParser()
+    config.add_flags(parser)
+    flags = config.overrides_from(parser.parse_args(shlex.split(change)))
+    return config.load(name, overrides={**overrides, **flags})
+
+
+def peak(verdict: Any) -> int:
+    return max(memory.peak_bytes for memory in verdict.ipus)
+
+
+@pytest.fixture(scope="module")
+def too_large() -> Tuple[str, dict, Any]:
+    name, overrides = "bert_large_128_pod4", {"optimizer_state": "on_chip", "device": "simulator"}
+    return name, overrides, verdict_of(config.load(name, overrides=overrides), name)
+
+
+def test_what_fits_comes_first_and_the_published_way_out_is_the_first(too_large: tuple) -> None:
+    _, _, verdict = too_large
+    assert not verdict.fits
+    assert verdict.remedies[0].change == "--optimizer-state off_chip"
+    fits = [remedy.fits for remedy in verdict.remedies]
+    assert fits == sorted(fits, reverse=True)
+    saved = [remedy.saves_bytes for remedy in verdict.remedies if not remedy.fits]
+    assert saved == sorted(saved, reverse=True) and all(each > 0 for each in saved)
+
+
+@pytest.mark.parametrize("which", ["--optimizer-state", "--enable-half", "--micro-batch-size 4"])
+def test_a_remedy_keeps_its_promise(too_large: tuple, which: str) -> None:
+    name, overrides, before = too_large
+    remedy = next(each for each in before.remedies if each.change.startswith(which))
+    changed = applied(name, overrides, remedy.change)
+    after = verdict_of(changed, name)
+    assert after.fits == remedy.fits
+    assert peak(before) - peak(after) == remedy.saves_bytes
+    was = config.load(name, overrides=overrides)
+    sequences = remedies._sequences(was) / remedies._sequences(changed)
+    assert after.step_s * sequences - before.step_s == pytest.approx(remedy.costs_s, abs=1e-9)
+
+
+def judge_by_bytes(limit: int) -> Any:
+    """Memory that shrinks with micro batch and proportion, and time that grows: enough to see an order."""
+
+    def judge(changed: Config, other_graph: bool) -> Tuple[float, int, bool]:
+        used = 100 * changed.micro_batch_size + round(1000 * changed.matmul_proportion[0])
+        return 1000 / used * changed.gradient_accumulation, used, used <= limit
+
+    return judge
+
+
+def test_pairs_are_tried_where_nothing_suffices_alone() -> None:
+    alone = remedies.trials(SMALL, judge_by_bytes(500))
+    assert [len(trial.changes) for trial in alone if trial.fits] and all(
+        set(trial.changes) != {"matmul_proportion", "micro_batch_size", "gradient_accumulation"}
+        for trial in alone
+    )
+    paired = remedies.trials(SMALL, judge_by_bytes(320))
+    assert paired[0].fits
+    assert set(paired[0].changes) == {"matmul_proportion", "micro_batch_size", "gradient_accumulation"}
+
+
+def test_nothing_that_saves_nothing_is_suggested() -> None:
+    def judge(changed: Config, other_graph: bool) -> Tuple[float, int, bool]:
+        return 1.0, 1000, False
+
+    assert remedies.trials(SMALL, judge) == []
+
+
+def test_changes_keep_the_sequences_of_an_update() -> None:
+    for changes in remedies._changes(config.load("bert_large_512_pod16")):
+        trial = remedies._try(config.load("bert_large_512_pod16"), changes, judge_by_bytes(0))
+        assert remedies._sequences(trial.config) == 2 * 2048 * 4, changes
+
+
+def test_words_are_flags_that_the_runners_take() -> None:
+    change = {"replicated_tensor_sharding": True, "layers_per_ipu": (1, 1), "micro_batch_size": 2}
+    text = remedies.words(change)
+    assert text == "--replicated-tensor-sharding --layers-per-ipu 1 1 --micro-batch-size 2"
+    assert applied("test_bert", {"replication_factor": 2}, text).micro_batch_size == 2
+    assert remedies.words({"wandb": False}) == "--no-wandb"
