@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -90,6 +91,30 @@ def test_a_parser_must_be_one():
         poptorch.registerCustomArgParser(Pair, object())
 
 
-def test_geometric_parsers_are_missing_and_say_so():
-    with pytest.raises(poptorch.Error, match=r"PyTorch Geometric.*registerCustomArgParser"):
+def test_geometric_parsers_need_the_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_geometric.data", None)
+    with pytest.raises(poptorch.Error, match="pip install torch_geometric"):
         poptorch.registerGeometricCustomArgParsers()
+
+
+def test_graphs_of_pytorch_geometric():
+    geometric = pytest.importorskip("torch_geometric.data")
+    poptorch.registerGeometricCustomArgParsers()
+
+    class Model(torch.nn.Module):
+        def forward(self, graph, mixed):
+            graph.x = graph.x + graph.n
+            return graph, mixed["a"].x * 2
+
+    mixed = geometric.HeteroData()
+    mixed["a"].x = torch.ones(2, 1)
+    graphs = [geometric.Data(x=torch.full((2, 1), float(i)), n=3) for i in range(2)]
+    batch = geometric.Batch.from_data_list(graphs)
+    executor = poptorch.inferenceModel(Model())
+    batch.n = 3
+    for _ in range(2):
+        out, doubled = executor(batch, mixed)
+        assert isinstance(out, geometric.Batch)
+        assert out.x.flatten().tolist() == [3, 3, 4, 4] and out.ptr.tolist() == [0, 2, 4]
+        assert doubled.flatten().tolist() == [2, 2]
+    assert batch.x.flatten().tolist() == [0, 0, 1, 1]

@@ -94,3 +94,11 @@ def test_executables_for_something_else_are_refused(tmp_path):
         poptorch.trainingModel(WithDropout(), options()).loadExecutable(path)
     with pytest.raises(poptorch.Error, match="compiled for other counts of the options"):
         poptorch.trainingModel(Classifier(), options(replicas=2)).loadExecutable(path)
+
+
+def test_a_cache_folder_gets_one_file_for_each_program(tmp_path):
+    for classes in (3, 3, 4):
+        made = options().enableExecutableCaching(str(tmp_path / "cache"))
+        poptorch.inferenceModel(torch.nn.Linear(4, classes), made).compile(torch.ones(2, 4))
+    found = list((tmp_path / "cache").iterdir())
+    assert len(found) == 2 and {path.suffix for path in found} == {".popef"}

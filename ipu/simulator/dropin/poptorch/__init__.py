@@ -12,12 +12,13 @@ import signal as _signal
 
 from . import _logging, _utils, enums, ops, optim, options, poptorch_core, profiling, testing
 from ._accessor import AsynchronousDataAccessor
-from ._custom_args import ICustomArgParser, registerCustomArgParser, registerGeometricCustomArgParsers
+from ._custom_args import ICustomArgParser, registerCustomArgParser
 from ._dataloader import DataLoader, _SubDataset
 from ._engine import announce as _announce
 from ._engine import simulator as _simulator
 from ._entry import inferenceModel, trainingModel
 from ._files import importPoptorchMetadataFromFile, load
+from ._geometric import registerGeometricCustomArgParsers
 from ._hardware import ipuHardwareIsAvailable, ipuHardwareVersion
 from ._impl import registerPostCompileHook, registerPreCompileHook
 from ._logging import setLogLevel

@@ -39,11 +39,3 @@ def parser_of(value: Any) -> ICustomArgParser | None:
     if not _parsers:
         return None
     return next((_parsers[kind] for kind in type(value).__mro__ if kind in _parsers), None)
-
-
-def registerGeometricCustomArgParsers() -> None:
-    """PyTorch Geometric's types, which the simulator brings no parsers for: poptorch.Error."""
-    raise createPoptorchError(
-        "The simulator brings no parsers for PyTorch Geometric's Data, HeteroData and Batch. Register one "
-        "for each type that the model takes with poptorch.registerCustomArgParser."
-    )

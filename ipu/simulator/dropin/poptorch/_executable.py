@@ -10,6 +10,7 @@ import torch
 
 from . import _anchors, _graph, _trace, enums, poptorch_core
 from ._args import Arguments, check_batch_dimension
+from ._cache_folder import leave_note
 from ._casts import ImplicitCasts, holds_float16
 from ._compile_lock import compile_lock
 from ._device_weights import DeviceWeights
@@ -71,6 +72,7 @@ class Executable:
             self._half = holds_float16([*self.weights.device_parameters, *model.buffers(), *compiled.tensors])
             with compile_lock(model, options):
                 self._trace_model(compiled)
+                leave_note(options, self.ir)
         else:
             self._restore(compiled)
         _anchors.check(options, self.tensor_names)
