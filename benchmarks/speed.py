@@ -80,7 +80,7 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
         [
             "Ratio: the other's time over the simulator's in a neighbouring pair, median and quartiles; "
             "above 1 the simulator is faster. Both take the same model and batch, no dropout and AdamW, "
-            "which is fused in the other. Of the Trainer's steps the faster of two is taken.",
+            "which is fused in the other.",
             *missing_note(missing),
         ],
         extra={"ratios": ratios},

@@ -1,0 +1,151 @@
+"""The verdict on every published recipe, and on programs of which it is known whether they fit."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
+
+import config as configuration
+import dry_run
+import training
+from config import Config
+
+from .results import Column, Result, missing_note, publish
+from .trainings import Budget
+
+_COLUMNS = (
+    Column("config", "configuration"),
+    Column("target", "machine"),
+    Column("fits", "fits", "predicted"),
+    Column("fullest", "fullest tile", "predicted", "{:.0%}"),
+    Column("cycle_ms", "cycle, ms", "predicted", "{:.2f}"),
+    Column("step_s", "s/update", "predicted", "{:.3f}"),
+    Column("samples_per_s", "sequences/s", "predicted", "{:,.0f}"),
+    Column("utilisation", "utilisation", "predicted", "{:.1%}"),
+    Column("hours", "hours", "predicted", "{:.1f}"),
+)
+# BERT Large and GroupBERT Base, phase by phase: whose masked-LM losses the GroupBERT article holds equal.
+_COMPARED = {
+    "PopTorch recipes": (
+        ("bert_large_128_pod16", "groupbert_base_128_pod16"),
+        ("bert_large_512_pod16", "groupbert_base_512_pod16"),
+    ),
+    "GroupBERT as its TensorFlow 1 trainer had it": (
+        ("bert_large_128_pod16", "groupbert_base_128_pod16_tf1"),
+        ("bert_large_512_pod16", "groupbert_base_384_pod16_tf1"),
+    ),
+}
+_PUBLISHED = "about 2 (published: half the training time, Graphcore's GroupBERT article, January 2022)"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write the page of the documentation, too"
+    )
+
+
+def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
+    names = [name for name in configuration.names() if not name.startswith(("test_", "demo", "squad_demo"))]
+    verdicts: Dict[str, Any] = {}
+    for name in names:
+        if not budget.is_spent:
+            verdicts[name] = dry_run.verdict_of(configuration.load(name), name)
+    missing = [name for name in names if name not in verdicts]
+    rows = [_row(name, verdict) for name, verdict in verdicts.items()]
+    ratios = _ratios({row["config"]: row for row in rows})
+    result = Result(
+        "verdicts", "Verdicts on the published recipes", _COLUMNS, rows, [*ratios, *missing_note(missing)]
+    )
+    publish(result, output, lambda figure: _draw(figure, rows))
+    if flags.markdown is not None:
+        training.write_atomically(flags.markdown, _page(rows, ratios, _known_fits(verdicts)))
+        print(flags.markdown)
+    return result
+
+
+def _row(name: str, verdict: Any) -> Dict[str, Any]:
+    return {
+        "config": name,
+        "target": verdict.target,
+        "fits": "yes" if verdict.fits else "NO",
+        "fullest": max(memory.filled for memory in verdict.ipus),
+        "cycle_ms": verdict.pipeline.cycle_s * 1e3,
+        "step_s": verdict.step_s,
+        "samples_per_s": verdict.samples_per_s,
+        "utilisation": verdict.utilisation,
+        "hours": verdict.time_to_train_s / 3600,
+    }
+
+
+def _ratios(rows: Mapping[str, Mapping[str, Any]]) -> List[str]:
+    """BERT Large's time over GroupBERT Base's, for equal sequences: as many as BERT Large's recipe has."""
+    sentences = []
+    for whose, phases in _COMPARED.items():
+        if not all(name in rows for phase in phases for name in phase):
+            continue
+        parts, totals = [], [0.0, 0.0]
+        for large, base in phases:
+            sequences = _sequences(configuration.load(large))
+            hours = [sequences / rows[name]["samples_per_s"] / 3600 for name in (large, base)]
+            totals = [total + each for total, each in zip(totals, hours)]
+            parts.append(f"{hours[0] / hours[1]:.2f} ({large} {hours[0]:.1f} h, {base} {hours[1]:.1f} h)")
+        sentences.append(
+            f"BERT Large's time over GroupBERT Base's, equal sequences, {whose} (predicted): phase 1 "
+            f"{parts[0]}; phase 2 {parts[1]}; both phases {totals[0] / totals[1]:.2f} ({totals[0]:.1f} h, "
+            f"{totals[1]:.1f} h). Beside it: {_PUBLISHED}."
+        )
+    return sentences
+
+
+def _sequences(config: Config) -> int:
+    update = config.micro_batch_size * config.gradient_accumulation * config.replication_factor
+    return config.training_steps * update
+
+
+def _known_fits(verdicts: Mapping[str, Any]) -> str:
+    known = dry_run.simulator_part("validate.known_fits")
+
+    def memory_of(name: str, changes: Mapping[str, Any]) -> Any:
+        if not changes:
+            return verdicts[name].ipus
+        config = configuration.load(name, overrides=changes)
+        return dry_run.assess(config, name, dry_run.program_of(config)).ipus
+
+    return str(known.markdown(known.judge(known.cases(verdicts), memory_of)))
+
+
+def _page(rows: Sequence[Mapping[str, Any]], ratios: Sequence[str], known_fits: str) -> str:
+    headings = [f"{column.heading}" for column in _COLUMNS]
+    table = [f"| {' | '.join(headings)} |", f"|{'---|' * len(_COLUMNS)}"]
+    table += [f"| {' | '.join(column.text(row) for column in _COLUMNS)} |" for row in rows]
+    return "\n".join(
+        [
+            "# Verdicts on the published recipes",
+            "",
+            "Generated by `python run_benchmark.py verdicts --markdown docs/verdicts.md`; don't edit. Every",
+            "figure is predicted by the models that [limits.md](limits.md) describes and",
+            "[accuracy.md](accuracy.md) holds against measurements; none was measured on an IPU here. Hours are",
+            "those of the recipe's own weight updates.",
+            "",
+            *table,
+            "",
+            "## GroupBERT Base beside BERT Large",
+            "",
+            *(f"- {sentence}" for sentence in ratios),
+            "",
+            "## What is known to fit, and what not",
+            "",
+            known_fits.rstrip(),
+            "",
+        ]
+    )
+
+
+def _draw(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    axes = figure.subplots()
+    places: Sequence[Tuple[int, Mapping[str, Any]]] = list(enumerate(reversed(rows)))
+    axes.barh([place for place, _ in places], [row["fullest"] for _, row in places], color="tab:blue")
+    axes.axvline(1, color="tab:red", linewidth=1)
+    axes.set_yticks([place for place, _ in places], [row["config"] for _, row in places], fontsize=4)
+    axes.set_xlabel("fullest tile over its memory (predicted)")
