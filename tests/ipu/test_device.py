@@ -121,6 +121,37 @@ def test_ipu_needs_an_ipu(graphcore):
     assert run(program, [DROP_IN, graphcore], TEST_IPUS="4") == "ipu"
 
 
+@pytest.mark.parametrize("device", ["auto", "ipu"])
+def test_compiling_ahead_needs_the_sdk_and_no_ipu(graphcore, device):
+    program = f"""
+        import ipu
+        print(ipu.select_device("{device}", offline=True).banner())
+    """
+    expected = "device: ipu (Graphcore's PopTorch, poptorch 3.3.0); asked to compile, which needs no IPU"
+    assert run(program, [graphcore]) == expected
+
+
+def test_auto_stays_on_the_simulator_that_a_program_was_started_on(graphcore):
+    """Through the front door, that is, where an IPU would answer."""
+    program = """
+        import ipu
+        print(ipu.poptorch.__file__)
+        print(ipu.select_device("auto").banner())
+    """
+    file, banner = run(program, [DROP_IN, graphcore], TEST_IPUS="4").splitlines()
+    assert Path(file).parent.parent == DROP_IN
+    assert "started on the simulator's poptorch" in banner
+
+
+def test_the_target_of_a_run_is_that_of_its_simulator():
+    program = """
+        import ipu
+        ipu.select_device("simulator", target="pod64")
+        print(ipu.poptorch.ipuHardwareIsAvailable(64), ipu.poptorch.ipuHardwareIsAvailable(65))
+    """
+    assert run(program) == "True False"
+
+
 def test_ipu_model_is_on_before_poptorch_is_imported(graphcore):
     program = """
         import ipu
