@@ -204,8 +204,8 @@ def test_one_key_is_one_documented_flag() -> None:
 def test_the_surface_changes_on_purpose_only() -> None:
     """Scripts and recipes out there use these names: adding one is fine, losing one is a break."""
     surface = """
-        task seed training_steps eval_steps eval_batches checkpoint_steps checkpoints_to_keep log_steps
-        wandb wandb_project progress_bar model hidden_size num_layers num_heads vocab_size
+        task seed training_steps eval_steps eval_batches checkpoint_steps checkpoints_to_keep
+        log_steps wandb wandb_project progress_bar model hidden_size num_layers num_heads vocab_size
         max_position_embeddings norm convolution feed_forward ffn_groups conv_group_size
         conv_kernel_size hidden_dropout attention_dropout layer_norm_eps corpus corpus_subset
         corpus_split text_column validation_corpus validation_fraction tokenizer lowercase
@@ -214,10 +214,11 @@ def test_the_surface_changes_on_purpose_only() -> None:
         async_dataloader squad_version train_data validation_data epochs doc_stride max_query_length
         n_best_size max_answer_length null_score_diff_threshold validation_micro_batch_size
         validation_device_iterations validation_matmul_proportion validation_layers_per_ipu
-        micro_batch_size gradient_accumulation replication_factor device_iterations reduction optimizer learning_rate lr_schedule lr_warmup
-        lr_warmup_power lr_end momentum adam_beta1 adam_beta2 optimizer_eps weight_decay max_grad_norm
-        loss_scaling auto_loss_scaling device target precision simulator_precision ipus_per_replica layers_per_ipu
-        matmul_proportion embedding_serialization_factor replicated_tensor_sharding optimizer_state
+        micro_batch_size gradient_accumulation replication_factor device_iterations reduction
+        optimizer learning_rate lr_schedule lr_warmup lr_warmup_power lr_end momentum adam_beta1
+        adam_beta2 optimizer_eps weight_decay max_grad_norm loss_scaling auto_loss_scaling device
+        target precision simulator_precision ipus_per_replica layers_per_ipu matmul_proportion
+        embedding_serialization_factor replicated_tensor_sharding optimizer_state
         recompute_checkpoint_every_layer enable_half_partials enable_half_first_order_momentum
         stochastic_rounding floating_point_exceptions executable_cache compile_only synthetic_data
         profile_folder
