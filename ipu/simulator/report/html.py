@@ -71,6 +71,7 @@ def _environment() -> jinja2.Environment:
         number=units.plain_number,
         spoken=lambda name: name.replace("_", " "),
         path=lambda module: _breakable(module, "."),
+        flags=sums.flags,
         words=lambda name: _breakable(name, "_"),
     )
     return environment

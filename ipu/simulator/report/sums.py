@@ -114,6 +114,11 @@ def expected_error(verdict: Verdict) -> float | None:
     return None
 
 
+def flags(change: str) -> list[str]:
+    """A remedy's flags, each with its values."""
+    return re.split(" (?=--)", change)
+
+
 def without_numbers(module: str) -> str:
     """ "encoder.layers.3.attention" -> "encoder.layers.*.attention"; "(no module)" for an empty path."""
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", module) or "(no module)"

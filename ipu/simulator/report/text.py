@@ -11,6 +11,7 @@ from .sums import (
     by_module,
     cycle_name,
     expected_error,
+    flags,
     fullest,
     samples_per_step,
     step_name,
@@ -19,7 +20,7 @@ from .units import human_bytes, human_count, human_rate, human_seconds, percent
 from .verdict import IpuMemory, Overflow, Verdict
 
 _BAR_WIDTH = 30
-_NAME_WIDTH = 46
+_WIDTH = 110
 _SHARES_SHOWN = 6
 _PARTS_WIDTH = 100
 _BUFFERS_SHOWN = 12
@@ -100,10 +101,22 @@ def _remedies(verdict: Verdict) -> Iterator[str]:
     for remedy in verdict.remedies:
         outcome = "fits" if remedy.fits else "does not fit yet"
         sign = "+" if remedy.costs_s >= 0 else ""
-        yield (
-            f"  {remedy.change:<{_NAME_WIDTH}}  saves {human_bytes(remedy.saves_bytes):>10}  "
-            f"{sign}{human_seconds(remedy.costs_s):>9}  {outcome}"
-        )
+        costs = f"{sign}{human_seconds(remedy.costs_s)}"
+        head = f"  {outcome:<16}  saves {human_bytes(remedy.saves_bytes):>10}  {costs:>10}  "
+        first, *others = _wrapped(remedy.change, _WIDTH - len(head))
+        yield head + first
+        yield from (" " * len(head) + other for other in others)
+
+
+def _wrapped(change: str, width: int) -> list[str]:
+    """Lines that break in front of a flag."""
+    lines: list[str] = []
+    for flag in flags(change):
+        if lines and len(lines[-1]) + 1 + len(flag) <= width:
+            lines[-1] += f" {flag}"
+        else:
+            lines.append(flag)
+    return lines
 
 
 def _memory(verdict: Verdict) -> Iterator[str]:

@@ -190,8 +190,8 @@ def overflowing(*, name: str = "bert_large_128_pod4") -> Verdict:
         for ipu, moment in ((1, "mm of feed_forward"), (0, "addmm of feed_forward.output"))
     )
     remedies = (
-        Remedy("optimizer_state: off_chip", 610 * MIB, 0.412, True),
-        Remedy("micro_batch_size: 4", 290 * MIB, 1.03, False),
+        Remedy("--optimizer-state off_chip", 610 * MIB, 0.412, True),
+        Remedy("--micro-batch-size 4 --gradient-accumulation 4096", 290 * MIB, 1.03, False),
     )
     liveness = tuple(point for memory in ipus for point in _liveness(memory))
     details = replace(verdict.details, overflows=overflows, liveness=liveness)

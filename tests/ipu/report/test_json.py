@@ -39,7 +39,7 @@ def test_every_field_is_there_whether_it_fits_or_not() -> None:
 def test_an_overflow_comes_with_its_buffers_and_remedies() -> None:
     plain = json.loads(json_text(overflowing()))
     assert plain["overflows"][0]["buffers"][0]["component"] == "optimizer_state"
-    assert plain["remedies"][0]["change"] == "optimizer_state: off_chip"
+    assert plain["remedies"][0]["change"] == "--optimizer-state off_chip"
 
 
 def test_what_is_no_number_is_null() -> None:

@@ -57,7 +57,8 @@ def test_the_proof_names_buffers_by_size_and_remedies_follow() -> None:
     assert lines[proof + 1].split() == "970.0 MiB in all: these 3 buffers alone exceed its memory".split()
     assert [line.split()[0] for line in lines[proof + 2 : proof + 5]] == ["520.0", "300.0", "150.0"]
     remedies = [line for line in lines if " saves " in line]
-    assert [line.rsplit("  ", 1)[1] for line in remedies] == ["fits", "does not fit yet"]
+    assert [line.split("  ")[1] for line in remedies] == ["fits", "does not fit yet"]
+    assert remedies[0].endswith("+412 ms  --optimizer-state off_chip")
     assert not any("proves" in line or " saves " in line for line in report.text(fitting()).splitlines())
 
 
@@ -140,3 +141,15 @@ def test_a_long_path_is_cut_behind_a_dot() -> None:
     text = report.text(replace(verdict, details=replace(verdict.details, overflows=(overflow,))))
     assert re.search(r"b in \.\.\.(layers|0)\.[a-z0-9.]+norm$", text, re.MULTILINE)
     assert max(map(len, text.splitlines())) <= 110
+
+
+def test_a_remedy_of_many_flags_breaks_in_front_of_one() -> None:
+    verdict = overflowing()
+    flags = [f"--flag-{number} {'1 ' * number}1" for number in range(8)]
+    remedy = replace(verdict.remedies[0], change=" ".join(flags))
+    lines = report.text(replace(verdict, remedies=(remedy,))).splitlines()
+    start = next(index for index, line in enumerate(lines) if " saves " in line)
+    end = lines.index("", start)
+    assert max(map(len, lines[start:end])) <= 110
+    parts = [line[line.index("--") :] for line in lines[start:end]]
+    assert len(parts) > 1 and " ".join(parts) == remedy.change
