@@ -214,6 +214,8 @@ def test_types_are_pytorchs():
     assert computed(lambda: x.argmax()).dtype is torch.int64
     assert computed(lambda: torch.softmax(x, 0, dtype=torch.float32)).dtype is torch.float32
     assert computed(lambda: x.clone().mul_(wide * 1e6)).tolist() == [65504.0] * 3
+    turned = computed(lambda: torch.arange(6.0).half().view(2, 3).t_().unsqueeze_(0))
+    assert turned.tolist() == [[[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]]
     ends = computed(lambda: torch.cat([x, x * 0.1]).split(3)[1])
     assert torch.equal(ends, (x.float() * 0.1).half())
 

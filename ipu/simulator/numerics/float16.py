@@ -303,7 +303,9 @@ def _operation(func: Any) -> _Operation:
         for index, argument in enumerate(schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
-    is_view = not writes and any(argument.alias_info is not None for argument in schema.arguments)
+    is_view = torch.Tag.inplace_view in func.tags or (
+        not writes and any(argument.alias_info is not None for argument in schema.arguments)
+    )
     by_position = tuple(index for index, argument in writes if not argument.kwarg_only)
     return _Operation(
         name=name,
