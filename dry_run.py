@@ -74,13 +74,14 @@ def verdict_of(config: Config, name: str) -> Verdict:
     Chooses the simulator as this process's device; raises ipu.DeviceError where another is in use already.
     """
     program = program_of(config)
-    verdict = _assess(config, name, program)
+    verdict = assess(config, name, program)
     if verdict.fits:
         return verdict
     return replace(verdict, remedies=_remedies(config, program, verdict))
 
 
-def _assess(config: Config, name: str, program: Program) -> Verdict:
+def assess(config: Config, name: str, program: Program) -> Verdict:
+    """The verdict without remedies, on a program that was captured before (see program_of)."""
     graph, settings = program
     return simulator_part("cost.assemble").assess(
         graph,
@@ -97,7 +98,7 @@ def _remedies(config: Config, program: Program, verdict: Verdict) -> Tuple[Remed
     graph, settings = program
 
     def judge(changed: Config, other_graph: bool) -> Tuple[float, int, bool]:
-        judged = _assess(
+        judged = assess(
             changed, "", program_of(changed) if other_graph else (graph, _with_options(settings, changed))
         )
         return judged.step_s, _fullest_bytes(judged), judged.fits

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # Subcommand -> module of benchmarks/, and what it answers.
 COMMANDS: Dict[str, Sequence[str]] = {
     "time-to-train": ("time_to_train", "how long whole recipes take, and how long a target loss takes"),
+    "verdicts": ("verdicts", "the verdict on every published recipe"),
     "throughput": ("throughput", "samples/s, tokens/s and utilisation of training"),
     "ablation": ("ablation", "from BERT to GroupBERT, one enhancement at a time (Figure 5)"),
     "pareto": ("pareto", "BERT and GroupBERT sizes, loss against FLOPs (Figure 6)"),

@@ -1,0 +1,112 @@
+"""`--dry-run` as a user meets it: what it prints, writes and answers with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Dict
+
+import pytest
+
+import config
+import run_pretraining
+import run_squad
+from dry_run import DryRun
+
+ROOT = Path(__file__).resolve().parents[2]
+# Types of the fields that programs read from verdict.json.
+FIELDS: Dict[str, Any] = {
+    "config": str,
+    "device": str,
+    "target": str,
+    "fits": bool,
+    "parameters": int,
+    "ipus": list,
+    "pipeline": dict,
+    "step_s": float,
+    "update_s": float,
+    "host_s": float,
+    "samples_per_s": float,
+    "packs_per_s": float,
+    "tokens_per_s": float,
+    "flops_per_sample": float,
+    "utilisation": float,
+    "training_steps": int,
+    "time_to_train_s": float,
+    "remedies": list,
+}
+COMPONENTS = (
+    "weights gradient_accumulators optimizer_state stashes recompute temporary matmul_working_set code "
+    "exchange_code stream_buffers"
+).split()
+
+
+def check_verdict(verdict: Dict[str, Any], name: str) -> None:
+    recipe = config.load(name)
+    for field, kind in FIELDS.items():
+        assert type(verdict[field]) is kind, field
+    assert (verdict["config"], verdict["device"], verdict["target"]) == (name, "simulator", recipe.target)
+    assert verdict["parameters"] == config.derived(recipe)["parameters"]
+    assert len(verdict["ipus"]) == recipe.ipus_per_replica
+    for memory in verdict["ipus"]:
+        assert list(memory["components"]) == COMPONENTS
+        assert sum(memory["components"].values()) == memory["peak_bytes"]
+        assert sum(memory["always_live_components"].values()) == memory["always_live_bytes"]
+        assert memory["always_live_bytes"] <= memory["peak_bytes"]
+    pipeline, accumulation = verdict["pipeline"], recipe.gradient_accumulation
+    assert pipeline["forward_stages"] == config.derived(recipe)["pipeline_stages"]
+    assert pipeline["pipeline_cycles_per_update"] == accumulation + 2 * pipeline["forward_stages"] - 2
+    assert pipeline["bubble_fraction"] == 1 - accumulation / pipeline["pipeline_cycles_per_update"]
+    sequences = recipe.micro_batch_size * accumulation * recipe.replication_factor
+    assert verdict["samples_per_s"] == pytest.approx(sequences / verdict["step_s"])
+    assert verdict["tokens_per_s"] == pytest.approx(verdict["samples_per_s"] * recipe.sequence_length)
+    assert verdict["time_to_train_s"] == pytest.approx(verdict["training_steps"] * verdict["step_s"])
+    assert verdict["flops_per_sample"] == pytest.approx(
+        config.derived(recipe)["flops_per_sequence"], rel=1e-3
+    )
+    assert 0 < verdict["utilisation"] < 1
+
+
+@pytest.mark.parametrize("name", ["test_groupbert", "test_squad"])
+def test_what_it_leaves(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runner = run_squad if name == "test_squad" else run_pretraining
+    result = runner.main(["--config", name, "--dry-run", "--output", str(tmp_path)])
+    assert isinstance(result, DryRun) and result.fits
+    written = json.loads((tmp_path / "verdict.json").read_text())
+    check_verdict(written, name)
+    printed = capsys.readouterr().out
+    assert printed.startswith("device: simulator") and f"{name} on pod4: FITS" in printed
+    assert "<html" in (tmp_path / "report.html").read_text()
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    again = config.load("resolved", path=tmp_path / "resolved.yml")
+    assert again == config.load(name)
+
+
+def test_what_does_not_fit_is_status_3_with_every_field(tmp_path: Path) -> None:
+    words = "run_pretraining.py --config bert_large_128_pod4 --optimizer-state on_chip --device ipu --dry-run"
+    ran = subprocess.run(
+        [sys.executable, *words.split(), "--output", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert ran.returncode == 3, ran.stderr
+    assert "DOES NOT FIT" in ran.stdout and "--optimizer-state off_chip" in ran.stdout
+    verdict = json.loads((tmp_path / "verdict.json").read_text())
+    check_verdict(verdict, "bert_large_128_pod4")
+    assert verdict["fits"] is False
+    assert {"change", "saves_bytes", "costs_s"} <= set(verdict["remedies"][0])
+
+
+def test_a_finished_runs_configuration_stays(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
+    (tmp_path / "resolved.yml").write_text("kept\n")
+    run_pretraining.main(["--config", "test_bert", "--dry-run", "--output", str(tmp_path)])
+    assert (tmp_path / "resolved.yml").read_text() == "kept\n"
+    assert (tmp_path / "verdict.json").exists()
+
+
+def test_a_bad_configuration_is_refused_as_in_a_run(tmp_path: Path) -> None:
+    with pytest.raises(config.ConfigError, match="2 too few"):
+        run_pretraining.main(
+            ["--config", "bert_base_128_pod16", "--layers-per-ipu", "0", "4", "4", "2", "--dry-run"]
+        )
