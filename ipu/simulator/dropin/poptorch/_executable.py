@@ -13,9 +13,10 @@ from ._args import Arguments, check_batch_dimension
 from ._cache_folder import leave_note
 from ._casts import ImplicitCasts, holds_float16
 from ._compile_lock import compile_lock
+from ._compile_tap import CompileTap
 from ._device_weights import DeviceWeights
 from ._index_casts import IndexCasts
-from ._losses import CompileTap, LossPlace, LossTap
+from ._losses import LossPlace, LossTap, find_loss
 from ._numerics import arithmetic, computes_as_ipu, numerics, reduction, state_rounding
 from ._structure import map_leaves, tensors, with_tensors
 from .poptorch_core import createBackendError, createPoptorchError
@@ -160,7 +161,7 @@ class Executable:
                 self._options._Popart.options.get("autoRecomputation"),
             )
             if self._training:
-                self._loss = tap.find_loss(trace, tensors(output))
+                self._loss = find_loss(tap.losses, trace.identity_losses, tensors(output), tap.sources)
         self._output = map_leaves(output, _placeholder)
 
     def run(self, arguments: Arguments, optimizer: Any) -> Any:
