@@ -79,7 +79,8 @@ def _program(row: Row) -> tuple[Graph, Settings]:
             replication_factor=row.replication_factor,
             layers_per_ipu=[int(count) if count % 1 == 0 else count for count in row.layers_per_ipu],
             optimizer_state=row.optimizer_state,
-            replicated_tensor_sharding=row.replicated_tensor_sharding,
+            # Some published configurations ask one replica to share with itself, which does nothing.
+            replicated_tensor_sharding=row.replicated_tensor_sharding and row.replication_factor > 1,
             matmul_proportion=row.matmul_proportion,
             embedding_serialization_factor=row.embedding_serialization_factor,
         )

@@ -106,6 +106,12 @@ def test_what_a_row_does_not_say_does_not_matter(small, tmp_path):
     assert again[0].predicted_s(constants()) == small[0].predicted_s(constants())
 
 
+def test_a_single_replica_shares_with_itself(small, tmp_path):
+    """As some published configurations say; the application's own are refused."""
+    again = measured(read_rows(rows_file(tmp_path, replicated_tensor_sharding="1")))
+    assert again[0].predicted_s(constants()) == small[0].predicted_s(constants())
+
+
 def test_a_fit_finds_the_constants_that_made_the_rows(small):
     """Step times made by the model itself, with few rows: the priors pull, but nothing is better."""
     fitted = shipped.entries()["fitted"]
