@@ -13,8 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import _trace, enums
 from ._casts import ImplicitCasts, holds_float16
+from ._compile_tap import CompileTap
 from ._engine import ENGINE_NAME, load
-from ._losses import CompileTap
+from ._losses import find_loss
 from ._numerics import numerics
 from ._settings import settings_of
 from ._structure import tensors, with_tensors
@@ -132,7 +133,7 @@ def _named_tensors(
 
 
 def _loss(tap: CompileTap, trace: _trace.Trace, outputs: list[torch.Tensor]) -> torch.Tensor:
-    place = tap.find_loss(trace, outputs)
+    place = find_loss(tap.losses, trace.identity_losses, outputs, tap.sources)
     found = {"output": outputs, "identity": trace.identity_losses, "function": tap.losses}
     return found[place.kind][place.index]
 
