@@ -159,8 +159,8 @@ class _Cells:
 
     def _proportion(self, column: str, word: str) -> float:
         value = self._number(column, word)
-        if not 0 <= value <= 1:
-            raise self._error(column, f"{word!r} is not between 0 and 1")
+        if not 0 < value <= 1:
+            raise self._error(column, f"{word!r} is not above 0 and at most 1")
         return value
 
     def _list(self, column: str, read: Callable[[str, str], T]) -> tuple[T, ...]:

@@ -51,7 +51,7 @@ def test_further_columns_and_other_orders_do_not_matter(tmp_path):
         ("replicated_tensor_sharding", "yes", "'yes' is neither 0 nor 1"),
         ("packed", "2", "'2' is neither 0 nor 1"),
         ("matmul_proportion", "0.2 0.2", "2 values for the 3 IPUs of layers_per_ipu"),
-        ("matmul_proportion", "1.2", "'1.2' is not between 0 and 1"),
+        ("matmul_proportion", "1.2", "'1.2' is not above 0 and at most 1"),
         ("embedding_serialization_factor", "none", "no whole number"),
         ("step_s", "0", "0 is not above 0"),
         ("step_s", "nan", "'nan' is no number"),
