@@ -55,7 +55,7 @@ def files(tmp_path_factory):
     for version in ("1.1", "2.0"):
         made[version] = [
             shortened(DEMO / f"{split}.json", folder / f"{split}-{version}.json", count, version)
-            for split, count in (("train", 12), ("validation", 5))
+            for split, count in (("train", 16), ("validation", 14))
         ]
     return made
 
