@@ -149,5 +149,9 @@ def test_published_rows_are_reached(published):
 
 def test_shipped_constants_are_the_fit_to_the_published_rows(published):
     assert shipped.entries()["fitted"]["matmul_factor"]["rows"].split() == [row.row.id for row in published]
-    for name, value in fit(published).values.items():
-        assert shipped.entries()["fitted"][name]["value"] == pytest.approx(value, rel=0.01)
+    made = fit(published)
+    for name, value in made.values.items():
+        # Constants trade off, so that their values move more than what they predict.
+        assert shipped.entries()["fitted"][name]["value"] == pytest.approx(value, rel=0.5 * made.sd[name])
+    for row in published:
+        assert row.predicted_s(constants()) == pytest.approx(row.predicted_s(made.constants), rel=0.003)
