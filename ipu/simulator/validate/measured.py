@@ -85,7 +85,8 @@ def _program(row: Row) -> tuple[Graph, Settings]:
             embedding_serialization_factor=row.embedding_serialization_factor,
         )
     except ValueError as error:
-        raise row.error(_column_of(str(error)), str(error)) from None
+        column = _column_of(str(error))
+        raise row.error(column, str(error).removeprefix(f"{column}: ")) from None
     return graph, replace(settings, framework=row.framework)
 
 
