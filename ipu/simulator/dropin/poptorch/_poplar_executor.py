@@ -55,6 +55,7 @@ class PoplarExecutor:
         self._attached = False
         self._host_version = 0
         self._compilation_s: float | None = None
+        self._cycles: int | None = None
         self._latencies_s: list[float] = []
         self._perf_counters: list[tuple[float, float]] = []
         self._optimizer = optimizer
@@ -160,9 +161,10 @@ class PoplarExecutor:
         self._executable = executable
         self._attached = not self._offline
         self._compilation_s = time.perf_counter() - start_s
-        _profile.compiled(
-            self._model, compiled, executable.plan, self._options, self._optimizer if self._training else None
-        )
+        program = (self._model, compiled, executable.plan, self._options, self._optimizer)
+        _profile.compiled(*program)
+        if self._counts_cycles and isinstance(compiled, Arguments):
+            self._cycles = _profile.predicted_cycles(*program)
         for hook in list(_impl.post_compile_hooks.values()):
             hook()
 
@@ -357,14 +359,22 @@ class PoplarExecutor:
         return {"input": starts, "input_complete": starts, "output": ends, "output_complete": ends}
 
     def cycleCount(self) -> int:
-        """IPU cycles of the last call, which the simulator's executor doesn't count."""
-        if not self._options._Popart.options["instrumentWithHardwareCycleCounter"]:
+        """IPU cycles of a call, as the simulator predicts them for the machine that it stands for."""
+        if not self._counts_cycles:
             raise createPoptorchError(
                 "Cycle count logging is disabled. Please set option logCycleCount to True to enable."
             )
         if not self._latencies_s:
             raise createPoptorchError("Please run the model at least once before obtaining cycle count.")
-        raise createPoptorchError("The simulator doesn't count the cycles of a run.")
+        if self._cycles is None:
+            raise createPoptorchError(
+                "The simulator predicts no cycles for an executable from a file: compile the model here."
+            )
+        return self._cycles
+
+    @property
+    def _counts_cycles(self) -> bool:
+        return bool(self._options._Popart.options["instrumentWithHardwareCycleCounter"])
 
     def compilationTime(self) -> float:
         """Seconds."""

@@ -61,6 +61,21 @@ def compiled(
         _say(f"warning: no reports on the {kind} model: {type(error).__name__}: {error}")
 
 
+def predicted_cycles(
+    model: torch.nn.Module,
+    arguments: Arguments,
+    plan: Any,
+    options: Any,
+    optimizer: torch.optim.Optimizer | None,
+) -> int:
+    """Tile cycles of a call on the simulator's machine, as the verdict predicts its time; see `compiled`."""
+    verdict = _verdict(model, arguments, plan, options, optimizer)
+    call_s = verdict.step_s if optimizer is None else verdict.step_s * options.device_iterations
+    load()
+    machine = importlib.import_module(f"{ENGINE_NAME}.targets").target()
+    return round(call_s * machine.clock_hz)
+
+
 def _verdict(
     model: torch.nn.Module,
     arguments: Arguments,

@@ -1,0 +1,53 @@
+"""cycleCount: predicted by the cost model, of a whole call."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import ipu
+
+ipu.select_device("simulator")
+import poptorch  # noqa: E402
+
+
+class Regression(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(64, 64)
+
+    def forward(self, x, target=None):
+        y = self.layer(x)
+        return y if target is None else (y, poptorch.identity_loss((y - target).square().mean(), "none"))
+
+
+def cycles(batch: int = 4, iterations: int = 1, training: bool = True) -> int:
+    options = poptorch.Options()
+    options.logCycleCount(True)
+    options.deviceIterations(iterations)
+    model = Regression()
+    x = torch.randn(batch * iterations, 64)
+    if not training:
+        executor = poptorch.inferenceModel(model, options)
+        executor(x)
+        return executor.cycleCount()
+    executor = poptorch.trainingModel(model, options, poptorch.optim.SGD(model.parameters(), lr=0.1))
+    executor(x, x)
+    first = executor.cycleCount()
+    executor(x, x)
+    assert executor.cycleCount() == first, "a program takes the same cycles each time"
+    return first
+
+
+def test_cycles_follow_the_work() -> None:
+    assert isinstance(cycles(), int) and cycles() > 0
+    assert cycles(batch=65536) > cycles(batch=4)
+    assert cycles(iterations=3) == pytest.approx(3 * cycles(), rel=1e-6)
+    assert 0 < cycles(training=False) < cycles()
+
+
+def test_cycles_are_those_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Bow's clock is faster and its tiles are the same: what doesn't depend on seconds stays."""
+    slow = cycles(batch=65536)
+    monkeypatch.setenv("IPU_SIMULATOR_TARGET", "bow-pod16")
+    assert cycles(batch=65536) >= slow
