@@ -9,6 +9,7 @@ from typing import Iterable
 import torch
 
 from ._index_casts import widened
+from ._ipu_device import placed
 from ._logging import logger
 from ._losses import LossTap
 from ._structure import tensors
@@ -38,6 +39,7 @@ class CompileTap(LossTap):
         super().__init__()
         self._on_device = {id(tensor) for tensor in on_device}
         self.has_narrow_indices = False
+        self.names_ipu = False
         self._ipus: list[torch.device] = []
         self._warned_of: set[str] = set()
         self.sources: dict[int, list[torch.Tensor]] = {}
@@ -58,6 +60,8 @@ class CompileTap(LossTap):
             raise createBackendError("Illegal move to CPU (via .cpu() or .to('cpu')) when tracing a model.")
         if func in _FACTORIES and kwargs.get("device") is None:
             self._warn_of_factory(func)
+        args, kwargs, changed = placed(func, args, kwargs)
+        self.names_ipu |= changed
         inputs = tensors((list(args), dict(kwargs)))
         args, kwargs, changed = widened(func, args, kwargs)
         self.has_narrow_indices |= changed

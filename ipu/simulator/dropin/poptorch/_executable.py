@@ -16,13 +16,14 @@ from ._compile_lock import compile_lock
 from ._compile_tap import CompileTap
 from ._device_weights import DeviceWeights
 from ._index_casts import IndexCasts
+from ._ipu_device import IpuDevice
 from ._losses import LossPlace, LossTap, find_loss
 from ._numerics import arithmetic, computes_as_ipu, numerics, reduction, state_rounding
 from ._structure import map_leaves, tensors, with_tensors
 from .poptorch_core import createBackendError, createPoptorchError
 
 # What a compilation finds out; the rest is made again from the model and its options.
-_SAVED = ("_inputs", "_flags", "_half", "_narrow_indices", "_loss", "_output", "ir")
+_SAVED = ("_inputs", "_flags", "_half", "_narrow_indices", "_names_ipu", "_loss", "_output", "ir")
 _SAYS = {"plan": "counts of the options", "weights": "weights"}
 _NORMS_WITH_STATISTICS = torch.nn.modules.batchnorm._NormBase
 
@@ -120,6 +121,7 @@ class Executable:
         with (
             ImplicitCasts() if self._half else contextlib.nullcontext(),
             IndexCasts() if getattr(self, "_narrow_indices", False) else contextlib.nullcontext(),
+            IpuDevice() if getattr(self, "_names_ipu", False) else contextlib.nullcontext(),
         ):
             yield
 
@@ -150,6 +152,7 @@ class Executable:
                 with recorder.recording(), tap, self._casts():
                     output = self._model(*args, **kwargs)
             self._narrow_indices = tap.has_narrow_indices
+            self._names_ipu = tap.names_ipu
             for tensor in tensors(output):
                 if not tap.is_on_device(tensor):
                     warnings.warn("Output expected to be on the IPU but is on cpu", stacklevel=2)

@@ -1,0 +1,34 @@
+"""The device "ipu" by its name: `torch.ones(3, device="ipu")` and `x.to("ipu")` in a forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+# The simulator's device has the host's memory, and torch no kernels for the name.
+_STANDS_FOR = torch.device("cpu")
+
+
+def placed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict, bool]:
+    """(args, kwargs, whether anything changed): what stands for an IPU where the call names one."""
+    if _is_ipu(kwargs.get("device")):
+        return args, {**kwargs, "device": _STANDS_FOR}, True
+    if func is torch.Tensor.to and len(args) > 1 and _is_ipu(args[1]):
+        return (args[0], _STANDS_FOR, *args[2:]), kwargs, True
+    return args, kwargs, False
+
+
+def _is_ipu(device: Any) -> bool:
+    if isinstance(device, str):
+        return device.partition(":")[0] == "ipu"
+    return isinstance(device, torch.device) and device.type == "ipu"
+
+
+class IpuDevice(TorchFunctionMode):
+    """Stands around the runs of a model whose compilation met the name."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        args, kwargs, _ = placed(func, args, kwargs or {})
+        return func(*args, **kwargs)
