@@ -12,6 +12,8 @@ from .measured import Measured
 
 # The model's own relative error and that of measurements: what a residual is weighed with against the priors.
 RESIDUAL_SD = 0.02
+# Largest relative change of a constant in the last step of a fit.
+_CONVERGED = 1e-10
 
 
 @dataclass(frozen=True)
@@ -37,17 +39,25 @@ def fit(rows: Sequence[Measured]) -> Fit:
         return np.concatenate([(predicted - published) / RESIDUAL_SD, (logs - centres) / spreads])
 
     logs, step = centres.copy(), 1e-4
+    here = residuals(logs)
     for _ in range(50):
-        here = residuals(logs)
         columns = [(residuals(logs + step * unit) - here) / step for unit in np.eye(len(names))]
         jacobian = np.stack(columns, axis=1)
         change = np.linalg.lstsq(jacobian, -here, rcond=None)[0]
+        # Rows far from the model make whole steps overshoot: a step that worsens the fit is halved.
+        while np.abs(change).max() > _CONVERGED and _squares(residuals(logs + change)) > _squares(here):
+            change = change / 2
         logs = logs + change
-        if np.abs(change).max() < 1e-10:
+        here = residuals(logs)
+        if np.abs(change).max() <= _CONVERGED:
             break
     variances = np.diag(np.linalg.inv(jacobian.T @ jacobian))
     values = dict(zip(names, np.exp(logs).tolist()))
     return Fit(with_values(values), values, dict(zip(names, np.sqrt(variances).tolist())))
+
+
+def _squares(residuals: np.ndarray) -> float:
+    return float(residuals @ residuals)
 
 
 def with_values(values: Mapping[str, float]) -> Constants:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass, replace
 from typing import Sequence
 
@@ -12,7 +13,7 @@ from ..cost.time import Program, program_of
 from ..graph.ir import Graph
 from ..graph.stages import stages_of
 from ..targets import Target, target
-from .rows import Row
+from .rows import COLUMNS, Row
 
 
 @dataclass(frozen=True)
@@ -92,5 +93,6 @@ def _program(row: Row) -> tuple[Graph, Settings]:
 
 def _column_of(problem: str) -> str:
     """The column that a configuration's problem is about: its keys are the columns' names."""
-    names = [name for name in Row.__dataclass_fields__ if name in problem]
-    return min(names, key=problem.index) if names else "model"
+    words = re.findall(r"\w+", problem)
+    named = [word for word in words if word in COLUMNS]
+    return named[0] if named else "model"

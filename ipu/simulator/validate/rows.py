@@ -60,9 +60,16 @@ def read_rows(path: Path) -> list[Row]:
     except (OSError, UnicodeDecodeError) as error:
         raise RowsError(f"can't read {path}: {error}") from None
     reader = csv.DictReader(text.splitlines())
-    missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+    names = [name.strip() for name in reader.fieldnames or ()]
+    reader.fieldnames = names
+    if not names:
+        raise RowsError(f"{path} is empty: a header and a row for each measurement are expected")
+    missing = [column for column in COLUMNS if column not in names]
     if missing:
         raise RowsError(f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}")
+    twice = [column for column in COLUMNS if names.count(column) > 1]
+    if twice:
+        raise RowsError(f"{path} has more than one column {', '.join(twice)}")
     rows = [_Cells(reader.line_num, cells).row() for cells in reader]
     if not rows:
         raise RowsError(f"{path} has no rows, only a header")

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -67,6 +68,8 @@ def test_json_and_text(tmp_path, capsys):
         ({"replication_factor": "2"}, "replication_factor"),
         ({"gradient_accumulation": "5"}, "gradient_accumulation"),
         ({"mask_tokens": "400"}, "mask_tokens"),
+        ({"sequence_length": "100000"}, "sequence_length"),
+        ({"micro_batch_size": "1" + 30 * "0"}, "micro_batch_size"),
     ],
 )
 def test_a_row_that_cannot_be_a_program_is_named(tmp_path, capsys, changes, column):
@@ -124,6 +127,18 @@ def test_a_fit_finds_the_constants_that_made_the_rows(small):
     with_error = [replace(row, row=replace(row.row, step_s=1.1 * row.row.step_s)) for row in made]
     slower = fit(with_error)
     assert all(row.predicted_s(slower.constants) > 1.05 * row.predicted_s(found.constants) for row in made)
+
+
+def test_a_fit_to_rows_far_from_the_model_stays_finite(small):
+    """One row of a thousandth of what the model says: whole Gauss-Newton steps would run away."""
+    far = [
+        replace(row, row=replace(row.row, step_s=row.predicted_s(constants()) * factor))
+        for row, factor in zip(small, (1.0, 1e-3))
+    ]
+    made = fit(far).constants
+    predicted = [row.predicted_s(made) / row.row.step_s for row in far]
+    before = [row.predicted_s(constants()) / row.row.step_s for row in far]
+    assert np.square(np.log(predicted)).sum() < np.square(np.log(before)).sum()
 
 
 def test_baselines_by_hand(small):

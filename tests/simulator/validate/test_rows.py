@@ -73,6 +73,12 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(RowsError, match="can't read"):
         read_rows(tmp_path / "absent.csv")
     path = tmp_path / "rows.csv"
+    path.write_text("")
+    with pytest.raises(RowsError, match="is empty"):
+        read_rows(path)
+    path.write_text(HEADER + ",id\n")
+    with pytest.raises(RowsError, match="more than one column id"):
+        read_rows(path)
     path.write_text(HEADER + "\n")
     with pytest.raises(RowsError, match="has no rows"):
         read_rows(path)
