@@ -73,6 +73,7 @@ AT_LEAST_0, AT_LEAST_1, ABOVE_0, BELOW_1 = "[0, inf)", "[1, inf)", "(0, inf)", "
 SEEDS = f"[0, {2**63})"  # every generator takes these
 # Far above any model for IPUs, and low enough that no product of sizes leaves 64 bits.
 TOKENS, FEATURES, LAYERS, TOKEN_IDS = "[8, 65535]", "[1, 65536]", "[1, 1000]", f"[8, {2**31})"
+SEQUENCES, STEPS = "[1, 65536]", f"[1, {2**31})"
 Family = Literal["bert", "groupbert"]
 Norm = Literal["pre", "post"]
 FeedForward = Literal["dense", "grouped", "grouped_projected"]
@@ -172,10 +173,10 @@ class Config:
         "placement in evaluation; none: half of the layers on each of two IPUs", None, AT_LEAST_0
     )
 
-    micro_batch_size: int = key("sequences that one replica computes at once", bounds=AT_LEAST_1)
-    gradient_accumulation: int = key("micro batches of a replica in a weight update", bounds=AT_LEAST_1)
+    micro_batch_size: int = key("sequences that one replica computes at once", bounds=SEQUENCES)
+    gradient_accumulation: int = key("micro batches of a replica in a weight update", bounds=STEPS)
     replication_factor: int = key("data-parallel copies of the model", 1, AT_LEAST_1)
-    device_iterations: int = key("weight updates of one device call", 1, AT_LEAST_1)
+    device_iterations: int = key("weight updates of one device call", 1, STEPS)
     reduction: Literal["mean", "sum"] = key("of gradients over accumulation and replicas", "mean")
     optimizer: Optimizer = key("the weight update", "adamw")
     learning_rate: float = key("peak learning rate", bounds=ABOVE_0)

@@ -127,6 +127,8 @@ RULES = [
     ({"vocab_size": 2**31}, "vocab_size", "outside [8, 2147483648)"),
     ({"max_position_embeddings": 65536}, "max_position_embeddings", "65536 lies outside [8, 65535]"),
     ({"sequence_length": 65536}, "sequence_length", "65536 lies outside [8, 65535]"),
+    ({"micro_batch_size": 10**30}, "micro_batch_size", "lies outside [1, 65536]"),
+    ({"gradient_accumulation": 10**30}, "gradient_accumulation", "lies outside [1, 2147483648)"),
     ({"conv_kernel_size": 10**20 + 1}, "conv_kernel_size", "outside [1, 65535]"),
     ({"ipus_per_replica": 10**12}, "ipus_per_replica", "outside [1, 256]"),
     ({"learning_rate": "1e-3"}, "learning_rate", "without quotes"),

@@ -232,6 +232,5 @@ def _splits(
 def tight_splits(total: int, most: int) -> np.ndarray:
     """Numbers of parts that leave no part empty and that no smaller number replaces: one for each size of the
     largest part."""
-    shares = np.arange(1, total + 1)
-    splits = np.unique(ceil_div(total, shares))
-    return splits[splits <= most]
+    parts = np.arange(1, min(total, most) + 1)
+    return parts[ceil_div(total, ceil_div(total, parts)) == parts]
