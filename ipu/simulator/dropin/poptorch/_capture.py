@@ -12,7 +12,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import _trace, enums
-from ._casts import ImplicitCasts, holds_float16
+from ._casts import ImplicitCasts
 from ._compile_tap import CompileTap
 from ._engine import ENGINE_NAME, load
 from ._losses import find_loss
@@ -89,7 +89,6 @@ def capture(
     }
     args, kwargs = with_tensors((tuple(args), dict(kwargs)), list(inputs.values()))
     given = {"parameter": weights.parameters, "buffer": weights.buffers, "input": inputs}
-    half = holds_float16(tensor for tensors_of_role in given.values() for tensor in tensors_of_role.values())
     paths = {id(module): name for name, module in model.named_modules()}
     offline = options.clone()
     offline.connectionType(enums.ConnectionType.Never)
@@ -106,11 +105,10 @@ def capture(
         for role, tensors_of_role in given.items():
             for name, tensor in tensors_of_role.items():
                 recorder.declare(tensor, role, name)
-        casts = ImplicitCasts() if half else contextlib.nullcontext()
         tap = _Tap(weights, inputs.values())
         trace.mark_on_device = tap.mark_on_device
         with recorder.recording():
-            with tap, casts:
+            with tap, ImplicitCasts():
                 outputs = tensors(model(*args, **kwargs))
             trace.validate(training)
             if training:

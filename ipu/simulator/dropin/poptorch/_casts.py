@@ -1,11 +1,12 @@
 """Implicit casts: an operation on float16 and float32 operands computes in float32.
 
-PyTorch promotes in arithmetic but refuses the same mixture in products and normalisations.
+PyTorch promotes in arithmetic but refuses the same mixture in products, normalisations and scatters.
 """
 
 from __future__ import annotations
 
-from typing import Any, Iterable
+import math
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -32,33 +33,106 @@ _REFUSED_BY_PYTORCH = frozenset(
         "dot",
         "einsum",
         "group_norm",
+        "heaviside",
+        "index_add",
+        "index_copy",
+        "index_put",
+        "inner",
         "instance_norm",
         "layer_norm",
+        "lerp",
+        "linalg_multi_dot",
         "linear",
+        "masked_scatter",
         "matmul",
         "mm",
+        "multi_dot",
+        "multi_head_attention_forward",
         "mv",
+        "prelu",
+        "rms_norm",
         "scaled_dot_product_attention",
+        "scatter",
+        "scatter_add",
+        "scatter_reduce",
+        "tensordot",
+        "vdot",
     }
 )
 
 
+# The same, but the result is written into the first operand: the others take its type.
+_REFUSED_IN_PLACE = frozenset(
+    {
+        "index_add_",
+        "index_copy_",
+        "index_put_",
+        "lerp_",
+        "masked_scatter_",
+        "scatter_",
+        "scatter_add_",
+        "scatter_reduce_",
+    }
+)
+# These refuse numbers that float16 hasn't got, which masks are full of; the device takes the largest it has.
+_TAKES_NUMBER = frozenset(
+    {
+        "clamp",
+        "clamp_",
+        "clip",
+        "clip_",
+        "fill_",
+        "full",
+        "full_like",
+        "masked_fill",
+        "masked_fill_",
+        "new_full",
+        "pad",
+    }
+)
+_LARGEST = torch.finfo(torch.float16).max
+
+
 class ImplicitCasts(TorchFunctionMode):
-    """Inside, float16 operands become float32 where they meet float32 ones."""
+    """Inside, float16 operands become float32 where they meet float32 ones, and numbers fit into float16.
+
+    `has_cast`: whether there was any need of it; a compilation finds out, so that other programs are spared
+    the look at every call.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_cast = False
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in _REFUSED_BY_PYTORCH:
+        name = getattr(func, "__name__", "")
+        if name in _REFUSED_BY_PYTORCH or name in _REFUSED_IN_PLACE:
             dtypes = {tensor.dtype for tensor in tensors((list(args), dict(kwargs)))}
             if torch.float16 in dtypes and torch.float32 in dtypes:
-                args, kwargs = map_leaves((tuple(args), dict(kwargs)), _widened)
+                self.has_cast = True
+                dtype = args[0].dtype if name in _REFUSED_IN_PLACE else torch.float32
+                args, kwargs = map_leaves((tuple(args), dict(kwargs)), lambda leaf: _cast(leaf, dtype))
+        elif name in _TAKES_NUMBER and _makes_float16(args, kwargs):
+            self.has_cast = True
+            args, kwargs = map_leaves((tuple(args), dict(kwargs)), _saturated)
         return func(*args, **kwargs)
 
 
-def holds_float16(operands: Iterable[torch.Tensor]) -> bool:
-    """Whether a program on these tensors can mix types at all; others are spared the look at every call."""
-    return any(tensor.dtype is torch.float16 for tensor in operands)
+def _cast(leaf: Any, dtype: torch.dtype) -> Any:
+    both = (torch.float16, torch.float32)
+    return leaf.to(dtype) if isinstance(leaf, torch.Tensor) and leaf.dtype in both else leaf
 
 
-def _widened(leaf: Any) -> Any:
-    return leaf.float() if isinstance(leaf, torch.Tensor) and leaf.dtype is torch.float16 else leaf
+def _makes_float16(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    source = args[0].dtype if args and isinstance(args[0], torch.Tensor) else None
+    return (kwargs.get("dtype") or source) is torch.float16
+
+
+def _saturated(leaf: Any) -> Any:
+    """Numbers only: a positive integer may be a size."""
+    if isinstance(leaf, float) or (isinstance(leaf, int) and leaf < 0):
+        return leaf if math.isinf(leaf) or math.isnan(leaf) else max(-_LARGEST, min(leaf, _LARGEST))
+    if isinstance(leaf, torch.Tensor) and leaf.dim() == 0 and leaf.dtype is torch.float32:
+        return torch.where(leaf.isinf(), leaf, leaf.clamp(-_LARGEST, _LARGEST))
+    return leaf

@@ -11,7 +11,7 @@ import torch
 from . import _anchors, _graph, _trace, enums, poptorch_core
 from ._args import Arguments, check_batch_dimension
 from ._cache_folder import leave_note
-from ._casts import ImplicitCasts, holds_float16
+from ._casts import ImplicitCasts
 from ._compile_lock import compile_lock
 from ._compile_tap import CompileTap
 from ._device_weights import DeviceWeights
@@ -23,7 +23,7 @@ from ._structure import map_leaves, tensors, with_tensors
 from .poptorch_core import createBackendError, createPoptorchError
 
 # What a compilation finds out; the rest is made again from the model and its options.
-_SAVED = ("_inputs", "_flags", "_half", "_narrow_indices", "_names_ipu", "_loss", "_output", "ir")
+_SAVED = ("_inputs", "_flags", "_mixes_types", "_narrow_indices", "_names_ipu", "_loss", "_output", "ir")
 _SAYS = {"plan": "counts of the options", "weights": "weights"}
 _NORMS_WITH_STATISTICS = torch.nn.modules.batchnorm._NormBase
 
@@ -71,7 +71,6 @@ class Executable:
             self._inputs = compiled.frozen()
             # The graph holds what training flags said when it was traced.
             self._flags = {name: module.training for name, module in model.named_modules()}
-            self._half = holds_float16([*self.weights.device_parameters, *model.buffers(), *compiled.tensors])
             with compile_lock(model, options):
                 self._trace_model(compiled)
                 leave_note(options, self.ir)
@@ -119,9 +118,9 @@ class Executable:
     @contextlib.contextmanager
     def _casts(self) -> Iterator[None]:
         with (
-            ImplicitCasts() if self._half else contextlib.nullcontext(),
-            IndexCasts() if getattr(self, "_narrow_indices", False) else contextlib.nullcontext(),
-            IpuDevice() if getattr(self, "_names_ipu", False) else contextlib.nullcontext(),
+            ImplicitCasts() if self._mixes_types else contextlib.nullcontext(),
+            IndexCasts() if self._narrow_indices else contextlib.nullcontext(),
+            IpuDevice() if self._names_ipu else contextlib.nullcontext(),
         ):
             yield
 
@@ -149,10 +148,12 @@ class Executable:
                 known = [*inputs, *self._model.parameters(), *self._model.buffers()]
                 tap = CompileTap(known)
                 trace.mark_on_device = tap.mark_on_device
-                with recorder.recording(), tap, self._casts():
+                casts = ImplicitCasts()
+                with recorder.recording(), tap, casts:
                     output = self._model(*args, **kwargs)
             self._narrow_indices = tap.has_narrow_indices
             self._names_ipu = tap.names_ipu
+            self._mixes_types = casts.has_cast
             for tensor in tensors(output):
                 if not tap.is_on_device(tensor):
                     warnings.warn("Output expected to be on the IPU but is on cpu", stacklevel=2)

@@ -1,0 +1,90 @@
+"""Mixtures of float16 and float32, and numbers that float16 hasn't got, which PyTorch refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from .executor_models import poptorch
+
+HALF = torch.float16
+ROWS = torch.tensor([2, 0])
+
+
+class Runs(torch.nn.Module):
+    """Any function of (float16 tensor, float32 tensor) as a forward."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, narrow, wide):
+        return self.function(narrow, wide)
+
+
+def computed(function, narrow, wide):
+    """The second call's result: the first one compiles."""
+    executor = poptorch.inferenceModel(Runs(function))
+    executor(narrow, wide)
+    return executor(narrow, wide)
+
+
+@pytest.fixture
+def operands():
+    # Multiples of 1/8, so that every sum and product below is exact in both types.
+    generator = torch.Generator().manual_seed(0)
+    narrow, wide = torch.randint(-16, 16, (2, 4, 4), generator=generator) / 8
+    return narrow.half(), wide
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda a, b: torch.lerp(a, b, 0.5),
+        lambda a, b: a.index_copy(0, ROWS, b[:2]),
+        lambda a, b: a.index_add(0, ROWS, b[:2]),
+        lambda a, b: a.scatter(0, ROWS.expand(4, 2).t(), b),
+        lambda a, b: a.scatter_add(0, ROWS.expand(4, 2).t(), b),
+        lambda a, b: torch.inner(a, b),
+        lambda a, b: torch.nn.functional.prelu(a, b[0, :1]),
+    ],
+)
+def test_a_mixture_computes_in_float32(function, operands):
+    narrow, wide = operands
+    result = computed(function, narrow, wide)
+    assert result.dtype is torch.float32
+    assert torch.equal(result, function(narrow.float(), wide))
+
+
+def test_in_place_the_first_operand_keeps_its_type(operands):
+    narrow, wide = operands
+    result = computed(lambda a, b: a.clone().index_add_(0, ROWS, b[:2]), narrow, wide)
+    assert result.dtype is HALF
+    assert torch.equal(result, narrow.float().index_add(0, ROWS, wide[:2]).half())
+
+
+def test_a_mixture_that_only_the_forward_makes(operands):
+    _, wide = operands
+    assert torch.equal(computed(lambda a, b: a.half() @ b, wide, wide), wide @ wide)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda a, _: a.masked_fill(a > 0, -1e9),
+        lambda a, _: a.masked_fill(a > 0, -(10**9)),
+        lambda a, _: a.clone().masked_fill_(a > 0, torch.finfo(torch.float32).min),
+        lambda a, b: a.masked_fill(a > 0, torch.tensor(-1e9)),
+        lambda a, _: torch.where(a > 0, torch.full((4, 4), -1e9, dtype=HALF), a),
+    ],
+)
+def test_a_number_too_large_for_float16_becomes_the_largest(function, operands):
+    narrow, wide = operands
+    result = computed(function, narrow, wide)
+    assert torch.equal(result, torch.where(narrow > 0, torch.full_like(narrow, -65504.0), narrow))
+
+
+def test_infinities_and_float32_stay(operands):
+    narrow, wide = operands
+    assert computed(lambda a, _: a.masked_fill(a == a, -torch.inf), narrow, wide).isneginf().all()
+    assert (computed(lambda _, b: b.masked_fill(b == b, -1e9), narrow, wide) == -1e9).all()
