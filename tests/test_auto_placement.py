@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import statistics
 from dataclasses import replace
 from typing import Any, List
@@ -12,7 +13,7 @@ import pytest
 import auto_placement
 import config
 from config import Config, ConfigError
-from dry_run import program_of, simulator_part
+from dry_run import program_of, simulator_part, verdict_of
 
 LAYERS = 4
 SMALL = {
@@ -50,7 +51,11 @@ def search() -> Any:
     all_of_them = [
         made.judge(auto_placement._candidate(small(), each, False)) for each in placements(LAYERS, 3)
     ]
-    used = [roomy.bytes_per_tile - judged.headroom_bytes // roomy.tiles_per_ipu for judged in all_of_them]
+    imbalance = simulator_part("cost.memory_constants").memory_constants().tile_imbalance
+    used = [
+        roomy.bytes_per_tile - judged.headroom_bytes * imbalance / roomy.tiles_per_ipu
+        for judged in all_of_them
+    ]
     made._target = replace(roomy, bytes_per_tile=int(statistics.median(used)))
     return made
 
@@ -116,7 +121,10 @@ def test_lines_say_what_was_chosen_and_why() -> None:
         "test_groupbert", overrides={**SMALL, "layers_per_ipu": "auto"}, report=lines.append
     )
     assert "layers_per_ipu " + " ".join(map(str, found.layers_per_ipu)) in lines[0]
-    assert "predicted" in lines[1] and "headroom" in lines[1]
+    fullest = max(verdict_of(found, "test_groupbert").ipus, key=lambda memory: memory.filled)
+    [headroom] = re.findall(r"with (\S+ \w+) of headroom", lines[1])
+    assert headroom == simulator_part("report.units").human_bytes(fullest.usable_bytes - fullest.peak_bytes)
+    assert "predicted" in lines[1]
     assert "none is faster and fits" in lines[2]
 
 

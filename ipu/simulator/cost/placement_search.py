@@ -36,8 +36,8 @@ class Candidate:
 class Judged:
     """A candidate with the proportions chosen for its IPUs, and what the models say of it.
 
-    :param headroom_bytes: of the IPU with the fullest tile, as if all its tiles were as full; negative where
-        they don't suffice.
+    :param headroom_bytes: what the IPU with the fullest tile could hold beside what it has, unevenly filled
+        as it is; negative where it doesn't suffice.
     """
 
     ipu_of_block: tuple[int, ...]
@@ -244,7 +244,7 @@ class PlacementSearch:
             cycle_s=placed.program.cycle_s(self._target, self._constants),
             busiest_ipu=max(cycles, key=lambda ipu: cycles[ipu]),
             fullest_ipu=fullest,
-            headroom_bytes=room * self._target.tiles_per_ipu,
+            headroom_bytes=int(room * self._target.tiles_per_ipu / memory_constants().tile_imbalance),
             fits=room >= 0,
         )
 
