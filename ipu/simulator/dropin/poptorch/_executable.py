@@ -83,6 +83,18 @@ class Executable:
         """What options.anchorTensor can name."""
         return _anchors.names(self.ir, self.weights.names, self._training)
 
+    @property
+    def num_micro_batches(self) -> tuple[int, int]:
+        """Those of a call, and those whose outputs it returns (or, for Sum, sums of them)."""
+        plan, mode = self.plan, self._options.output_mode
+        by_iteration = plan.gradient_accumulation * plan.replicas
+        kept_iterations = plan.device_iterations // self._options.output_return_period
+        returned = {
+            enums.OutputMode.All: plan.device_iterations * by_iteration,
+            enums.OutputMode.EveryN: kept_iterations * by_iteration,
+        }
+        return plan.device_iterations * by_iteration, returned.get(mode, plan.replicas)
+
     def _module_names(self) -> dict[int, str]:
         if not self._options.module_namescope_enabled:
             return {}

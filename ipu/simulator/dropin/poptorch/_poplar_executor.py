@@ -13,11 +13,16 @@ from ._args import ArgumentParser, Arguments
 from ._executable import Executable
 from ._logging import limit_repeats, logger
 from ._numerics import numerics
+from ._structure import tensors
 from .optim._extract import Extracted, extract
 from .optim._on_device import OptimizerOnDevice
 from .poptorch_core import createPoptorchError
 
 _NO_LATENCY = (0.0, 0.0, 0.0)
+
+
+def _perf_counters(starts: list[list[float]], ends: list[list[float]]) -> dict[str, list[list[float]]]:
+    return {"input": starts, "input_complete": starts, "output": ends, "output_complete": ends}
 
 
 class PoplarExecutor:
@@ -57,7 +62,7 @@ class PoplarExecutor:
         self._compilation_s: float | None = None
         self._cycles: int | None = None
         self._latencies_s: list[float] = []
-        self._perf_counters: list[tuple[float, float]] = []
+        self._perf_counters = _perf_counters([[]], [[]])
         self._optimizer = optimizer
         self._found: Extracted | None = None
         self._first_found: Extracted | None = None
@@ -182,7 +187,10 @@ class PoplarExecutor:
                 host.running = False
         end_s = time.time()
         self._latencies_s.append(end_s - start_s)
-        self._perf_counters = [(start_s, end_s)]
+        steps, returned = self._executable.num_micro_batches
+        self._perf_counters = _perf_counters(
+            [[start_s] * steps for _ in arguments.tensors], [[end_s] * returned for _ in tensors(output)]
+        )
         return output
 
     @property
@@ -353,10 +361,10 @@ class PoplarExecutor:
         return _NO_LATENCY
 
     def getPerfCounters(self) -> dict[str, list[list[float]]]:
-        """Wall-clock times of the last call, by event, in lists by tensor."""
-        starts = [[start_s for start_s, _ in self._perf_counters]]
-        ends = [[end_s for _, end_s in self._perf_counters]]
-        return {"input": starts, "input_complete": starts, "output": ends, "output_complete": ends}
+        """Wall-clock times of the last call, by event: for each tensor a list with one for each micro batch
+        that went in or came back. Here all went in when the call began and came back when it ended.
+        """
+        return self._perf_counters
 
     def cycleCount(self) -> int:
         """IPU cycles of a call, as the simulator predicts them for the machine that it stands for."""
