@@ -84,7 +84,7 @@ def dry_run(config: Config, flags: argparse.Namespace) -> DryRun:
     """--dry-run of any runner: the verdict on the configuration, in the run's folder."""
     from dry_run import dry_run as make_verdict
 
-    print(ipu.select_device("simulator", target=config.target).banner(), flush=True)
+    print(ipu.select_device("simulator").banner(), flush=True)
     if config.device not in ("auto", "simulator"):
         print(f"the verdict is computed here, whatever the device: {config.device} isn't used", flush=True)
     for line in flags.found:

@@ -141,7 +141,7 @@ def program_of(config: Config, *, layers_per_ipu: Optional[Sequence[float]] = No
 
     `layers_per_ipu`, where given, takes the place of the configuration's and may have halves.
     """
-    ipu.select_device("simulator", target=config.target)
+    ipu.select_device("simulator")
     import torch
 
     import model as models

@@ -46,23 +46,24 @@ def test_all_lines_train_on_equal_sequences(device, tmp_path):
 
 
 def test_a_target_is_reached_at_the_first_evaluation_below_it(small, tmp_path):
-    config = small(training_steps=6, learning_rate=3e-3)
+    config = small(training_steps=16, learning_rate=3e-3)
     whole = trained(config, "whole", runs=tmp_path / "whole", budget=Budget(None))
     losses = {int(record["step"]): record["eval_mlm_loss"] for record in whole.evaluations}
-    assert losses[4] < losses[2]  # else this test shows nothing
+    best = min(losses, key=lambda step: losses[step])
+    assert best > 0, "a training that lowers no loss shows nothing here"
     recipe = tmp_path / "recipes.yml"
     recipe.write_text(config.to_yaml("mine"))
     words = ["time-to-train", "--recipes", str(recipe), "--configs", "mine", "--device", "simulator"]
-    result = main([*words, "--target-loss", str(losses[4]), "--output", str(tmp_path / "out")])
+    result = main([*words, "--target-loss", str(losses[best]), "--output", str(tmp_path / "out")])
     (row,) = result.rows
-    assert row["steps"] == 4
-    assert row["loss"] == losses[4]
-    assert row["samples"] == 4 * 6
-    assert row["flops"] == 4 * whole.flops_per_update
-    assert row["device_s"] == 4 * dry_run.verdict_of(config, "mine").step_s
+    assert row["steps"] == best
+    assert row["loss"] == losses[best]
+    assert row["samples"] == best * 6
+    assert row["flops"] == best * whole.flops_per_update
+    assert row["device_s"] == best * dry_run.verdict_of(config, "mine").step_s
     missed = main([*words, "--target-loss", "0.001", "--output", str(tmp_path / "out")]).rows[0]
     assert "steps" not in missed
-    assert missed["loss"] == losses[6]
+    assert missed["loss"] == losses[16]
 
 
 def test_a_target_needs_recipes(device):

@@ -46,6 +46,8 @@ def operands():
         lambda a, b: a.scatter(0, ROWS.expand(4, 2).t(), b),
         lambda a, b: a.scatter_add(0, ROWS.expand(4, 2).t(), b),
         lambda a, b: torch.inner(a, b),
+        lambda a, b: torch.nn.functional.huber_loss(a, b),
+        lambda a, b: torch.nn.functional.cross_entropy(a, ROWS.repeat(2), weight=b[0].abs() + 1),
         lambda a, b: torch.nn.functional.prelu(a, b[0, :1]),
     ],
 )
@@ -88,3 +90,24 @@ def test_infinities_and_float32_stay(operands):
     narrow, wide = operands
     assert computed(lambda a, _: a.masked_fill(a == a, -torch.inf), narrow, wide).isneginf().all()
     assert (computed(lambda _, b: b.masked_fill(b == b, -1e9), narrow, wide) == -1e9).all()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda a: torch.cdist(a, a),
+        lambda a: torch.nn.functional.local_response_norm(a[None], 2),
+        lambda a: torch.nn.functional.rrelu(a),
+        lambda a: torch.nn.functional.ctc_loss(
+            a[:, None].log_softmax(-1),
+            torch.ones(1, 1, dtype=torch.int64),
+            torch.tensor([4]),
+            torch.tensor([1]),
+        ),
+    ],
+)
+def test_what_has_no_float16_kernel_on_a_cpu_computes(function, operands):
+    narrow, wide = operands
+    result = computed(lambda a, _: function(a), narrow, wide)
+    assert result.dtype is HALF
+    torch.testing.assert_close(result.float(), function(narrow.float()), rtol=2e-3, atol=1e-3)
