@@ -58,6 +58,12 @@ def test_a_mixture_computes_in_float32(function, operands):
     assert torch.equal(result, function(narrow.float(), wide))
 
 
+def test_an_index_of_32_bits_copies(operands):
+    narrow, wide = operands
+    result = computed(lambda _, b: b.index_copy(0, ROWS.int(), b[:2]), narrow, wide)
+    assert torch.equal(result, wide.index_copy(0, ROWS, wide[:2]))
+
+
 def test_in_place_the_first_operand_keeps_its_type(operands):
     narrow, wide = operands
     result = computed(lambda a, b: a.clone().index_add_(0, ROWS, b[:2]), narrow, wide)

@@ -23,6 +23,7 @@ _REFUSED_BY_PYTORCH = frozenset(
         "baddbmm",
         "batch_norm",
         "bilinear",
+        "binary_cross_entropy",
         "bmm",
         "conv1d",
         "conv2d",
@@ -30,10 +31,13 @@ _REFUSED_BY_PYTORCH = frozenset(
         "conv_transpose1d",
         "conv_transpose2d",
         "conv_transpose3d",
+        "cross_entropy",
         "dot",
         "einsum",
         "group_norm",
+        "gru_cell",
         "heaviside",
+        "huber_loss",
         "index_add",
         "index_copy",
         "index_put",
@@ -43,14 +47,18 @@ _REFUSED_BY_PYTORCH = frozenset(
         "lerp",
         "linalg_multi_dot",
         "linear",
+        "lstm_cell",
         "masked_scatter",
         "matmul",
         "mm",
         "multi_dot",
         "multi_head_attention_forward",
         "mv",
+        "nll_loss",
         "prelu",
         "rms_norm",
+        "rnn_relu_cell",
+        "rnn_tanh_cell",
         "scaled_dot_product_attention",
         "scatter",
         "scatter_add",
@@ -74,6 +82,8 @@ _REFUSED_IN_PLACE = frozenset(
         "scatter_reduce_",
     }
 )
+# PyTorch has no float16 kernels for these on a CPU: they compute in float32, and the result is float16 again.
+_WITHOUT_FLOAT16 = frozenset({"cdist", "ctc_loss", "local_response_norm", "rrelu"})
 # These refuse numbers that float16 hasn't got, which masks are full of; the device takes the largest it has.
 _TAKES_NUMBER = frozenset(
     {
@@ -113,6 +123,12 @@ class ImplicitCasts(TorchFunctionMode):
                 self.has_cast = True
                 dtype = args[0].dtype if name in _REFUSED_IN_PLACE else torch.float32
                 args, kwargs = map_leaves((tuple(args), dict(kwargs)), lambda leaf: _cast(leaf, dtype))
+        elif name in _WITHOUT_FLOAT16 and args[0].dtype is torch.float16:
+            self.has_cast = True
+            wide_args, wide_kwargs = map_leaves(
+                (tuple(args), dict(kwargs)), lambda leaf: _cast(leaf, torch.float32)
+            )
+            return func(*wide_args, **wide_kwargs).half()
         elif name in _TAKES_NUMBER and _makes_float16(args, kwargs):
             self.has_cast = True
             args, kwargs = map_leaves((tuple(args), dict(kwargs)), _saturated)

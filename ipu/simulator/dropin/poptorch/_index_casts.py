@@ -15,6 +15,8 @@ _LABELS, _INDEX = (1, "target"), (2, "index")
 _PLACES = {
     "cross_entropy": _LABELS,
     "gather": _INDEX,
+    "index_copy": _INDEX,
+    "index_copy_": _INDEX,
     "index_fill": _INDEX,
     "index_fill_": _INDEX,
     "multi_margin_loss": _LABELS,
