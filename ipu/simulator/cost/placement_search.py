@@ -17,9 +17,11 @@ from ..graph.stages import Stage, stages_of
 from ..targets import Target
 from .constants import Constants, constants
 from .load import Load, StageLoad, costs_of, stage_loads
+from .materialised import materialised
 from .memory import memory_of
 from .memory_constants import memory_constants
 from .op_cost import OpCost
+from .rules import op_cost as cost_of
 from .settings import Settings
 from .time import Program, pipeline_cycles, program_of
 
@@ -204,8 +206,12 @@ class PlacementSearch:
 
     def _fullest_tiles(self, placed: _Placed) -> dict[int, int]:
         """Bytes of the fullest tile, by IPU."""
+        # Sums of gradients take no time of their own, but have code.
+        sums = materialised(placed.graph).sums
 
         def op_cost(op: Op) -> OpCost:
+            if op.index in sums:
+                return cost_of(op, placed.graph, placed.settings, self._target)
             return placed.costs[op.index]
 
         memory = memory_of(
