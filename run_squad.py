@@ -188,6 +188,8 @@ def _fine_tune(
     )
     print(f"done: step {end.step}, checkpoint {end.checkpoint}, picture {output / 'loss.png'}")
     print(training.SQUAD.evaluation_part(scores))
+    if device.name == "simulator":
+        command_line.print_verdict(config, flags, output, end.record)
     return SquadResult(output, end.step, scores, latest.answered, end.checkpoint, None)
 
 
