@@ -84,6 +84,16 @@ def test_bounds_are_below_what_they_bound(search: Any) -> None:
         assert 0.5 * micro_batches_s < search.lower_bound_s(candidate) <= judged.step_s
 
 
+def test_placements_are_all_there_are_until_they_are_too_many() -> None:
+    free = auto_placement.ANY
+    assert sorted(auto_placement._placements(LAYERS, [free] * 3)) == sorted(placements(LAYERS, 3))
+    many = list(auto_placement._placements(24, [free] * 8))
+    assert len(many) == len(set(many)) < 10_000
+    assert all(sum(each) == 24 and max(each) <= 4 for each in many)
+    assert (2, 3, 3, 3, 3, 3, 3, 4) in many and (0, 3, 3, 3, 4, 4, 4, 3) in many  # published ones
+    assert list(auto_placement._placements(4, [4, free])) == [(4, 0)]
+
+
 def test_an_early_end_says_how_much_could_be_missed(search: Any) -> None:
     candidates = [auto_placement._candidate(small(), each, False) for each in placements(LAYERS, 3)]
     whole, cut = search.fastest(candidates), search.fastest(candidates, max_judged=1)
