@@ -93,7 +93,10 @@ def search(config: Config, free: Collection[str], pattern: Sequence[int]) -> Out
         if not placements:
             continue
         found = _search(sized).fastest(
-            [_candidate(sized, each, "matmul_proportion" in free) for each in placements]
+            [_candidate(sized, each, "matmul_proportion" in free) for each in placements],
+            known=_candidate(sized, sized.layers_per_ipu, False)
+            if sized.layers_per_ipu in placements
+            else None,
         )
         if found.best is None:
             misses.append((sized, found.nearest))
@@ -118,6 +121,10 @@ def _stand_ins(
     values: Dict[str, object] = {}
     if "layers_per_ipu" in free and isinstance(ipus, int) and isinstance(layers, int):
         values["layers_per_ipu"] = balanced_layers(layers, max(1, ipus))
+        own = recipe.get("layers_per_ipu")
+        concrete = isinstance(own, list) and all(isinstance(entry, int) and entry >= 0 for entry in own)
+        if concrete and len(own) == ipus and sum(own) == layers:
+            values["layers_per_ipu"] = own
     for key, otherwise in (("micro_batch_size", 1), ("matmul_proportion", 0.25)):
         if key in free:
             values[key] = otherwise if recipe.get(key, AUTO) == AUTO else recipe[key]

@@ -94,6 +94,13 @@ def test_placements_are_all_there_are_until_they_are_too_many() -> None:
     assert list(auto_placement._placements(4, [4, free])) == [(4, 0)]
 
 
+def test_what_is_found_is_never_slower_than_what_was_known(search: Any) -> None:
+    candidates = [auto_placement._candidate(small(), each, False) for each in placements(LAYERS, 3)]
+    best = search.fastest(candidates).best
+    known = replace(candidates[0], ipu_of_block=best.ipu_of_block)
+    assert search.fastest(candidates, max_judged=0, known=known).best == best
+
+
 def test_an_early_end_says_how_much_could_be_missed(search: Any) -> None:
     candidates = [auto_placement._candidate(small(), each, False) for each in placements(LAYERS, 3)]
     whole, cut = search.fastest(candidates), search.fastest(candidates, max_judged=1)

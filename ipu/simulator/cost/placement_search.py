@@ -95,11 +95,19 @@ class PlacementSearch:
         self._costs_at: dict[float, Mapping[int, OpCost]] = {}
         self._block_cycles_at: dict[float, list[tuple[float, float]]] = {}
 
-    def fastest(self, candidates: Iterable[Candidate], max_judged: int = 300, max_timed: int = 400) -> Found:
+    def fastest(
+        self,
+        candidates: Iterable[Candidate],
+        max_judged: int = 300,
+        max_timed: int = 400,
+        known: Candidate | None = None,
+    ) -> Found:
         """The fastest of `candidates` that fits; at most `max_timed` are timed, the memory of at most
-        `max_judged` of them is looked at."""
+        `max_judged` of them is looked at. What is found is never slower than `known`, if that fits."""
         ranked = sorted(((self.lower_bound_s(each), each) for each in candidates), key=lambda pair: pair[0])
-        best: Judged | None = None
+        best = None if known is None else self.judge(known)
+        if best is not None and not best.fits:
+            best = None
         misfits: list[Judged] = []
         judged = 0
         gap = 0.0
