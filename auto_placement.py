@@ -121,7 +121,7 @@ def _stand_ins(
     values: Dict[str, object] = {}
     if "layers_per_ipu" in free and isinstance(ipus, int) and isinstance(layers, int):
         values["layers_per_ipu"] = balanced_layers(layers, max(1, ipus))
-        own = recipe.get("layers_per_ipu")
+        own: Any = recipe.get("layers_per_ipu")
         concrete = isinstance(own, list) and all(isinstance(entry, int) and entry >= 0 for entry in own)
         if concrete and len(own) == ipus and sum(own) == layers:
             values["layers_per_ipu"] = own
