@@ -339,3 +339,34 @@ def test_detach_downloads_and_attach_uploads():
     edited = copy.deepcopy(model)
     executor.attachToDevice()
     assert torch.equal(executor(x, y)[1], edited(x, y)[1].detach())
+
+
+def test_two_training_models_share_a_layer():
+    """Each executor has weights of its own; a touch sees those of the last that ran, and a destroyed one
+    leaves the other wrapped.
+    """
+
+    class Outer(torch.nn.Module):
+        def __init__(self, shared):
+            super().__init__()
+            self.shared = shared
+
+        def forward(self, x, y):
+            return self.shared(x, y)
+
+    shared = Classifier()
+    shared.register_buffer("table", torch.ones(2))
+    first, second = Outer(shared), Outer(shared)
+    executors = [poptorch.trainingModel(model, optimizer=None) for model in (first, second)]
+    before = shared.first.weight.detach().clone()
+    executors[0](*batch(4))
+    after_first = shared.first.weight.detach().clone()
+    assert not torch.equal(after_first, before)
+    executors[1](*batch(4, 1))
+    assert not torch.equal(shared.first.weight.detach(), after_first)
+    executors[0].destroy()
+    held = shared.first.weight.detach().clone()
+    executors[1](*batch(4, 2))
+    assert not torch.equal(shared.first.weight.detach(), held)
+    executors[1].destroy()
+    assert type(shared.first.weight) is torch.nn.Parameter and type(shared.table) is torch.Tensor

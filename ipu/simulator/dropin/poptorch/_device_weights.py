@@ -11,7 +11,7 @@ from typing import Iterator
 
 import torch
 
-from ._impl import is_wrapped
+from ._impl import original_class
 from ._numerics import numerics
 
 
@@ -70,8 +70,7 @@ class DeviceWeights:
         tensors = self.parameters + self._buffers
         classes = [type(tensor) for tensor in tensors]
         for tensor in tensors:
-            if is_wrapped(tensor):
-                tensor.__class__ = type(tensor)._poptorch_base
+            tensor.__class__ = original_class(tensor)
         hosts = [(tensor.data, tensor.grad) for tensor in tensors]
         try:
             for tensor, device in zip(tensors, self.device_parameters + self._device_buffers[0]):

@@ -42,7 +42,7 @@ class _PoptorchTensor:
     """Mixed into a wrapped tensor's class: downloads before anything looks at the tensor."""
 
     __slots__ = ()
-    _poptorch_host: HostWeights
+    _poptorch_host: _Hosts
     _poptorch_base: type
 
     def __getattribute__(self, name):
@@ -110,9 +110,32 @@ def as_original_class(thing: Any) -> Iterator[None]:
         thing.__class__ = wrapped
 
 
-def _tensor_class(kind: type, base: type, host: HostWeights) -> type:
+class _Hosts:
+    """Those of a tensor that several training models share."""
+
+    def __init__(self, hosts: list[HostWeights]) -> None:
+        self.all = hosts
+
+    def sync(self) -> None:
+        """See HostWeights."""
+        for host in self.all:
+            host.sync()
+
+
+def original_class(tensor: torch.Tensor) -> type:
+    """A tensor's class when no model has wrapped it."""
+    return type(tensor)._poptorch_base if is_wrapped(tensor) else type(tensor)
+
+
+def _set_hosts(tensor: torch.Tensor, kind: type, hosts: list[HostWeights]) -> None:
+    base = original_class(tensor)
     bases = (kind,) if base in kind.__mro__ else (kind, base)
-    return type(kind.__name__, bases, {"_poptorch_host": host, "_poptorch_base": base})
+    members = {"_poptorch_host": _Hosts(hosts), "_poptorch_base": base}
+    tensor.__class__ = type(kind.__name__, bases, members) if hosts else base
+
+
+def _hosts(tensor: torch.Tensor) -> list[HostWeights]:
+    return type(tensor)._poptorch_host.all if is_wrapped(tensor) else []
 
 
 def _model_class(base: type, host: HostWeights) -> type:
@@ -164,8 +187,7 @@ def shallow_copy(model: torch.nn.Module) -> torch.nn.Module:
 def check_buffers(model: torch.nn.Module) -> None:
     """Raise poptorch.Error for a buffer that is more than a plain tensor."""
     for buffer in model.buffers():
-        plain = type(buffer)._poptorch_base if is_wrapped(buffer) else type(buffer)
-        if plain is not torch.Tensor:
+        if original_class(buffer) is not torch.Tensor:
             raise createPoptorchError(f"All buffers must be an instance of torch.Tensor (Got {type(buffer)})")
 
 
@@ -178,7 +200,7 @@ def wrap(model: torch.nn.Module, host: HostWeights) -> None:
         )
     for kind, members in ((PoptorchParameter, model.parameters()), (PoptorchBuffer, model.buffers())):
         for tensor in members:
-            tensor.__class__ = _tensor_class(kind, type(tensor), host)
+            _set_hosts(tensor, kind, [*_hosts(tensor), host])
     model.__class__ = _model_class(type(model), host)
 
 
@@ -186,10 +208,11 @@ def unwrap(model: torch.nn.Module) -> None:
     """Give `model` and its tensors their own classes back."""
     if not is_wrapped(model):
         return
-    type(model)._poptorch_host.sync()
-    for tensor in [*model.parameters(), *model.buffers()]:
-        if is_wrapped(tensor):
-            tensor.__class__ = type(tensor)._poptorch_base
+    host = type(model)._poptorch_host
+    host.sync()
+    for kind, members in ((PoptorchParameter, model.parameters()), (PoptorchBuffer, model.buffers())):
+        for tensor in members:
+            _set_hosts(tensor, kind, [other for other in _hosts(tensor) if other is not host])
     model.__class__ = type(model)._poptorch_base
 
 
