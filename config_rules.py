@@ -21,6 +21,7 @@ TARGET_IPUS: Dict[str, int] = {
     "pod16": 16,
     "pod64": 64,
     "pod128": 128,
+    "pod256": 256,
     "bow-pod4": 4,
     "bow-pod16": 16,
     "bow-pod64": 64,
@@ -42,6 +43,7 @@ FINE_TUNING_KEYS = (
     "validation_device_iterations",
     "validation_matmul_proportion",
     "validation_layers_per_ipu",
+    "validation_replication_factor",
 )
 CLIPPING_OPTIMIZERS = ("sgd", "adam", "adamw")
 
@@ -192,6 +194,13 @@ def _squad(config: Config) -> Iterator[Problem]:
             f"{config.validation_device_iterations} cannot fill a pipeline of {stages} stages "
             f"({_words(layers)}); take at least {stages}",
         )
+    replicas, available = config.validation_replication_factor, TARGET_IPUS.get(config.target)
+    if replicas is not None and available is not None and replicas * len(layers) > available:
+        yield Problem(
+            "validation_replication_factor",
+            f"{replicas} replicas of {len(layers)} IPUs need {replicas * len(layers)}, {config.target} has "
+            f"{available}; take at most {max(available // len(layers), 1)}",
+        )
 
 
 def _training(config: Config) -> Iterator[Problem]:
@@ -296,6 +305,11 @@ def _device(config: Config) -> Iterator[Problem]:
         yield Problem(
             "replication_factor",
             f"{config.replication_factor}: Poplar's IPU model has no replication; take 1",
+        )
+    if config.device == "ipu-model" and (config.validation_replication_factor or 1) > 1:
+        yield Problem(
+            "validation_replication_factor",
+            f"{config.validation_replication_factor}: Poplar's IPU model has no replication; take 1",
         )
     if config.target not in TARGET_IPUS:
         yield Problem(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence, Tuple
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ipu.simulator.cost.settings import Settings
     from ipu.simulator.graph.ir import Graph
     from ipu.simulator.report.verdict import Remedy, Verdict
+    from model import ModelConfig
 
     Program = Tuple[Graph, Settings]
 
@@ -193,25 +195,26 @@ def program_of_row(
 ) -> Tuple[Graph, Settings]:
     """The program of a published measurement: pretraining with LAMB, float16 and half partials.
 
-    `model` is a family and a size, such as "bert-large"; `layers_per_ipu` may have halves. A vocabulary that
-    the serialization factor does not divide is padded, as its trainers did. What rows don't say is as in the
-    recipes: BERT has dropout 0.1 but in the attention, GroupBERT none. Raises ConfigError.
+    `model` is a family and a size, such as "bert-large" or "bert-6x512" (layers x hidden size, heads of 64);
+    `layers_per_ipu` may have halves. A vocabulary that the serialization factor does not divide is padded, as
+    its trainers did. What rows don't say is as in the recipes: BERT has dropout 0.1 but in the attention,
+    GroupBERT none. Raises ConfigError.
     """
-    from model.config import PRESETS
-
-    preset = PRESETS.get(model.replace("-", "_"))
-    if preset is None:
-        known = [name.replace("_", "-") for name in PRESETS]
-        raise ConfigError(f"model {model!r} is unknown; {nearest(model, known)}")
+    preset = _model_of_row(model)
     factor = embedding_serialization_factor
+    if factor > preset.vocab_size:
+        raise ConfigError(
+            f"embedding_serialization_factor: {factor} slices of a vocabulary of {preset.vocab_size}"
+        )
+    family = "groupbert" if preset.convolution else "bert"
     values: Dict[str, Any] = {
-        "model": model.split("-")[0],
+        "model": family,
         "hidden_size": preset.hidden_size,
         "num_layers": preset.num_layers,
         "num_heads": preset.num_heads,
         "vocab_size": -(-preset.vocab_size // factor) * factor,
         "max_position_embeddings": max(preset.max_position_embeddings, sequence_length),
-        "hidden_dropout": 0.1 if model.startswith("bert-") else 0.0,
+        "hidden_dropout": preset.hidden_dropout,
         "training_steps": 1,
         "sequence_length": sequence_length,
         "mask_tokens": mask_tokens,
@@ -229,6 +232,26 @@ def program_of_row(
         "optimizer_state": optimizer_state,
     }
     return program_of(Config(**values), layers_per_ipu=layers_per_ipu)
+
+
+def _model_of_row(name: str) -> ModelConfig:
+    """The preset that a row names, or one of its family with other numbers of layers and hidden units."""
+    from model.config import PRESETS
+
+    key = name.replace("-", "_")
+    if key in PRESETS:
+        return PRESETS[key]
+    known = [preset.replace("_", "-") for preset in PRESETS]
+    sizes = re.fullmatch(r"(bert|groupbert)_(\d{1,3})x(\d{1,5})", key)
+    if sizes is None:
+        raise ConfigError(f"model {name!r} is unknown; {nearest(name, known)}")
+    family, layers, hidden = sizes[1], int(sizes[2]), int(sizes[3])
+    like = PRESETS[f"{family}_base"]
+    if not layers or hidden < like.head_size or hidden % like.head_size:
+        raise ConfigError(
+            f"model {name!r} has no layer, or a hidden size that is no multiple of {like.head_size}"
+        )
+    return replace(like, num_layers=layers, hidden_size=hidden, num_heads=hidden // like.head_size)
 
 
 def _input_shapes(config: Config) -> Sequence[Tuple[int, ...]]:

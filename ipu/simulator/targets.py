@@ -19,7 +19,7 @@ VARIABLE = "IPU_SIMULATOR_TARGET"
 DEFAULT = "pod16"
 
 # GC200 machines, and those of the Bow generation; the number in a name is that of its IPUs.
-NAMES = "pod4 pod16 pod64 pod128 bow-pod4 bow-pod16 bow-pod64 bow-pod128 bow-pod256".split()
+NAMES = "pod4 pod16 pod64 pod128 pod256 bow-pod4 bow-pod16 bow-pod64 bow-pod128 bow-pod256".split()
 
 _FOLDER = Path(__file__).resolve().parents[1] / "targets"
 

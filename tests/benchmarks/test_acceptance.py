@@ -23,7 +23,7 @@ def test_the_row_is_one_of_published_rows(name, tmp_path):
         writer = csv.DictWriter(file, fieldnames=list(row))
         writer.writeheader()
         writer.writerow(row)
-    (read,) = read_rows(path)
+    (read,), _ = read_rows(path)
     assert read.model == "-".join(name.split("_")[:2])
     assert read.framework == "PopTorch"
     assert read.layers_per_ipu == tuple(config.layers_per_ipu)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import yaml
 from ..cost import constants as shipped
 from .fitting import Fit, fit, utilisation
 from .measured import Measured, measured
-from .rows import RowsError, read_rows
+from .rows import RowError, RowsError, read_rows
 from .text import as_json, as_markdown, as_text
 from .validation import validate
 
@@ -24,19 +25,29 @@ _DIGITS = 5
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs `validate ...` or `fit ...`; returns the exit status, 2 for a user's mistake."""
+    """Runs `validate ...` or `fit ...`; returns the exit status, 2 for a user's mistake.
+
+    A row that can't be predicted is named and left out of a validation; a fit wants every row.
+    """
     parsed = _parser().parse_args(arguments)
+    complain = functools.partial(print, f"ipu.simulator {parsed.command}:", file=sys.stderr)
     try:
-        rows = measured(read_rows(parsed.rows))
+        read, unreadable = read_rows(parsed.rows)
+        rows, impossible = measured(read)
+        faults = sorted([*unreadable, *impossible], key=lambda fault: fault.line)
+        for fault in faults:
+            complain(fault)
+        if faults and (parsed.command == "fit" or not rows):
+            return 2
         if parsed.command == "fit":
             _write_constants(fit(rows), rows)
             print(f"wrote {shipped.FILE}")
         else:
-            _validate(parsed, rows)
+            _validate(parsed, rows, faults)
     except (RowsError, OSError) as error:
-        print(f"ipu.simulator {parsed.command}: {error}", file=sys.stderr)
+        complain(error)
         return 2
-    return 0
+    return 2 if faults else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,8 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _validate(parsed: argparse.Namespace, rows: Sequence[Measured]) -> None:
-    validation = validate(rows)
+def _validate(
+    parsed: argparse.Namespace, rows: Sequence[Measured], not_predicted: Sequence[RowError]
+) -> None:
+    validation = validate(rows, not_predicted)
     print(as_text(validation))
     if parsed.json:
         parsed.json.write_text(json.dumps(as_json(validation), indent=2) + "\n", encoding="utf-8")

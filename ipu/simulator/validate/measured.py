@@ -13,7 +13,7 @@ from ..cost.time import Program, program_of
 from ..graph.ir import Graph
 from ..graph.stages import stages_of
 from ..targets import Target, target
-from .rows import COLUMNS, Row
+from .rows import COLUMNS, Row, RowError
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,20 @@ class Measured:
         return self.flops / (self.target.peak_flops_per_s * ipus)
 
 
-def measured(rows: Sequence[Row]) -> list[Measured]:
-    """The programs of all rows. Raises RowsError for what a program can't be made of."""
-    return [_measured(row) for row in rows]
+def measured(rows: Sequence[Row]) -> tuple[list[Measured], list[RowError]]:
+    """The programs of rows, and why there is none for the others."""
+    programs: list[Measured] = []
+    faults: list[RowError] = []
+    for row in rows:
+        try:
+            programs.append(_measured(row))
+        except RowError as fault:
+            faults.append(fault)
+    return programs, faults
 
 
 def _measured(row: Row) -> Measured:
+    """Raises RowError for what a program can't be made of."""
     machine = target(row.target)
     needed = len(row.layers_per_ipu) * row.replication_factor
     if needed > machine.num_ipus:
@@ -86,8 +94,9 @@ def _program(row: Row) -> tuple[Graph, Settings]:
             embedding_serialization_factor=row.embedding_serialization_factor,
         )
     except ValueError as error:
-        column = _column_of(str(error))
-        raise row.error(column, str(error).removeprefix(f"{column}: ")) from None
+        problem = "; ".join(line.strip() for line in str(error).splitlines())
+        column = _column_of(problem)
+        raise row.error(column, problem.removeprefix(f"{column}: ")) from None
     return graph, replace(settings, framework=row.framework)
 
 

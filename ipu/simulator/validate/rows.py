@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,20 @@ from ..targets import NAMES
 T = TypeVar("T")
 
 
+# Digits of a whole number; Python itself reads a few thousand.
+_MOST_DIGITS = 40
+
+
 class RowsError(ValueError):
-    """A file of measurements that can't be used: what is wrong, in which row and column."""
+    """A file of measurements that can't be used: what is wrong with it."""
+
+
+class RowError(RowsError):
+    """A row that can't be used: which, in which column, and why."""
+
+    def __init__(self, row_id: str, line: int, column: str, problem: str) -> None:
+        super().__init__(f"row {row_id!r} (line {line}), column {column}: {problem}")
+        self.row_id, self.line, self.column, self.problem = row_id, line, column, problem
 
 
 @dataclass(frozen=True)
@@ -46,39 +59,58 @@ class Row:
     embedding_serialization_factor: int
     step_s: float
 
-    def error(self, column: str, problem: str) -> RowsError:
-        return RowsError(f"row {self.id!r} (line {self.line}), column {column}: {problem}")
+    def error(self, column: str, problem: str) -> RowError:
+        return RowError(self.id, self.line, column, problem)
 
 
 COLUMNS = tuple(name for name in Row.__dataclass_fields__ if name != "line")
 
 
-def read_rows(path: Path) -> list[Row]:
-    """All rows of a file, in their order. Columns other than COLUMNS are ignored. Raises RowsError."""
+def read_rows(path: Path) -> tuple[list[Row], list[RowError]]:
+    """The rows of a file in their order, and what is wrong with those that aren't among them.
+
+    Columns other than COLUMNS are ignored, as are blank lines and lines that begin with a #. Raises RowsError
+    where the file as a whole can't be read.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RowsError(f"can't read {path}: {error}") from None
-    reader = csv.DictReader(text.splitlines())
-    names = [name.strip() for name in reader.fieldnames or ()]
-    reader.fieldnames = names
-    if not names:
+    try:
+        return _rows(path, text)
+    except csv.Error as error:
+        raise RowsError(f"{path} is no CSV file: {error}") from None
+
+
+def _rows(path: Path, text: str) -> tuple[list[Row], list[RowError]]:
+    lines = csv.reader(io.StringIO(text, newline=""))
+    numbered = [(lines.line_num, cells) for cells in lines if _says_something(cells)]
+    if not numbered:
         raise RowsError(f"{path} is empty: a header and a row for each measurement are expected")
+    names = [name.strip() for name in numbered[0][1]]
     missing = [column for column in COLUMNS if column not in names]
     if missing:
         raise RowsError(f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}")
     twice = [column for column in COLUMNS if names.count(column) > 1]
     if twice:
         raise RowsError(f"{path} has more than one column {', '.join(twice)}")
-    rows = [_Cells(reader.line_num, cells).row() for cells in reader]
-    if not rows:
+    if len(numbered) == 1:
         raise RowsError(f"{path} has no rows, only a header")
-    seen: dict[str, int] = {}
-    for row in rows:
-        if row.id in seen:
-            raise row.error("id", f"the same id as in line {seen[row.id]}")
-        seen[row.id] = row.line
-    return rows
+    seen: dict[str, Row] = {}
+    faults: list[RowError] = []
+    for line, cells in numbered[1:]:
+        try:
+            row = _Cells(line, dict(zip(names, cells))).row()
+            if row.id in seen:
+                raise row.error("id", f"the same id as in line {seen[row.id].line}")
+            seen[row.id] = row
+        except RowError as fault:
+            faults.append(fault)
+    return list(seen.values()), faults
+
+
+def _says_something(cells: list[str]) -> bool:
+    return any(cell.strip() for cell in cells) and not cells[0].lstrip().startswith("#")
 
 
 @dataclass(frozen=True)
@@ -86,7 +118,7 @@ class _Cells:
     """One line of the file; each method reads a column or raises RowsError."""
 
     line: int
-    cells: dict[str, str | None]
+    cells: dict[str, str]
 
     def row(self) -> Row:
         layers = self._list("layers_per_ipu", self._layers)
@@ -121,12 +153,11 @@ class _Cells:
         )
         return row
 
-    def _error(self, column: str, problem: str) -> RowsError:
-        name = (self.cells.get("id") or "").strip() or "?"
-        return RowsError(f"row {name!r} (line {self.line}), column {column}: {problem}")
+    def _error(self, column: str, problem: str) -> RowError:
+        return RowError(self.cells.get("id", "").strip() or "?", self.line, column, problem)
 
     def _text(self, column: str) -> str:
-        value = (self.cells[column] or "").strip()
+        value = self.cells.get(column, "").strip()
         if not value:
             raise self._error(column, "is empty")
         return value
@@ -142,8 +173,8 @@ class _Cells:
 
     def _count(self, column: str) -> int:
         value = self._text(column)
-        if not value.isdecimal() or int(value) < 1:
-            raise self._error(column, f"{value!r} is no whole number of 1 and more")
+        if not value.isdecimal() or len(value) > _MOST_DIGITS or int(value) < 1:
+            raise self._error(column, f"{_short(value)!r} is no whole number of 1 and more")
         return int(value)
 
     def _flag(self, column: str) -> bool:
@@ -179,5 +210,9 @@ class _Cells:
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise self._error(column, f"{word!r} is no number")
+            raise self._error(column, f"{_short(word)!r} is no number")
         return value
+
+
+def _short(word: str) -> str:
+    return word if len(word) <= _MOST_DIGITS else f"{word[:_MOST_DIGITS]}..."

@@ -11,8 +11,11 @@ _BASELINES = {"constant_utilisation": "constant utilisation", "flops_over_peak":
 
 
 def as_json(validation: Validation) -> dict[str, Any]:
-    """The form of `--json`; seconds are of a weight update, errors relative."""
-    return {
+    """The form of `--json`; seconds are of a weight update, errors relative.
+
+    "not_predicted" is there only where rows of the file are in no figure.
+    """
+    document: dict[str, Any] = {
         "rows": [
             {
                 "id": row.row.id,
@@ -28,6 +31,12 @@ def as_json(validation: Validation) -> dict[str, Any]:
         "baselines": {name: errors.mean for name, errors in validation.baselines.items()},
         "constants": {name: entry["value"] for name, entry in entries()["fitted"].items()},
     }
+    if validation.not_predicted:
+        document["not_predicted"] = [
+            {"id": fault.row_id, "line": fault.line, "column": fault.column, "reason": fault.problem}
+            for fault in validation.not_predicted
+        ]
+    return document
 
 
 def as_text(validation: Validation) -> str:
@@ -43,6 +52,7 @@ def as_text(validation: Validation) -> str:
         "",
         "published: measured; predicted: by the model with its shipped constants, seconds per weight update;",
         "left out: the error with constants fitted to all other rows of this file",
+        *_not_predicted(validation),
         "",
         _summary("model", validation.errors),
         _summary("leave-one-out", validation.leave_one_out),
@@ -59,6 +69,14 @@ def as_text(validation: Validation) -> str:
         )
     lines.append(f"fitted on rows {', '.join(fitted_rows())}")
     return "\n".join(lines)
+
+
+def _not_predicted(validation: Validation) -> list[str]:
+    faults = validation.not_predicted
+    if not faults:
+        return []
+    count = "1 row is" if len(faults) == 1 else f"{len(faults)} rows are"
+    return ["", f"{count} not predicted, and in none of these figures:", *(f"- {fault}" for fault in faults)]
 
 
 def fitted_rows() -> list[str]:
@@ -82,6 +100,7 @@ def as_markdown(validation: Validation, command: str) -> str:
             "(predicted - published) / published; means and maxima are of absolute values.",
             "",
             *_table_of_rows(validation),
+            *_not_predicted(validation),
             "",
             "## Left out",
             "",

@@ -8,7 +8,7 @@ from typing import Callable, Mapping, Sequence
 from ..cost.constants import constants, entries
 from .fitting import by_utilisation_s, fit
 from .measured import Measured
-from .rows import Row
+from .rows import Row, RowError
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Validation:
     """:param leave_one_out: each row with constants that were fitted to all others of the file.
     :param leave_a_group_out: by group, its rows with constants that were fitted to all rows outside.
     :param baselines: simpler models, with the constants that were fitted to the same rows as the model's.
+    :param not_predicted: rows of the file that no figure includes, with the reason.
     """
 
     rows: tuple[Measured, ...]
@@ -40,6 +41,7 @@ class Validation:
     leave_one_out: Errors
     leave_a_group_out: Mapping[str, Errors]
     baselines: Mapping[str, Errors]
+    not_predicted: tuple[RowError, ...] = ()
 
 
 _GROUPS: tuple[Callable[[Row], str], ...] = (
@@ -51,7 +53,7 @@ _GROUPS: tuple[Callable[[Row], str], ...] = (
 )
 
 
-def validate(rows: Sequence[Measured]) -> Validation:
+def validate(rows: Sequence[Measured], not_predicted: Sequence[RowError] = ()) -> Validation:
     """With the shipped constants; those left out of a fit are fitted from their priors."""
     predicted = {row.row.id: row.predicted_s(constants()) for row in rows}
     level = entries()["baseline"]["utilisation"]["value"]
@@ -68,6 +70,7 @@ def validate(rows: Sequence[Measured]) -> Validation:
             "constant_utilisation": _errors(rows, lambda row: by_utilisation_s(row, level, factor)),
             "flops_over_peak": _errors(rows, lambda row: row.at_peak_s),
         },
+        not_predicted=tuple(not_predicted),
     )
 
 

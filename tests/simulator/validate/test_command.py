@@ -17,19 +17,27 @@ from ipu.simulator.validate.fitting import by_utilisation_s, fit, utilisation, w
 from ipu.simulator.validate.measured import measured
 from ipu.simulator.validate.rows import read_rows
 from ipu.simulator.validate.validation import validate
-from tests.simulator.validate.rows import rows_file
+from tests.simulator.validate.rows import ROWS, rows_file
 
 PUBLISHED = Path(command.__file__).with_name("published.csv")
 
 
+def programs(path):
+    """The programs of a file without faults."""
+    rows, unreadable = read_rows(path)
+    found, impossible = measured(rows)
+    assert not unreadable and not impossible
+    return found
+
+
 @pytest.fixture(scope="module")
 def published():
-    return measured(read_rows(PUBLISHED))
+    return programs(PUBLISHED)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    return measured(read_rows(rows_file(tmp_path_factory.mktemp("rows"))))
+    return programs(rows_file(tmp_path_factory.mktemp("rows")))
 
 
 def test_json_and_text(tmp_path, capsys):
@@ -64,19 +72,55 @@ def test_json_and_text(tmp_path, capsys):
     [
         ({"model": "bert-huge"}, "model"),
         ({"model": "roberta-base"}, "model"),
+        ({"model": "bert-4x250"}, "model"),
         ({"layers_per_ipu": "0 2 3"}, "layers_per_ipu"),
         ({"replication_factor": "2"}, "replication_factor"),
-        ({"gradient_accumulation": "5"}, "gradient_accumulation"),
+        ({"gradient_accumulation": "4"}, "gradient_accumulation"),
         ({"mask_tokens": "400"}, "mask_tokens"),
         ({"sequence_length": "100000"}, "sequence_length"),
         ({"micro_batch_size": "1" + 30 * "0"}, "micro_batch_size"),
+        ({"embedding_serialization_factor": "30523"}, "embedding_serialization_factor"),
+        ({"framework": "PyTorch"}, "framework"),
     ],
 )
-def test_a_row_that_cannot_be_a_program_is_named(tmp_path, capsys, changes, column):
-    assert command.main(["validate", str(rows_file(tmp_path, **changes))]) == 2
+def test_a_row_that_cannot_be_predicted_is_named_and_left_out(tmp_path, capsys, changes, column):
+    """The other row's figures are those of a file without the faulty one."""
+    assert command.main(["validate", str(rows_file(tmp_path, {"T2": ROWS["T2"]}))]) == 0
+    alone = capsys.readouterr().out
+    out = tmp_path / "errors.json"
+    assert command.main(["validate", str(rows_file(tmp_path, **changes)), "--json", str(out)]) == 2
     captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith(f"ipu.simulator validate: row 'T1' (line 2), column {column}: ")
+    problem = f"row 'T1' (line 2), column {column}: "
+    assert captured.err.startswith(f"ipu.simulator validate: {problem}")
+    (said,) = [line for line in captured.out.splitlines() if line.startswith(f"- {problem}")]
+    without = captured.out.replace(f"\n\n1 row is not predicted, and in none of these figures:\n{said}", "")
+    assert without == alone
+    found = json.loads(out.read_text())
+    assert [row["id"] for row in found["rows"]] == ["T2"]
+    (left_out,) = found["not_predicted"]
+    assert (left_out["id"], left_out["line"], left_out["column"]) == ("T1", 2, column)
+
+
+def test_without_a_row_that_can_be_predicted_nothing_is_printed(tmp_path, capsys):
+    rows = {name: values.replace("bert-mini", "gpt2") for name, values in ROWS.items()}
+    assert command.main(["validate", str(rows_file(tmp_path, rows))]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and len(captured.err.splitlines()) == 2
+
+
+def test_a_fit_wants_every_row(tmp_path, capsys):
+    assert command.main(["fit", str(rows_file(tmp_path, model="gpt2"))]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "row 'T1' (line 2), column model: " in captured.err
+
+
+def test_sizes_without_a_name(tmp_path):
+    """As `run_benchmark.py acceptance` writes those of models of one's own."""
+    (named, _) = programs(rows_file(tmp_path))
+    (sized, _) = programs(rows_file(tmp_path, model="bert-4x256"))
+    assert sized.predicted_s(constants()) == named.predicted_s(constants())
+    (underscores, _) = programs(rows_file(tmp_path, model="bert_mini"))
+    assert underscores.predicted_s(constants()) == named.predicted_s(constants())
 
 
 def test_validate_never_changes_the_constants_and_fit_does(tmp_path, monkeypatch, small):
@@ -105,13 +149,13 @@ def test_validate_never_changes_the_constants_and_fit_does(tmp_path, monkeypatch
 
 def test_what_a_row_does_not_say_does_not_matter(small, tmp_path):
     """Packed rows are costed as one sequence; further columns say nothing."""
-    again = measured(read_rows(rows_file(tmp_path, packed="1", source="another", sdk="9")))
+    again = programs(rows_file(tmp_path, packed="1", source="another", sdk="9"))
     assert again[0].predicted_s(constants()) == small[0].predicted_s(constants())
 
 
 def test_a_single_replica_shares_with_itself(small, tmp_path):
     """As some published configurations say; the application's own are refused."""
-    again = measured(read_rows(rows_file(tmp_path, replicated_tensor_sharding="1")))
+    again = programs(rows_file(tmp_path, replicated_tensor_sharding="1"))
     assert again[0].predicted_s(constants()) == small[0].predicted_s(constants())
 
 

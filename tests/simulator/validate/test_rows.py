@@ -9,7 +9,8 @@ from tests.simulator.validate.rows import HEADER, ROWS, rows_file
 
 
 def test_a_row_is_read_whole(tmp_path):
-    first, second = read_rows(rows_file(tmp_path))
+    (first, second), faults = read_rows(rows_file(tmp_path))
+    assert not faults
     assert (first.id, first.line, first.target, first.framework) == ("T1", 2, "pod4", "PopTorch")
     assert first.layers_per_ipu == (0, 2, 2) and first.matmul_proportion == (0.2, 0.2, 0.2)
     assert (first.packed, first.replicated_tensor_sharding, first.optimizer_state) == (
@@ -56,17 +57,17 @@ def test_further_columns_and_other_orders_do_not_matter(tmp_path):
         ("step_s", "0", "0 is not above 0"),
         ("step_s", "nan", "'nan' is no number"),
         ("step_s", "1,5", "is no number"),
+        ("step_s", "1" * 400, "'1111111111111111111111111111111111111111...' is no number"),
+        ("sequence_length", "1" * 5000, "no whole number"),
     ],
 )
 def test_a_bad_value_is_named_by_row_and_column(tmp_path, column, value, problem):
     if column == "step_s" and "," in value:
         value = '"1,5"'
     path = rows_file(tmp_path, **{column: value})
-    with pytest.raises(RowsError) as error:
-        read_rows(path)
-    assert str(error.value).startswith(f"row 'T1' (line 2), column {column}: ") and problem in str(
-        error.value
-    )
+    rows, (fault,) = read_rows(path)
+    assert [row.id for row in rows] == ["T2"]
+    assert str(fault).startswith(f"row 'T1' (line 2), column {column}: ") and problem in str(fault)
 
 
 def test_files_that_are_none(tmp_path):
@@ -85,9 +86,26 @@ def test_files_that_are_none(tmp_path):
     path.write_text("id,target\nA,pod4\n")
     with pytest.raises(RowsError, match="lacks the columns framework, model"):
         read_rows(path)
-    rows_file(tmp_path, {"A": ROWS["T1"], "B": ROWS["T1"]}, id="B")
-    with pytest.raises(RowsError, match=r"row 'B' \(line 3\), column id: the same id as in line 2"):
+    path.write_text(HEADER + "\n" + "x" * 200_000 + "\n")
+    with pytest.raises(RowsError, match="is no CSV file: field larger"):
         read_rows(path)
-    path.write_text(HEADER + "\nT1,pod4\n")
-    with pytest.raises(RowsError, match="line 2"):
-        read_rows(path)
+
+
+def test_a_row_twice_and_a_row_cut_short(tmp_path):
+    path = rows_file(tmp_path, {"A": ROWS["T1"], "B": ROWS["T1"]}, id="B")
+    path.write_text(path.read_text() + "T1,pod4\n")
+    rows, faults = read_rows(path)
+    assert [row.id for row in rows] == ["B"]
+    assert str(faults[0]).startswith("row 'B' (line 3), column id: the same id as in line 2")
+    assert str(faults[1]).startswith("row 'T1' (line 4), column ") and "is empty" in str(faults[1])
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+def test_what_spreadsheets_and_people_add(tmp_path, ending):
+    path = rows_file(tmp_path)
+    plain = [(row.id, row.step_s) for row in read_rows(path)[0]]
+    header, first, second = path.read_text().splitlines()
+    lines = ["# made up", header, "", first + ",more,cells", "," * 17, "# " + second, second, ""]
+    path.write_bytes(b"\xef\xbb\xbf" + ending.join(lines).encode())
+    rows, faults = read_rows(path)
+    assert not faults and [(row.id, row.step_s) for row in rows] == plain
