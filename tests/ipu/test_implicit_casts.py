@@ -117,3 +117,42 @@ def test_what_has_no_float16_kernel_on_a_cpu_computes(function, operands):
     result = computed(lambda a, _: function(a), narrow, wide)
     assert result.dtype is HALF
     torch.testing.assert_close(result.float(), function(narrow.float()), rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda a: torch.linalg.inv(a + 4 * torch.eye(4, dtype=a.dtype)),
+        lambda a: torch.linalg.qr(a).R.abs(),
+        lambda a: torch.nn.functional.avg_pool3d(a[None].expand(2, 4, 4)[None], 2),
+        lambda a: torch.special.log_ndtr(a),
+        lambda a: torch.quantile(a, 0.25),
+    ],
+)
+def test_what_a_cpu_refuses_in_float16_computes(function, operands):
+    narrow, wide = operands
+    result = computed(lambda a, _: function(a), narrow, wide)
+    assert result.dtype is HALF
+    torch.testing.assert_close(result.float(), function(narrow.float()), rtol=1e-2, atol=1e-2)
+
+
+def test_what_is_wrong_in_every_type_stays_wrong(operands):
+    narrow, wide = operands
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        computed(lambda a, b: a @ b[:3], narrow, wide)
+
+
+@pytest.mark.parametrize("layer", [torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN])
+@pytest.mark.parametrize("weights", ["float16", "float32"])
+def test_a_recurrent_layer_takes_the_other_float_type(layer, weights, operands):
+    narrow, wide = operands
+    recurrent = layer(4, 3, bidirectional=True)
+    x = (narrow if weights == "float32" else wide)[:, None]
+    expected = recurrent(x.float())[0].detach()
+    if weights == "float16":
+        recurrent.half()
+    result = computed(lambda x, _: recurrent(x)[0], x, wide)
+    assert result.dtype is torch.float32
+    torch.testing.assert_close(result, expected, rtol=1e-2, atol=5e-3)
+    with pytest.raises((RuntimeError, ValueError)):
+        recurrent(x)  # on the host PyTorch's own rule holds

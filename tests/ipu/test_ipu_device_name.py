@@ -18,6 +18,8 @@ class NamesIpu(torch.nn.Module):
         ipu = "ipu" if poptorch.isRunningOnIpu() else "cpu"
         made = torch.arange(3, device=ipu) + torch.zeros_like(x, device=torch.device(ipu, 0))
         moved = torch.ones(3).to(ipu, torch.float32) + x.to(device=f"{ipu}:0") + x.new_ones(3, device=ipu)
+        if poptorch.isRunningOnIpu():
+            moved = moved.ipu()
         out = (made + moved) * self.weight
         return out, poptorch.identity_loss(out, "sum")
 

@@ -115,3 +115,44 @@ def test_convolutions_planned_together():
         plan.partialsTypes(torch.int32)
     with pytest.raises(AssertionError):
         plan.perConvReservedTiles("many")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (lambda x: x[:1], r"input 0 is \[2\] of torch\.float32 and output of the body 0 is \[1\]"),
+        (lambda x: x.half(), r"output of the body 0 is .* of torch\.float16"),
+        (lambda x: (x, x), "1 times 'input', 2 times 'output of the body'"),
+        (lambda x: x.sum().reshape(()), r"\[\] of"),
+        (lambda x: [3], "must be a tensor"),
+    ],
+)
+def test_a_loop_keeps_number_shapes_and_types(body, message):
+    executor = poptorch.inferenceModel(Program(lambda x: poptorch.for_loop(2, body, [x])[0]))
+    with pytest.raises(poptorch.Error, match=message):
+        executor(torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda x: x[:1], r"output of else_body 0 is \[1\]"),
+        (lambda x: x > 0, r"of torch\.bool"),
+        (lambda x: (x, x), "2 times 'output of else_body'"),
+    ],
+)
+def test_a_condition_has_like_branches(other, message):
+    """Also where the branch isn't taken in the first run."""
+    executor = poptorch.inferenceModel(
+        Program(lambda x: poptorch.cond(x.sum() > 0, doubled, [x], other, [x])[0])
+    )
+    with pytest.raises(poptorch.Error, match=message):
+        executor(torch.ones(2))
+
+
+def test_integers_of_a_loop_may_be_of_32_or_64_bits():
+    """The device has only one of them."""
+    loop = poptorch.inferenceModel(
+        Program(lambda x: poptorch.for_loop(2, lambda n: n.int() + 1, [x.long()])[0].float())
+    )
+    assert float(loop(torch.ones(1))) == 3.0

@@ -13,6 +13,7 @@ from ._ipu_device import placed
 from ._logging import logger
 from ._losses import LossTap
 from ._structure import tensors
+from ._unsupported import reason
 from .poptorch_core import createBackendError
 
 # What makes a tensor of none; torch's own modules give their device where it matters.
@@ -21,7 +22,15 @@ _FACTORIES = frozenset(getattr(torch, name) for name in _NAMES.split())
 # What needs a tensor's value, which a trace hasn't got.
 _READS_VALUES = frozenset(
     getattr(torch.Tensor, name)
-    for name in "item tolist numpy __bool__ __float__ __int__ __index__ __array__".split()
+    for name in (
+        "item tolist numpy is_nonzero __array__ __bool__ __complex__ __contains__ __float__ __format__ "
+        "__index__ __int__"
+    ).split()
+) | {torch.is_nonzero}
+# PyTorch's own functions in front of operations: whoever calls them is the caller.
+_WRAPPERS = tuple(
+    str(Path(torch.__file__).parent / name)
+    for name in ("overrides.py", "_tensor.py", "functional.py", "_jit_internal.py", "nn/functional.py")
 )
 _LIBRARIES = str(Path(torch.__file__).parents[1])
 _HERE = str(Path(__file__).parent)
@@ -31,7 +40,8 @@ _OPERATIONS = (str(Path(__file__).with_name("ops.py")), str(Path(__file__).with_
 class CompileTap(LossTap):
     """Stands around the compiling run. `sources`: what each tensor was made of, by its id.
 
-    Raises poptorch.Error for what the device can't do: values read, moves to the host, empty tensors.
+    Raises poptorch.Error for what the device can't do: values read, moves to the host, empty tensors, shapes
+    that depend on values, complex numbers.
     """
 
     def __init__(self, on_device: Iterable[torch.Tensor] = ()) -> None:
@@ -60,9 +70,10 @@ class CompileTap(LossTap):
             raise createBackendError("Illegal move to CPU (via .cpu() or .to('cpu')) when tracing a model.")
         if func in _FACTORIES and kwargs.get("device") is None:
             self._warn_of_factory(func)
-        args, kwargs, changed = placed(func, args, kwargs)
-        self.names_ipu |= changed
+        func, args, kwargs, moved = placed(func, args, kwargs)
+        self.names_ipu |= moved
         inputs = tensors((list(args), dict(kwargs)))
+        self._refuse_unsupported(func, args, kwargs)
         args, kwargs, changed = widened(func, args, kwargs)
         self.has_narrow_indices |= changed
         result = super().__torch_function__(func, types, args, kwargs)
@@ -72,16 +83,26 @@ class CompileTap(LossTap):
                     f"Zero-sized tensors are unsupported (Got shape {list(made.shape)})."
                 )
             self.sources.setdefault(id(made), []).extend(inputs)
+            if made.is_complex():
+                raise createBackendError(f"Complex numbers are unsupported (Got {made.dtype}).")
             # What is made of host tensors alone stays on the host.
-            if not inputs or any(self.is_on_device(tensor) for tensor in inputs):
+            if moved or not inputs or any(self.is_on_device(tensor) for tensor in inputs):
                 self._on_device.add(id(made))
             self._alive.append(made)
         return result
 
     def _reads_value(self, func, args) -> bool:
+        if func is torch.Tensor.__format__ and args[0].dim() > 0:
+            return False  # prints all of it
         if func not in _READS_VALUES or not self.is_on_device(args[0]):
             return False
         return func is torch.Tensor.item or not _called_by_library()
+
+    def _refuse_unsupported(self, func, args, kwargs) -> None:
+        if args and isinstance(args[0], torch.Tensor) and self.is_on_device(args[0]):
+            why = reason(func, args, kwargs)
+            if why is not None and not _called_by_library():
+                raise createBackendError(why)
 
     def is_on_device(self, tensor: torch.Tensor) -> bool:
         """Whether the tensor was there from the start or made by the model; others are the host's."""
@@ -102,8 +123,8 @@ class CompileTap(LossTap):
         if func.__name__ not in self._warned_of and not _called_by_library():
             self._warned_of.add(func.__name__)
             logger.warning(
-                "torch.%s was called without a device while the model was traced: the tensor is put on the "
-                "IPU. Give it the device of another tensor (device=x.device) to say so.",
+                "No device set in torch.%s(): forcing to IPU. Give it the device of another tensor "
+                "(device=x.device) to say so.",
                 func.__name__,
             )
 
@@ -115,7 +136,7 @@ def _called_by_library() -> bool:
     where they can't: a program shouldn't fail for that.
     """
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((_HERE, *_WRAPPERS)):
         if frame.f_code.co_filename.startswith(_OPERATIONS):
             return True
         frame = frame.f_back

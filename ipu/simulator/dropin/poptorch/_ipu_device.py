@@ -1,4 +1,4 @@
-"""The device "ipu" by its name: `torch.ones(3, device="ipu")` and `x.to("ipu")` in a forward."""
+"""The device "ipu" by its name: `torch.ones(3, device="ipu")`, `x.to("ipu")` and `x.ipu()` in a forward."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from torch.overrides import TorchFunctionMode
 _STANDS_FOR = torch.device("cpu")
 
 
-def placed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict, bool]:
-    """(args, kwargs, whether anything changed): what stands for an IPU where the call names one."""
+def placed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple, dict, bool]:
+    """(func, args, kwargs, whether anything changed): what stands for an IPU where the call names one."""
+    if func is torch.Tensor.ipu:
+        return torch.Tensor.to, (args[0], _STANDS_FOR), {}, True
     if _is_ipu(kwargs.get("device")):
-        return args, {**kwargs, "device": _STANDS_FOR}, True
+        return func, args, {**kwargs, "device": _STANDS_FOR}, True
     if func is torch.Tensor.to and len(args) > 1 and _is_ipu(args[1]):
-        return (args[0], _STANDS_FOR, *args[2:]), kwargs, True
-    return args, kwargs, False
+        return func, (args[0], _STANDS_FOR, *args[2:]), kwargs, True
+    return func, args, kwargs, False
 
 
 def _is_ipu(device: Any) -> bool:
@@ -30,5 +32,5 @@ class IpuDevice(TorchFunctionMode):
     """Stands around the runs of a model whose compilation met the name."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        args, kwargs, _ = placed(func, args, kwargs or {})
+        func, args, kwargs, _ = placed(func, args, kwargs or {})
         return func(*args, **kwargs)

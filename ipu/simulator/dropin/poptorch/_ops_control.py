@@ -7,6 +7,8 @@ from typing import Any, Callable
 import torch
 
 from . import _trace
+from ._numerics import numerics
+from .poptorch_core import createBackendError
 
 
 def _inference_only(name: str) -> bool:
@@ -24,7 +26,8 @@ def _as_list(outputs: Any) -> list[torch.Tensor]:
 def for_loop(count: int, body: Callable[..., Any], inputs: list[torch.Tensor]) -> list[torch.Tensor]:
     """Calls body(*tensors) `count` times, each with the results of the one before; on the host only once.
 
-    For inference only. Raises ValueError where `inputs` isn't a list of tensors.
+    For inference only. Raises ValueError where `inputs` isn't a list of tensors, and on the device
+    poptorch.Error where a result has another shape or type than the tensor that it takes the place of.
     """
     what = "poptorch.for_loop expects input tensors (inputs) to be a list of tensors."
     if not isinstance(inputs, list):
@@ -32,10 +35,12 @@ def for_loop(count: int, body: Callable[..., Any], inputs: list[torch.Tensor]) -
     for index, tensor in enumerate(inputs):
         if not isinstance(tensor, torch.Tensor):
             raise ValueError(f"{what} (Element {index} is not a tensor)")
-    iterations = count if _inference_only("poptorch.for_loop()") else 1
+    on_device = _inference_only("poptorch.for_loop()")
     values = [tensor.clone() for tensor in inputs]
-    for _ in range(iterations):
-        values = _as_list(body(*values))
+    for _ in range(count if on_device else 1):
+        before, values = values, _as_list(body(*values))
+        if on_device:
+            _check_same("poptorch.for_loop()", "input", before, "output of the body", values)
     return values
 
 
@@ -48,13 +53,38 @@ def cond(
 ) -> list[torch.Tensor]:
     """A list: the results of then_body(*then_inps) where the condition holds, else of else_body(*else_inps).
 
-    For inference only. Raises ValueError where inputs aren't lists.
+    For inference only. Raises ValueError where inputs aren't lists, and on the device poptorch.Error where
+    the bodies' results differ in number, shape or type.
     """
     for name, inputs in (("then_inps", then_inps), ("else_inps", else_inps)):
         if not isinstance(inputs, list):
             raise ValueError(f"poptorch.cond expects {name} to be a list of tensors. (Object is not list)")
     _inference_only("poptorch.cond()")
+    if isinstance(_trace.current(), _trace.Trace):
+        # A compilation sees both bodies.
+        branches = [_as_list(then_body(*then_inps)), _as_list(else_body(*else_inps))]
+        _check_same("poptorch.cond()", "output of then_body", branches[0], "output of else_body", branches[1])
+        return branches[0 if bool(condition) else 1]
     return _as_list(then_body(*then_inps) if bool(condition) else else_body(*else_inps))
+
+
+def _check_same(
+    operation: str, what: str, expected: list[torch.Tensor], other: str, found: list[torch.Tensor]
+) -> None:
+    if len(expected) != len(found):
+        raise createBackendError(
+            f"{operation}: the number of outputs must be the same on each path: {len(expected)} times "
+            f"'{what}', {len(found)} times '{other}'."
+        )
+    for index, (one, two) in enumerate(zip(expected, found)):
+        if not isinstance(two, torch.Tensor):
+            raise createBackendError(f"{operation}: {other} {index} must be a tensor, not a {type(two)}.")
+        types = [numerics.device_dtype(tensor.dtype, integers=True) for tensor in (one, two)]
+        if one.shape != two.shape or types[0] != types[1]:
+            raise createBackendError(
+                f"{operation}: shapes and types are final once a model is compiled, but {what} {index} is "
+                f"{list(one.shape)} of {types[0]} and {other} {index} is {list(two.shape)} of {types[1]}."
+            )
 
 
 def _positions(tensor: torch.Tensor, dim: int, start: Any, size: int, step: int) -> torch.Tensor:

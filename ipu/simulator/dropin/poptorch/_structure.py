@@ -16,7 +16,8 @@ def _map_values(structure: Any, function: Callable[[Any], Any]) -> Any:
         return function(structure)
     if isinstance(structure, tuple):
         parts = [_map_values(part, function) for part in structure]
-        return type(structure)(*parts) if hasattr(structure, "_fields") else tuple(parts)
+        # torch.Size and what torch.max returns take their parts as one.
+        return type(structure)(*parts) if hasattr(structure, "_fields") else type(structure)(parts)
     if isinstance(structure, list):
         return [_map_values(part, function) for part in structure]
     if isinstance(structure, dict):

@@ -1,0 +1,98 @@
+"""What a compiled model can't hold is refused when traced: shapes from values, values, complex numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from .executor_models import poptorch
+
+X = torch.tensor([[1.0, -2.0, 3.0], [0.0, 5.0, -6.0]])
+
+
+class Runs(torch.nn.Module):
+    """Any function of a tensor as a forward."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def run(function):
+    executor = poptorch.inferenceModel(Runs(function))
+    executor(X)
+    return executor(X)  # the first call compiles
+
+
+@pytest.mark.parametrize(
+    ("function", "operation"),
+    [
+        (torch.nonzero, "nonzero"),
+        (lambda x: torch.where(x > 0), "nonzero"),
+        (lambda x: torch.masked_select(x, x > 0), "masked_select"),
+        (torch.unique, "_unique2"),
+        (lambda x: x.unique(), "_unique2"),
+        (lambda x: x.repeat_interleave((x[:, 0] + 1).int(), dim=0), "repeat_interleave"),
+    ],
+)
+def test_a_shape_that_depends_on_values(function, operation):
+    with pytest.raises(
+        poptorch.Error, match=rf"Unsupported ops found in compiled model: \[aten::{operation}\]"
+    ):
+        run(function)
+
+
+@pytest.mark.parametrize("index", [lambda x: x > 0, lambda x: (x[:, 0] > 0, 1), lambda x: (x > 0).byte()])
+def test_an_index_that_is_a_mask(index):
+    with pytest.raises(poptorch.Error, match=r"boolean or byte tensor masks .* cannot have dynamic shapes"):
+        run(lambda x: x[index(x)])
+
+
+def test_one_hot_needs_the_number_of_classes():
+    with pytest.raises(poptorch.Error, match="OneHot num classes must be specified"):
+        run(lambda x: torch.nn.functional.one_hot(x[0].abs().long()))
+
+
+@pytest.mark.parametrize("function", [torch.fft.fft, lambda x: x.to(torch.complex64)])
+def test_complex_numbers(function):
+    with pytest.raises(poptorch.Error, match="Complex numbers are unsupported"):
+        run(function)
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x: 1.0 in x, lambda x: f"{x[0, 0]:.2f}", lambda x: torch.is_nonzero(x[0, 0])]
+)
+def test_values_in_disguise(function):
+    with pytest.raises(poptorch.Error, match="aten::item is only supported in eager mode"):
+        run(function)
+
+
+def test_the_same_with_a_fixed_shape_runs():
+    def fixed(x):
+        y = x.clone()
+        y[y < 0] = 0.5
+        one_hot = torch.nn.functional.one_hot(x[0].abs().long(), 4)
+        repeated = x.repeat_interleave((x[:, 0] + 1).int(), dim=0, output_size=3)
+        return (
+            y,
+            torch.where(x > 0, x, 0.0),
+            one_hot,
+            repeated,
+            x[:, [True, False, True]],
+            x.repeat_interleave(2),
+        )
+
+    for result, expected in zip(run(fixed), fixed(X)):
+        assert torch.equal(result, expected.to(result.dtype))
+
+
+def test_what_returns_by_name_keeps_its_names():
+    largest = run(lambda x: torch.max(x, dim=1))
+    assert isinstance(largest, torch.return_types.max)
+    assert torch.equal(largest.values, torch.tensor([3.0, 5.0]))
+    assert largest.indices.dtype is torch.int32
+    shape = run(lambda x: x.shape)
+    assert isinstance(shape, torch.Size) and shape == X.shape
