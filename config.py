@@ -18,7 +18,6 @@ from typing import (
     List,
     Literal,
     Mapping,
-    NoReturn,
     Optional,
     Tuple,
     Type,
@@ -28,19 +27,8 @@ from typing import (
 
 import yaml
 
-from config_loading import (
-    ConfigError,
-    Problem,
-    Recipe,
-    choices_of,
-    convert,
-    describe,
-    from_text,
-    item_of,
-    nearest,
-    read_recipes,
-    tuple_from_text,
-)
+from config_flags import FlagParser, add_key_flags
+from config_loading import ConfigError, Problem, Recipe, convert, describe, nearest, read_recipes
 from config_rules import (
     TARGET_IPUS,
     default_validation_layers,
@@ -172,6 +160,9 @@ class Config:
     validation_layers_per_ipu: Optional[Tuple[int, ...]] = key(
         "placement in evaluation; none: half of the layers on each of two IPUs", None, AT_LEAST_0
     )
+    validation_replication_factor: Optional[int] = key(
+        "copies of the model in evaluation; none: as many as training's IPUs have room for", None, AT_LEAST_1
+    )
 
     micro_batch_size: int = key("sequences that one replica computes at once", bounds=SEQUENCES)
     gradient_accumulation: int = key("micro batches of a replica in a weight update", bounds=STEPS)
@@ -255,6 +246,13 @@ class Config:
     @property
     def resolved_validation_layers_per_ipu(self) -> Tuple[int, ...]:
         return self.validation_layers_per_ipu or default_validation_layers(self.num_layers)
+
+    @property
+    def resolved_validation_replication_factor(self) -> int:
+        if self.device == "ipu-model":  # it has no replicas
+            return self.validation_replication_factor or 1
+        room = self.ipus_per_replica * self.replication_factor // len(self.resolved_validation_layers_per_ipu)
+        return self.validation_replication_factor or max(room, 1)
 
     @property
     def warmup_steps(self) -> int:
@@ -371,72 +369,11 @@ def read_recipe(name: str, path: Path = CONFIGS) -> Recipe:
     return recipes[name]
 
 
-class FlagParser(argparse.ArgumentParser):
-    """Takes flags only in full and suggests the nearest for a mistyped one; errors don't list all of them"""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
-
-    def error(self, message: str) -> NoReturn:
-        lead = "unrecognized arguments: "
-        if message.startswith(lead):
-            flags = [word.split("=")[0] for word in message[len(lead) :].split() if word.startswith("--")]
-            known = [option for option in self._option_string_actions if option.startswith("--")]
-            message += "".join(f"\n{flag}: {nearest(flag, known)}" for flag in flags)
-        self.exit(2, f"{self.prog}: error: {message}\n(--help explains all flags)\n")
-
-
-class _ListFlag(argparse.Action):
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
-    ) -> None:
-        if self.dest in AUTO_KEYS and values == [AUTO]:
-            setattr(namespace, self.dest, AUTO)
-            return
-        try:
-            setattr(namespace, self.dest, tuple_from_text(values, _kinds()[self.dest]))
-        except ValueError as error:
-            raise argparse.ArgumentError(self, str(error)) from None
-
-
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` one flag for each key, in kebab case; absent flags leave no trace in its result."""
-    for entry in _entries().values():
-        if entry.name in _GROUPS:
-            group = parser.add_argument_group(_GROUPS[entry.name])
-        kind = _kind(entry)
-        flag = "--" + entry.name.replace("_", "-")
-        notes = [describe(kind) + (f" or {AUTO}" if entry.name in AUTO_KEYS else "")] + (
-            [f"in {entry.metadata['bounds']}"] if entry.metadata["bounds"] else []
-        )
-        text = f"{entry.metadata['doc']} [{', '.join(notes)}]".replace("%", "%%")
-        common: Dict[str, Any] = {"dest": entry.name, "default": argparse.SUPPRESS}
-        if kind in (bool, Optional[bool]):
-            group.add_argument(flag, action="store_const", const=True, help=entry.metadata["doc"], **common)
-            group.add_argument(
-                flag.replace("--", "--no-", 1),
-                action="store_const",
-                const=False,
-                help="the opposite",
-                **common,
-            )
-        elif item_of(kind):
-            group.add_argument(flag, nargs="+", action=_ListFlag, metavar="N", help=text, **common)
-        else:
-            metavar = "WORD" if choices_of(kind) or kind in (str, Optional[str]) else "N"
-            group.add_argument(flag, type=_reader(kind, entry.name), metavar=metavar, help=text, **common)
-
-
-def _reader(kind: Any, name: str) -> Any:
-    def read(text: str) -> Any:
-        if name in AUTO_KEYS and text == AUTO:
-            return AUTO
-        try:
-            return from_text(text, kind)
-        except ValueError as error:  # argparse would hide a ValueError's text
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return read
+    """Gives `parser` one flag for each key, in kebab case; absent flags leave no trace in its result."""
+    add_key_flags(
+        parser, list(_entries().values()), _kinds(), groups=_GROUPS, searchable=AUTO_KEYS, searched=AUTO
+    )
 
 
 def overrides_from(namespace: argparse.Namespace) -> Dict[str, object]:

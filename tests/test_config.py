@@ -114,6 +114,17 @@ RULES = [
         "2 stages (2 2); take at least 2",
     ),
     ({**SQUAD, "embedding_serialization_factor": 2}, "embedding_serialization_factor", "take 1"),
+    ({"validation_replication_factor": 2}, "validation_replication_factor", "leave it at none"),
+    (
+        {**SQUAD, "validation_replication_factor": 9, "target": "pod16"},
+        "validation_replication_factor",
+        "9 replicas of 2 IPUs need 18, pod16 has 16; take at most 8",
+    ),
+    (
+        {**SQUAD, "validation_replication_factor": 2, "device": "ipu-model"},
+        "validation_replication_factor",
+        "no replication; take 1",
+    ),
     # types and ranges
     ({"num_layers": 4.0}, "num_layers", "expected a whole number, found 4.0 (a number): write 4"),
     ({"num_layers": True}, "num_layers", "found True (true/false)"),
@@ -232,6 +243,20 @@ def test_suggested_placements_are_legal_and_as_published() -> None:
         for ipus in range(1, 17):
             placement = balanced_layers(layers, ipus)
             assert len(placement) == ipus and sum(placement) == layers and min(placement) >= 0
+
+
+def test_validation_uses_the_ipus_of_training() -> None:
+    """As published: ipus_per_replica * replication_factor / 2 copies on two IPUs each."""
+
+    def copies(**changes: object) -> int:
+        return Config(**{**VALUES, **SQUAD, **changes}).resolved_validation_replication_factor
+
+    assert copies() == 1
+    assert copies(replication_factor=8) == 8
+    assert copies(replication_factor=8, validation_layers_per_ipu=(1, 1, 1, 1)) == 4
+    assert copies(replication_factor=8, validation_replication_factor=3) == 3
+    assert copies(ipus_per_replica=1, layers_per_ipu=(4,)) == 1
+    assert copies(device="ipu-model", ipus_per_replica=4, layers_per_ipu=(1, 1, 1, 1)) == 1
 
 
 def test_derived_quantities() -> None:

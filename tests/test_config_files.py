@@ -214,7 +214,8 @@ def test_the_surface_changes_on_purpose_only() -> None:
         async_dataloader squad_version train_data validation_data epochs doc_stride max_query_length
         n_best_size max_answer_length null_score_diff_threshold validation_micro_batch_size
         validation_device_iterations validation_matmul_proportion validation_layers_per_ipu
-        micro_batch_size gradient_accumulation replication_factor device_iterations reduction
+        validation_replication_factor micro_batch_size gradient_accumulation replication_factor
+        device_iterations reduction
         optimizer learning_rate lr_schedule lr_warmup lr_warmup_power lr_end momentum adam_beta1
         adam_beta2 optimizer_eps weight_decay max_grad_norm loss_scaling auto_loss_scaling device
         target precision simulator_precision ipus_per_replica layers_per_ipu matmul_proportion
