@@ -18,8 +18,9 @@ from .targets import UnknownTarget
 DROP_IN = Path(__file__).resolve().parent / "dropin"
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# Read by dropin/poptorch/_profile.py.
+# Read by dropin/poptorch/_profile.py and _custom_ops.py.
 _PROFILE = "IPU_SIMULATOR_PROFILE"
+_CUSTOM_OPS = "IPU_SIMULATOR_CUSTOM_OPS"
 # What Python itself answers with when it can't run what it was given.
 _USAGE_STATUS = 2
 
@@ -27,15 +28,17 @@ USAGE = """\
 usage: python -m ipu.simulator SCRIPT [ARGUMENT ...]
        python -m ipu.simulator -m MODULE [ARGUMENT ...]
        python -m ipu.simulator --profile FOLDER SCRIPT | -m MODULE [ARGUMENT ...]
+       python -m ipu.simulator --custom-ops FILE.py SCRIPT | -m MODULE [ARGUMENT ...]
        python -m ipu.simulator --path
        python -m ipu.simulator validate ROWS.csv [--json FILE] [--markdown FILE]
        python -m ipu.simulator fit ROWS.csv
 
 Runs a PopTorch program as `python SCRIPT` or `python -m MODULE` would, with the simulator's
 poptorch, popdist and popart in place of Graphcore's. --profile writes reports on the first model that the
-program compiles: does it fit into the IPUs' memory, how fast would it be, and why. --path prints the folder
-that does the same as this command when it is first on PYTHONPATH. validate predicts published step times,
-fit fits the model's constants to them.
+program compiles: does it fit into the IPUs' memory, how fast would it be, and why. --custom-ops brings
+PyTorch functions in place of the program's own PopART operations. --path prints the folder that does the
+same as this command when it is first on PYTHONPATH. validate predicts published step times, fit fits the
+model's constants to them.
 
 environment: IPU_SIMULATOR_TARGET=pod16 (the machine to stand for), IPU_SIMULATOR_PRECISION=ipu-float16
 (compute as an IPU does, not in float32), POPTORCH_IPU_MODEL=1 (answer as PopTorch does on Poplar's IPU
@@ -57,8 +60,8 @@ def main(arguments: list[str]) -> NoReturn:
         from .validate.command import main as validate
 
         sys.exit(validate(arguments))
-    if arguments[0] == "--profile":
-        arguments = _profiled(arguments[1:])
+    while arguments[0] in ("--profile", "--custom-ops"):
+        arguments = (_profiled if arguments[0] == "--profile" else _with_custom_ops)(arguments[1:])
     if arguments[0] == "-m":
         _run_module(arguments[1:])
     _run_script(arguments)
@@ -75,10 +78,23 @@ def _profiled(arguments: list[str]) -> list[str]:
     return arguments[1:]
 
 
+def _with_custom_ops(arguments: list[str]) -> list[str]:
+    """Names the functions for the program's own operations; returns what comes after the file."""
+    if len(arguments) < 2:
+        _refuse("--custom-ops needs a file of functions, and then a script or -m MODULE")
+    file = Path(arguments[0]).resolve()
+    if not file.is_file():
+        _refuse(f"--custom-ops: there is no file {arguments[0]!r} in {Path.cwd()}")
+    os.environ[_CUSTOM_OPS] = str(file)
+    return arguments[1:]
+
+
 def _run_script(arguments: list[str]) -> NoReturn:
     script = arguments[0]
     if script.startswith("-"):
-        _refuse(f"unknown option {script!r}: a script, -m MODULE, --profile or --path is expected")
+        _refuse(
+            f"unknown option {script!r}: a script, -m MODULE, --profile, --custom-ops or --path is expected"
+        )
     if not Path(script).exists():
         if script.endswith(".py"):
             _refuse(f"there is no script {script!r} in {Path.cwd()}")

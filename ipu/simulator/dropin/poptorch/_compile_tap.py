@@ -108,9 +108,11 @@ class CompileTap(LossTap):
         """Whether the tensor was there from the start or made by the model; others are the host's."""
         return id(tensor) in self._on_device or tensor.requires_grad
 
-    def mark_on_device(self, made: list[torch.Tensor]) -> None:
-        """These come to the device although no operation seen here made them."""
+    def mark_on_device(self, made: list[torch.Tensor], of: list[torch.Tensor]) -> None:
+        """These come to the device although no operation seen here made them (of others)."""
         self._on_device |= {id(tensor) for tensor in made}
+        for tensor in made:
+            self.sources.setdefault(id(tensor), []).extend(of)
         self._alive += made
 
     def _names_cpu(self, args, kwargs) -> bool:

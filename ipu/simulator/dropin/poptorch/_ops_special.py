@@ -6,10 +6,9 @@ from typing import Any, Callable
 
 import torch
 
-from . import _trace
+from . import _custom_ops, _trace
 from ._structure import tensors
 from .enums import MultiConvPlanType
-from .poptorch_core import createPoptorchError
 
 
 def _check_attributes(attributes: dict[str, Any]) -> None:
@@ -35,17 +34,19 @@ def custom_op(
 ) -> list[torch.Tensor]:
     """On the host, zeros like `example_outputs`.
 
-    On the device the operation's own code for PopART would run, which the simulator can't: poptorch.Error.
-    Raises ValueError for attributes that PopART can't take.
+    On the device PopART's code for the operation would run; here the PyTorch function that stands for it
+    (_custom_ops.py), else poptorch.Error. Raises ValueError for attributes that PopART can't take.
     """
     _check_attributes(attributes or {})
-    if _trace.isRunningOnIpu():
-        raise createPoptorchError(
-            f"The custom operation {domain}.{name} (version {domain_version}) is written for PopART: "
-            "the simulator can't run it. Use torch operations in its place where "
-            "poptorch.ipuHardwareIsAvailable() speaks for the simulator"
+    run = _trace.current()
+    if run is None:
+        return [torch.zeros_like(example) for example in example_outputs]
+    with _trace.as_host(), torch._C.DisableTorchFunction():
+        outputs = _custom_ops.run(
+            (name, domain, domain_version), list(inputs), attributes or {}, list(example_outputs)
         )
-    return [torch.zeros_like(example) for example in example_outputs]
+    run.mark_on_device(outputs, list(inputs))
+    return outputs
 
 
 class CPU:
@@ -64,7 +65,7 @@ class CPU:
         with _trace.as_host(), torch._C.DisableTorchFunction():
             self._outputs = self._layer_to_call(*input, **kwargs)
         if run is not None:
-            run.mark_on_device(tensors(self._outputs))
+            run.mark_on_device(tensors(self._outputs), tensors(input))
         return self._outputs
 
     def execute(self) -> None:

@@ -34,7 +34,8 @@ class Run:
     def __init__(self) -> None:
         self.identity_losses: list[torch.Tensor] = []
         self.inference_only: list[str] = []  # operations that can't be trained
-        self.mark_on_device: Callable[[list[torch.Tensor]], None] = lambda tensors: None
+        # Of tensors that no operation seen made: they, and what they were made of.
+        self.mark_on_device: Callable[[list[torch.Tensor], list[torch.Tensor]], None] = lambda made, of: None
         self.recorder: Any = None  # graph.capture.Recorder, where the graph is captured
 
     def begin_block(self, user_id: str | None, ipu_id: int | None) -> None:
@@ -58,6 +59,7 @@ class Trace(Run):
         self._active: BlockEntry | None = None
         self.entries: list[BlockEntry] = []
         self.computes_outside_block = False
+        self.prints = False  # ipu_print_tensor, in each run
 
     def begin_block(self, user_id: str | None, ipu_id: int | None) -> None:
         if user_id is None:
@@ -72,6 +74,11 @@ class Trace(Run):
 
     def reset_auto_id(self) -> None:
         self._next_auto_id = 0
+
+    @property
+    def runs_python(self) -> bool:
+        """Whether each run needs the forward's Python, where a graph would have a loop or a branch."""
+        return bool(self.inference_only) or self.prints
 
     @property
     def in_block(self) -> bool:
