@@ -129,13 +129,28 @@ def print_configuration(flags: argparse.Namespace, config: Config) -> None:
         print(f"  {key}: {json.dumps(value)}", flush=True)
 
 
-def say_how_to_go_on(runner: str, end: Progress, stop: StopRequest, arguments: Sequence[str]) -> None:
+def say_how_to_go_on(
+    runner: str,
+    end: Progress,
+    stop: StopRequest,
+    arguments: Sequence[str],
+    instances: ipu.Instances = ipu.ALONE,
+) -> None:
     """After a stop: where the run stands, and the command that goes on with it. `runner` is a file."""
     from training import resuming_arguments
 
     print(f"stopped by {stop.signal_name} after step {end.step}; checkpoint {end.checkpoint}")
     go_on = list(arguments) if end.checkpoint is None else resuming_arguments(arguments)
-    print(f"to go on: {shlex.join([sys.executable, str(Path(runner)), *go_on])}")
+    program = [str(Path(runner)), *go_on]
+    if not instances.launched:
+        print(f"to go on: {shlex.join([sys.executable, *program])}")
+        return
+    # What else the launcher was told (hosts, for example) isn't known here.
+    name = instances.launcher.split()[0]
+    python = [] if name == "torchrun" else [sys.executable]
+    print(
+        f"to go on, with {name}'s other flags as before: {instances.launcher} {shlex.join(python + program)}"
+    )
 
 
 def run_as_program(main: Callable[[Optional[List[str]]], Any]) -> int:

@@ -155,7 +155,7 @@ def _run(
         instances=instances,
     )
     if stop:
-        command_line.say_how_to_go_on(__file__, end, stop, arguments)
+        command_line.say_how_to_go_on(__file__, end, stop, arguments, instances)
     result = PretrainingResult(output, end.step, end.record, end.checkpoint, stop.signal_name, entropy)
     if result.interrupted_by is None and instances.is_first:
         _report(result)

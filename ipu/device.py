@@ -26,6 +26,8 @@ _REMEDY = (
 
 
 _OFFLINE = "asked to compile, which needs no IPU"
+# The sizes of device that PopTorch can take: a partition of a POD may offer its IPUs as one device only.
+_DEVICE_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class DeviceError(ValueError):
@@ -105,7 +107,7 @@ def _first_that_answers(offline: bool) -> tuple[ModuleType, DeviceChoice]:
         module = _import_graphcore()
     except ImportError as error:
         return _simulator(f"PopTorch not importable: {error}")
-    if module.ipuHardwareIsAvailable():
+    if _an_ipu_answers(module):
         return module, _graphcore_choice(module, "ipu", "an IPU answers")
     if offline:
         return module, _graphcore_choice(module, "ipu", _OFFLINE)
@@ -158,12 +160,16 @@ def _graphcore(name: str, offline: bool) -> tuple[ModuleType, DeviceChoice]:
         return module, _graphcore_choice(module, name, "asked for")
     if offline:
         return module, _graphcore_choice(module, "ipu", _OFFLINE)
-    if not module.ipuHardwareIsAvailable():
+    if not _an_ipu_answers(module):
         raise DeviceError(
             f"device 'ipu' was asked for, and PopTorch {_version(module)} is here, but no IPU answers. Check "
             "gc-info -l and IPUOF_VIPU_API_PARTITION_ID, or use --device ipu-model or --device simulator"
         )
     return module, _graphcore_choice(module, name, "asked for")
+
+
+def _an_ipu_answers(module: ModuleType) -> bool:
+    return any(module.ipuHardwareIsAvailable(size) for size in _DEVICE_SIZES)
 
 
 def _graphcore_choice(module: ModuleType, name: str, reason: str) -> DeviceChoice:

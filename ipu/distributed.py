@@ -36,6 +36,7 @@ class Instances:
     index: int = 0
     count: int = 1
     launched: bool = False  # by PopRun or torchrun, be it a single one
+    launcher: str = ""  # the command that started them, as far as it is known here
 
     @property
     def is_first(self) -> bool:
@@ -152,7 +153,13 @@ def join_instances(device: DeviceChoice, *, replication_factor: int, ipus_per_re
             f"ipus_per_replica is {ipus_per_replica}, PopRun reserved another number ({error}): take "
             f"poprun --ipus-per-replica {ipus_per_replica}"
         ) from error
-    instances = Instances(popdist.getInstanceIndex(), count, launched=True)
+    if started_by_torchrun:
+        launcher = f"torchrun --nproc_per_node {os.environ.get('LOCAL_WORLD_SIZE', count)}"
+    else:
+        launcher = (
+            f"poprun --num-instances {count} --num-replicas {total} --ipus-per-replica {ipus_per_replica}"
+        )
+    instances = Instances(popdist.getInstanceIndex(), count, launched=True, launcher=launcher)
     if count > 1:
         _meet(instances)
     return instances
@@ -167,7 +174,7 @@ def _meet(instances: Instances) -> None:
     if "MASTER_ADDR" not in os.environ and local != str(instances.count):
         raise DeviceError(
             f"{instances.count} instances run on several hosts and have no address to meet: set MASTER_ADDR "
-            'to the first host\'s on all of them (poprun --mpi-global-args="-x MASTER_ADDR=...")'
+            'to the first host\'s on all of them (poprun --mpi-local-args="-x MASTER_ADDR=...")'
         )
     address = os.environ.get("MASTER_ADDR", _ADDRESS)
     port = os.environ.get("MASTER_PORT", _PORT)

@@ -59,7 +59,6 @@ def training_options(plan: DevicePlan, instances: Instances = ALONE) -> Any:
     poptorch = ipu.poptorch
     options = _common(plan, instances)
     options.deviceIterations(plan.device_iterations)
-    options.replicationFactor(plan.replication_factor // instances.count)
     options.outputMode(poptorch.OutputMode.Sum)
     options.Training.gradientAccumulation(plan.gradient_accumulation)
     reductions = {"mean": poptorch.ReductionType.Mean, "sum": poptorch.ReductionType.Sum}
@@ -88,12 +87,11 @@ def training_options(plan: DevicePlan, instances: Instances = ALONE) -> Any:
 
 
 def inference_options(plan: DevicePlan, instances: Instances = ALONE) -> Any:
-    """Options of the evaluation executor: one replica an instance, every micro batch's outputs come back.
+    """Options of the evaluation executor: as many replicas, and every micro batch's outputs come back.
 
     A pipeline needs at least as many device iterations as stages.
     """
     options = _common(plan, instances)
-    options.replicationFactor(1)
     options.deviceIterations(pipeline_stages(plan.layers_per_ipu, plan.task))
     options.outputMode(ipu.poptorch.OutputMode.All)
     return options
@@ -102,9 +100,12 @@ def inference_options(plan: DevicePlan, instances: Instances = ALONE) -> Any:
 def _common(plan: DevicePlan, instances: Instances) -> Any:
     poptorch = ipu.poptorch
     if instances.launched:
+        # These have this instance's share of PopRun's replicas, their place among all and its IPUs: every
+        # program of an instance has to have the same.
         options = importlib.import_module("popdist.poptorch").Options(ipus_per_replica=plan.ipus_per_replica)
     else:
         options = poptorch.Options()
+        options.replicationFactor(plan.replication_factor)
     options.autoRoundNumIPUs(True)
     # Only the seed of the device: setting it also seeds torch on the host, which no draw of ours uses.
     options.randomSeed(plan.seed)

@@ -125,8 +125,12 @@ class Examiner:
         config, prepared = self._config, self._prepared
         layers = config.resolved_validation_layers_per_ipu
         place(copy, config, layers, device=self._device)
-        shares = (config.validation_matmul_proportion,) * len(layers)
-        plan = replace(config.section(DevicePlan), layers_per_ipu=layers, matmul_proportion=shares)
+        plan = replace(
+            config.section(DevicePlan),
+            layers_per_ipu=layers,
+            matmul_proportion=(config.validation_matmul_proportion,) * len(layers),
+            replication_factor=config.resolved_validation_replication_factor,
+        )
         options = inference_options(plan)
         options.deviceIterations(config.validation_device_iterations)
         windows = SquadDataset(prepared.features, seed=0, shuffle=False)

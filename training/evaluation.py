@@ -40,22 +40,21 @@ def build_evaluator(
     """A function that evaluates the current weights of `model` on the held-out examples.
 
     `rows(n)` gives the validation set padded to a multiple of n rows that metrics don't see. `max_batches`
-    limits the micro batches, rounded up to whole executor calls (None: the whole set). `metrics` makes what
-    gathers one evaluation. IPUs run one executable at a time, so the training executor, if there is one,
-    lets go of them first; it takes them back by itself. `refresh` is called in between: a model that isn't
-    the trained one takes over its weights there. Several instances share the calls, and all get the result.
+    limits the micro batches, rounded up to whole calls of all instances (None: the whole set). `metrics`
+    makes what gathers one evaluation. IPUs run one executable at a time, so the training executor, if there
+    is one, lets go of them first; it takes them back by itself. `refresh` is called in between: a model that
+    isn't the trained one takes over its weights there. Several instances share the micro batches, and all get
+    the result.
     """
     model.eval()
     executor = ipu.poptorch.inferenceModel(model, options)
     model.train()
-    combined = micro_batch_size * options.device_iterations
-    dataset: Any = rows(combined)
-    num_calls = len(dataset) // combined
+    micro_batches = options.device_iterations * options.replication_factor
+    combined = micro_batch_size * micro_batches
+    dataset: Any = rows(combined * instances.count)
+    rounds = len(dataset) // (combined * instances.count)
     if max_batches is not None:
-        num_calls = min(num_calls, -(-max_batches // options.device_iterations))
-    rounds = -(-num_calls // instances.count)
-    if rounds * instances.count * combined > len(dataset):
-        dataset = rows(combined * instances.count)
+        rounds = min(rounds, -(-max_batches // (micro_batches * instances.count)))
     loader = ipu.poptorch.DataLoader(
         options,
         dataset,
@@ -71,13 +70,11 @@ def build_evaluator(
         gathered = metrics()
         model.eval()
         stopped = False
-        calls = iter(range(num_calls))
         for batch in loader:
             stopped = instances.any(bool(stop))
             if stopped:
                 break
-            # What is more than the calls asked for is padding, or beyond max_batches.
-            for outputs, _ in zip(instances.gather(executor(*batch)), calls):
+            for outputs in instances.gather(executor(*batch)):
                 gathered.add(outputs)
         stopped = stopped or instances.any(bool(stop))
         _let_go(executor)

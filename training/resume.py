@@ -18,7 +18,7 @@ MAY_CHANGE = frozenset(
     wandb wandb_project progress_bar cache_folder dataloader_workers preprocessing_workers async_dataloader
     device target executable_cache validation_data n_best_size max_answer_length null_score_diff_threshold
     validation_micro_batch_size validation_device_iterations validation_layers_per_ipu
-    validation_matmul_proportion""".split()
+    validation_replication_factor validation_matmul_proportion""".split()
 )
 
 

@@ -1,6 +1,7 @@
 """Several instances: torchrun's processes train as replicas of one process do, and only the first writes."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import command_line
+import ipu
 import run_pretraining
+from training import Progress, StopRequest
 from training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,6 +69,24 @@ def test_two_instances_train_as_two_replicas_and_resume(tmp_path, flags):
         resumed = run([*arguments, "--resume"])
         assert name == "one" or resumed.returncode == 0, resumed.stderr
         assert_close(tmp_path / "one", tmp_path / "two", 4)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "python"),
+    [
+        ("torchrun --nproc_per_node 2", []),
+        ("poprun --num-instances 2 --num-replicas 4 --ipus-per-replica 4", [sys.executable]),
+    ],
+)
+def test_what_started_a_stopped_run_starts_it_again(capsys, launcher, python):
+    stop = StopRequest()
+    stop.signal_name = "SIGTERM"
+    end = Progress(3, {}, evaluation_due=False, checkpoint=Path("run/checkpoints/step_00000003"))
+    instances = ipu.Instances(0, 2, launched=True, launcher=launcher)
+    command_line.say_how_to_go_on("run.py", end, stop, ["--config", "demo", "--checkpoint", "a"], instances)
+    lead, _, command = capsys.readouterr().out.splitlines()[-1].partition(": ")
+    assert lead == f"to go on, with {launcher.split()[0]}'s other flags as before"
+    assert shlex.split(command) == [*launcher.split(), *python, "run.py", "--config", "demo", "--resume"]
 
 
 def test_replicas_that_instances_cannot_share_are_refused(tmp_path, flags):

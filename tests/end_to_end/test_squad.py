@@ -7,6 +7,7 @@ import signal
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 import model as models
 import run_squad
@@ -174,6 +175,27 @@ def test_transformers_reads_a_fine_tuned_bert_and_agrees(tmp_path, flags):
     assert one.text == "The module is old."[offsets[first][0] : offsets[last][1]]
 
 
+def test_float16_learns_as_float32_does(tmp_path, flags):
+    """With an IPU's numerics: the same losses but for rounding, float16 weights, and answers from them."""
+    as_ipu = ("--simulator-precision", "ipu-float16", "--loss-scaling", 64)
+    steps = ("--training-steps", 6, "--hidden-dropout", 0, "--attention-dropout", 0)
+    results = [
+        run_squad.main(flags(tmp_path / name, *steps, *extra))
+        for name, extra in (("float32", ()), ("float16", as_ipu))
+    ]
+    wide, narrow = (
+        [record["loss"] for record in read_metrics(result.output / "metrics.jsonl") if "loss" in record]
+        for result in results
+    )
+    assert len(narrow) == 6 and narrow != wide
+    assert narrow == pytest.approx(wide, rel=0.005)  # measured: 0.05% at most
+    assert results[1].scores["eval_loss"] == pytest.approx(results[0].scores["eval_loss"], rel=0.005)
+    weights = load_file(str(results[1].checkpoint / "model.safetensors"))
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
+    assert len(results[1].answered) == len(results[0].answered)
+
+
 def test_version_2(tmp_path, flags, files):
     result = run_squad.main(flags(tmp_path / "run", *STEPS, version="2.0"))
     odds, predictions = (read(tmp_path / "run", name) for name in ("null_odds.json", "predictions.json"))
@@ -187,11 +209,12 @@ def test_version_2(tmp_path, flags, files):
     assert other.scores["eval_best_f1"] == result.scores["eval_best_f1"]
 
 
-@pytest.mark.parametrize("sizes", [(1, 2), (5, 3), (64, 2)])
-def test_padding_of_the_last_batch_changes_nothing(tmp_path, flags, trained, sizes):
+@pytest.mark.parametrize("sizes", [(1, 2, 1), (5, 3, 2), (64, 2, 1)])
+def test_padding_and_replicas_of_an_evaluation_change_nothing(tmp_path, flags, trained, sizes):
     """Whatever is left over in the last batch: the same answers, scores and loss."""
     evaluate = ("--evaluate-only", "--checkpoint", trained)
     batch = ("--validation-micro-batch-size", sizes[0], "--validation-device-iterations", sizes[1])
+    batch += ("--validation-replication-factor", sizes[2])
     result = run_squad.main(flags(tmp_path / "run", *evaluate, *batch, start=False))
     summary = read(trained, "summary.json")
     assert result.scores["eval_loss"] == pytest.approx(summary["eval_loss"], rel=1e-5)
@@ -332,8 +355,6 @@ def test_answers_never_replace_a_runs(tmp_path, flags, trained):
 def test_a_checkpoint_without_an_encoder_is_refused(tmp_path, flags, pretrained):
     folder = tmp_path / "headless"
     shutil.copytree(pretrained["groupbert"], folder)
-    from safetensors.torch import load_file, save_file
-
     weights = load_file(str(folder / "model.safetensors"))
     kept = {name: tensor for name, tensor in weights.items() if name.startswith("cls.")}
     save_file(kept, str(folder / "model.safetensors"), metadata={"format": "pt"})

@@ -34,7 +34,7 @@ def run(program, path=(), folder=REPOSITORY, **environment):
 
 @pytest.fixture
 def graphcore(tmp_path):
-    """A stand-in for Graphcore's package: importable, with as many IPUs as TEST_IPUS says."""
+    """A stand-in for Graphcore's package: importable, with devices of the sizes that the environment says."""
     package = tmp_path / "site" / "poptorch"
     package.mkdir(parents=True)
     package.joinpath("__init__.py").write_text(
@@ -42,7 +42,8 @@ def graphcore(tmp_path):
         "__version__ = '3.3.0'\n"
         "model_at_import = os.environ.get('POPTORCH_IPU_MODEL')\n"
         "def ipuHardwareIsAvailable(num_ipus=1):\n"
-        "    return num_ipus <= int(os.environ.get('TEST_IPUS', '0'))\n"
+        "    sizes = os.environ.get('TEST_DEVICE_SIZES', '').split()\n"
+        "    return str(num_ipus) in sizes\n"
     )
     return package.parent
 
@@ -89,7 +90,7 @@ def test_auto_takes_an_ipu_that_answers(graphcore):
         print(ipu.poptorch.__file__)
         print(ipu.select_device("auto").banner())
     """
-    file, banner = run(program, [graphcore], TEST_IPUS="1").splitlines()
+    file, banner = run(program, [graphcore], TEST_DEVICE_SIZES="1 2 4").splitlines()
     assert Path(file).parent.parent == graphcore
     assert banner == "device: ipu (Graphcore's PopTorch, poptorch 3.3.0); an IPU answers"
 
@@ -118,7 +119,7 @@ def test_ipu_needs_an_ipu(graphcore):
             print(error)
     """
     assert "no IPU answers" in run(program, [graphcore])
-    assert run(program, [DROP_IN, graphcore], TEST_IPUS="4") == "ipu"
+    assert run(program, [DROP_IN, graphcore], TEST_DEVICE_SIZES="16") == "ipu"
 
 
 @pytest.mark.parametrize("device", ["auto", "ipu"])
@@ -138,7 +139,7 @@ def test_auto_stays_on_the_simulator_that_a_program_was_started_on(graphcore):
         print(ipu.poptorch.__file__)
         print(ipu.select_device("auto").banner())
     """
-    file, banner = run(program, [DROP_IN, graphcore], TEST_IPUS="4").splitlines()
+    file, banner = run(program, [DROP_IN, graphcore], TEST_DEVICE_SIZES="16").splitlines()
     assert Path(file).parent.parent == DROP_IN
     assert "started on the simulator's poptorch" in banner
 

@@ -87,7 +87,9 @@ def test_an_instance_has_its_share_of_the_replicas(monkeypatch):
     options = training_options(plan, ipu.Instances(1, 2, launched=True))
     assert options.replication_factor == 2
     assert (options.Distributed.processId, options.Distributed.numProcesses) == (1, 2)
-    assert inference_options(plan, ipu.Instances(1, 2, launched=True)).replication_factor == 1
+    # What PopRun has set up for this instance holds for all of its programs.
+    evaluation = inference_options(plan, ipu.Instances(1, 2, launched=True))
+    assert (evaluation.replication_factor, evaluation.Distributed.numProcesses) == (2, 2)
 
 
 POPRUN = {"POPDIST_NUM_TOTAL_REPLICAS": "4", "POPDIST_NUM_IPUS_PER_REPLICA": "4"}
@@ -114,6 +116,15 @@ def test_instances_that_do_not_fit_are_refused(monkeypatch, device, variables, r
     choice = ipu.DeviceChoice(device, "", "", "")
     with pytest.raises(ipu.DeviceError, match=words):
         ipu.join_instances(choice, replication_factor=replicas, ipus_per_replica=4)
+
+
+def test_the_launcher_is_known_as_far_as_it_can_be(monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("POPDIST_", "OMPI_", "MASTER_"))]:
+        monkeypatch.delenv(name)
+    for name, value in POPRUN.items():
+        monkeypatch.setenv(name, value)
+    joined = ipu.join_instances(ipu.DeviceChoice("ipu", "", "", ""), replication_factor=4, ipus_per_replica=4)
+    assert joined.launcher == "poprun --num-instances 1 --num-replicas 4 --ipus-per-replica 4"
 
 
 def test_compiling_ahead_needs_no_data_and_leaves_executables(tmp_path, capsys):
