@@ -306,6 +306,13 @@ def score(predictions_file: Path, data_file: Path) -> Dict[str, Any]:
             f"{missing[0]!r} first: check that the predictions are of this file",
             file=sys.stderr,
         )
+    unasked = sorted(set(predictions) - {question.id for question in data.questions})
+    if unasked:
+        print(
+            f"{len(unasked)} of {len(predictions)} predictions are for no question of {data.name}, "
+            f"{unasked[0]!r} first, and count for nothing: check that the predictions are of this file",
+            file=sys.stderr,
+        )
     return evaluate(data, predictions)
 
 

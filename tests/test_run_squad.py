@@ -33,6 +33,13 @@ def test_the_program_prints_one_json_object(tmp_path: Path) -> None:
     assert "1 of 2 questions have no prediction" in done.stderr
 
 
+def test_predictions_for_other_questions_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write(tmp_path / "data.json", content(question("q1")))
+    predictions = write(tmp_path / "p.json", {"q1": "Savoy", "q7": "Savoy", "q6": "Savoy"})
+    assert run_squad.main(["--score", str(predictions), "--data", str(data)])["exact"] == 100
+    assert "2 of 3 predictions are for no question of data.json, 'q6' first" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [((), "give --config NAME"), (("--score", "p.json"), "--data"), (("--nonsense",), "--nonsense")],

@@ -6,6 +6,7 @@ loss, mlm_loss, nsp_loss (means of a micro batch), mlm_correct, mlm_count, nsp_c
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -86,8 +87,17 @@ class MetricsFile:
         self._file: TextIO = path.open("a", encoding="utf-8")
 
     def write(self, record: Record) -> None:
-        self._file.write(_line(record))
-        self._file.flush()
+        """Raises TrainingError where the disk refuses."""
+        try:
+            self._file.write(_line(record))
+            self._file.flush()
+        except OSError as error:
+            with contextlib.suppress(OSError):  # closing tries to write what is left
+                self._file.close()
+            raise TrainingError(
+                f"{self._file.name} can't be written ({error.strerror}): make room. What the last checkpoint "
+                "holds is kept, and --resume goes on from there"
+            ) from error
 
     def close(self) -> None:
         self._file.close()

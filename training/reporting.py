@@ -114,7 +114,10 @@ def _duration(seconds: float) -> str:
 
 def _start_wandb(output: Path, project: str, config: Mapping[str, Any]) -> Any:
     """A W&B run, offline unless WANDB_MODE says otherwise; a resumed run continues the same one."""
-    import wandb
+    try:
+        import wandb
+    except ImportError as error:
+        raise TrainingError(f"--wandb needs the package wandb ({error}): pip install wandb") from error
 
     identity = output / "wandb_id"
     settings: Dict[str, Any] = {"project": project, "dir": str(output), "config": dict(config)}

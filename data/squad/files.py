@@ -90,8 +90,20 @@ def read_json(file: Path) -> Any:
             raise DataError(
                 f"{str(file)!r} is a damaged gzip file: {error}. Take an undamaged copy."
             ) from error
+
+    def refuse_repeated(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            keys = [key for key, _ in pairs]
+            repeated = next(key for key in keys if keys.count(key) > 1)
+            raise DataError(
+                f"{str(file)!r} has the key {repeated!r} {keys.count(repeated)} times in one object, and one "
+                "value only could be used: keep that one."
+            )
+        return content
+
     try:
-        return json.loads(raw.decode("utf-8-sig"))
+        return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=refuse_repeated)
     except UnicodeDecodeError as error:
         raise DataError(
             f"{str(file)!r} is not UTF-8 text (byte {error.start}): JSON files are. Convert it."
@@ -101,6 +113,10 @@ def read_json(file: Path) -> Any:
             f"{str(file)!r} is not JSON: {error.msg} at line {error.lineno}, column {error.colno} "
             f"(character {error.pos} of {len(error.doc)}). Take an undamaged copy, or mend it there."
         ) from error
+    except (RecursionError, ValueError) as error:  # brackets in brackets, or numbers of thousands of digits
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{str(file)!r} can't be read as JSON: {error}. Take an undamaged copy.") from error
 
 
 def _entries(file: Path, content: Any) -> Iterator[Tuple[str, str, Optional[str], Dict[str, Any]]]:
@@ -136,6 +152,13 @@ def _text(
     if not isinstance(value, str):
         found = "is missing" if key not in parent else f"is {json.dumps(value)[:60]}"
         raise DataError(f"{str(file)!r} at {place}: {key!r} {found}; it must be a text.")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can write half of a pair of escapes
+        raise DataError(
+            f"{str(file)!r} at {place}: {key!r} has {value[error.start]!a} at character {error.start}, "
+            "which is half of a character. Take an undamaged copy, or remove it."
+        ) from error
     return value
 
 

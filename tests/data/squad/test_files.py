@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,29 @@ def test_malformed_json_is_placed(tmp_path: Path) -> None:
     file.write_text('{"data": [\n  {"title": }\n]}')
     with pytest.raises(DataError, match=r"broken\.json.*line 2, column 13"):
         read_json(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"q1": "a", "q2": "b", "q1": "c"}', "the key 'q1' 2 times in one object"),
+        ("[" * 100_000, "can't be read as JSON: maximum recursion depth"),
+        ('{"data": ' + "9" * 5000 + "}", "can't be read as JSON: Exceeds the limit"),
+    ],
+    ids=["repeated key", "brackets", "digits"],
+)
+def test_what_json_can_write_and_nobody_can_mean(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "odd.json"
+    file.write_text(text)
+    with pytest.raises(DataError, match=rf"odd\.json.*{words}"):
+        read_json(file)
+
+
+def test_half_a_character_is_placed(tmp_path: Path) -> None:
+    file = tmp_path / "half.json"
+    file.write_text(json.dumps(content(question())).replace("Where does", "Where \\ud83d does"))
+    with pytest.raises(DataError, match=r"qas\[0\].*'question' has '\\ud83d' at character 6, .*half"):
+        read_questions(file)
 
 
 def test_a_cut_gzip_file_is_named(tmp_path: Path) -> None:
