@@ -96,3 +96,11 @@ def test_what_returns_by_name_keeps_its_names():
     assert largest.indices.dtype is torch.int32
     shape = run(lambda x: x.shape)
     assert isinstance(shape, torch.Size) and shape == X.shape
+
+
+def test_a_library_may_need_what_a_program_may_not():
+    """Libraries newer than PopTorch look at values, and hold empty tensors in passing."""
+    layer = torch.nn.AdaptiveLogSoftmaxWithLoss(3, 8, [2, 5])
+    labels = torch.tensor([1, 6])  # no label is in the second cluster
+    loss = run(lambda x: layer(x, labels.to(x.device)).loss)
+    torch.testing.assert_close(loss, layer(X, labels).loss.detach())
