@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
 import config as configuration
+import training
 
-from .results import Column, Result, missing_note, publish
+from .results import Column, Result, host, missing_note, publish
 from .studies import SCALES
 from .trainings import Budget, digest, trained
 
@@ -54,11 +55,12 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
 
 
 class _Sheet:
-    """The subcommands' results as they come, and at last all pictures on one page."""
+    """The subcommands' results as they come, and at last all of them on one page."""
 
     def __init__(self, output: Path, budget: Budget) -> None:
         self._output, self._budget = output, budget
         self._rows: List[Dict[str, Any]] = []
+        self._results: List[Result] = []
         self._missing: List[str] = []
 
     def add(self, module_name: str, share: float, arguments: Sequence[str]) -> None:
@@ -73,6 +75,7 @@ class _Sheet:
         result: Result = module.run(
             parser.parse_args(list(arguments)), self._output, self._budget.share(share)
         )
+        self._results.append(result)
         self._rows.append(
             {
                 "benchmark": result.name,
@@ -85,7 +88,15 @@ class _Sheet:
     def publish(self) -> Result:
         result = Result("all", "All benchmarks", _COLUMNS, self._rows, missing_note(self._missing))
         publish(result, self._output, self._draw)
+        page = self._output / "all.md"
+        training.write_atomically(page, self._page(result))
+        print(f"{page}: every table and picture on one page", flush=True)
         return result
+
+    def _page(self, summary: Result) -> str:
+        machine = ", ".join(f"{key} {value}" for key, value in host().items())
+        head = f"# Every benchmark at demo scale\n\n`python run_benchmark.py all`, on: {machine}.\n"
+        return "\n".join([head, *(result.markdown() for result in (*self._results, summary))])
 
     def _draw(self, figure: Any) -> None:
         from matplotlib import image

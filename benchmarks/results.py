@@ -68,6 +68,15 @@ class Result:
         printed.insert(2, "  ".join("-" * width for width in widths))
         return "\n".join([self.title, "", *printed, "", *self.notes]).rstrip()
 
+    def markdown(self) -> str:
+        """The same and the picture, for a page beside it."""
+        cells = [[f"{c.heading} ({c.origin})" if c.origin else c.heading for c in self.columns]]
+        cells.append(["---" if column.origin == "" else "---:" for column in self.columns])
+        cells += [[column.text(row) for column in self.columns] for row in self.rows]
+        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells]
+        paragraphs = [f"## {self.title}", "\n".join(lines), *self.notes]
+        return "\n\n".join([*paragraphs, f"![{self.title}]({self.name}.png)"]) + "\n"
+
     def to_dict(self) -> Dict[str, Any]:
         return {
             "benchmark": self.name,

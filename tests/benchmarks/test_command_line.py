@@ -49,6 +49,7 @@ def test_without_time_nothing_runs_and_the_table_says_so(tmp_path):
     assert result.rows == []
     assert "time-to-train" in result.notes[0]
     assert json.loads((tmp_path / "all.json").read_text())["rows"] == []
+    assert "Not run within the budget: time-to-train" in (tmp_path / "all.md").read_text()
 
 
 def test_throughput_of_each_source(small, tmp_path):

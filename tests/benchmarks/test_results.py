@@ -29,6 +29,21 @@ def test_the_table_says_where_each_number_comes_from():
     assert lines[-1] == "A note."
 
 
+def test_the_page_has_the_table_and_the_picture():
+    assert RESULT.markdown().splitlines() == [
+        "## An example",
+        "",
+        "| name | loss (measured) | hours (predicted) |",
+        "| --- | ---: | ---: |",
+        "| a | 1.23 | 2.0 |",
+        "| b | nan | - |",
+        "",
+        "A note.",
+        "",
+        "![An example](example.png)",
+    ]
+
+
 def test_files_hold_the_numbers_unrounded(tmp_path):
     publish(RESULT, tmp_path, lambda figure: figure.subplots().plot([1, 2]))
     whole = json.loads((tmp_path / "example.json").read_text())
