@@ -181,14 +181,41 @@ def test_the_update_by_hand():
     assert program_.update.remote_bytes == 2 * (4 + 4) * weights / 2
     assert program_.update.cycles == pytest.approx(30 * weights / 2 / BOW.tiles_per_ipu)
     parts = program_.update.parts_s(BOW, constants())
-    assert parts["remote buffers"] == pytest.approx(8 * weights / 5e9)
+    tensors = 5 + 9 if embeddings + heads > 3 * layer else 3 * 16
+    each = constants().transfer_overhead_s
+    assert parts["remote buffers"] == pytest.approx(8 * weights / 5e9 + 2 * tensors * each)
+    rate = constants().collective_bytes_per_s
+    assert parts["collectives"] == pytest.approx(2 * weights / rate + 2 * tensors * each)
 
     unsharded = replace(settings, replicas=1, optimizer=replace(settings.optimizer, sharded=False))
     alone = program_of(graph, stages_of(graph, unsharded), unsharded, BOW, constants()).update
     assert alone.collective_bytes == 0 and alone.remote_bytes == 16 * weights
+    assert alone.collectives == 0 and alone.remote_buffers == 2 * tensors
     on_chip = replace(settings, optimizer=replace(settings.optimizer, location="on_chip"))
     kept = program_of(graph, stages_of(graph, on_chip), on_chip, BOW, constants()).update
-    assert kept.remote_bytes == 0
+    assert kept.remote_bytes == 0 == kept.remote_buffers
+
+
+def test_ipus_of_an_m2000_share_its_ways():
+    """One replica of an IPU has the streaming memory and the host's link for itself, four share them."""
+    graph, settings = program("bert-medium", layers_per_ipu=(8,), matmul_proportion=(0.2,))
+    adam = replace(settings.optimizer, sharded=False)
+    one, four, eight = (
+        replace(settings, replicas=replicas, execution="sharded", optimizer=adam) for replicas in (1, 4, 8)
+    )
+    made = [program_of(graph, stages_of(graph, each), each, BOW, constants()) for each in (one, four, eight)]
+    starts = constants().transfer_overhead_s * made[0].update.remote_buffers
+    remote = [each.update.parts_s(BOW, constants())["remote buffers"] - starts for each in made]
+    inputs = [each.host_s(BOW, constants()) - constants().call_overhead_s for each in made]
+    for seconds in (remote, inputs):
+        assert seconds == pytest.approx([seconds[0], 4 * seconds[0], 4 * seconds[0]])
+
+
+def test_a_call_returns_to_the_host_once():
+    graph, settings = program("bert-medium")
+    often = replace(settings, device_iterations=10)
+    once_s, tenth_s = (estimate(graph, each).host_s for each in (settings, often))
+    assert once_s - tenth_s == pytest.approx(0.9 * constants().call_overhead_s)
 
 
 def test_without_a_pipeline_stages_take_turns():

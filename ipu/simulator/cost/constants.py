@@ -36,7 +36,8 @@ class Constants:
     tf2_factor: float
     paddle_factor: float
     cycle_overhead_s: float
-    update_overhead_s: float
+    call_overhead_s: float
+    transfer_overhead_s: float
     update_cycles_per_tensor_of_state: float
     accumulation_cycles: float
     stash_cycles: float

@@ -48,6 +48,8 @@ class Program:
 
     :param copied_bytes: sent between IPUs in a cycle by the one that sends most; by each stage.
     :param input_bytes: from the host, for one micro batch.
+    :param replicas: side by side, each of `num_ipus`.
+    :param calls: from the host, for what is timed: below 1 where a call makes several updates.
     """
 
     loads: tuple[StageLoad, ...]
@@ -55,6 +57,9 @@ class Program:
     cycles_per_update: int
     micro_batches: int
     input_bytes: int
+    replicas: int
+    num_ipus: int
+    calls: float
     update: Update | None
     framework: str
     pipelined: bool
@@ -82,13 +87,19 @@ class Program:
     def update_s(self, target: Target, constants: Constants) -> float:
         return sum(self.update.parts_s(target, constants).values()) if self.update else 0.0
 
-    def host_s(self, target: Target) -> float:
-        """Inputs of all micro batches; each IPU has its share of its M2000's way to the host."""
-        return self.micro_batches * self.input_bytes / target.host_bytes_per_s
+    def host_s(self, target: Target, constants: Constants) -> float:
+        """The return to the host, and inputs of all micro batches.
+
+        Replicas share the ways of their M2000s to the host.
+        """
+        m2000s = -(-self.replicas * self.num_ipus // target.ipus_per_m2000)
+        all_bytes = self.replicas * self.micro_batches * self.input_bytes
+        inputs_s = all_bytes / (m2000s * target.host_bytes_per_s)
+        return constants.call_overhead_s * self.calls + inputs_s
 
     def step_s(self, target: Target, constants: Constants) -> float:
         cycles = self.cycles_per_update * self.cycle_s(target, constants)
-        return cycles + self.update_s(target, constants) + self.host_s(target)
+        return cycles + self.update_s(target, constants) + self.host_s(target, constants)
 
 
 def program_of(
@@ -111,6 +122,9 @@ def program_of(
         else micro_batches,
         micro_batches=micro_batches,
         input_bytes=sum(graph.tensors[number].bytes for number in graph.inputs),
+        replicas=settings.replicas,
+        num_ipus=graph.num_ipus,
+        calls=1 / settings.device_iterations if graph.training else 1.0,
         update=update_of(graph, stages, settings, target, constants),
         framework=settings.framework,
         pipelined=pipelined,
@@ -140,7 +154,7 @@ def time_of(
         ),
         step_s=program.step_s(target, constants),
         update_s=program.update_s(target, constants),
-        host_s=program.host_s(target),
+        host_s=program.host_s(target, constants),
         stages=tuple(
             _stage_time(load, sent, framework, target, constants)
             for load, sent in zip(program.loads, program.copied_bytes)

@@ -170,7 +170,7 @@ def _time(verdict: Verdict) -> Iterator[str]:
     named = ", ".join(f"{_spoken(name)} {human_seconds(seconds)}" for name, seconds in parts if seconds)
     if verdict.update_s:
         yield f"  update            {human_seconds(verdict.update_s):>12}   {named}".rstrip()
-    yield f"  host              {human_seconds(verdict.host_s):>12}   input and output that nothing hides"
+    yield f"  host              {human_seconds(verdict.host_s):>12}   return to it; input that nothing hides"
     yield (
         f"  {f'one {step_name(verdict)}':<17} {human_seconds(verdict.step_s):>12}   "
         f"{samples_per_step(verdict):,} samples: {', '.join(_rates(verdict))}"

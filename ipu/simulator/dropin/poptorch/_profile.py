@@ -68,9 +68,13 @@ def predicted_cycles(
     options: Any,
     optimizer: torch.optim.Optimizer | None,
 ) -> int:
-    """Tile cycles of a call on the simulator's machine, as the verdict predicts its time; see `compiled`."""
+    """Tile cycles of a call on the simulator's machine, as the verdict predicts its time; see `compiled`.
+
+    The host's part is none of them.
+    """
     verdict = _verdict(model, arguments, plan, options, optimizer)
-    call_s = verdict.step_s if optimizer is None else verdict.step_s * options.device_iterations
+    device_s = verdict.step_s - verdict.host_s
+    call_s = device_s if optimizer is None else device_s * options.device_iterations
     load()
     machine = importlib.import_module(f"{ENGINE_NAME}.targets").target()
     return round(call_s * machine.clock_hz)
