@@ -20,12 +20,14 @@ from ._ipu_device import IpuDevice
 from ._losses import LossPlace, LossTap, find_loss
 from ._numerics import arithmetic, computes_as_ipu, numerics, reduction, state_rounding
 from ._structure import map_leaves, tensors, with_tensors
+from ._tape import Program, Tape
 from .poptorch_core import createBackendError, createPoptorchError
 
 # What a compilation finds out; the rest is made again from the model and its options.
 _SAVED = ("_inputs", "_flags", "_mixes_types", "_narrow_indices", "_names_ipu", "_loss", "_output", "ir")
 _SAYS = {"plan": "counts of the options", "weights": "weights"}
-_NORMS_WITH_STATISTICS = torch.nn.modules.batchnorm._NormBase
+# Norms with statistics; and what TorchScript compiled, which can't replace its members.
+_MAY_REPLACE = (torch.nn.modules.batchnorm._NormBase, torch.jit.ScriptModule)
 
 
 class Executable:
@@ -66,6 +68,7 @@ class Executable:
         )
         self.weights = DeviceWeights(model, self.plan.replicas)
         self._loss: LossPlace | None = None
+        self._calls: Program | None = None  # in place of the forward, where that is possible
         self.anchored: dict[str, torch.Tensor] = {}  # of the last run, by short name
         if isinstance(compiled, Arguments):
             self._inputs = compiled.frozen()
@@ -159,9 +162,15 @@ class Executable:
                 )
                 known = [*inputs, *self._model.parameters(), *self._model.buffers()]
                 tap = CompileTap(known)
-                trace.mark_on_device = tap.mark_on_device
                 casts = ImplicitCasts()
-                with recorder.recording(), tap, casts:
+                tape = Tape(inputs)
+
+                def mark_on_device(*made: list[torch.Tensor]) -> None:
+                    tape.leave()  # the host's work in the middle of a run
+                    tap.mark_on_device(*made)
+
+                trace.mark_on_device = mark_on_device
+                with recorder.recording(), tape.recording(), tap, casts, tape:
                     output = self._model(*args, **kwargs)
             self._narrow_indices = tap.has_narrow_indices
             self._names_ipu = tap.names_ipu
@@ -178,6 +187,9 @@ class Executable:
             )
             if self._training:
                 self._loss = find_loss(tap.losses, trace.identity_losses, tensors(output), tap.sources)
+            if not trace.runs_python:
+                loss = self._final_loss(tensors(output), trace.identity_losses, tap.losses)
+                self._calls = tape.finish(loss, tensors(output))
         self._output = map_leaves(output, _placeholder)
 
     def run(self, arguments: Arguments, optimizer: Any) -> Any:
@@ -238,22 +250,26 @@ class Executable:
         self, arguments: Arguments, anchors: _anchors.Anchors
     ) -> Callable[[list[torch.Tensor]], Any]:
         def forward(inputs):
+            if self._calls is not None and not anchors:
+                with _trace.running(), self._casts():
+                    return self._calls(inputs)
             args, kwargs = arguments.replaced(inputs)
             tap = LossTap() if self._loss is not None and self._loss.kind == "function" else None
             kept = anchors.micro_batch(inputs) if anchors else contextlib.nullcontext()
             with _trace.running() as run, kept, tap or contextlib.nullcontext(), self._casts():
                 output = self._model(*args, **kwargs)
             outputs = tensors(output)
-            if self._loss is None:
-                return None, outputs
-            found = {
-                "output": outputs,
-                "identity": run.identity_losses,
-                "function": tap.losses if tap is not None else [],
-            }[self._loss.kind]
-            return found[self._loss.index], outputs
+            called = tap.losses if tap is not None else []
+            return self._final_loss(outputs, run.identity_losses, called), outputs
 
         return forward
+
+    def _final_loss(
+        self, outputs: list[torch.Tensor], marked: list[torch.Tensor], called: list[torch.Tensor]
+    ) -> torch.Tensor | None:
+        if self._loss is None:
+            return None
+        return {"output": outputs, "identity": marked, "function": called}[self._loss.kind][self._loss.index]
 
     @contextlib.contextmanager
     def _flags_of_compilation(self) -> Iterator[None]:
@@ -332,7 +348,7 @@ def _members_kept(model: torch.nn.Module) -> Iterator[None]:
     before = [
         (path, module, kind, dict(getattr(module, kind)))
         for path, module in model.named_modules()
-        if not isinstance(module, _NORMS_WITH_STATISTICS)
+        if not isinstance(module, _MAY_REPLACE)
         for kind in ("_parameters", "_buffers")
     ]
     yield

@@ -28,6 +28,19 @@ class _Formatter(logging.Formatter):
         return f"[{self.formatTime(record, '%H:%M:%S')}] [poptorch::python] [{level}] {record.getMessage()}"
 
 
+class _StandardStream(logging.StreamHandler):
+    """Writes to what is sys.stderr or sys.stdout at the time: test runners and notebooks replace them."""
+
+    def __init__(self, name: str) -> None:
+        logging.Handler.__init__(self)
+        self._stream_name = name
+
+    @property
+    def stream(self):
+        """The stream as of now."""
+        return getattr(sys, self._stream_name)
+
+
 class _RepeatLimit(logging.Filter):
     """Lets the same text through so many times (Options.maxRepeatLogs), and says once that it stops."""
 
@@ -56,7 +69,7 @@ def limit_repeats(most: int) -> None:
 def _destination() -> logging.Handler:
     name = os.environ.get("POPTORCH_LOG_DEST", "stderr")
     if name in ("stderr", "stdout"):
-        return logging.StreamHandler(getattr(sys, name))
+        return _StandardStream(name)
     return logging.FileHandler(name, mode="w", delay=True)
 
 

@@ -177,7 +177,9 @@ def ipu_print_tensor(
     result = tensor.view_as(tensor)
     run = _trace.current()
     # A compilation computes nothing that could be printed.
-    if run is not None and not isinstance(run, _trace.Trace):
+    if isinstance(run, _trace.Trace):
+        run.prints = True
+    elif run is not None:
         style.show(title, tensor)
         if print_gradient and result.requires_grad:
             result.register_hook(lambda gradient: style.show(f"Gradient___{title}", gradient))

@@ -1,0 +1,133 @@
+"""A forward runs in Python when the model is compiled; later runs repeat its calls to torch, or all of it where
+those don't tell the whole story.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from .executor_models import Classifier, batch, clones, options, poptorch, same
+
+INPUTS = torch.linspace(-1, 1, 8).reshape(2, 4)
+
+
+class Counting(torch.nn.Module):
+    """Calls `compute` and counts."""
+
+    def __init__(self, compute):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 4)
+        self.compute = compute
+        self.calls = []
+
+    def forward(self, x):
+        self.calls.append(len(self.calls))
+        y = self.compute(self.layer(x), len(self.calls))
+        return y, poptorch.identity_loss((y**2).sum(), "none")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_python_runs_once_however_many_runs_follow(training, capfd):
+    def compute(x, calls):
+        print("computing")
+        return x * calls
+
+    model = Counting(compute)
+    run_options = options(iterations=2)
+    wrap = poptorch.trainingModel if training else poptorch.inferenceModel
+    executor = wrap(model, run_options)
+    for _ in range(3):
+        executor(INPUTS)
+    assert model.calls == [0]
+    assert capfd.readouterr().out.count("computing") == 1
+
+
+def test_what_changes_after_the_compilation_has_no_effect():
+    model = Classifier().eval()
+    executor = poptorch.inferenceModel(model)
+    x, _ = batch(4)
+    before = executor(x)
+    model.first.register_forward_hook(lambda module, inputs, output: output * 0)
+    assert torch.equal(executor(x), before)
+    executor.destroy()
+    assert not torch.equal(executor(x), before)
+
+
+class _Doubled(torch.autograd.Function):
+    """Its gradient isn't that of what it computes."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 5
+
+
+def _in_place(x, calls):
+    x = x * 1
+    x[:, 0] = 3.0
+    x[0].mul_(2)
+    rows = list(x)
+    parts = torch.split(x, 2, dim=1)
+    with torch.no_grad():
+        scale = x.detach().abs().max()
+    return torch.stack(rows) / scale + torch.cat(parts[::-1], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("compute", "repeats"),
+    [
+        (_in_place, False),
+        (lambda x, calls: torch.nn.functional.dropout(x, 0.5) + torch.randn_like(x), False),
+        (lambda x, calls: x.max(dim=1, keepdim=True).values + x, False),
+        (lambda x, calls: _Doubled.apply(x), True),
+        (lambda x, calls: torch.func.vmap(lambda row: row * row.sum())(x), True),
+    ],
+    ids=["in place", "random", "named results", "autograd function", "vmap"],
+)
+def test_both_ways_train_alike(compute, repeats):
+    """Four runs against four in which the calls are put away, so that Python runs."""
+    results = []
+    for with_python in (False, True):
+        torch.manual_seed(0)
+        model = Counting(compute)
+        executor = poptorch.trainingModel(model, options(accumulation=2, seed=7))
+        executor.compile(INPUTS)
+        assert len(model.calls) == 1
+        if with_python:
+            executor._executable._calls = None
+        outputs = [executor(INPUTS) for _ in range(4)]
+        assert (len(model.calls) > 1) == (repeats or with_python)
+        results.append((outputs, clones(model)))
+    (outputs, weights), (python_outputs, python_weights) = results
+    for output, other in zip(outputs, python_outputs):
+        assert torch.equal(output[0], other[0]) and torch.equal(output[1], other[1])
+    assert same(weights, python_weights)
+
+
+def test_running_statistics_are_updated_each_time():
+    model = torch.nn.BatchNorm1d(4)
+    executor = poptorch.inferenceModel(model)
+    for _ in range(3):
+        executor(INPUTS)
+    executor.copyWeightsToHost()
+    reference = torch.nn.BatchNorm1d(4)
+    for _ in range(3):
+        reference(INPUTS)
+    assert torch.equal(model.running_mean, reference.running_mean)
+    assert model.num_batches_tracked == 3
+
+
+def test_prints_loops_and_branches_need_python(capfd):
+    class Printing(torch.nn.Module):
+        def forward(self, x):
+            x = poptorch.for_loop(3, lambda y: [y + 1], [poptorch.ipu_print_tensor(x, "mine")])[0]
+            return poptorch.cond(x.sum() > 0, lambda y: y, [x], lambda y: -y, [x])[0]
+
+    executor = poptorch.inferenceModel(Printing())
+    assert torch.equal(executor(torch.zeros(2)), torch.full((2,), 3.0))
+    assert torch.equal(executor(torch.full((2,), -5.0)), torch.full((2,), 2.0))
+    assert capfd.readouterr().err.count("mine") == 2
