@@ -1,5 +1,5 @@
-"""A forward runs in Python when the model is compiled; later runs repeat its calls to torch, or all of it where
-those don't tell the whole story.
+"""A forward runs in Python when the model is compiled; later runs repeat its calls to torch, or all of it
+where those don't tell the whole story.
 """
 
 from __future__ import annotations
