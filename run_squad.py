@@ -275,16 +275,25 @@ def _write_summary(output: Path, record: Dict[str, float], checkpoint: Optional[
     write_atomically(output / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
+_TABLE_COLUMN = 60  # characters of a question or an answer that a terminal shows
+
+
 def table(answered: Sequence[Answered]) -> str:
-    """Questions and answers, with the probability among the n best, for a terminal."""
+    """Questions and answers, with the probability among the n best, for a terminal; long ones are cut."""
     rows: List[Tuple[str, str, str]] = [("question", "answer", "probability")]
     for one in answered:
         given = next(candidate for candidate in one.candidates if candidate.text == one.text)
-        shown = " ".join(one.text.split()) or "(no answer)"
-        rows.append((" ".join(one.question.question.split()), shown, f"{given.probability:.1%}"))
+        shown = _shown(one.text) or "(no answer)"
+        rows.append((_shown(one.question.question), shown, f"{given.probability:.1%}"))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>11}" for a, b, c in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _shown(text: str) -> str:
+    """On one line, without what a terminal would act upon, and not too long."""
+    line = "".join(character for character in " ".join(text.split()) if character.isprintable())
+    return line if len(line) <= _TABLE_COLUMN else line[: _TABLE_COLUMN - 3] + "..."
 
 
 def score(predictions_file: Path, data_file: Path) -> Dict[str, Any]:

@@ -20,11 +20,12 @@ DROP_IN = Path(__file__).resolve().parent / "simulator" / "dropin"
 
 _REMEDY = (
     "Source the enable scripts of Graphcore's SDK and install the PopTorch wheel that comes with it "
-    "(source poplar-*/enable && source popart-*/enable && pip install poptorch-*.whl), "
+    "(source poplar-*/enable.sh && source popart-*/enable.sh && pip install poptorch-*.whl), "
     "or use --device simulator, which needs no SDK"
 )
 
-
+# All else runs on an IPU host's Python 3.8.
+_SIMULATORS_PYTHON = (3, 10)
 _OFFLINE = "asked to compile, which needs no IPU"
 # The sizes of device that PopTorch can take: a partition of a POD may offer its IPUs as one device only.
 _DEVICE_SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -122,6 +123,14 @@ def _first_that_answers(offline: bool) -> tuple[ModuleType, DeviceChoice]:
 
 
 def _simulator(reason: str) -> tuple[ModuleType, DeviceChoice]:
+    if sys.version_info < _SIMULATORS_PYTHON:
+        wanted, found = (
+            ".".join(map(str, version[:2])) for version in (_SIMULATORS_PYTHON, sys.version_info)
+        )
+        raise DeviceError(
+            f"the simulator needs Python {wanted} or newer, and this is {found} ({reason}): start the "
+            "program with a newer one (pip install -r requirements.txt there), or use --device ipu where IPUs are"
+        )
     # The banner is the line that says so; the drop-in would print one of its own.
     os.environ["IPU_SIMULATOR_ANNOUNCED"] = "1"
     if "poptorch" not in sys.modules:

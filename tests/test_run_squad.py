@@ -12,6 +12,7 @@ import pytest
 
 import run_squad
 from data import DataError
+from data.squad import Answered, Candidate, Question
 
 from .data.squad.squad_files import content, question, real, write
 
@@ -38,6 +39,20 @@ def test_predictions_for_other_questions_are_told(tmp_path: Path, capsys: pytest
     predictions = write(tmp_path / "p.json", {"q1": "Savoy", "q7": "Savoy", "q6": "Savoy"})
     assert run_squad.main(["--score", str(predictions), "--data", str(data)])["exact"] == 100
     assert "2 of 3 predictions are for no question of data.json, 'q6' first" in capsys.readouterr().err
+
+
+def test_the_table_of_answers_fits_a_terminal() -> None:
+    """A question of any length, with line ends, escapes and signs that turn the direction of writing."""
+
+    def answered(asked: str, text: str) -> Answered:
+        candidates = (Candidate("b", 0.0, 0.0, 0.25), Candidate(text, 0.0, 0.0, 0.75))
+        return Answered(Question("q", "", asked, "context"), text, text, candidates, None)
+
+    rows = [answered("why\n not\x1b[31m\u202e?", "x " * 500), answered("very " * 300, "")]
+    lines = run_squad.table(rows).splitlines()
+    assert len(lines) == 4 and max(map(len, lines)) <= 140
+    assert lines[2].startswith("why not[31m? ") and lines[2].endswith("x...        75.0%")
+    assert lines[3].startswith("very very") and " (no answer) " in lines[3]
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,21 @@ def test_auto_says_why_it_simulates(graphcore, with_sdk, reason):
     assert banner.startswith("device: simulator") and reason in banner
 
 
+@pytest.mark.parametrize(("device", "why"), [("simulator", "asked for"), ("auto", "but no IPU answers")])
+def test_an_old_python_has_no_simulator(graphcore, device, why):
+    """An IPU host's Python 3.8: what keeps the simulator away is said in words."""
+    program = f"""
+        import sys, ipu
+        sys.version_info = (3, 8, 18)
+        try:
+            ipu.select_device("{device}")
+        except ipu.DeviceError as error:
+            print(error)
+    """
+    out = run(program, [graphcore])
+    assert "the simulator needs Python 3.10 or newer, and this is 3.8" in out and why in out
+
+
 def test_ipu_needs_an_ipu(graphcore):
     program = """
         import ipu
