@@ -129,7 +129,7 @@ def _simulator(reason: str) -> tuple[ModuleType, DeviceChoice]:
         )
         raise DeviceError(
             f"the simulator needs Python {wanted} or newer, and this is {found} ({reason}): start the "
-            "program with a newer one (pip install -r requirements.txt there), or use --device ipu where IPUs are"
+            "program with a newer one (pip install -r requirements.txt there), or on IPUs with --device ipu"
         )
     # The banner is the line that says so; the drop-in would print one of its own.
     os.environ["IPU_SIMULATOR_ANNOUNCED"] = "1"
