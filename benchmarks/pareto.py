@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
 from . import points
-from .ablation import NOTES, decorate, describe, draw_spot, line_of
-from .results import Column, Result, missing_note, publish
+from .ablation import COLUMNS, NOTES, decorate, describe, draw_spot, line_of
+from .results import Result, missing_note, publish
 from .studies import Measured, Spot, add_flags, base_of, between, entropy_note, measure, size_name, sizes_of
 from .trainings import Budget
 
@@ -17,19 +17,6 @@ __all__ = ["add_flags", "run"]
 # Factors of the base's (hidden size, layers). Each GroupBERT has about 1.6 times a BERT's FLOPs of its size.
 _BERT_SIZES = ((0.5, 1.0), (1.0, 1.0), (1.0, 2.0))
 _GROUPBERT_SIZES = ((0.5, 1.0), (1.0, 1.0))
-
-_COLUMNS = (
-    Column("name", "model"),
-    Column("size", "layers x hidden"),
-    Column("learning_rate", "peak lr", "given", "{:.2g}"),
-    Column("seeds", "seeds", "measured"),
-    Column("parameters", "parameters", "derived", "{:,}"),
-    Column("flops", "training FLOPs", "derived", "{:.3g}"),
-    Column("loss", "held-out loss/nats", "measured", "{:.4f}"),
-    Column("loss_half_width", "+-95%", "derived", "{:.4f}"),
-    Column("against_line", "vs BERT line", "derived", "{:+.4f}"),
-    Column("host_s", "host s", "measured", "{:.0f}"),
-)
 
 
 def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
@@ -59,7 +46,7 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
     result = Result(
         "pareto",
         f"Held-out loss against FLOPs at equal tokens: {base.corpus}",
-        _COLUMNS,
+        COLUMNS,
         rows,
         [
             *NOTES,

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from .executor_models import CLASSES, FEATURES, clones, options, poptorch, same
+from .in_processes import train_in_processes
 
-ROOT = Path(__file__).resolve().parents[2]
 REPLICAS, ACCUMULATION, STEPS, MICRO_BATCH = 4, 2, 3, 2
 
 
@@ -78,36 +72,11 @@ def train(rank: int, processes: int) -> dict:
 
 def test_replicas_in_processes_give_the_same_bits(tmp_path, monkeypatch):
     monkeypatch.setenv("IPU_SIMULATOR_PRECISION", "ipu-float16")
-    processes = 2
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code = (
-        "import sys, torch; from tests.ipu.test_float16_processes import train; rank = int(sys.argv[1]);"
-        f"torch.save(train(rank, {processes}), sys.argv[2])"
-    )
-    started = []
-    try:
-        for rank in range(processes):
-            environment = {
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "RANK": str(rank),
-                "WORLD_SIZE": str(processes),
-            }
-            command = [sys.executable, "-c", code, str(rank), str(tmp_path / f"{rank}.pt")]
-            started.append(subprocess.Popen(command, cwd=ROOT, env=environment))
-        assert [process.wait(timeout=90) for process in started] == [0] * processes
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
+    results = train_in_processes(__name__, 2, tmp_path)
     expected = train(0, 1)
     assert not same(expected, clones(HalfClassifier()))
-    for rank in range(processes):
-        assert same(torch.load(tmp_path / f"{rank}.pt"), expected)
+    for weights in results:
+        assert same(weights, expected)
 
 
 def test_a_resumed_executor_makes_the_same_updates(monkeypatch):

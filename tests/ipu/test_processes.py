@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from .executor_models import CLASSES, FEATURES, batch, options, poptorch
+from .in_processes import train_in_processes
 
-ROOT = Path(__file__).resolve().parents[2]
 REPLICAS, ACCUMULATION, STEPS, MICRO_BATCH = 4, 2, 3, 2
 
 
@@ -57,33 +51,8 @@ def train(rank: int, processes: int) -> tuple[dict, torch.Tensor]:
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_replicas_in_processes_give_the_weights_of_replicas_in_one(processes, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code = (
-        "import sys, torch; from tests.ipu.test_processes import train; rank = int(sys.argv[1]);"
-        f"torch.save(train(rank, {processes}), sys.argv[2])"
-    )
-    started = []
-    try:
-        for rank in range(processes):
-            environment = {
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "RANK": str(rank),
-                "WORLD_SIZE": str(processes),
-            }
-            command = [sys.executable, "-c", code, str(rank), str(tmp_path / f"{rank}.pt")]
-            started.append(subprocess.Popen(command, cwd=ROOT, env=environment))
-        assert [process.wait(timeout=90) for process in started] == [0] * processes
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
+    results = train_in_processes(__name__, processes, tmp_path)
     expected, expected_masks = train(0, 1)
-    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(processes)]
     for weights, _ in results:
         for name, weight in expected.items():
             torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-6)
