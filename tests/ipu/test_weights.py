@@ -370,3 +370,16 @@ def test_two_training_models_share_a_layer():
     assert not torch.equal(shared.first.weight.detach(), held)
     executors[1].destroy()
     assert type(shared.first.weight) is torch.nn.Parameter and type(shared.table) is torch.Tensor
+
+
+def test_implicit_copies_are_logged(caplog):
+    with caplog.at_level("DEBUG", logger="poptorch::python"):
+        model = Classifier()
+        inference = poptorch.inferenceModel(model.eval())
+        inference(batch(4)[0])
+        executor = trained(model)
+        assert not caplog.messages
+        inference(batch(4)[0])
+        assert caplog.messages == ["Implicit copyWeightsToHost()", "Implicit copyWeightsToDevice()"]
+        executor.copyWeightsToHost()
+    assert len(caplog.messages) == 2

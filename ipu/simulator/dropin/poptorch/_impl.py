@@ -14,6 +14,7 @@ from typing import Any, Callable, Iterator
 import torch
 
 from . import _trace
+from ._logging import logger
 from .enums import CommGroupType, VariableRetrievalMode
 from .poptorch_core import createPoptorchError
 
@@ -34,6 +35,7 @@ class HostWeights:
         """Download if the device has newer weights; returns whether it did."""
         if not self.stale or self.running:
             return False
+        logger.debug("Implicit copyWeightsToHost()")
         self.executor.copyWeightsToHost()
         return True
 

@@ -25,7 +25,7 @@ _POPTORCH = frozenset(
 
 _POPART = frozenset(
     """
-    accumulationFactor accumulationReductionType aliasZeroCopy autoRecomputation autodiffSettings cachePath
+    accumulationAndReplicationReductionType accumulationFactor accumulationReductionType aliasZeroCopy autoRecomputation autodiffSettings cachePath
     compilationProgressTotal compileEngine constantWeights convolutionOptions
     createHostTransferableTensorWithOffset createImplicitPipeliningFwdOnlyProgram customCodeletCompileFlags
     customCodelets debugInfo decomposeGradSum defaultBufferingDepth defaultPrefetchBufferingDepth
@@ -58,7 +58,7 @@ _POPART_GROUPS = frozenset(
     accumulateOuterFragmentSettings activationTensorLocationSettings weightTensorLocationSettings
     optimizerStateTensorLocationSettings accumulatorTensorLocationSettings automaticLossScalingSettings
     autodiffSettings batchSerializationSettings developerSettings executionPhaseSettings
-    replicatedCollectivesSettings
+    experimentalSettings replicatedCollectivesSettings tensorLocationSettingsOverride
     """.split()
 )
 

@@ -210,6 +210,7 @@ class PoplarExecutor:
             return
         host.sync()
         if host.version != self._host_version:
+            logger.debug("Implicit copyWeightsToDevice()")
             self.copyWeightsToDevice()
 
     # ---- weights and device

@@ -273,6 +273,7 @@ class Options(OptionsDict):
 
     def useIpuId(self, ipu_id: int):
         """The device to use, by Poplar's number."""
+        assert isinstance(ipu_id, int), "ipu_id must be an int"
         return self.createOrSet(ipu_id=ipu_id)
 
     def useOfflineIpuTarget(self, ipu_version: int = 2):
