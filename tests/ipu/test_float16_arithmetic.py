@@ -316,3 +316,10 @@ def test_float32_is_left_alone():
     expected = (torch.mm(a, b), torch.softmax(a, dim=-1), (a * 1e30) * 1e30)
     found = computed(lambda: (torch.mm(a, b), torch.softmax(a, dim=-1), (a * 1e30) * 1e30))
     assert all(torch.equal(one, other) for one, other in zip(found, expected))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4,)])
+def test_what_is_added_to_a_product_may_be_broadcast(shape):
+    added, matrix, vector = operands(*shape, seed=1), operands(4, 8), operands(8, seed=2)
+    found = computed(torch.addmv, added, matrix, vector, arithmetic=FLOAT_PARTIALS)
+    assert torch.equal(found, torch.mv(matrix.float(), vector.float()).add(added.float()).half())

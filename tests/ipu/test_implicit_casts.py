@@ -156,3 +156,38 @@ def test_a_recurrent_layer_takes_the_other_float_type(layer, weights, operands):
     torch.testing.assert_close(result, expected, rtol=1e-2, atol=5e-3)
     with pytest.raises((RuntimeError, ValueError)):
         recurrent(x)  # on the host PyTorch's own rule holds
+
+
+@pytest.mark.parametrize("layer", [torch.nn.BatchNorm1d, torch.nn.InstanceNorm1d])
+@pytest.mark.parametrize(
+    ("x_type", "weight_type", "statistics_type", "result_type"),
+    [
+        ("half", "half", "float", HALF),
+        ("half", "float", "float", torch.float32),
+        ("float", "float", "half", torch.float32),
+        ("float", "half", "half", torch.float32),
+    ],
+)
+def test_running_statistics_keep_their_type_and_are_updated(
+    layer, x_type, weight_type, statistics_type, result_type
+):
+    x = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))
+    norm, reference = (layer(3, affine=True, track_running_stats=True) for _ in range(2))
+    for tensor, kind in (
+        (norm.weight, weight_type),
+        (norm.bias, weight_type),
+        (norm.running_mean, statistics_type),
+        (norm.running_var, statistics_type),
+    ):
+        tensor.data = getattr(tensor.data, kind)()
+    executor = poptorch.inferenceModel(torch.nn.Sequential(norm))
+    for _ in range(2):
+        result = executor(getattr(x, x_type)())
+        expected = reference(x).detach()
+    assert result.dtype is result_type
+    torch.testing.assert_close(result.float(), expected, rtol=1e-2, atol=1e-2)
+    executor.copyWeightsToHost()
+    for name in ("running_mean", "running_var"):
+        found = getattr(norm, name)
+        assert str(found.dtype) == str(getattr(torch, statistics_type))
+        torch.testing.assert_close(found.float(), getattr(reference, name), rtol=1e-2, atol=1e-2)

@@ -208,7 +208,8 @@ class Float16Arithmetic(TorchDispatchMode):
     def _addmv(
         self, added: torch.Tensor, a: torch.Tensor, b: torch.Tensor, beta: float = 1, alpha: float = 1
     ) -> torch.Tensor:
-        return self._addmm(added.unsqueeze(1), a, b.unsqueeze(1), beta, alpha).squeeze(1)
+        column = added.unsqueeze(1) if added.dim() else added
+        return self._addmm(column, a, b.unsqueeze(1), beta, alpha).squeeze(1)
 
     def _convolution(
         self,

@@ -88,6 +88,8 @@ _REFUSED_IN_PLACE = frozenset(
         "scatter_reduce_",
     }
 )
+# Running statistics may be of another type than all else, and have no say in the result's.
+_NORMS = frozenset({"batch_norm", "instance_norm"})
 # PyTorch has no float16 kernels for these on a CPU, and says so too late (in a backward pass) or not at all.
 _WITHOUT_FLOAT16 = frozenset({"cdist", "ctc_loss", "local_response_norm", "rrelu"})
 # These refuse numbers that float16 hasn't got, which masks are full of; the device takes the largest it has.
@@ -123,14 +125,14 @@ class ImplicitCasts(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name in _WITHOUT_FLOAT16 and args[0].dtype is torch.float16:
+        if name in _WITHOUT_FLOAT16 and _first(args, kwargs).dtype is torch.float16:
             return self._widened(func, args, kwargs)
         if name in _REFUSED_BY_PYTORCH or name in _REFUSED_IN_PLACE:
-            dtypes = {tensor.dtype for tensor in tensors((list(args), dict(kwargs)))}
-            if torch.float16 in dtypes and torch.float32 in dtypes:
+            if _is_mixture(_dtypes(args, kwargs)):
                 self.has_cast = True
                 dtype = args[0].dtype if name in _REFUSED_IN_PLACE else torch.float32
-                args, kwargs = map_leaves((tuple(args), dict(kwargs)), lambda leaf: _cast(leaf, dtype))
+                result = _computed_in(dtype, func, args, kwargs)
+                return _cast(result, _dtype_of_norm(func, args, kwargs)) if name in _NORMS else result
         elif name in _TAKES_NUMBER and _makes_float16(args, kwargs):
             self.has_cast = True
             args, kwargs = map_leaves((tuple(args), dict(kwargs)), _saturated)
@@ -138,7 +140,7 @@ class ImplicitCasts(TorchFunctionMode):
             return func(*args, **kwargs)
         except RuntimeError:
             # What PyTorch refuses for other reasons it refuses in float32 as well.
-            if not any(tensor.dtype is torch.float16 for tensor in tensors((list(args), dict(kwargs)))):
+            if torch.float16 not in _dtypes(args, kwargs):
                 raise
             with contextlib.suppress(RuntimeError):
                 return self._widened(func, args, kwargs)
@@ -146,15 +148,11 @@ class ImplicitCasts(TorchFunctionMode):
 
     def _widened(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Computed in float32; the result is float16 again, but for a mixture's."""
-        mixed = any(tensor.dtype is torch.float32 for tensor in tensors((list(args), dict(kwargs))))
-        wide_args, wide_kwargs = map_leaves(
-            (tuple(args), dict(kwargs)), lambda leaf: _cast(leaf, torch.float32)
-        )
-        result = func(*wide_args, **wide_kwargs)
+        result = _computed_in(torch.float32, func, args, kwargs)
         self.has_cast = True
-        if getattr(func, "__name__", "").endswith("_"):
-            return args[0].copy_(result)
-        return result if mixed else map_leaves(result, lambda leaf: _cast(leaf, torch.float16))
+        if _is_mixture(_dtypes(args, kwargs)) or any(result is arg for arg in args):
+            return result
+        return map_leaves(result, lambda leaf: _cast(leaf, torch.float16))
 
     def __enter__(self):
         torch.nn.RNNBase.check_input = _check_input_of_any_float
@@ -171,6 +169,60 @@ _CHECK_INPUT = torch.nn.RNNBase.check_input
 def _check_input_of_any_float(layer: torch.nn.RNNBase, input: torch.Tensor, batch_sizes: Any) -> None:
     """What a recurrent layer checks of its input, but for the type."""
     _CHECK_INPUT(layer, input.to(layer._flat_weights[0].dtype), batch_sizes)
+
+
+def _computed_in(dtype: torch.dtype, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What `func` gives for floats of `dtype`; what it writes to is written to."""
+    copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def cast(leaf: Any) -> Any:
+        if id(leaf) in copies:
+            return copies[id(leaf)][1]
+        copy = _cast(leaf, dtype)
+        if copy is not leaf:
+            copies[id(leaf)] = leaf, copy
+        return copy
+
+    cast_args, cast_kwargs = map_leaves((tuple(args), dict(kwargs)), cast)
+    versions = [version_of(copy) for _, copy in copies.values()]
+    result = func(*cast_args, **cast_kwargs)
+    for (original, copy), version in zip(copies.values(), versions):
+        # PyTorch doesn't count what it writes to running statistics.
+        if version_of(copy) != version or any(original is one for one in _statistics(func, args, kwargs)):
+            original.copy_(copy)
+        if result is copy:
+            result = original
+    return result
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """Counts changes in place; tensors of torch.inference_mode have no count."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _dtypes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[torch.dtype]:
+    return {tensor.dtype for tensor in tensors((list(args), dict(kwargs)))}
+
+
+def _is_mixture(dtypes: set[torch.dtype]) -> bool:
+    return torch.float16 in dtypes and torch.float32 in dtypes
+
+
+def _statistics(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Running means and variances, in the order of torch.nn.functional: (input, mean, variance, ...)."""
+    if getattr(func, "__name__", "") not in _NORMS:
+        return []
+    return [*args[1:3], kwargs.get("running_mean"), kwargs.get("running_var")]
+
+
+def _dtype_of_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.dtype:
+    statistics = _statistics(func, args, kwargs)
+    others = [arg for arg in (*args, *kwargs.values()) if not any(arg is one for one in statistics)]
+    return torch.float32 if _is_mixture(_dtypes(tuple(others), {})) else _first(args, kwargs).dtype
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    return tensors((list(args), dict(kwargs)))[0]
 
 
 def _cast(leaf: Any, dtype: torch.dtype) -> Any:

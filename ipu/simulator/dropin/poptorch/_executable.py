@@ -11,7 +11,7 @@ import torch
 from . import _anchors, _graph, _trace, enums, poptorch_core
 from ._args import Arguments, check_batch_dimension
 from ._cache_folder import leave_note
-from ._casts import ImplicitCasts
+from ._casts import ImplicitCasts, version_of
 from ._compile_lock import compile_lock
 from ._compile_tap import CompileTap
 from ._device_weights import DeviceWeights
@@ -203,7 +203,7 @@ class Executable:
         if synthetic:
             # Zeros, whatever the mode: other made-up integers could point outside a table.
             inputs = [torch.zeros_like(tensor) for tensor in inputs]
-        versions = [_version(tensor) for tensor in inputs]
+        versions = [version_of(tensor) for tensor in inputs]
         collector = numerics.OutputCollector(
             self.plan, _anchors.RETURNED[self._options.output_mode], self._options.output_return_period
         )
@@ -290,15 +290,10 @@ def _on_device(tensor: torch.Tensor) -> torch.Tensor:
     return numerics.to_device_dtype(tensor).contiguous()
 
 
-def _version(tensor: torch.Tensor) -> int:
-    """Counts changes in place; tensors of torch.inference_mode have no count."""
-    return -1 if tensor.is_inference() else tensor._version
-
-
 def _copy_back(callers: list[torch.Tensor], inputs: list[torch.Tensor], versions: list[int]) -> None:
     """What the model changed in place changes in the caller's tensor, also where the device had a copy."""
     for caller, tensor, version in zip(callers, inputs, versions):
-        if _version(tensor) != version and tensor.data_ptr() != caller.data_ptr():
+        if version_of(tensor) != version and tensor.data_ptr() != caller.data_ptr():
             caller.copy_(tensor)
 
 
