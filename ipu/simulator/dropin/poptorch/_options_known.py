@@ -25,30 +25,30 @@ _POPTORCH = frozenset(
 
 _POPART = frozenset(
     """
-    accumulationAndReplicationReductionType accumulationFactor accumulationReductionType aliasZeroCopy autoRecomputation autodiffSettings cachePath
-    compilationProgressTotal compileEngine constantWeights convolutionOptions
-    createHostTransferableTensorWithOffset createImplicitPipeliningFwdOnlyProgram customCodeletCompileFlags
-    customCodelets debugInfo decomposeGradSum defaultBufferingDepth defaultPrefetchBufferingDepth
-    delayVarUpdates developerSettings disableGradAccumulationTensorStreams disableOptimizerStateTensorStreams
-    dotChecks dotOpNames enableConstantFoldingOfMultipleConsumers enableDistributedReplicatedGraphs
-    enableEngineCaching enableExplicitIR enableExplicitMainLoops enableFloatingPointChecks
-    enableFullyConnectedPass enableGradientAccumulation enableGroupedMatmuls enableInplaceAmbiguityChecking
-    enableLoadAndOffloadRNGState enableMergeExchange enableNonStableSoftmax enableOutlining
-    enableOutliningCopyCostPruning enablePipelining enablePrefetchDatastreams enableReplicatedGraphs
-    enableRngStateManagement enableSerializedMatmuls enableStableNorm enableStochasticRounding
-    enableSupportedDataTypeCasting enableVariablesCaching engineOptions ensureFp32LossScaleTensor
-    explicitPipeliningEnabled explicitRecomputation exportPoplarComputationGraph exportPoplarVertexGraph
-    finalDotOp firstDotOp gclOptions globalReplicaOffset globalReplicationFactor groupHostSync
-    groupNormStridedChannelGrouping hardwareInstrumentations instrumentWithHardwareCycleCounter
-    kahnTieBreaker logDir looseThresholdAtPeak lstmOptions matmulOptions mergeVarUpdate
-    mergeVarUpdateMemThreshold opxAliasChecking opxModifyChecking outlineSequenceBreakCost outlineThreshold
-    partialsTypeMatMuls prefetchBufferingDepthMap bufferingDepthMap printDotOps rearrangeAnchorsOnHost
-    rearrangeStreamsOnHost replicatedGraphCount reportOptions saveInitializersToFile
-    scheduleNonWeightUpdateGradientConsumersEarly separateCallOpPdfs shouldDelayVarUpdates
-    stashAllTensorsInferencePipeline strictOpVersions subgraphCopyingStrategy swapLimitScheduler
-    syntheticDataMode throwIfLog2ScaleFactorNotExact timeLimitScheduler timePartitionLogger
-    transitiveClosureOptimizationThreshold updatableNamedBuffers useHostCopyOps useLoopCandidateCreator
-    virtualGraphMode
+    accumulationAndReplicationReductionType accumulationFactor accumulationReductionType aliasZeroCopy
+    autoRecomputation autodiffSettings cachePath compilationProgressTotal compileEngine constantWeights
+    convolutionOptions createHostTransferableTensorWithOffset createImplicitPipeliningFwdOnlyProgram
+    customCodeletCompileFlags customCodelets debugInfo decomposeGradSum defaultBufferingDepth
+    defaultPrefetchBufferingDepth delayVarUpdates developerSettings disableGradAccumulationTensorStreams
+    disableOptimizerStateTensorStreams dotChecks dotOpNames enableConstantFoldingOfMultipleConsumers
+    enableDistributedReplicatedGraphs enableEngineCaching enableExplicitIR enableExplicitMainLoops
+    enableFloatingPointChecks enableFullyConnectedPass enableGradientAccumulation enableGroupedMatmuls
+    enableInplaceAmbiguityChecking enableLoadAndOffloadRNGState enableMergeExchange enableNonStableSoftmax
+    enableOutlining enableOutliningCopyCostPruning enablePipelining enablePrefetchDatastreams
+    enableReplicatedGraphs enableRngStateManagement enableSerializedMatmuls enableStableNorm
+    enableStochasticRounding enableSupportedDataTypeCasting enableVariablesCaching engineOptions
+    ensureFp32LossScaleTensor explicitPipeliningEnabled explicitRecomputation exportPoplarComputationGraph
+    exportPoplarVertexGraph finalDotOp firstDotOp gclOptions globalReplicaOffset globalReplicationFactor
+    groupHostSync groupNormStridedChannelGrouping hardwareInstrumentations
+    instrumentWithHardwareCycleCounter kahnTieBreaker logDir looseThresholdAtPeak lstmOptions
+    matmulOptions mergeVarUpdate mergeVarUpdateMemThreshold opxAliasChecking opxModifyChecking
+    outlineSequenceBreakCost outlineThreshold partialsTypeMatMuls prefetchBufferingDepthMap
+    bufferingDepthMap printDotOps rearrangeAnchorsOnHost rearrangeStreamsOnHost replicatedGraphCount
+    reportOptions saveInitializersToFile scheduleNonWeightUpdateGradientConsumersEarly separateCallOpPdfs
+    shouldDelayVarUpdates stashAllTensorsInferencePipeline strictOpVersions subgraphCopyingStrategy
+    swapLimitScheduler syntheticDataMode throwIfLog2ScaleFactorNotExact timeLimitScheduler
+    timePartitionLogger transitiveClosureOptimizationThreshold updatableNamedBuffers useHostCopyOps
+    useLoopCandidateCreator virtualGraphMode
     """.split()
 )
 
