@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, List, Mapping, Optional, Sequence
@@ -158,12 +159,13 @@ def run_as_program(main: Callable[[Optional[List[str]]], Any]) -> int:
 
     Anything else is a bug and keeps its traceback.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the runners begin without one
     try:
         result = main(None)
-    except KeyboardInterrupt as signal:
+    except KeyboardInterrupt as interrupt:
         print(
-            f"stopped by {signal or 'Ctrl-C'} at once. What is prepared and saved is kept: the same command "
-            "goes on, with --resume where there is a checkpoint",
+            f"stopped by {str(interrupt) or 'Ctrl-C'} at once. What is prepared and saved is kept: the same "
+            "command goes on, with --resume where there is a checkpoint",
             file=sys.stderr,
         )
         return 130

@@ -11,6 +11,11 @@ result; only `__main__` turns it, or an error, into an exit status.
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # a Ctrl-C while modules are imported just ends the program
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import importlib
 import sys

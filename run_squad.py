@@ -10,6 +10,11 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # a Ctrl-C while modules are imported just ends the program
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import json
 import math
@@ -22,24 +27,10 @@ import command_line
 import config as configuration
 import ipu
 from config import Config, ConfigError
-from data import DataError
-from data.squad import (
-    Answered,
-    PreparedQuestions,
-    QuestionSet,
-    SquadDataOptions,
-    SquadDataset,
-    evaluate,
-    prediction_files,
-    prepare_questions,
-    read_json,
-    read_questions,
-    read_split,
-    squad_tokenizer,
-)
 
 if TYPE_CHECKING:
     from data import Tokenizer
+    from data.squad import Answered, PreparedQuestions, QuestionSet, SquadDataOptions
     from dry_run import DryRun
     from training import Evaluator, StopRequest
 
@@ -138,6 +129,8 @@ def _fine_tune(
     stop: StopRequest,
 ) -> SquadResult:
     import training
+    from data import DataError
+    from data.squad import SquadDataOptions, SquadDataset, read_split
     from model import SquadModel
 
     start = training.find_start(config, output, resume=flags.resume, checkpoint=flags.checkpoint)
@@ -198,6 +191,7 @@ def _answer(
 ) -> SquadResult:
     """--evaluate-only and --predict."""
     import training
+    from data.squad import SquadDataOptions, read_questions, read_split
     from model import SquadModel, from_pretrained
 
     training.refuse_folder_of_a_run(output)
@@ -227,6 +221,7 @@ def _answer(
 
 
 def _tokenizer(options: SquadDataOptions, weights: Optional[Path]) -> Tokenizer:
+    from data.squad import squad_tokenizer
     from training import check_vocabulary
 
     tokenizer = squad_tokenizer(options, weights)
@@ -236,6 +231,8 @@ def _tokenizer(options: SquadDataOptions, weights: Optional[Path]) -> Tokenizer:
 
 
 def _prepare(questions: QuestionSet, tokenizer: Tokenizer, config: Config) -> PreparedQuestions:
+    from data.squad import SquadDataOptions, prepare_questions
+
     prepared = prepare_questions(
         questions,
         tokenizer,
@@ -262,6 +259,7 @@ def _with_training_steps(config: Config, windows: int) -> Config:
 
 
 def _write_answers(output: Path, answered: List[Answered]) -> None:
+    from data.squad import prediction_files
     from training import write_atomically
 
     for name, content in prediction_files(answered).items():
@@ -301,6 +299,9 @@ def score(predictions_file: Path, data_file: Path) -> Dict[str, Any]:
 
     Says on stderr how many questions have no prediction. Raises DataError for other content.
     """
+    from data import DataError
+    from data.squad import evaluate, read_json, read_questions
+
     data = read_questions(data_file, answers="texts")
     predictions = read_json(predictions_file)
     if not isinstance(predictions, dict):

@@ -1,0 +1,54 @@
+"""Ctrl-C before a run has begun: no traceback, whatever is being imported."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# Sends itself the signal as soon as a module of the given name is looked for.
+PROGRAM = """
+import os, runpy, signal, sys
+
+module, runner, *arguments = sys.argv[1:]
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+sys.path.insert(0, os.path.dirname(runner))
+sys.argv = [runner, *arguments]
+runpy.run_path(runner, run_name="__main__")
+"""
+PRETRAINING = ("run_pretraining.py", "--config", "test_groupbert", "--device", "simulator")
+SQUAD = ("run_squad.py", "--score", "none.json", "--data", "none.json")
+BENCHMARK = ("run_benchmark.py", "speed", "--only", "accumulation_64_vs_plain_loop")
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "status"),
+    [
+        ("command_line", PRETRAINING, -signal.SIGINT),
+        ("config_loading", SQUAD, -signal.SIGINT),
+        ("yaml", BENCHMARK, -signal.SIGINT),
+        ("torch", PRETRAINING, 130),
+        ("data.squad", SQUAD, 130),
+        ("benchmarks.speed", BENCHMARK, 130),
+    ],
+)
+def test_ctrl_c_while_a_module_is_imported(
+    tmp_path: Path, module: str, arguments: tuple[str, ...], status: int
+) -> None:
+    runner, *words = arguments
+    command = [sys.executable, "-c", PROGRAM, module, str(ROOT / runner), *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    assert (done.stderr.startswith("stopped by Ctrl-C at once")) == (status == 130)
