@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence, Tuple
 
@@ -97,12 +97,14 @@ def assess(config: Config, name: str, program: Program) -> Verdict:
 
 def _remedies(config: Config, program: Program, verdict: Verdict) -> Tuple[Remedy, ...]:
     remedy = simulator_part("report.verdict").Remedy
-    graph, settings = program
+    programs = {_graph_key(config): program}
 
-    def judge(changed: Config, other_graph: bool) -> Tuple[float, int, bool]:
-        judged = assess(
-            changed, "", program_of(changed) if other_graph else (graph, _with_options(settings, changed))
-        )
+    def judge(changed: Config) -> Tuple[float, int, bool]:
+        key = _graph_key(changed)
+        if key not in programs:
+            programs[key] = program_of(changed)
+        graph, settings = programs[key]
+        judged = assess(changed, "", (graph, _with_options(settings, changed)))
         return judged.step_s, _fullest_bytes(judged), judged.fits
 
     before_bytes = _fullest_bytes(verdict)
@@ -115,6 +117,11 @@ def _remedies(config: Config, program: Program, verdict: Verdict) -> Tuple[Remed
         )
         for trial in remedies.trials(config, judge)
     )
+
+
+def _graph_key(config: Config) -> Tuple[object, ...]:
+    """Equal for configurations whose programs differ in nothing but what `_with_options` sets."""
+    return tuple(getattr(config, each.name) for each in fields(config) if each.name not in remedies.OPTIONS)
 
 
 def _with_options(settings: Settings, config: Config) -> Settings:

@@ -18,7 +18,7 @@ _LOWEST_PROPORTION = 0.05
 # How many changes that save most are tried in pairs.
 _PAIRED = 4
 # Keys that change the program's options but not its graph.
-_OPTIONS = {"optimizer_state", "replicated_tensor_sharding", "matmul_proportion"}
+OPTIONS = frozenset(("optimizer_state", "replicated_tensor_sharding", "matmul_proportion"))
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,15 @@ class Trial:
     fits: bool
 
 
-Judge = Callable[[Config, bool], Tuple[float, int, bool]]
+Judge = Callable[[Config], Tuple[float, int, bool]]
 
 
 def trials(config: Config, judge: Judge) -> List[Trial]:
     """Changed configurations: those that fit first, the fastest first; then those that save memory.
 
-    :param judge: (step_s, bytes of the fullest IPU, fits) of a configuration; its second argument says
-        whether the graph is another than that of `config`.
+    :param judge: (step_s, bytes of the fullest IPU, fits) of a configuration.
     """
-    _, peak_bytes, _ = judge(config, False)
+    _, peak_bytes, _ = judge(config)
     single = [_try(config, changes, judge) for changes in _changes(config)]
     useful = sorted(
         (trial for trial in single if trial is not None and (trial.fits or trial.peak_bytes < peak_bytes)),
@@ -87,7 +86,7 @@ def _try(config: Config, changes: Mapping[str, Any], judge: Judge) -> Any:
         changed = replace(config, **changes)
     except ConfigError:
         return None  # the change isn't legal here, for example for want of IPUs
-    step_s, peak_bytes, fits = judge(changed, not set(changes) <= _OPTIONS)
+    step_s, peak_bytes, fits = judge(changed)
     return Trial(changes, changed, step_s, peak_bytes, fits)
 
 
@@ -106,12 +105,11 @@ def _changes(config: Config) -> Iterator[Dict[str, Any]]:
         slices = _next_divisor(config.vocab_size, config.embedding_serialization_factor)
         if slices:
             yield {"embedding_serialization_factor": slices}
-    for parts in (2, 4):
-        if config.micro_batch_size % parts == 0:
-            yield {
-                "micro_batch_size": config.micro_batch_size // parts,
-                "gradient_accumulation": config.gradient_accumulation * parts,
-            }
+    samples = config.micro_batch_size * config.gradient_accumulation
+    for size in sorted({_divisor(samples, config.micro_batch_size // parts) for parts in (2, 4)} - {0}):
+        yield {"micro_batch_size": size, "gradient_accumulation": samples // size}
+    if config.precision == "float32":
+        yield {"precision": "float16"}
     if not config.recompute_checkpoint_every_layer:
         yield {"recompute_checkpoint_every_layer": True}
     yield from _more_ipus(config)
@@ -137,6 +135,11 @@ def _more_ipus(config: Config) -> Iterator[Dict[str, Any]]:
         if replicas == 2:
             wide["replicated_tensor_sharding"] = False
     yield wide
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor of `number` that is at most `most`; 0 where there is none."""
+    return next((part for part in range(most, 0, -1) if number % part == 0), 0)
 
 
 def _next_divisor(number: int, above: int) -> int:

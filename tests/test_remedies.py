@@ -58,7 +58,7 @@ def test_a_remedy_keeps_its_promise(too_large: tuple, which: str) -> None:
 def judge_by_bytes(limit: int) -> Any:
     """Memory that shrinks with micro batch and proportion, and time that grows: enough to see an order."""
 
-    def judge(changed: Config, other_graph: bool) -> Tuple[float, int, bool]:
+    def judge(changed: Config) -> Tuple[float, int, bool]:
         used = 100 * changed.micro_batch_size + round(1000 * changed.matmul_proportion[0])
         return 1000 / used * changed.gradient_accumulation, used, used <= limit
 
@@ -77,7 +77,7 @@ def test_pairs_are_tried_where_nothing_suffices_alone() -> None:
 
 
 def test_nothing_that_saves_nothing_is_suggested() -> None:
-    def judge(changed: Config, other_graph: bool) -> Tuple[float, int, bool]:
+    def judge(changed: Config) -> Tuple[float, int, bool]:
         return 1.0, 1000, False
 
     assert remedies.trials(SMALL, judge) == []
@@ -87,6 +87,21 @@ def test_changes_keep_the_sequences_of_an_update() -> None:
     for changes in remedies._changes(config.load("bert_large_512_pod16")):
         trial = remedies._try(config.load("bert_large_512_pod16"), changes, judge_by_bytes(0))
         assert remedies._sequences(trial.config) == 2 * 2048 * 4, changes
+
+
+def test_a_micro_batch_without_a_half_becomes_the_largest_that_keeps_the_sequences() -> None:
+    odd = config.load("test_groupbert", overrides={"micro_batch_size": 9, "gradient_accumulation": 10})
+    sizes = [each for each in remedies._changes(odd) if "micro_batch_size" in each]
+    assert sizes == [
+        {"micro_batch_size": 2, "gradient_accumulation": 45},
+        {"micro_batch_size": 3, "gradient_accumulation": 30},
+    ]
+
+
+def test_float16_is_a_remedy_for_float32() -> None:
+    wide = config.load("bert_large_128_pod16", overrides={"precision": "float32", "device": "simulator"})
+    (first, *_) = [each for each in verdict_of(wide, "wide").remedies if "float16" in each.change]
+    assert first.fits and first.change == "--precision float16" and first.costs_s < 0
 
 
 def test_words_are_flags_that_the_runners_take() -> None:
