@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -126,6 +127,9 @@ def test_inputs_are_frozen_by_the_compilation(args, kwargs, text):
         ((1,), {"x": 1}, AssertionError, "Parameter x was passed more than once"),
         ((), {}, poptorch.Error, "Mandatory parameter x missing"),
         ((torch.ones(0, 3),), {}, poptorch.Error, "Zero-sized tensors are unsupported (Got shape [0, 3])"),
+        ((torch.ones(3, dtype=torch.complex64),), {}, poptorch.Error, "got one of torch.complex64"),
+        ((torch.ones(3, 3).to_sparse(),), {}, poptorch.Error, "got one of torch.float32, torch.sparse_coo"),
+        ((torch.ones(3, device="meta"),), {}, poptorch.Error, "on meta"),
     ],
 )
 def test_arguments_are_bound_as_python_would(args, kwargs, kind, text):
@@ -138,6 +142,14 @@ def test_defaults_stand_for_arguments_left_out():
 
 
 # ---- wrapping
+
+
+@pytest.mark.parametrize("count", [0, -1])
+@pytest.mark.parametrize("name", ["deviceIterations", "replicationFactor", "Training.gradientAccumulation"])
+def test_counts_below_one(name, count):
+    counts = poptorch.Options().from_json(json.dumps({name: count}))
+    with pytest.raises(poptorch.Error, match=f"{name} must be at least 1: it is {count}"):
+        poptorch.trainingModel(Classifier(), counts)(*batch(4))
 
 
 def test_wrong_options():

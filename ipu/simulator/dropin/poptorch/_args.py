@@ -94,6 +94,11 @@ class ArgumentParser:
             return leaf
         if leaf.numel() == 0:
             raise createPoptorchError(f"Zero-sized tensors are unsupported (Got shape {list(leaf.shape)}).")
+        if leaf.is_complex() or leaf.layout is not torch.strided or leaf.device.type != "cpu":
+            raise createPoptorchError(
+                "Input tensors must be dense tensors of real numbers on the CPU: got one of "
+                f"{leaf.dtype}, {leaf.layout}, on {leaf.device}."
+            )
         if leaf.requires_grad:
             self._warn_once("Input tensors have requires_grad set; they are detached from their graph.")
         if not leaf.is_contiguous():
@@ -107,7 +112,17 @@ class ArgumentParser:
 
 
 def check_batch_dimension(arguments: Arguments, options: Any, gradient_accumulation: int) -> None:
-    """Raise AssertionError unless every tensor can be cut into one part for each micro batch."""
+    """Raise AssertionError unless every tensor can be cut into one part for each micro batch, and
+    poptorch.Error where there is none.
+    """
+    counts = {
+        "deviceIterations": options.device_iterations,
+        "replicationFactor": options.replication_factor,
+        "Training.gradientAccumulation": gradient_accumulation,
+    }
+    for name, count in counts.items():
+        if count < 1:
+            raise createPoptorchError(f"poptorch.Options().{name} must be at least 1: it is {count}.")
     groups = options.replication_factor // options.input_group_size
     slices = options.device_iterations * groups * gradient_accumulation
     for tensor in arguments.tensors:
