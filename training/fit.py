@@ -14,6 +14,7 @@ import model as models
 from ipu.options import DevicePlan, training_options
 
 from .checkpoints import Checkpoint, checkpoint_folder, resolve_weights_folder, save_checkpoint
+from .errors import TrainingError
 from .evaluation import Evaluator
 from .files import write_atomically
 from .loop import LoopPlan, Progress, refuse_bad_weights, train
@@ -212,6 +213,13 @@ def fit(
                 stop=stop,
                 instances=instances,
             )
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainingError(
+            f"a process that reads batches has ended ({str(error).splitlines()[0]}): for want of memory, or "
+            "by another's hand. Take fewer dataloader_workers; --resume goes on from the last checkpoint"
+        ) from error
     finally:
         reporter.close()
         executor.destroy()

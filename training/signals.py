@@ -57,9 +57,14 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 
 def ignore_interrupts(_worker: int) -> None:
-    """For loader workers: Ctrl-C reaches the whole process group, but only the run decides when to stop.
+    """For loader workers: a signal may reach all processes of a run, but only the run decides when to stop.
 
-    SIGTERM goes back to ending a worker: that is how a loader ends its workers.
+    So Ctrl-C does nothing to a worker, and a first SIGTERM neither. A second one ends it: a loader asks its
+    workers to end, and those that don't in time get SIGTERM until they do.
     """
+
+    def ignore_the_first(_number: int, _frame: Optional[FrameType]) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, ignore_the_first)

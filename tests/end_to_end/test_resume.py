@@ -64,8 +64,9 @@ def reference(uninterrupted, flags):
     return uninterrupted
 
 
-def signalled_at(arguments, owner, method, call, number, runner="run_pretraining"):
-    """Runs a runner in a process that sends itself a signal in the n-th call of a method: no race."""
+def signalled_at(arguments, owner, method, call, number, runner="run_pretraining", group=False):
+    """Runs a runner in a process that sends itself, or its group, a signal in the n-th call of a method: no
+    race."""
     script = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -75,14 +76,16 @@ original, calls = training.metrics.{owner}.{method}, []
 def signalling(self, *arguments):
     calls.append(original(self, *arguments))
     if len(calls) == {call}:
-        os.kill(os.getpid(), {int(number)})
+        os.kill({"0" if group else "os.getpid()"}, {int(number)})
 training.metrics.{owner}.{method} = signalling
 sys.argv[1:] = {arguments!r}
 sys.exit({runner}.run_as_program())
 """
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-c", script]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, start_new_session=group
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -121,6 +124,42 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path, flags, program, number):
     resumed = run_pretraining.main(words)
     assert resumed.step == saved + 2
     assert [record["step"] for record in read_metrics(output / "metrics.jsonl")] == list(range(saved + 3))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_of_a_run_stops_it_as_one(tmp_path, flags, reference, number):
+    """Loader workers get it too, and go on until the run has made its checkpoint."""
+    output = tmp_path / "stopped"
+    arguments = flags(output, *STEPS, "--dataloader-workers", 2)
+    stopped = signalled_at(arguments, "MetricsFile", "write", 3, number, group=True)
+    assert stopped.returncode == 0, stopped.stderr
+    assert f"stopped by {number.name} after step 2" in stopped.stdout
+    run_pretraining.main([*arguments, "--resume"])
+    assert_same_run(reference, output, 8)
+
+
+def test_a_lost_loader_worker_is_told_without_a_traceback(tmp_path, flags):
+    script = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import run_pretraining
+from data.pretraining import PretrainingDataset
+from torch.utils.data import get_worker_info
+fetch, calls = PretrainingDataset.fetch, []
+def dying(self, *arguments):
+    calls.append(1)
+    if get_worker_info() is not None and len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return fetch(self, *arguments)
+PretrainingDataset.fetch = dying
+sys.argv[1:] = {flags(tmp_path / "run", *STEPS, "--dataloader-workers", 1)!r}
+sys.exit(run_pretraining.run_as_program())
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "error: a process that reads batches has ended (DataLoader worker" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("call", [3, 15])
