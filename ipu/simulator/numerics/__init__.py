@@ -7,6 +7,7 @@ gradients and a `StateRounding` in the updater.
 
 from .dtypes import device_dtype, to_device_dtype
 from .float16 import Arithmetic, Float16Arithmetic
+from .float32 import FloatingPointExceptions
 from .gradients import AccumulatorSettings, BackwardSums, Reduction, TypedAccumulators
 from .loss_scaling import AutomaticLossScale
 from .outputs import OutputCollector, Returned
@@ -26,6 +27,7 @@ __all__ = [
     "BackwardSums",
     "Float16Arithmetic",
     "FloatingPointException",
+    "FloatingPointExceptions",
     "GroupSettings",
     "KeyedRandomness",
     "MicroBatch",

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from . import products
+from .exceptions import check
 from .formats import FLOAT16
 from .rounding import FloatingPointException, overflows, round_to_nearest_, to_nearest
 
@@ -108,7 +109,7 @@ class Float16Arithmetic(TorchDispatchMode):
         self, func: Any, types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
     ) -> Any:
         kwargs = kwargs or {}
-        operation = _operation(func)
+        operation = operation_of(func)
         if not operation.computes:
             return func(*args, **kwargs)
         if operation.name in ("_to_copy", "copy_"):
@@ -284,19 +285,13 @@ class Float16Arithmetic(TorchDispatchMode):
     def _stop_at_exceptions(
         self, operation: _Operation, operands: Sequence[torch.Tensor], result: Any
     ) -> None:
-        """Raises where finite operands gave an infinity or NaN."""
-        if not self._arithmetic.exceptions:
-            return
-        made = [leaf for leaf in tree_leaves(result) if _is_floating(leaf)]
-        if all(_is_finite(tensor) for tensor in made) or not all(_is_finite(o) for o in operands):
-            return
-        invalid = any(bool(tensor.isnan().any()) for tensor in made)
-        what = "invalid operation" if invalid else "division by zero or overflow"
-        raise FloatingPointException(f"floating point exception, {what}, in {operation.name}")
+        if self._arithmetic.exceptions:
+            check(operation.name, operands, result)
 
 
 @cache
-def _operation(func: Any) -> _Operation:
+def operation_of(func: Any) -> _Operation:
+    """What is known of a dispatched operator."""
     name = func.overloadpacket.__name__
     schema = func._schema
     writes = [

@@ -18,7 +18,7 @@ from ._device_weights import DeviceWeights
 from ._index_casts import IndexCasts
 from ._ipu_device import IpuDevice
 from ._losses import LossPlace, LossTap, find_loss
-from ._numerics import arithmetic, computes_as_ipu, numerics, reduction, state_rounding
+from ._numerics import arithmetic, computes_as_ipu, exceptions, numerics, reduction, state_rounding
 from ._structure import map_leaves, tensors, with_tensors
 from ._tape import Program, Tape
 from .poptorch_core import createBackendError, createPoptorchError
@@ -52,6 +52,8 @@ class Executable:
         # Around what the model computes, and for what training keeps: None in float32.
         as_ipu = computes_as_ipu()
         self._arithmetic = arithmetic(options) if as_ipu else None
+        # A compilation's values mean nothing: only runs stop.
+        self._run_arithmetic = self._arithmetic if as_ipu else exceptions(options)
         self.rounding = state_rounding(options, randomness) if as_ipu else None
         accumulation = options.Training.gradient_accumulation if training else 1
         if isinstance(compiled, Arguments):
@@ -129,6 +131,9 @@ class Executable:
 
     def _float16(self) -> Any:
         return contextlib.nullcontext() if self._arithmetic is None else self._arithmetic
+
+    def _in_run(self) -> Any:
+        return contextlib.nullcontext() if self._run_arithmetic is None else self._run_arithmetic
 
     @contextlib.contextmanager
     def _casts(self) -> Iterator[None]:
@@ -218,7 +223,7 @@ class Executable:
             self._forward(arguments, anchors),
             self._randomness,
             self.weights.enter_replica,
-            self._float16,
+            self._in_run,
         )
         with self.weights.swapped_in(), self._flags_of_compilation(), _stopping(), anchors.gradients():
             if self._training:

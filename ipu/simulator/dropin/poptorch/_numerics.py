@@ -41,6 +41,11 @@ def arithmetic(options: Any) -> Any:
     )
 
 
+def exceptions(options: Any) -> Any:
+    """A numerics.FloatingPointExceptions where the options ask for them, else None."""
+    return numerics.FloatingPointExceptions() if _stops(options._Popart.options) else None
+
+
 def state_rounding(options: Any, randomness: Any) -> Any:
     """A numerics.StateRounding: by chance where the options ask for it."""
     popart = options._Popart.options
