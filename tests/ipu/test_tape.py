@@ -77,6 +77,13 @@ def _in_place(x, calls):
     return torch.stack(rows) / scale + torch.cat(parts[::-1], dim=1)
 
 
+def _narrow(x, calls):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        product = x @ x.t()
+    assert product.dtype is torch.bfloat16
+    return product.float()
+
+
 @pytest.mark.parametrize(
     ("compute", "repeats"),
     [
@@ -85,8 +92,9 @@ def _in_place(x, calls):
         (lambda x, calls: x.max(dim=1, keepdim=True).values + x, False),
         (lambda x, calls: _Doubled.apply(x), True),
         (lambda x, calls: torch.func.vmap(lambda row: row * row.sum())(x), True),
+        (_narrow, True),
     ],
-    ids=["in place", "random", "named results", "autograd function", "vmap"],
+    ids=["in place", "random", "named results", "autograd function", "vmap", "autocast"],
 )
 def test_both_ways_train_alike(compute, repeats):
     """Four runs against four in which the calls are put away, so that Python runs."""

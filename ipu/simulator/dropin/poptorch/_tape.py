@@ -78,6 +78,8 @@ class Tape(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self._is_whole or func is torch._C._set_grad_enabled:  # each step knows its own
             return func(*args, **kwargs)
+        if torch.is_autocast_enabled("cpu") or torch.is_inference_mode_enabled():
+            self.leave()  # the calls alone don't say so
         grad_enabled = torch.is_grad_enabled()
         # Before the call: it may change lists that it is given.
         encoded = _mapped((tuple(args), dict(kwargs)), self._encoded)
@@ -121,8 +123,6 @@ class Tape(TorchFunctionMode):
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """Stands around the forward, outside the other modes; the tape itself goes inside them."""
-        if torch.is_inference_mode_enabled() or torch.is_autocast_enabled("cpu"):
-            self.leave()
         original = torch.autograd.Function.__dict__["apply"]
 
         def apply(cls, *args, **kwargs):
