@@ -118,3 +118,19 @@ def test_graphs_of_pytorch_geometric():
         assert out.x.flatten().tolist() == [3, 3, 4, 4] and out.ptr.tolist() == [0, 2, 4]
         assert doubled.flatten().tolist() == [2, 2]
     assert batch.x.flatten().tolist() == [0, 0, 1, 1]
+
+
+def test_a_dataclass_of_tensors_needs_a_parser():
+    @dataclass
+    class Unknown:
+        one: torch.Tensor
+        two: torch.Tensor
+
+    class Pairing(torch.nn.Module):
+        def forward(self, x):
+            return Unknown(x, x + 1) if isinstance(x, torch.Tensor) else x.one
+
+    given = Unknown(torch.ones(2), torch.ones(2))
+    for argument, what in ((torch.ones(2), "An output"), (given, "An argument")):
+        with pytest.raises(poptorch.Error, match=rf"{what} of type .*Unknown.*registerCustomArgParser"):
+            poptorch.inferenceModel(Pairing())(argument)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ._logging import logger
-from ._structure import expanded, leaves, map_leaves, tensors, with_tensors
+from ._structure import check_types, expanded, leaves, map_leaves, tensors, with_tensors
 from .poptorch_core import Error, createPoptorchError
 
 _HOW_TO_RECOMPILE = (
@@ -84,6 +84,7 @@ class ArgumentParser:
         more = tuple(f"args[{i}]" for i in range(len(args) - len(positional)))
         if any(isinstance(leaf, dict) for leaf in (*args, *kwargs.values())):
             self._warn_once("Dictionaries as inputs are passed in the order of their keys.")
+        check_types((args, kwargs), "An argument")
         ready = map_leaves((tuple(args), dict(kwargs)), self._ready)
         given = {*positional[: len(args)], *kwargs}
         defaults = {p.name: p.default for p in self._named if p.name not in given}

@@ -19,7 +19,7 @@ from ._index_casts import IndexCasts
 from ._ipu_device import IpuDevice
 from ._losses import LossPlace, LossTap, find_loss
 from ._numerics import arithmetic, computes_as_ipu, exceptions, numerics, reduction, state_rounding
-from ._structure import map_leaves, tensors, with_tensors
+from ._structure import check_types, map_leaves, tensors, with_tensors
 from ._tape import Program, Tape
 from .poptorch_core import createBackendError, createPoptorchError
 
@@ -177,6 +177,7 @@ class Executable:
                 trace.mark_on_device = mark_on_device
                 with recorder.recording(), tape.recording(), tap, casts, tape:
                     output = self._model(*args, **kwargs)
+            check_types(output, "An output")
             self._narrow_indices = tap.has_narrow_indices
             self._names_ipu = tap.names_ipu
             self._mixes_types = casts.has_cast

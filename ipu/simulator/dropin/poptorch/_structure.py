@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any, Callable, Iterator
 
 import torch
 
 from ._custom_args import parser_of
+from .poptorch_core import createPoptorchError
 
 
 def _map_values(structure: Any, function: Callable[[Any], Any]) -> Any:
@@ -65,6 +67,17 @@ def leaves(structure: Any) -> Iterator[Any]:
             yield from leaves(part)
     else:
         yield structure
+
+
+def check_types(structure: Any, what: str) -> None:
+    """Raise poptorch.Error for tensors in a dataclass without a custom parser, where nothing would find them."""
+    for leaf in leaves(structure):
+        fields = dataclasses.fields(leaf) if dataclasses.is_dataclass(leaf) else ()
+        if any(isinstance(getattr(leaf, field.name, None), torch.Tensor) for field in fields):
+            raise createPoptorchError(
+                f"{what} of type {type(leaf)} holds tensors: take a tuple, a list or a dictionary, or make the "
+                "type known with poptorch.registerCustomArgParser."
+            )
 
 
 def tensors(structure: Any) -> list[torch.Tensor]:
