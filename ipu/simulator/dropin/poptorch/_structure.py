@@ -70,12 +70,12 @@ def leaves(structure: Any) -> Iterator[Any]:
 
 
 def check_types(structure: Any, what: str) -> None:
-    """Raise poptorch.Error for tensors in a dataclass without a custom parser, where nothing would find them."""
+    """Raise poptorch.Error for tensors in a dataclass that has no custom parser: nothing would find them."""
     for leaf in leaves(structure):
         fields = dataclasses.fields(leaf) if dataclasses.is_dataclass(leaf) else ()
         if any(isinstance(getattr(leaf, field.name, None), torch.Tensor) for field in fields):
             raise createPoptorchError(
-                f"{what} of type {type(leaf)} holds tensors: take a tuple, a list or a dictionary, or make the "
+                f"{what} of type {type(leaf)} holds tensors: take a tuple, list or dictionary, or make the "
                 "type known with poptorch.registerCustomArgParser."
             )
 
