@@ -13,6 +13,7 @@ from .verdict import COMPONENTS, Verdict
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _MODULES_SHOWN = 16
 _OPS_SHOWN = 20
+_BUFFERS_SHOWN = 12
 
 # What each origin of a number means, for the table of assumptions.
 ORIGINS = {
@@ -44,6 +45,7 @@ def html(verdict: Verdict) -> str:
             kinds=sums.by_kind(verdict),
             modules=modules[:_MODULES_SHOWN],
             other_modules=modules[_MODULES_SHOWN:],
+            buffers_shown=_BUFFERS_SHOWN,
             ops=sums.costliest(verdict, _OPS_SHOWN),
             memory_bars=charts.memory_bars(verdict),
             liveness=charts.liveness_charts(verdict),

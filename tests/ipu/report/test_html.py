@@ -10,7 +10,7 @@ import pytest
 
 from ipu.simulator import report
 from ipu.simulator.report import charts
-from ipu.simulator.report.verdict import COMPONENTS, Assumption, Work
+from ipu.simulator.report.verdict import COMPONENTS, Assumption, Buffer, Work
 
 from .samples import fitting, overflowing
 from .test_schedule import pipelined
@@ -168,3 +168,16 @@ def test_the_cycle_chart_is_as_full_as_the_busiest_ipu_is_busy() -> None:
     assert rows[1].busy == pytest.approx(1)
     for row in rows:
         assert sum(segment.width for segment in row.segments) == pytest.approx(1000 * row.busy, abs=0.1)
+
+
+def test_a_long_proof_keeps_its_smaller_buffers_folded() -> None:
+    """They are on the page all the same, and the table says what they take together."""
+    verdict = overflowing()
+    buffers = tuple(Buffer(f"b-{number}-", "weights", "m", 2**20) for number in range(40))
+    overflow = replace(verdict.details.overflows[0], buffers=buffers)
+    page = report.html(replace(verdict, details=replace(verdict.details, overflows=(overflow,))))
+    document = Document(page)
+    words = " ".join(" ".join(document.text).split())
+    assert "28.0 MiB 28 smaller ones 40.0 MiB together The 28 smaller ones" in words
+    assert [f"b-{number}-" in words for number in range(40)] == [True] * 40
+    assert page.index("b-11-") < page.index("The 28 smaller ones") < page.index("b-12-")
