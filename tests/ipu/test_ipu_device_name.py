@@ -35,3 +35,34 @@ def test_the_ipu_by_its_name(tmp_path):
             assert torch.equal(executor(x)[0], expected)
     executor.save(str(tmp_path / "model.poptorch"))
     assert torch.equal(poptorch.load(str(tmp_path / "model.poptorch"))(x)[0], expected)
+
+
+class ReadsDevice(torch.nn.Module):
+    """Makes tensors where others are, and looks at the names of devices."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 3)
+        self.constant = [torch.ones(3)]  # neither parameter nor buffer: it stays on the host
+        self.seen: set = set()
+
+    def forward(self, x):
+        device = next(self.parameters()).device
+        y = self.layer(x) + torch.arange(3, device=device) + self.constant[0].to(device, x.dtype)
+        with torch.device(x.device):
+            y = y + torch.ones(3)
+        self.seen |= {str(x.device), str(y.device), str(device), self.constant[0].device.type, y.is_ipu}
+        return y, torch.nn.functional.mse_loss(y, torch.zeros_like(y, device=y.device))
+
+
+def test_a_tensor_says_that_it_is_on_the_ipu():
+    model, x = ReadsDevice(), torch.tensor([[1.0, 2.0, 3.0]])
+    expected = model(x)[0].detach()
+    assert model.seen == {"cpu", False}
+    model.seen.clear()
+    executor = poptorch.trainingModel(model, optimizer=poptorch.optim.SGD(model.parameters(), lr=0.0))
+    for _ in range(2):
+        out, _ = executor(x)
+        assert torch.equal(out, expected) and out.device.type == "cpu"
+    assert model.seen == {"ipu:0", "cpu", True}
+    assert model.layer.weight.device.type == "cpu"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Iterable
 
 import torch
 
+from ._callers import called_by_library
 from ._index_casts import widened
-from ._ipu_device import placed
+from ._ipu_device import asks_for_device, device_answer, placed
 from ._logging import logger
 from ._losses import LossTap
 from ._structure import tensors
@@ -27,14 +26,6 @@ _READS_VALUES = frozenset(
         "__index__ __int__"
     ).split()
 ) | {torch.is_nonzero}
-# PyTorch's own functions in front of operations: whoever calls them is the caller.
-_WRAPPERS = tuple(
-    str(Path(torch.__file__).parent / name)
-    for name in ("overrides.py", "_tensor.py", "functional.py", "_jit_internal.py", "nn/functional.py")
-)
-_LIBRARIES = str(Path(torch.__file__).parents[1])
-_HERE = str(Path(__file__).parent)
-_OPERATIONS = (str(Path(__file__).with_name("ops.py")), str(Path(__file__).with_name("_ops_")))
 
 
 class CompileTap(LossTap):
@@ -50,7 +41,7 @@ class CompileTap(LossTap):
         self._on_device = {id(tensor) for tensor in on_device}
         self.has_narrow_indices = False
         self.names_ipu = False
-        self._ipus: list[torch.device] = []
+        self._ipus: list[object] = []
         self._warned_of: set[str] = set()
         self.sources: dict[int, list[torch.Tensor]] = {}
         self._alive: list[torch.Tensor] = []  # so that no id is used twice
@@ -61,11 +52,14 @@ class CompileTap(LossTap):
             raise createBackendError(
                 "aten::item is only supported in eager mode, but was called while the model was traced."
             )
-        if getattr(func, "__self__", None) is torch.Tensor.device and self.is_on_device(args[0]):
+        if asks_for_device(func) and self.is_on_device(args[0]):
+            if not called_by_library():
+                self.names_ipu = True
+                return device_answer(func)
             # In `y.to(x.device)` this stands for the IPU, although it reads "cpu" here.
-            device = func(*args)
-            self._ipus.append(device)
-            return device
+            answer = func(*args)
+            self._ipus.append(answer)
+            return answer
         if func is torch.Tensor.cpu or (func is torch.Tensor.to and self._names_cpu(args, kwargs)):
             raise createBackendError("Illegal move to CPU (via .cpu() or .to('cpu')) when tracing a model.")
         if func in _FACTORIES and kwargs.get("device") is None:
@@ -78,7 +72,7 @@ class CompileTap(LossTap):
         self.has_narrow_indices |= changed
         result = super().__torch_function__(func, types, args, kwargs)
         for made in tensors(result):
-            if made.numel() == 0 and not _called_by_library():
+            if made.numel() == 0 and not called_by_library():
                 raise createBackendError(
                     f"Zero-sized tensors are unsupported (Got shape {list(made.shape)})."
                 )
@@ -96,12 +90,12 @@ class CompileTap(LossTap):
             return False  # prints all of it
         if func not in _READS_VALUES or not self.is_on_device(args[0]):
             return False
-        return func is torch.Tensor.item or not _called_by_library()
+        return func is torch.Tensor.item or not called_by_library()
 
     def _refuse_unsupported(self, func, args, kwargs) -> None:
         if args and isinstance(args[0], torch.Tensor) and self.is_on_device(args[0]):
             why = reason(func, args, kwargs)
-            if why is not None and not _called_by_library():
+            if why is not None and not called_by_library():
                 raise createBackendError(why)
 
     def is_on_device(self, tensor: torch.Tensor) -> bool:
@@ -119,27 +113,13 @@ class CompileTap(LossTap):
         target = kwargs.get("device", args[1] if len(args) > 1 else None)
         if any(target is device for device in self._ipus) or not isinstance(target, (str, torch.device)):
             return False
-        return torch.device(target).type == "cpu" and not _called_by_library()
+        return torch.device(target).type == "cpu" and not called_by_library()
 
     def _warn_of_factory(self, func) -> None:
-        if func.__name__ not in self._warned_of and not _called_by_library():
+        if func.__name__ not in self._warned_of and not called_by_library():
             self._warned_of.add(func.__name__)
             logger.warning(
                 "No device set in torch.%s(): forcing to IPU. Give it the device of another tensor "
                 "(device=x.device) to say so.",
                 func.__name__,
             )
-
-
-def _called_by_library() -> bool:
-    """Whether the call that a mode intercepts stands in a library's code, or in that of our operations.
-
-    Libraries newer than PopTorch look at values (transformers: whether a mask is all ones), and do without
-    where they can't: a program shouldn't fail for that.
-    """
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((_HERE, *_WRAPPERS)):
-        if frame.f_code.co_filename.startswith(_OPERATIONS):
-            return True
-        frame = frame.f_back
-    return frame.f_code.co_filename.startswith(_LIBRARIES)

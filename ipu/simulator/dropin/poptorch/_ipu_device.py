@@ -1,4 +1,4 @@
-"""The device "ipu" by its name: `torch.ones(3, device="ipu")`, `x.to("ipu")` and `x.ipu()` in a forward."""
+"""The device "ipu" by its name: `torch.ones(3, device="ipu")`, `x.to("ipu")`, `x.device` in a forward."""
 
 from __future__ import annotations
 
@@ -7,8 +7,22 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from ._callers import called_by_library
+
 # The simulator's device has the host's memory, and torch no kernels for the name.
 _STANDS_FOR = torch.device("cpu")
+_IPU = torch.device("ipu", 0)
+_ANSWERS = {torch.Tensor.device: _IPU, torch.Tensor.is_ipu: True, torch.Tensor.is_cpu: False}
+
+
+def asks_for_device(func: Any) -> bool:
+    """Whether a call reads a tensor's device, or whether it is on one."""
+    return getattr(func, "__self__", None) in _ANSWERS
+
+
+def device_answer(func: Any) -> Any:
+    """What such a call gives on the device."""
+    return _ANSWERS[func.__self__]
 
 
 def placed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple, dict, bool]:
@@ -32,5 +46,7 @@ class IpuDevice(TorchFunctionMode):
     """Stands around the runs of a model whose compilation met the name."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        if asks_for_device(func) and not called_by_library():
+            return device_answer(func)
         func, args, kwargs, _ = placed(func, args, kwargs or {})
         return func(*args, **kwargs)

@@ -1,0 +1,31 @@
+"""Who calls an operation: the program, or a library that it uses."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+# PyTorch's own functions in front of operations: whoever calls them is the caller.
+_WRAPPERS = tuple(
+    str(Path(torch.__file__).parent / name)
+    for name in ("overrides.py", "_tensor.py", "functional.py", "_jit_internal.py", "nn/functional.py")
+)
+_LIBRARIES = str(Path(torch.__file__).parents[1])
+_HERE = str(Path(__file__).parent)
+_OPERATIONS = (str(Path(__file__).with_name("ops.py")), str(Path(__file__).with_name("_ops_")))
+
+
+def called_by_library() -> bool:
+    """Whether the call that a mode intercepts stands in a library's code, or in that of our operations.
+
+    Libraries newer than PopTorch look at values (transformers: whether a mask is all ones), and do without
+    where they can't: a program shouldn't fail for that.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((_HERE, *_WRAPPERS)):
+        if frame.f_code.co_filename.startswith(_OPERATIONS):
+            return True
+        frame = frame.f_back
+    return frame.f_code.co_filename.startswith(_LIBRARIES)
