@@ -62,6 +62,10 @@ def main(argv: Optional[Sequence[str]] = None) -> Result:
 
     from benchmarks.trainings import Budget
 
+    try:  # now, and not after an hour of trainings
+        flags.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise configuration.ConfigError(f"the output folder {flags.output} can't be used: {error}") from error
     result: Result = modules[flags.command].run(flags, flags.output, Budget(flags.budget_minutes))
     return result
 

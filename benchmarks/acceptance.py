@@ -144,7 +144,12 @@ def _command(config: Config, folder: Path, name: str) -> List[str]:
 
 def _simulator(python: str, arguments: Sequence[str]) -> None:
     command = [python, str(ROOT / "run_pretraining.py"), *arguments]
-    done = subprocess.run(command, cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        done = subprocess.run(
+            command, cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+    except OSError as error:
+        raise ConfigError(f"--simulator-python {python} can't be started: {error.strerror}") from error
     if done.returncode:
         last = "\n".join(done.stdout.splitlines()[-5:])
         raise ConfigError(

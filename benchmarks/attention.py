@@ -17,6 +17,7 @@ from config import Config
 from training.checkpoints import read_checkpoint
 
 from .results import Column, Result, missing_note, publish
+from .studies import positive
 from .trainings import Budget
 
 _BATCH = 16
@@ -53,8 +54,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]FOLDER",
         help="runs or checkpoints of this program, for example BERT=output/bert GroupBERT=output/groupbert",
     )
-    parser.add_argument("--sequences", type=int, default=64, help="held-out sequences to look at [64]")
-    parser.add_argument("--reach", type=int, default=16, help="largest distance in the picture, tokens [16]")
+    parser.add_argument("--sequences", type=positive, default=64, help="held-out sequences to look at [64]")
+    parser.add_argument(
+        "--reach", type=positive, default=16, help="largest distance in the picture, tokens [16]"
+    )
 
 
 def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:

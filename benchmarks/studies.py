@@ -78,12 +78,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scales", type=Path, default=SCALES, help="a file of recipes [benchmarks/studies.yml]"
     )
-    parser.add_argument("--seeds", type=_positive, default=2, help="trainings of each point [2]")
+    parser.add_argument("--seeds", type=positive, default=2, help="trainings of each point [2]")
     parser.add_argument("--runs", type=Path, help="where trainings are kept [OUTPUT/runs]")
     configuration.add_flags(parser)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A flag's positive integer, for argparse."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no positive integer")
     return int(text)

@@ -16,6 +16,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import random
+import signal
 import threading
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -220,8 +221,8 @@ def _write_in_parallel(
             "start again with fewer preprocessing_workers, or with 0 to work without"
         ) from error
     finally:
-        for future in pending:
-            future.cancel()
+        # What is begun is finished, and kept. Cancelling it would save seconds, but where a signal to all
+        # processes has ended the workers too, a pool with cancelled work waits for ever (Python 3.11).
         pool.shutdown()
 
 
@@ -229,6 +230,7 @@ _worker: Dict[str, Any] = {}
 
 
 def _start_worker(tokenizer: Tokenizer, parameters: PairParameters, folder: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker is one core's share
     _worker.update(tokenizer=tokenizer, parameters=parameters, folder=folder)
     # A killed parent can't stop its workers, and a worker waiting for work wouldn't notice.

@@ -34,10 +34,20 @@ def test_each_subcommand_explains_itself(name, capsys):
         (["ablation", "--budget-minutes", "-1"], "'-1' is no positive number of minutes"),
         (["ablation", "--sceds", "2"], "--seeds"),
         (["speed", "--rounds", "0"], "--rounds 0"),
+        (["attention", "--checkpoints", "a", "--sequences", "0"], "'0' is no positive integer"),
+        (["attention", "--checkpoints", "a", "--reach", "-1"], "'-1' is no positive integer"),
+        (["speed", "--output", __file__], "can't be used"),
     ],
 )
 def test_a_users_mistake_is_explained_without_a_traceback(words, says, tmp_path):
-    command = [sys.executable, str(ROOT / "run_benchmark.py"), *words, "--output", str(tmp_path)]
+    command = [
+        sys.executable,
+        str(ROOT / "run_benchmark.py"),
+        words[0],
+        "--output",
+        str(tmp_path),
+        *words[1:],
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert says in done.stderr

@@ -3,6 +3,7 @@
 Arguments: corpus file, vocabulary folder, cache folder, workers, how many documents come (-1: all).
 """
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -36,6 +37,7 @@ class StallingCorpus:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a KeyboardInterrupt, as in a run
     corpus, vocabulary, cache, workers, documents = sys.argv[1:]
     prepare_shards(
         StallingCorpus(corpus, int(documents)),

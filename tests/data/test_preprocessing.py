@@ -62,7 +62,27 @@ def start(
     return subprocess.Popen(
         [sys.executable, str(Path(preprocess_slowly.__file__)), *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_ends_them(
+    large: Corpus, vocabulary: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """At once, and with one traceback at most: that of the interrupt, which the runners turn into words."""
+    process = start(large, vocabulary, tmp_path, workers=2, documents=450)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("pairs-*/*.shard")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert said.count("Traceback (most recent call last)") == 1
+    assert said.splitlines()[-1] == "KeyboardInterrupt"
 
 
 def test_workers_change_nothing(
