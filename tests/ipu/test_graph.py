@@ -64,6 +64,30 @@ def test_one_update_for_each_weight_that_trains_and_none_in_inference():
     assert not _count(_graph(Classifier(), options(), batch(2)[0], training=False), "Update")
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "counts"),
+    [
+        (lambda w: torch.optim.SGD(w, lr=0.1), {"SGD0VarUpdate": 4, "Accumulate": 0}),
+        (lambda w: torch.optim.SGD(w, lr=0.1, momentum=0.9), {"SGD2VarUpdate": 4, "SGD1VarUpdate": 0}),
+        (
+            lambda w: poptorch.optim.SGD(w, lr=0.1, momentum=0.9, use_combined_accum=True),
+            {"SGD1VarUpdate": 4, "SGD1AcclUpdate": 4},
+        ),
+        (lambda w: torch.optim.AdamW(w, lr=0.1), {"AdamUpdater": 4, "AdamVarUpdate": 4, "LambSquare": 0}),
+        (lambda w: poptorch.optim.LAMB(w, lr=0.1), {"AdamUpdater": 4, "AdamVarUpdate": 4, "LambSquare": 8}),
+        (lambda w: poptorch.optim.RMSprop(w, lr=0.1), {"RMSPropUpdater": 4, "ScaledVarUpdate": 4}),
+    ],
+)
+def test_updates_are_those_of_the_optimizer(optimizer, counts):
+    model = Classifier()
+    executor = poptorch.trainingModel(model, options(), optimizer(model.parameters()))
+    executor.compile(*batch(2))
+    graph = json.loads(executor._debugGetPopartIR())["maingraph"]
+    types = [node["type"] for node in graph]
+    assert {type_: types.count(type_) for type_ in counts} == counts
+    assert len({node["name"] for node in graph}) == len(graph)
+
+
 def test_each_stage_stashes_what_enters_it_and_each_checkpoint():
     plain, marked = _pipelined(False), _pipelined(True)
     assert _count(plain, "Checkpoint") == 0

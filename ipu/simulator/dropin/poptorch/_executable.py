@@ -44,11 +44,13 @@ class Executable:
         training: bool,
         randomness: Any,
         compiled: Arguments | dict,
+        update_types: tuple[str, ...] = (),
     ) -> None:
         self._model = model
         self._options = options
         self._training = training
         self._randomness = randomness
+        self._update_types = update_types
         # Around what the model computes, and for what training keeps: None in float32.
         as_ipu = computes_as_ipu()
         self._arithmetic = arithmetic(options) if as_ipu else None
@@ -187,6 +189,7 @@ class Executable:
             trace.validate(self._training)
             self.ir = recorder.ir(
                 [self.weights.names[i] for i in self.weights.trainable] if self._training else [],
+                self._update_types,
                 trace.num_pipeline_stages > 1
                 and self._options._execution_strategy.backendOptions()["execution_mode"] == 0,
                 self._options._Popart.options.get("autoRecomputation"),

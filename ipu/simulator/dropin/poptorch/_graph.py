@@ -179,10 +179,13 @@ class Recorder(TorchDispatchMode):
             for hook in hooks:
                 hook.remove()
 
-    def ir(self, updated: list[str], pipelined: bool, recompute: int | None) -> str:
+    def ir(
+        self, updated: list[str], update_types: tuple[str, ...], pipelined: bool, recompute: int | None
+    ) -> str:
         """JSON: {"maingraph": [{name, type, attributes, inputs, outputs}, ...]}.
 
         :param updated: names of the weights that train; none in inference.
+        :param update_types: PopART's types of one weight's update, in order.
         :param pipelined: whether stages work at the same time.
         :param recompute: PopART's autoRecomputation, None where nobody set it.
         """
@@ -192,7 +195,10 @@ class Recorder(TorchDispatchMode):
         for name in updated:
             changed = {"name": f"UpdatedVar___{name}"}
             gradient = {"name": f"Gradient___{name}"}
-            nodes.append(_Node(f"VarUpdate/{name}", "VarUpdate", 0, 0, [{"name": name}, gradient], [changed]))
+            for number, type_ in enumerate(update_types):
+                path = f"{type_}/{name}" if type_ not in update_types[:number] else f"{type_}/{name}/{number}"
+                outputs = [changed] if number == len(update_types) - 1 else []
+                nodes.append(_Node(path, type_, 0, 0, [{"name": name}, gradient], outputs))
         return json.dumps({"maingraph": [_as_json(node) for node in nodes]})
 
     def _stashes(self, recompute: bool) -> list[_Node]:

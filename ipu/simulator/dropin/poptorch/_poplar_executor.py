@@ -147,7 +147,14 @@ class PoplarExecutor:
             self._host_version = host.version
             host.running = True
         try:
-            executable = Executable(self._model, self._options, self._training, self._randomness, compiled)
+            executable = Executable(
+                self._model,
+                self._options,
+                self._training,
+                self._randomness,
+                compiled,
+                self._found.update_types if self._found is not None else (),
+            )
         finally:
             if host is not None:
                 host.running = False

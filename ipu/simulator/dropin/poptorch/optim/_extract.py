@@ -46,6 +46,18 @@ _IGNORED_KEYS = {
 }
 
 
+_ADAM = ("Accumulate", "Accumulate", "AdamUpdater", "AdamVarUpdate")
+_LAMB = (*_ADAM[:-1], "LambSquare", "LambSquare", "AdamVarUpdate")
+_UPDATE_TYPES = {
+    Rule.ADAM: _ADAM,
+    Rule.ADAMW: _ADAM,
+    Rule.LAMB: _LAMB,
+    Rule.LAMB_NO_BIAS: _LAMB,
+    Rule.RMSPROP: ("Accumulate", "RMSPropUpdater", "ScaledVarUpdate"),
+    Rule.RMSPROP_CENTERED: ("Accumulate", "Accumulate", "RMSPropUpdater", "ScaledVarUpdate"),
+}
+
+
 @dataclass(frozen=True)
 class Extracted:
     """What one look at an optimizer found."""
@@ -78,6 +90,18 @@ class Extracted:
             f"{sorted(name for where, name in new if where == place)}"
             for place in sorted({where for where, _ in new})
         ]
+
+    @property
+    def update_types(self) -> tuple[str, ...]:
+        """PopART's types of the operations that update one weight."""
+        rule, settings = self.settings.rule, self.settings
+        if rule is not Rule.SGD:
+            return _UPDATE_TYPES[rule]
+        if not settings.with_momentum:
+            return ("SGD0VarUpdate",)
+        if settings.combined_accumulator:
+            return ("Accumulate", "SGD1VarUpdate", "SGD1AcclUpdate")
+        return ("Accumulate", "SGD2PartialAcclUpdate", "SGD2VarUpdate")
 
     @property
     def type_name(self) -> str:
