@@ -48,7 +48,9 @@ class ReadsDevice(torch.nn.Module):
 
     def forward(self, x):
         device = next(self.parameters()).device
-        y = self.layer(x) + torch.arange(3, device=device) + self.constant[0].to(device, x.dtype)
+        ones = self.constant[0].to(device, x.dtype)
+        y = self.layer(x) + torch.arange(3, device=device) + ones
+        ones += 1  # the device's
         with torch.device(x.device):
             y = y + torch.ones(3)
         self.seen |= {str(x.device), str(y.device), str(device), self.constant[0].device.type, y.is_ipu}
@@ -59,10 +61,11 @@ def test_a_tensor_says_that_it_is_on_the_ipu():
     model, x = ReadsDevice(), torch.tensor([[1.0, 2.0, 3.0]])
     expected = model(x)[0].detach()
     assert model.seen == {"cpu", False}
+    model.constant[0].fill_(1)
     model.seen.clear()
     executor = poptorch.trainingModel(model, optimizer=poptorch.optim.SGD(model.parameters(), lr=0.0))
     for _ in range(2):
         out, _ = executor(x)
         assert torch.equal(out, expected) and out.device.type == "cpu"
-    assert model.seen == {"ipu:0", "cpu", True}
+    assert model.seen == {"ipu:0", "cpu", True} and torch.equal(model.constant[0], torch.ones(3))
     assert model.layer.weight.device.type == "cpu"

@@ -28,12 +28,18 @@ def device_answer(func: Any) -> Any:
 def placed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple, dict, bool]:
     """(func, args, kwargs, whether anything changed): what stands for an IPU where the call names one."""
     if func is torch.Tensor.ipu:
-        return torch.Tensor.to, (args[0], _STANDS_FOR), {}, True
-    if _is_ipu(kwargs.get("device")):
-        return func, args, {**kwargs, "device": _STANDS_FOR}, True
+        return torch.Tensor.to, (args[0], _STANDS_FOR), _moving(args[0]), True
     if func is torch.Tensor.to and len(args) > 1 and _is_ipu(args[1]):
-        return func, (args[0], _STANDS_FOR, *args[2:]), kwargs, True
+        return func, (args[0], _STANDS_FOR, *args[2:]), {**kwargs, **_moving(args[0])}, True
+    if _is_ipu(kwargs.get("device")):
+        moving = _moving(args[0]) if func is torch.Tensor.to else {}
+        return func, args, {**kwargs, "device": _STANDS_FOR, **moving}, True
     return func, args, kwargs, False
+
+
+def _moving(tensor: torch.Tensor) -> dict[str, bool]:
+    """A host's constant is another tensor on the device, which may change; weights are there already."""
+    return {} if isinstance(tensor, torch.nn.Parameter) else {"copy": True}
 
 
 def _is_ipu(device: Any) -> bool:
