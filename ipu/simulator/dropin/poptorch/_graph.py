@@ -1,7 +1,7 @@
 """The graph that a compilation sees: its operations in order, and the JSON that stands for PopART's IR.
 
 Operations are PyTorch's below autograd, under PopART's names where the two have the same ("MatMul"),
-else under their own ("AvgPool2d"). Like PopART's lowered IR, it has a Checkpoint for each tensor given to
+else under their own ("Roll"). Like PopART's lowered IR, it has a Checkpoint for each tensor given to
 recomputationCheckpoint, and a Stash and Restore for each tensor that a pipeline stage keeps from its
 forward to its backward pass.
 """
@@ -22,24 +22,48 @@ from torch.utils._pytree import tree_leaves
 from . import _trace
 
 _POPART_TYPES = {
+    "_adaptive_avg_pool2d": "AveragePool",
     "_log_softmax": "LogSoftmax",
+    "_safe_softmax": "Softmax",
     "_softmax": "Softmax",
     "_to_copy": "Cast",
     "_unsafe_view": "Reshape",
     "addmm": "MatMul",
+    "amax": "ReduceMax",
+    "amin": "ReduceMin",
+    "argmax": "ArgMax",
+    "argmin": "ArgMin",
+    "avg_pool2d": "AveragePool",
+    "avg_pool3d": "AveragePool",
     "baddbmm": "MatMul",
     "bernoulli_": "RandomUniform",
     "bmm": "MatMul",
     "cat": "Concat",
+    "clamp": "Clip",
     "clone": "Identity",
+    "constant_pad_nd": "Pad",
     "convolution": "Conv",
+    "cumsum": "CumSum",
     "dot": "MatMul",
     "embedding": "Gather",
     "eq": "Equal",
     "expand": "Expand",
+    "ge": "GreaterOrEqual",
+    "gt": "Greater",
+    "hardtanh": "Clip",
     "index_select": "Gather",
+    "le": "LessOrEqual",
+    "logical_and": "And",
+    "logical_not": "Not",
+    "logical_or": "Or",
+    "lt": "Less",
+    "max": "ReduceMax",
     "max_pool2d_with_indices": "MaxPool",
+    "max_pool3d_with_indices": "MaxPool",
+    "maximum": "Max",
     "mean": "ReduceMean",
+    "min": "ReduceMin",
+    "minimum": "Min",
     "mm": "MatMul",
     "mv": "MatMul",
     "native_batch_norm": "BatchNormalization",
@@ -48,9 +72,13 @@ _POPART_TYPES = {
     "native_layer_norm": "GroupNormalization",
     "nll_loss_forward": "Nll",
     "permute": "Transpose",
+    "prod": "ReduceProd",
     "select": "Slice",
+    "silu": "Swish",
     "sum": "ReduceSum",
     "t": "Transpose",
+    "topk": "TopK",
+    "upsample_nearest2d": "Resize",
     "view": "Reshape",
     "where": "Where",
 }
