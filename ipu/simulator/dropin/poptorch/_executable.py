@@ -138,11 +138,11 @@ class Executable:
         return contextlib.nullcontext() if self._run_arithmetic is None else self._run_arithmetic
 
     @contextlib.contextmanager
-    def _casts(self) -> Iterator[None]:
+    def _casts(self, names_ipu: bool) -> Iterator[None]:
         with (
             ImplicitCasts() if self._mixes_types else contextlib.nullcontext(),
             IndexCasts() if self._narrow_indices else contextlib.nullcontext(),
-            IpuDevice() if self._names_ipu else contextlib.nullcontext(),
+            IpuDevice() if names_ipu else contextlib.nullcontext(),
         ):
             yield
 
@@ -260,12 +260,12 @@ class Executable:
     ) -> Callable[[list[torch.Tensor]], Any]:
         def forward(inputs):
             if self._calls is not None and not anchors:
-                with _trace.running(), self._casts():
+                with _trace.running(), self._casts(names_ipu=False):
                     return self._calls(inputs)
             args, kwargs = arguments.replaced(inputs)
             tap = LossTap() if self._loss is not None and self._loss.kind == "function" else None
             kept = anchors.micro_batch(inputs) if anchors else contextlib.nullcontext()
-            with _trace.running() as run, kept, tap or contextlib.nullcontext(), self._casts():
+            with _trace.running() as run, kept, tap or contextlib.nullcontext(), self._casts(self._names_ipu):
                 output = self._model(*args, **kwargs)
             outputs = tensors(output)
             called = tap.losses if tap is not None else []

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ._ipu_device import placed
 from ._structure import tensors
 
 # These make another name for a tensor and leave nothing to repeat.
@@ -143,6 +144,9 @@ class Tape(TorchFunctionMode):
         results = [self._encoded(tensor) for tensor in ([] if loss is None else [loss]) + outputs]
         if not self._is_whole:
             return None
+        for step in self._steps:
+            # Once, instead of a look at every call of every run.
+            step.func, step.args, step.kwargs, _ = placed(step.func, step.args, step.kwargs)
         last_use = {result.index: len(self._steps) for result in results if isinstance(result, _Place)}
         for number, step in reversed(list(enumerate(self._steps))):
             taken = [leaf.index for leaf in _leaves(step) if isinstance(leaf, _Place)]
