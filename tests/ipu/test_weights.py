@@ -383,3 +383,32 @@ def test_implicit_copies_are_logged(caplog):
         assert caplog.messages == ["Implicit copyWeightsToHost()", "Implicit copyWeightsToDevice()"]
         executor.copyWeightsToHost()
     assert len(caplog.messages) == 2
+
+
+class Summing(torch.nn.Module):
+    """Adds up what it was given, in a buffer."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.register_buffer("total", torch.zeros(shape))
+
+    def forward(self, x):
+        self.total += x
+        return self.total
+
+
+def test_replicas_may_have_buffers_of_their_own():
+    model = Summing(2, 1)
+    made = options(replicas=2).broadcastBuffers(False)
+    executor = poptorch.inferenceModel(model, made)
+    for _ in range(3):
+        sums = executor(torch.tensor([[1.0], [10.0]]).reshape(2))
+    assert torch.equal(sums, torch.tensor([3.0, 30.0]))
+    executor.copyWeightsToHost()
+    assert torch.equal(model.total, torch.tensor([[3.0], [30.0]]))
+    with torch.no_grad():
+        model.total.copy_(torch.tensor([[100.0], [200.0]]))
+    executor.copyWeightsToDevice()
+    assert torch.equal(executor(torch.tensor([1.0, 1.0])), torch.tensor([101.0, 201.0]))
+    with pytest.raises(poptorch.Error, match=r"first dimension of total must be 2, its shape is \[1\]"):
+        poptorch.inferenceModel(Summing(1), made)(torch.ones(2))

@@ -70,7 +70,7 @@ class Executable:
             groups_are_orthogonal=options.input_cgt == enums.CommGroupType.Orthogonal,
             processes=self.processes.count,
         )
-        self.weights = DeviceWeights(model, self.plan.replicas)
+        self.weights = DeviceWeights(model, self.plan.replicas, options.broadcast_buffers)
         self._loss: LossPlace | None = None
         self._calls: Program | None = None  # in place of the forward, where that is possible
         self.anchored: dict[str, torch.Tensor] = {}  # of the last run, by short name

@@ -194,7 +194,7 @@ class Options(OptionsDict):
         return self.set(input_group_size=input_group_size, input_cgt=input_group_type)
 
     def broadcastBuffers(self, broadcast_buffers: bool = True):
-        """Gives every replica the same buffers."""
+        """Gives every replica the same buffers; else a buffer is [replicas, ...], one part for each."""
         return self.set(broadcast_buffers=broadcast_buffers)
 
     def outputMode(self, output_mode: enums.OutputMode, output_return_period: int | None = None):
