@@ -104,3 +104,16 @@ def test_a_library_may_need_what_a_program_may_not():
     labels = torch.tensor([1, 6])  # no label is in the second cluster
     loss = run(lambda x: layer(x, labels.to(x.device)).loss)
     torch.testing.assert_close(loss, layer(X, labels).loss.detach())
+
+
+def test_the_hosts_own_tensors_may_be_read():
+    """Constants that are neither parameters nor buffers stay on the host."""
+    constant = torch.tensor([1.0, 0.0, 2.0])
+
+    def reads(x):
+        kept = constant.cpu().to("cpu").nonzero().flatten()
+        return x[:, kept] * constant.sum().item() if constant[0] else x
+
+    assert torch.equal(run(reads), X[:, [0, 2]] * 3)
+    with pytest.raises(poptorch.Error, match="Illegal move to CPU"):
+        run(lambda x: x + (x * constant).cpu())

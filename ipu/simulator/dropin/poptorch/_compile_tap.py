@@ -60,7 +60,8 @@ class CompileTap(LossTap):
             answer = func(*args)
             self._ipus.append(answer)
             return answer
-        if func is torch.Tensor.cpu or (func is torch.Tensor.to and self._names_cpu(args, kwargs)):
+        to_host = func is torch.Tensor.cpu or (func is torch.Tensor.to and self._names_cpu(args, kwargs))
+        if to_host and self.is_on_device(args[0]):
             raise createBackendError("Illegal move to CPU (via .cpu() or .to('cpu')) when tracing a model.")
         if func in _FACTORIES and kwargs.get("device") is None:
             self._warn_of_factory(func)
