@@ -4,6 +4,8 @@ where those don't tell the whole story.
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -139,3 +141,22 @@ def test_prints_loops_and_branches_need_python(capfd):
     assert torch.equal(executor(torch.zeros(2)), torch.full((2,), 3.0))
     assert torch.equal(executor(torch.full((2,), -5.0)), torch.full((2,), 2.0))
     assert capfd.readouterr().err.count("mine") == 2
+
+
+def test_a_copied_executor_runs_its_own_model():
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.layer(x).T.data
+
+    executor = poptorch.inferenceModel(Own())
+    before = executor(INPUTS)
+    other = copy.deepcopy(executor)
+    with torch.no_grad():
+        other.layer.weight.zero_()
+    other.copyWeightsToDevice()
+    assert not torch.equal(other(INPUTS), before)
+    assert torch.equal(executor(INPUTS), before)

@@ -191,6 +191,10 @@ class Program:
         self._has_loss = has_loss
         self._results = results
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Calls hold a model's own tensors: a copied executor runs its copy's forward.
+        return _no_program, ()
+
     def __call__(self, inputs: list[torch.Tensor]) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         """(loss or None, outputs) of one micro batch."""
         assert len(inputs) == self._num_inputs
@@ -215,3 +219,7 @@ class Program:
             torch.set_grad_enabled(outside)
         results = [decoded(result) for result in self._results]
         return (results[0], results[1:]) if self._has_loss else (None, results)
+
+
+def _no_program() -> None:
+    return None
