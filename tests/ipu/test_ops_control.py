@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
@@ -113,6 +115,33 @@ def test_convolutions_planned_together():
         plan.partialsTypes(torch.int32)
     with pytest.raises(AssertionError):
         plan.perConvReservedTiles("many")
+
+
+class TwoConvolutions(torch.nn.Module):
+    """Two convolutions planned together, perhaps in another plan."""
+
+    def __init__(self, plan, outer=None):
+        super().__init__()
+        self.plan, self.outer = plan, outer
+        self.layers = torch.nn.ModuleList(torch.nn.Conv1d(1, 1, 2) for _ in range(2))
+
+    def forward(self, x):
+        with self.outer or contextlib.nullcontext(), self.plan:
+            return torch.cat([layer(x) for layer in self.layers])
+
+
+def test_plans_fit_their_convolutions():
+    x = torch.randn(1, 1, 5)
+    model = TwoConvolutions(poptorch.MultiConv().availableMemoryProportions((0.1, 0.2)))
+    for _ in range(2):
+        assert torch.allclose(poptorch.inferenceModel(model)(x), model(x))
+    three = TwoConvolutions(poptorch.MultiConv().partialsTypes([torch.half] * 3))
+    with pytest.raises(poptorch.Error, match=r"partialsTypes has 3 values for 2 convolutions"):
+        poptorch.inferenceModel(three)(x)
+    nested = TwoConvolutions(poptorch.MultiConv(), poptorch.MultiConv())
+    with pytest.raises(poptorch.Error, match=r"Nested poptorch\.MultiConv operations are not supported"):
+        poptorch.inferenceModel(nested)(x)
+    assert torch.allclose(poptorch.inferenceModel(model)(x), model(x))
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Callable, ClassVar
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _custom_ops, _trace
 from ._structure import tensors
 from .enums import MultiConvPlanType
+from .poptorch_core import createBackendError
 
 
 def _check_attributes(attributes: dict[str, Any]) -> None:
@@ -76,8 +78,23 @@ class CPU:
         """The simulator's device shares the host's memory: nothing needs to be kept."""
 
 
+class _CountsConvolutions(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten.convolution.default
+        return func(*args, **(kwargs or {}))
+
+
 class MultiConv:
-    """A context whose convolutions are planned together. A setting is one value, or one for each."""
+    """A context whose convolutions are planned together. A setting is one value, or one for each.
+
+    poptorch.Error on the device for contexts in each other, and for lists of another length.
+    """
+
+    _open: ClassVar[_CountsConvolutions | None] = None
 
     def __init__(self):
         self._settings: dict[str, Any] = {}
@@ -117,7 +134,22 @@ class MultiConv:
         return self._set("cycleBackOff", value, float, single=True)
 
     def __enter__(self):
-        return None
+        if not isinstance(_trace.current(), _trace.Trace):
+            return
+        if MultiConv._open is not None:
+            raise createBackendError("Nested poptorch.MultiConv operations are not supported.")
+        MultiConv._open = _CountsConvolutions()
+        MultiConv._open.__enter__()
 
     def __exit__(self, type, value, traceback):
-        return None
+        counter = MultiConv._open
+        if counter is None:
+            return
+        MultiConv._open = None
+        counter.__exit__(type, value, traceback)
+        for name, values in self._settings.items():
+            if type is None and isinstance(values, (list, tuple)) and len(values) != counter.count:
+                raise createBackendError(
+                    f"poptorch.MultiConv().{name} has {len(values)} values for {counter.count} convolutions: "
+                    "give one for each, or one for all."
+                )
