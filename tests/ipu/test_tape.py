@@ -160,3 +160,17 @@ def test_a_copied_executor_runs_its_own_model():
     other.copyWeightsToDevice()
     assert not torch.equal(other(INPUTS), before)
     assert torch.equal(executor(INPUTS), before)
+
+
+def test_arguments_are_found_by_name_and_key():
+    class Subtracting(torch.nn.Module):
+        def forward(self, x, parts, **more):
+            return x - 2 * parts["a"] - 3 * parts["b"] - 4 * more["c"] - 5 * more["d"]
+
+    a, b, c, d, x = (torch.full((2,), float(10**i)) for i in range(5))
+    executor = poptorch.inferenceModel(Subtracting())
+    expected = x - 2 * a - 3 * b - 4 * c - 5 * d
+    assert torch.equal(executor(x, {"a": a, "b": b}, c=c, d=d), expected)
+    assert executor._executable._calls is not None
+    assert torch.equal(executor(x, {"b": b, "a": a}, d=d, c=c), expected)
+    assert torch.equal(executor(d=d, parts={"b": b, "a": a}, c=c, x=x), expected)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ._logging import logger
-from ._structure import check_types, expanded, leaves, map_leaves, tensors, with_tensors
+from ._structure import check_types, expanded, leaves, map_leaves, tensor_paths, tensors, with_tensors
 from .poptorch_core import Error, createPoptorchError
 
 _HOW_TO_RECOMPILE = (
@@ -39,6 +39,12 @@ class Arguments:
     def tensors(self) -> list[torch.Tensor]:
         """All tensors, in order."""
         return tensors((self.args, self.kwargs))
+
+    @property
+    def paths(self) -> list[tuple[Any, ...]]:
+        """Where each of `tensors` is, by names and keys: the same however a call passes an argument."""
+        named = [*zip(self.names, self.args), *self.kwargs.items()]
+        return [path for name, value in named for path in tensor_paths(value, (name,))]
 
     def replaced(self, replacements: list[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """(args, kwargs) with other tensors in place of these."""

@@ -199,6 +199,7 @@ class Executable:
             if not trace.runs_python:
                 loss = self._final_loss(tensors(output), trace.identity_losses, tap.losses)
                 self._calls = tape.finish(loss, tensors(output))
+                self._paths = arguments.paths
         self._output = map_leaves(output, _placeholder)
 
     def run(self, arguments: Arguments, optimizer: Any) -> Any:
@@ -258,10 +259,12 @@ class Executable:
     def _forward(
         self, arguments: Arguments, anchors: _anchors.Anchors
     ) -> Callable[[list[torch.Tensor]], Any]:
+        order = None if self._calls is None or anchors else _order(self._paths, arguments.paths)
+
         def forward(inputs):
-            if self._calls is not None and not anchors:
+            if order is not None:
                 with _trace.running(), self._casts(names_ipu=False):
-                    return self._calls(inputs)
+                    return self._calls([inputs[i] for i in order])
             args, kwargs = arguments.replaced(inputs)
             tap = LossTap() if self._loss is not None and self._loss.kind == "function" else None
             kept = anchors.micro_batch(inputs) if anchors else contextlib.nullcontext()
@@ -292,6 +295,12 @@ class Executable:
         finally:
             for module in changed:
                 module.training = not module.training
+
+
+def _order(compiled: list[tuple[Any, ...]], given: list[tuple[Any, ...]]) -> list[int] | None:
+    """Which of a call's tensors take the compiled ones' places; None where they aren't the same arguments."""
+    index = {path: i for i, path in enumerate(given)}
+    return [index[path] for path in compiled] if set(compiled) == set(index) else None
 
 
 def _on_device(tensor: torch.Tensor) -> torch.Tensor:

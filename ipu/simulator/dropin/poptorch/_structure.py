@@ -69,6 +69,19 @@ def leaves(structure: Any) -> Iterator[Any]:
         yield structure
 
 
+def tensor_paths(structure: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where each of `tensors(structure)` is: the keys and indices that lead there."""
+    parser = parser_of(structure)
+    if isinstance(structure, torch.Tensor):
+        yield path
+    elif isinstance(structure, dict):
+        for key, part in structure.items():
+            yield from tensor_paths(part, (*path, key))
+    elif parser is not None or isinstance(structure, (tuple, list)):
+        for index, part in enumerate(structure if parser is None else parser.yieldTensors(structure)):
+            yield from tensor_paths(part, (*path, index))
+
+
 def check_types(structure: Any, what: str) -> None:
     """Raise poptorch.Error for tensors in a dataclass that has no custom parser: nothing would find them."""
     for leaf in leaves(structure):
