@@ -72,14 +72,14 @@ def leaves(structure: Any) -> Iterator[Any]:
 def tensor_paths(structure: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Where each of `tensors(structure)` is: the keys and indices that lead there."""
     parser = parser_of(structure)
-    if isinstance(structure, torch.Tensor):
-        yield path
+    if parser is not None or isinstance(structure, (tuple, list)):
+        for index, part in enumerate(structure if parser is None else parser.yieldTensors(structure)):
+            yield from tensor_paths(part, (*path, index))
     elif isinstance(structure, dict):
         for key, part in structure.items():
             yield from tensor_paths(part, (*path, key))
-    elif parser is not None or isinstance(structure, (tuple, list)):
-        for index, part in enumerate(structure if parser is None else parser.yieldTensors(structure)):
-            yield from tensor_paths(part, (*path, index))
+    elif isinstance(structure, torch.Tensor):
+        yield path
 
 
 def check_types(structure: Any, what: str) -> None:
