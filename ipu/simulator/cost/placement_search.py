@@ -24,6 +24,7 @@ from .op_cost import OpCost
 from .rules import op_cost as cost_of
 from .settings import Settings
 from .time import Program, pipeline_cycles, program_of
+from .update import trained_weights, update_with
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class PlacementSearch:
         self._constants: Constants = constants()
         self._costs_at: dict[float, Mapping[int, OpCost]] = {}
         self._block_cycles_at: dict[float, list[tuple[float, float]]] = {}
+        self._weights = trained_weights(graph, stages_of(graph, settings))
 
     def fastest(
         self,
@@ -153,7 +155,8 @@ class PlacementSearch:
         return self._judged(candidate, placed[0], tiles[0])
 
     def lower_bound_s(self, candidate: Candidate) -> float:
-        """Seconds that a weight update surely takes: what the blocks on the busiest IPU do in every cycle."""
+        """Seconds that a weight update surely takes: the blocks on the busiest IPU in every cycle, and what
+        follows the last one."""
         blocks = candidate.ipu_of_block
         first_of_last_stage = len(blocks) - 1
         while first_of_last_stage > 0 and blocks[first_of_last_stage - 1] == blocks[-1]:
@@ -174,7 +177,15 @@ class PlacementSearch:
         micro_batches = self._settings.gradient_accumulation
         stages = 1 + sum(before != after for before, after in pairwise(blocks))
         cycles = pipeline_cycles(micro_batches, stages) if pipelined else micro_batches
-        return cycles * factor * (compute_s + self._constants.cycle_overhead_s)
+        cycles_s = cycles * factor * (compute_s + self._constants.cycle_overhead_s)
+        return cycles_s + self._update_s(candidate)
+
+    def _update_s(self, candidate: Candidate) -> float:
+        if self._settings.optimizer is None:
+            return 0.0
+        blocks, num_ipus = candidate.ipu_of_block, len(candidate.proportions)
+        update = update_with(self._weights, blocks, num_ipus, self._settings, self._target, self._constants)
+        return sum(update.parts_s(self._target, self._constants).values())
 
     def _block_cycles(self, proportion: float) -> list[tuple[float, float]]:
         """Of each block: cycles where it is computed again before its backward pass, and where it isn't.
