@@ -51,3 +51,26 @@ def test_cycles_are_those_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> Non
     slow = cycles(batch=65536)
     monkeypatch.setenv("IPU_SIMULATOR_TARGET", "bow-pod16")
     assert cycles(batch=65536) >= slow
+
+
+def test_counting_is_neither_seen_nor_fatal(capsys: pytest.CaptureFixture[str]) -> None:
+    class Telling(torch.nn.Module):
+        fails = False
+
+        def forward(self, x):
+            print("telling")
+            assert not Telling.fails
+            return x + 1
+
+    options = poptorch.Options()
+    options.logCycleCount(True)
+    for fails in (False, True):
+        executor = poptorch.inferenceModel(Telling(), options)
+        executor(torch.ones(2))
+        Telling.fails = fails
+        if fails:
+            with pytest.raises(poptorch.Error, match="can't predict this model's cycles: AssertionError"):
+                executor.cycleCount()
+        else:
+            assert executor.cycleCount() > 0
+        assert capsys.readouterr().out == "telling\n"

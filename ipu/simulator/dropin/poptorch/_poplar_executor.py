@@ -61,6 +61,7 @@ class PoplarExecutor:
         self._host_version = 0
         self._compilation_s: float | None = None
         self._cycles: int | None = None
+        self._counted: tuple[Any, ...] | None = None  # what cycleCount is asked about
         self._latencies_s: list[float] = []
         self._perf_counters = _perf_counters([[]], [[]])
         self._optimizer = optimizer
@@ -175,8 +176,8 @@ class PoplarExecutor:
         self._compilation_s = time.perf_counter() - start_s
         program = (self._model, compiled, executable.plan, self._options, self._optimizer)
         _profile.compiled(*program)
-        if self._counts_cycles and isinstance(compiled, Arguments):
-            self._cycles = _profile.predicted_cycles(*program)
+        self._cycles = None
+        self._counted = program if self._counts_cycles and isinstance(compiled, Arguments) else None
         for hook in list(_impl.post_compile_hooks.values()):
             hook()
 
@@ -382,10 +383,12 @@ class PoplarExecutor:
             )
         if not self._latencies_s:
             raise createPoptorchError("Please run the model at least once before obtaining cycle count.")
-        if self._cycles is None:
+        if self._counted is None:
             raise createPoptorchError(
                 "The simulator predicts no cycles for an executable from a file: compile the model here."
             )
+        if self._cycles is None:
+            self._cycles = _profile.predicted_cycles(*self._counted)
         return self._cycles
 
     @property

@@ -7,7 +7,9 @@ inference model. The model's forward runs a second time for this, on tensors wit
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ import torch
 from ._args import Arguments
 from ._engine import ENGINE_NAME, load
 from ._numerics import numerics
+from .poptorch_core import createPoptorchError
 
 VARIABLE = "IPU_SIMULATOR_PROFILE"
 _RANK = "RANK"  # torchrun's
@@ -70,9 +73,15 @@ def predicted_cycles(
 ) -> int:
     """Tile cycles of a call on the simulator's machine, as the verdict predicts its time; see `compiled`.
 
-    The host's part is none of them.
+    The host's part is none of them. Raises poptorch.Error for a model that can't be captured.
     """
-    verdict = _verdict(model, arguments, plan, options, optimizer)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # the model's forward has printed already
+            verdict = _verdict(model, arguments, plan, options, optimizer)
+    except Exception as error:
+        raise createPoptorchError(
+            f"The simulator can't predict this model's cycles: {type(error).__name__}: {error}"
+        ) from error
     device_s = verdict.step_s - verdict.host_s
     call_s = device_s if optimizer is None else device_s * options.device_iterations
     load()
