@@ -117,7 +117,9 @@ def _run(
         )
     data.require_examples(held_out, 1, "an evaluation")
     # Counting the tokens of a large held-out text takes a while: once is enough.
-    entropy = resumed.state["unigram_entropy_nats"] if resumed else data.unigram_entropy(held_out)
+    entropy = resumed.state.get("unigram_entropy_nats") if resumed else None
+    if entropy is None:
+        entropy = data.unigram_entropy(held_out)
     for line in (*prepared.statistics.lines(), f"unigram entropy of the held-out text: {entropy:.4f} nats"):
         print(f"data: {line}", flush=True)
 

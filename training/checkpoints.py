@@ -19,7 +19,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 
 import torch
 from safetensors import SafetensorError
@@ -30,6 +30,18 @@ from .files import fsync_file, fsync_folder, sha256
 
 FORMAT = 1
 _NAME = re.compile(r"step_(\d{8,})")
+# What state.json must hold; a run that resumes needs more (find_start).
+_REQUIRED = ("format", "step", "sha256", "config", "rng_state", "progress")
+_KINDS: Dict[str, type] = {
+    "step": int,
+    "sha256": dict,
+    "config": dict,
+    "rng_state": list,
+    "progress": dict,
+    "samples": int,
+    "data": str,
+    "host_threads": int,
+}
 
 
 @dataclass(frozen=True)
@@ -144,11 +156,16 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{path} can't be read: {error}") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, but must hold an object")
-    missing = {"format", "step", "sha256", "config", "rng_state", "progress"} - set(state)
-    if missing:
-        raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}")
+    require_keys(folder, state, _REQUIRED)
     if state["format"] != FORMAT:
         raise CheckpointError(f"{path} has format {state['format']}; this program reads format {FORMAT}")
+    for key, kind in _KINDS.items():
+        if key in state and (not isinstance(state[key], kind) or isinstance(state[key], bool)):
+            raise CheckpointError(
+                f"{path} is damaged: {key} is {json.dumps(state[key])[:60]}, not of type {kind.__name__}"
+            )
+    if not {"record", "evaluation_due"} <= set(state["progress"]):
+        raise CheckpointError(f"{path} is damaged: progress lacks record or evaluation_due")
     unchecked = {"model.safetensors", "config.json", "optimizer.safetensors"} - set(state["sha256"])
     if unchecked:
         raise CheckpointError(f"{path} has no checksum of {', '.join(sorted(unchecked))}")
@@ -162,6 +179,13 @@ def read_checkpoint(folder: Path) -> Checkpoint:
                 f"{file} is corrupt: its SHA-256 is {found[:12]}..., state.json says {expected[:12]}..."
             )
     return Checkpoint(folder, state)
+
+
+def require_keys(folder: Path, state: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Raises CheckpointError unless a checkpoint's state has all of the keys."""
+    missing = sorted(set(keys) - set(state))
+    if missing:
+        raise CheckpointError(f"{folder / 'state.json'} lacks {', '.join(missing)}")
 
 
 def newest_checkpoint(output: Path) -> Tuple[Optional[Checkpoint], List[str]]:

@@ -13,7 +13,13 @@ import ipu
 import model as models
 from ipu.options import DevicePlan, training_options
 
-from .checkpoints import Checkpoint, checkpoint_folder, resolve_weights_folder, save_checkpoint
+from .checkpoints import (
+    Checkpoint,
+    checkpoint_folder,
+    require_keys,
+    resolve_weights_folder,
+    save_checkpoint,
+)
 from .errors import TrainingError
 from .evaluation import Evaluator
 from .files import write_atomically
@@ -79,6 +85,7 @@ def find_start(
     weights = None if checkpoint is None else resolve_weights_folder(checkpoint)
     if resumed is not None:
         weights = resumed.folder
+        require_keys(resumed.folder, resumed.state, ("samples", "data", "host_threads"))
     if weights is not None:
         print(f"weights from {weights}", flush=True)
         check_weights_folder(weights, config.model_config())

@@ -17,6 +17,7 @@ import torch
 from .errors import TrainingError
 
 Record = Dict[str, float]
+_REMEDY = "Mend it, or move the file away: a run goes on without its earlier records"
 
 
 def training_metrics(outputs: Sequence[torch.Tensor], micro_batches_per_replica: int) -> Record:
@@ -116,7 +117,11 @@ def _line(record: Record) -> str:
 
 def read_metrics(path: Path) -> List[Record]:
     """All whole lines of a `metrics.jsonl`; a last line that was cut by a crash is left out."""
-    return list(_whole_records(path, path.read_text(encoding="utf-8").splitlines(keepends=True)))
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except UnicodeDecodeError as error:
+        raise TrainingError(f"{path} is damaged: byte {error.start} isn't UTF-8 text. {_REMEDY}") from error
+    return list(_whole_records(path, lines))
 
 
 def _whole_records(path: Path, lines: Sequence[str]) -> Iterable[Record]:
@@ -124,6 +129,9 @@ def _whole_records(path: Path, lines: Sequence[str]) -> Iterable[Record]:
         if number == len(lines) and not line.endswith("\n"):
             return
         try:
-            yield json.loads(line)
+            record = json.loads(line)
         except ValueError as error:
-            raise TrainingError(f"{path}, line {number}: not JSON ({error})") from error
+            raise TrainingError(f"{path}, line {number}: not JSON ({error}). {_REMEDY}") from error
+        if not isinstance(record, dict) or not isinstance(record.get("step"), (int, float)):
+            raise TrainingError(f"{path}, line {number}: no record with a step: {line[:60]!r}. {_REMEDY}")
+        yield record

@@ -128,8 +128,8 @@ def _start_wandb(output: Path, project: str, config: Mapping[str, Any]) -> Any:
         run = wandb.init(**settings)
     except Exception as error:  # W&B raises errors of many kinds, its own and its libraries'
         raise TrainingError(
-            f"W&B can't start ({str(error).splitlines()[0]}): run `wandb login`, set WANDB_MODE=offline, "
-            "or leave --wandb out"
+            f"W&B can't start ({' '.join(str(error).split())[:300]}): run `wandb login`, set "
+            "WANDB_MODE=offline, or leave --wandb out"
         ) from error
     identity.write_text(run.id, encoding="utf-8")
     return run

@@ -82,6 +82,25 @@ def test_a_damaged_state_file_is_a_clear_error(tmp_path, text):
         read_checkpoint(folder)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("step", "x", 'step is "x", not of type int'),
+        ("progress", [], r"progress is \[\], not of type dict"),
+        ("progress", {}, "progress lacks record"),
+        ("config", [1], "config is"),
+        ("rng_state", "abc", "rng_state is"),
+        ("sha256", [], "sha256 is"),
+        ("samples", True, "samples is true"),
+    ],
+)
+def test_a_state_of_the_wrong_kind_is_a_clear_error(tmp_path, key, value, words):
+    path = save(tmp_path, 1) / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(CheckpointError, match=words):
+        read_checkpoint(path.parent)
+
+
 def test_another_format_or_missing_checksums_are_a_clear_error(tmp_path):
     path = save(tmp_path, 2) / "state.json"
     state = json.loads(path.read_text())

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,8 +79,28 @@ def test_a_new_run_starts_a_new_file(tmp_path):
     assert path.read_text() == ""
 
 
-def test_a_line_that_is_not_json_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"nonsense", "line 2: not JSON"),
+        (b"[1]", "line 2: no record with a step"),
+        (b'{"loss": 1}', "line 2: no record with a step"),
+        (b"\xff", "byte 12 isn't UTF-8"),
+    ],
+)
+def test_a_line_that_is_no_record_is_named(tmp_path, line, words):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 0}\nnonsense\n{"step": 1}\n')
-    with pytest.raises(TrainingError, match="line 2"):
+    path.write_bytes(b'{"step": 0}\n' + line + b'\n{"step": 1}\n')
+    with pytest.raises(TrainingError, match=words):
         read_metrics(path)
+
+
+def test_a_full_disk_is_named(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file._file.close()
+    file._file = open("/dev/full", "a")  # noqa: PTH123, SIM115
+    with pytest.raises(TrainingError, match=r"/dev/full can't be written \(No space left"):
+        file.write({"step": 1})
+    file.close()
