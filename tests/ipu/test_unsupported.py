@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+
 import pytest
 import torch
 
@@ -117,3 +119,16 @@ def test_the_hosts_own_tensors_may_be_read():
     assert torch.equal(run(reads), X[:, [0, 2]] * 3)
     with pytest.raises(poptorch.Error, match="Illegal move to CPU"):
         run(lambda x: x + (x * constant).cpu())
+
+
+@pytest.mark.parametrize("folder", ["site-packages", "program"])
+def test_a_library_is_what_an_installer_put_there(folder, tmp_path):
+    path = tmp_path / folder / "positive.py"
+    path.parent.mkdir()
+    path.write_text("def positive(x):\n    return x[x > 0]\n")
+    positive = runpy.run_path(str(path))["positive"]
+    if folder == "site-packages":
+        assert torch.equal(run(positive), torch.tensor([1.0, 3.0, 5.0]))
+    else:
+        with pytest.raises(poptorch.Error, match="tensor masks is unsupported"):
+            run(positive)

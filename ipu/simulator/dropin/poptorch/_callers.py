@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,7 +13,12 @@ _WRAPPERS = tuple(
     str(Path(torch.__file__).parent / name)
     for name in ("overrides.py", "_tensor.py", "functional.py", "_jit_internal.py", "nn/functional.py")
 )
-_LIBRARIES = str(Path(torch.__file__).parents[1])
+# Where Python's installers put packages; torch may have come otherwise.
+_LIBRARIES = (
+    f"{os.sep}site-packages{os.sep}",
+    f"{os.sep}dist-packages{os.sep}",
+    str(Path(torch.__file__).parent),
+)
 _HERE = str(Path(__file__).parent)
 _OPERATIONS = (str(Path(__file__).with_name("ops.py")), str(Path(__file__).with_name("_ops_")))
 
@@ -28,4 +34,4 @@ def called_by_library() -> bool:
         if frame.f_code.co_filename.startswith(_OPERATIONS):
             return True
         frame = frame.f_back
-    return frame.f_code.co_filename.startswith(_LIBRARIES)
+    return any(folder in frame.f_code.co_filename for folder in _LIBRARIES)
