@@ -25,6 +25,9 @@ _NOT_COMPUTING = frozenset(
 )
 
 
+_CONTAINERS = (tuple, list, dict)
+
+
 def _mapped(arguments: Any, function: Callable[[Any], Any]) -> Any:
     """The same with `function` applied to each leaf; tuples of any kind become plain ones."""
     if isinstance(arguments, tuple) and not isinstance(arguments, torch.Size):
@@ -200,17 +203,22 @@ class Program:
         assert len(inputs) == self._num_inputs
         values: list[torch.Tensor | None] = [*inputs, *[None] * (self._num_places - len(inputs))]
 
-        def decoded(leaf: Any) -> Any:
-            return values[leaf.index] if isinstance(leaf, _Place) else leaf
+        def decoded(part: Any) -> Any:
+            kind = type(part)
+            if kind is _Place:
+                return values[part.index]
+            return _mapped(part, decoded) if kind in _CONTAINERS else part
 
         outside = torch.is_grad_enabled()
         try:
             for step in self._steps:
                 if step.grad_enabled != torch.is_grad_enabled():
                     torch.set_grad_enabled(step.grad_enabled)
-                args, kwargs = _mapped((step.args, step.kwargs), decoded)
-                result = step.func(*args, **kwargs)
-                if step.made:
+                kwargs = {name: decoded(part) for name, part in step.kwargs.items()}
+                result = step.func(*[decoded(part) for part in step.args], **kwargs)
+                if isinstance(result, torch.Tensor):
+                    values[step.made[0]] = result
+                elif step.made:
                     for place, tensor in zip(step.made, tensors(result)):
                         values[place] = tensor
                 for place in step.dying:
