@@ -131,16 +131,30 @@ def test_running_statistics_are_updated_each_time():
     assert model.num_batches_tracked == 3
 
 
-def test_prints_loops_and_branches_need_python(capfd):
-    class Printing(torch.nn.Module):
+def test_loops_and_branches_need_python():
+    class Looping(torch.nn.Module):
         def forward(self, x):
-            x = poptorch.for_loop(3, lambda y: [y + 1], [poptorch.ipu_print_tensor(x, "mine")])[0]
+            x = poptorch.for_loop(3, lambda y: [y + 1], [x])[0]
             return poptorch.cond(x.sum() > 0, lambda y: y, [x], lambda y: -y, [x])[0]
 
-    executor = poptorch.inferenceModel(Printing())
+    executor = poptorch.inferenceModel(Looping())
     assert torch.equal(executor(torch.zeros(2)), torch.full((2,), 3.0))
     assert torch.equal(executor(torch.full((2,), -5.0)), torch.full((2,), 2.0))
-    assert capfd.readouterr().err.count("mine") == 2
+
+
+def test_a_tensor_is_printed_in_each_run(capfd):
+    def compute(x, calls):
+        return poptorch.ipu_print_tensor(x, "mine") * 2
+
+    model = Counting(compute)
+    executor = poptorch.trainingModel(model, options(accumulation=2))
+    executor.compile(INPUTS)
+    assert "mine" not in capfd.readouterr().err
+    for _ in range(3):
+        executor(INPUTS)
+    printed = capfd.readouterr().err
+    assert model.calls == [0]
+    assert printed.count("Gradient___mine") == 6 and printed.count("mine") == 12
 
 
 def test_a_copied_executor_runs_its_own_model():

@@ -177,6 +177,7 @@ class Executable:
                     tap.mark_on_device(*made)
 
                 trace.mark_on_device = mark_on_device
+                trace.at_each_run = tape.call_later
                 with recorder.recording(), tape.recording(), tap, casts, tape:
                     output = self._model(*args, **kwargs)
             check_types(output, "An output")

@@ -78,6 +78,10 @@ class Tape(TorchFunctionMode):
         """Something happens that a repetition of the calls would miss."""
         self._is_whole = False
 
+    def call_later(self, func: Callable[..., Any], *args: Any) -> None:
+        """A call that isn't made now, only when the others are repeated."""
+        self._steps.append(_Step(func, _mapped(args, self._encoded), {}, torch.is_grad_enabled(), []))
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if not self._is_whole or func is torch._C._set_grad_enabled:  # each step knows its own

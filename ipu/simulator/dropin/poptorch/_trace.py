@@ -59,7 +59,8 @@ class Trace(Run):
         self._active: BlockEntry | None = None
         self.entries: list[BlockEntry] = []
         self.computes_outside_block = False
-        self.prints = False  # ipu_print_tensor, in each run
+        # Takes a function and arguments for it: what later runs do at this point, and a compilation doesn't.
+        self.at_each_run: Callable[..., None] = lambda func, *args: None
 
     def begin_block(self, user_id: str | None, ipu_id: int | None) -> None:
         if user_id is None:
@@ -78,7 +79,7 @@ class Trace(Run):
     @property
     def runs_python(self) -> bool:
         """Whether each run needs the forward's Python, where a graph would have a loop or a branch."""
-        return bool(self.inference_only) or self.prints
+        return bool(self.inference_only)
 
     @property
     def in_block(self) -> bool:

@@ -176,13 +176,13 @@ def ipu_print_tensor(
     )
     result = tensor.view_as(tensor)
     run = _trace.current()
+    if run is None:
+        return result
     # A compilation computes nothing that could be printed.
-    if isinstance(run, _trace.Trace):
-        run.prints = True
-    elif run is not None:
-        style.show(title, tensor)
-        if print_gradient and result.requires_grad:
-            result.register_hook(lambda gradient: style.show(f"Gradient___{title}", gradient))
+    show = run.at_each_run if isinstance(run, _trace.Trace) else lambda func, *args: func(*args)
+    show(style.show, title, tensor)
+    if print_gradient and result.requires_grad:
+        result.register_hook(lambda gradient: style.show(f"Gradient___{title}", gradient))
     return result
 
 
