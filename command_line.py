@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
 import sys
@@ -180,5 +181,16 @@ def run_as_program(main: Callable[[Optional[List[str]]], Any]) -> int:
         if not isinstance(error, (DataError, ConversionError, StagesError, TrainingError, ipu.DeviceError)):
             raise
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+            raise
+        asked = re.search(r"\d+ bytes", str(error))
+        more = f" for {asked[0]} more" if asked else ""
+        print(
+            f"error: this host has too little memory{more}: take a smaller model or micro_batch_size, or a "
+            "larger host (--dry-run needs no memory for a model)",
+            file=sys.stderr,
+        )
         return 2
     return 0 if getattr(result, "fits", True) else 3

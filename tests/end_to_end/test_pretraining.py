@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,13 @@ from data import DataError
 from training import CheckpointError, DivergenceError, TrainingError
 from training.metrics import read_metrics
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared"
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = ROOT.parent / "shared"
 FEW = ("--training-steps", 2)
+HUGE = (
+    *("--hidden-size", 16384, "--num-layers", 64, "--num-heads", 64, "--layers-per-ipu", 32, 32),
+    *("--training-steps", 2, "--preprocessing-workers", 0),
+)
 
 
 def test_a_run_leaves_what_it_promises(tmp_path, flags, capsys):
@@ -197,6 +204,22 @@ def test_a_corrupt_checkpoint_is_refused_by_name(tmp_path, flags):
     )
     with pytest.raises(CheckpointError, match=r"model\.safetensors is corrupt"):
         run_pretraining.main(flags(tmp_path / "two", *FEW, "--checkpoint", result.checkpoint))
+
+
+def test_a_model_too_large_for_the_host_is_told(tmp_path, flags):
+    script = f"""
+import resource, sys
+sys.path.insert(0, {str(ROOT)!r})
+import run_pretraining, torch
+sys.argv[1:] = {flags(tmp_path / "run", *HUGE)!r}
+limit = 1 << 33  # bytes of address space
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+sys.exit(run_pretraining.run_as_program())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "error: this host has too little memory for" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_ipu_without_the_sdk_is_a_clear_error(tmp_path, flags, program):
