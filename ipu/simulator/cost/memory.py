@@ -25,7 +25,7 @@ from ..report.verdict import (
 from ..targets import Target
 from .code_memory import code, outline_key
 from .liveness import Timeline
-from .materialised import materialised
+from .materialised import Materialised, materialised
 from .memory_constants import MemoryConstants
 from .op_cost import OpCost
 from .overflow import overflow
@@ -64,9 +64,11 @@ def memory_of(
     target: Target,
     constants: MemoryConstants,
     op_cost: Callable[[Op], OpCost] | None = None,
+    sizes: Materialised | None = None,
 ) -> MemoryEstimate:
-    """Memory of every IPU of one replica. `op_cost`: costs that are known already."""
-    plans = plans_of(graph, stages, settings, constants, op_cost or _cached(graph, settings, target))
+    """Memory of every IPU of one replica. `op_cost`, `sizes`: costs, and tensors in memory, known already."""
+    op_cost = op_cost or _cached(graph, settings, target)
+    plans = plans_of(graph, stages, settings, constants, op_cost, sizes)
     ipus: list[IpuMemory] = []
     points: list[LivenessPoint] = []
     overflows: list[Overflow] = []
@@ -114,10 +116,11 @@ def plans_of(
     settings: Settings,
     constants: MemoryConstants,
     op_cost: Callable[[Op], OpCost],
+    sizes: Materialised | None = None,
 ) -> list[IpuPlan]:
     """The buffers of each IPU."""
-    home = homes(graph)
-    sizes, crossing = materialised(graph), crossing_tensors(graph)
+    home, sizes = homes(graph), sizes or materialised(graph)
+    crossing = crossing_tensors(graph)
     weights = WeightMemory(graph, sizes, settings, constants)
     streams = _streams(graph, constants)
     pipelined = settings.execution == "pipelined"

@@ -7,6 +7,7 @@ where the allowed number of judgements ends before that, `Found.gap` says by how
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Iterable, Mapping, Sequence
@@ -95,6 +96,7 @@ class PlacementSearch:
         self._constants: Constants = constants()
         self._costs_at: dict[float, Mapping[int, OpCost]] = {}
         self._block_cycles_at: dict[float, list[tuple[float, float]]] = {}
+        self._sizes = materialised(graph)  # wherever blocks stand
         self._weights = trained_weights(graph, stages_of(graph, settings))
 
     def fastest(
@@ -107,6 +109,21 @@ class PlacementSearch:
         """The fastest of `candidates` that fits; at most `max_timed` are timed, the memory of at most
         `max_judged` of them is looked at. What is found is never slower than `known`, if that fits."""
         ranked = sorted(((self.lower_bound_s(each), each) for each in candidates), key=lambda pair: pair[0])
+        # Candidates are many short-lived objects; the collector shall not look through the graph each time.
+        gc.freeze()
+        try:
+            return self._fastest(ranked, max_judged, max_timed, known)
+        finally:
+            gc.unfreeze()
+
+    def _fastest(
+        self,
+        ranked: Sequence[tuple[float, Candidate]],
+        max_judged: int,
+        max_timed: int,
+        known: Candidate | None,
+    ) -> Found:
+        """`fastest` of candidates in the order of their lower bounds."""
         best = None if known is None else self.judge(known)
         if best is not None and not best.fits:
             best = None
@@ -226,16 +243,21 @@ class PlacementSearch:
 
     def _fullest_tiles(self, placed: _Placed) -> dict[int, int]:
         """Bytes of the fullest tile, by IPU."""
-        # Sums of gradients take no time of their own, but have code.
-        sums = materialised(placed.graph).sums
 
         def op_cost(op: Op) -> OpCost:
-            if op.index in sums:
+            # Sums of gradients take no time of their own, but have code.
+            if op.index in self._sizes.sums:
                 return cost_of(op, placed.graph, placed.settings, self._target)
             return placed.costs[op.index]
 
         memory = memory_of(
-            placed.graph, placed.stages, placed.settings, self._target, memory_constants(), op_cost=op_cost
+            placed.graph,
+            placed.stages,
+            placed.settings,
+            self._target,
+            memory_constants(),
+            op_cost=op_cost,
+            sizes=self._sizes,
         )
         return {each.ipu: each.fullest_tile_bytes for each in memory.ipus}
 
