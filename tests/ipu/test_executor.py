@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import pickle
 import warnings
 
 import pytest
@@ -463,3 +464,14 @@ def test_a_change_of_an_input_in_place_reaches_the_callers_tensor(x):
     dtype = x.dtype
     output = poptorch.inferenceModel(Adds(), poptorch.Options().deviceIterations(2))(x)
     assert x.dtype == dtype and x.tolist() == [3] * 4 and output.tolist() == [6] * 4
+
+
+def test_outputs_are_saved_as_plain_tensors(tmp_path):
+    """So that they can be loaded where there is no poptorch."""
+    output = poptorch.inferenceModel(Classifier().eval())(batch(2)[0])
+    torch.save({"logits": output}, tmp_path / "outputs.pt")
+    assert torch.equal(torch.load(tmp_path / "outputs.pt", weights_only=True)["logits"], output)
+    assert b"poptorch" not in pickle.dumps(output)
+    leaf = output.clone().requires_grad_()
+    leaf.sum().backward()
+    assert torch.equal(leaf.grad, torch.ones_like(leaf))

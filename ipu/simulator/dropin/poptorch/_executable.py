@@ -8,7 +8,7 @@ from typing import Any, Callable, Iterator
 
 import torch
 
-from . import _anchors, _graph, _trace, enums, poptorch_core
+from . import _anchors, _graph, _outputs, _trace, enums, poptorch_core
 from ._args import Arguments, check_batch_dimension
 from ._cache_folder import leave_note
 from ._casts import ImplicitCasts, version_of
@@ -244,7 +244,7 @@ class Executable:
         if not synthetic:
             _copy_back(arguments.tensors, inputs, versions)
         for result in results:
-            result.backward = _refuse_backward
+            _outputs.mark(result)
         return with_tensors(self._output, results)
 
     def _gradients(self, optimizer: Any) -> Any:
@@ -389,11 +389,3 @@ def _members_kept(model: torch.nn.Module) -> Iterator[None]:
 def _placeholder(leaf: Any) -> Any:
     """Stands for a tensor in the structure of the outputs, without the graph and memory of the real one."""
     return torch.empty(0) if isinstance(leaf, torch.Tensor) else leaf
-
-
-def _refuse_backward(*args: Any, **kwargs: Any) -> None:
-    raise createPoptorchError(
-        "backward() cannot be called explicitly on outputs of a PopTorch model. If you're using a "
-        "trainingModel, the backwards pass is performed automatically when invoking the model. If you're "
-        "using an inferenceModel, you should use a trainingModel instead."
-    )
