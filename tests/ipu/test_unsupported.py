@@ -132,3 +132,24 @@ def test_a_library_is_what_an_installer_put_there(folder, tmp_path):
     else:
         with pytest.raises(poptorch.Error, match="tensor masks is unsupported"):
             run(positive)
+
+
+@pytest.mark.parametrize(
+    "reads",
+    [
+        "bool((x > 0).all())",
+        "x.min().tolist() > 0",
+        "len(x[x > 0]) == x.numel()",
+        "torch.equal(x, x.abs())",
+        "torch.allclose(x, x.abs())",
+    ],
+)
+def test_a_library_reads_the_values_of_each_run(reads, tmp_path):
+    """transformers asks whether a mask is all ones; the answer of the first run isn't that of the others."""
+    path = tmp_path / "site-packages" / "library.py"
+    path.parent.mkdir()
+    path.write_text(f"import torch\ndef function(x):\n    return x * 2 if {reads} else x\n")
+    executor = poptorch.inferenceModel(Runs(runpy.run_path(str(path))["function"]))
+    positive = torch.ones(2)
+    for x, expected in ((positive, positive * 2), (-positive, -positive), (positive, positive * 2)):
+        assert torch.equal(executor(x), expected)

@@ -6,6 +6,7 @@ from typing import Iterable
 
 import torch
 
+from . import _trace
 from ._callers import called_by_library
 from ._index_casts import widened
 from ._ipu_device import asks_for_device, device_answer, placed
@@ -26,6 +27,7 @@ _READS_VALUES = frozenset(
         "__index__ __int__"
     ).split()
 ) | {torch.is_nonzero}
+_COMPARES_VALUES = frozenset({torch.allclose, torch.equal, torch.Tensor.allclose, torch.Tensor.equal})
 
 
 class CompileTap(LossTap):
@@ -89,15 +91,26 @@ class CompileTap(LossTap):
     def _reads_value(self, func, args) -> bool:
         if func is torch.Tensor.__format__ and args[0].dim() > 0:
             return False  # prints all of it
-        if func not in _READS_VALUES or not self.is_on_device(args[0]):
+        if func not in _READS_VALUES | _COMPARES_VALUES or not self.is_on_device(args[0]):
             return False
-        return func is torch.Tensor.item or not called_by_library()
+        if func is torch.Tensor.item or (func in _READS_VALUES and not called_by_library()):
+            return True
+        self._follow_values()
+        return False
 
     def _refuse_unsupported(self, func, args, kwargs) -> None:
         if args and isinstance(args[0], torch.Tensor) and self.is_on_device(args[0]):
             why = reason(func, args, kwargs)
             if why is not None and not called_by_library():
                 raise createBackendError(why)
+            if why is not None:
+                self._follow_values()
+
+    def _follow_values(self) -> None:
+        """What a library reads from tensors, its Python has to read in each run."""
+        run = _trace.current()
+        if isinstance(run, _trace.Trace):
+            run.follows_values = True
 
     def is_on_device(self, tensor: torch.Tensor) -> bool:
         """Whether the tensor was there from the start or made by the model; others are the host's."""

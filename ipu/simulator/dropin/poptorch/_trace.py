@@ -59,6 +59,7 @@ class Trace(Run):
         self._active: BlockEntry | None = None
         self.entries: list[BlockEntry] = []
         self.computes_outside_block = False
+        self.follows_values = False
         # Takes a function and arguments for it: what later runs do at this point, and a compilation doesn't.
         self.at_each_run: Callable[..., None] = lambda func, *args: None
 
@@ -78,8 +79,10 @@ class Trace(Run):
 
     @property
     def runs_python(self) -> bool:
-        """Whether each run needs the forward's Python, where a graph would have a loop or a branch."""
-        return bool(self.inference_only)
+        """Whether each run needs the forward's Python: where a graph would have a loop or a branch, or where
+        something looked at values.
+        """
+        return bool(self.inference_only) or self.follows_values
 
     @property
     def in_block(self) -> bool:
