@@ -84,3 +84,20 @@ def test_a_loss_that_goes_through_it_is_no_loss_of_its_own(script):
     x = torch.randn(4, 3)
     executor = poptorch.trainingModel(Model())
     assert executor(x) > executor(x)
+
+
+@pytest.mark.parametrize(
+    "wrapped", [torch.nn.Parameter, torch.nn.Buffer, lambda x: torch.Tensor.as_subclass(x, torch.Tensor)]
+)
+def test_another_object_for_the_same_elements_has_those_of_each_run(wrapped):
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(2))
+
+        def forward(self, x):
+            return wrapped(x) * self.weight + wrapped(self.weight * x)
+
+    executor = poptorch.inferenceModel(Model())
+    for value in (1.0, 2.0, 3.0):
+        assert torch.equal(executor(torch.full((2,), value)), torch.full((2,), 2 * value))

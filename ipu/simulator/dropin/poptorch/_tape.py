@@ -65,6 +65,10 @@ class Tape(TorchFunctionMode):
     def __init__(self, inputs: list[torch.Tensor]) -> None:
         super().__init__()
         self._places: dict[int, int] = {}
+        self._made_storages: set[int | None] = (
+            set()
+        )  # of inputs and results, but not of weights and constants
+        self._other_storages: set[int | None] = set()
         self._needs_grad: list[bool] = []
         self._alive: list[torch.Tensor] = []  # so that no id is used twice
         self._steps: list[_Step] = []
@@ -108,6 +112,9 @@ class Tape(TorchFunctionMode):
 
     def _place_of(self, tensor: torch.Tensor) -> int:
         if id(tensor) not in self._places:
+            storage = _storage(tensor)
+            if storage not in self._other_storages:
+                self._made_storages.add(storage)
             self._places[id(tensor)] = len(self._alive)
             self._alive.append(tensor)
             self._needs_grad.append(tensor.requires_grad)
@@ -121,8 +128,10 @@ class Tape(TorchFunctionMode):
         place = self._places.get(id(leaf))
         if place is None:
             # A weight or a constant of the program, else of an origin that wasn't seen.
-            if leaf.grad_fn is not None or torch._C._functorch.is_functorch_wrapped_tensor(leaf):
+            storage = _storage(leaf)
+            if leaf.grad_fn is not None or storage is None or storage in self._made_storages:
                 self.leave()
+            self._other_storages.add(storage)
             return leaf
         if self._needs_grad[place] != leaf.requires_grad:
             self.leave()
@@ -161,6 +170,13 @@ class Tape(TorchFunctionMode):
             for place in step.dying:
                 last_use[place] = number
         return Program(self._steps, len(self._alive), self._num_inputs, loss is not None, results)
+
+
+def _storage(tensor: torch.Tensor) -> int | None:
+    """Where a tensor's elements are; None for one that has none of its own (functorch's)."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return None
+    return tensor.untyped_storage().data_ptr()
 
 
 def _leaves(step: _Step) -> list[Any]:
