@@ -9,7 +9,7 @@ import pickle
 import pytest
 import torch
 
-from .executor_models import Classifier, batch, clones, options, poptorch, same
+from .executor_models import FEATURES, Classifier, batch, clones, options, poptorch, same
 
 
 def trained(model, calls=1, **counts):
@@ -412,3 +412,16 @@ def test_replicas_may_have_buffers_of_their_own():
     assert torch.equal(executor(torch.tensor([1.0, 1.0])), torch.tensor([101.0, 201.0]))
     with pytest.raises(poptorch.Error, match=r"first dimension of total must be 2, its shape is \[1\]"):
         poptorch.inferenceModel(Summing(1), made)(torch.ones(2))
+
+
+def test_wrapped_tensors_become_parameters_of_other_models():
+    model = Classifier()
+    model.register_buffer("table", torch.ones(2))
+    executor = trained(model)
+    other = torch.nn.Linear(FEATURES, 5)
+    other.weight = torch.nn.Parameter(model.first.weight)
+    assert type(other.weight) is torch.nn.Parameter and other.weight.requires_grad
+    assert torch.equal(other.weight, model.first.weight)
+    assert torch.equal(torch.nn.Parameter(model.table, requires_grad=False), torch.ones(2))
+    executor(*batch(4))
+    assert torch.equal(torch.nn.Parameter(model.first.weight), model.first.weight)

@@ -100,6 +100,18 @@ def is_wrapped(thing: Any) -> bool:
     return hasattr(type(thing), "_poptorch_host")
 
 
+_new_parameter = torch.nn.Parameter.__new__
+
+
+def _new_parameter_of_any(cls, data=None, requires_grad=True):
+    # PyTorch takes tensors of other classes only where detach() keeps the class.
+    plain = data.detach() if data is not None and is_wrapped(data) else data
+    return _new_parameter(cls, plain, requires_grad)
+
+
+torch.nn.Parameter.__new__ = staticmethod(_new_parameter_of_any)
+
+
 @contextlib.contextmanager
 def as_original_class(thing: Any) -> Iterator[None]:
     """Inside, a wrapped model or tensor has its own class again, with fresh weights."""
