@@ -229,4 +229,5 @@ def fit(
         ) from error
     finally:
         reporter.close()
+        batches.terminate()
         executor.destroy()

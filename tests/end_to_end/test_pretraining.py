@@ -123,6 +123,13 @@ def test_a_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, flags):
         assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
 
 
+def test_synthetic_data_has_no_loss_to_judge(tmp_path, flags):
+    """On an IPU nothing comes back then; here the weights, which are real, still tell."""
+    arguments = flags(tmp_path / "run", "--synthetic-data", "--learning-rate", 1e30, "--training-steps", 3)
+    with pytest.raises(DivergenceError, match="after update 2 the weight"):
+        run_pretraining.main(arguments)
+
+
 def test_wandb_offline(tmp_path, flags):
     run_pretraining.main(flags(tmp_path / "run", *FEW, "--wandb"))
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
