@@ -425,3 +425,10 @@ def test_wrapped_tensors_become_parameters_of_other_models():
     assert torch.equal(torch.nn.Parameter(model.table, requires_grad=False), torch.ones(2))
     executor(*batch(4))
     assert torch.equal(torch.nn.Parameter(model.first.weight), model.first.weight)
+
+
+def test_wrapped_tensors_are_shown_as_plain_ones():
+    model = torch.nn.BatchNorm1d(3)
+    shown = [repr(model.weight), repr(model.running_mean)]
+    poptorch.trainingModel(model)
+    assert [repr(model.weight), str(model.running_mean)] == shown

@@ -68,6 +68,10 @@ class _PoptorchTensor:
         with as_original_class(self):
             return self.__reduce_ex__(protocol)
 
+    def __repr__(self):
+        with as_original_class(self):
+            return repr(self)
+
 
 class PoptorchParameter(_PoptorchTensor, torch.nn.Parameter):
     """A wrapped parameter."""
