@@ -290,3 +290,20 @@ def test_accessors_take_flat_containers():
         poptorch.AsynchronousDataAccessor([torch.ones(1)], rebatched_size=1)
     joined = poptorch.AsynchronousDataAccessor([torch.arange(3)] * 3, rebatched_size=2)
     assert [got.tolist() for got in joined] == [[0, 1], [2, 0], [1, 2], [0, 1]]
+
+
+def test_a_data_set_that_any_index_fits_ends_at_its_length():
+    class Endless(torch.utils.data.Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return torch.full((2,), float(index))
+
+    accessor = poptorch.AsynchronousDataAccessor(Endless())
+    for _ in range(2):
+        assert [float(element[0]) for element in accessor] == [0.0, 1.0, 2.0]
+    accessor.terminate()
+    rebatched = poptorch.AsynchronousDataAccessor(Endless(), rebatched_size=2)
+    assert [tuple(element.shape) for element in rebatched] == [(2,), (2,), (2,)]
+    rebatched.terminate()

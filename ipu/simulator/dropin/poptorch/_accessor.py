@@ -52,8 +52,10 @@ class AsynchronousDataAccessor:
             )
         if rebatched_size is not None and rebatched_size <= 1:
             raise createPoptorchError("rebatched_size must be None or greater than 1")
+        by_index = not hasattr(dataset, "__iter__") and hasattr(dataset, "__len__")
+        elements = _Indexed(dataset) if by_index else dataset
         self._dataset = (
-            dataset if rebatched_size is None else Rebatched(dataset, rebatched_size, drop_last=True)
+            elements if rebatched_size is None else Rebatched(elements, rebatched_size, drop_last=True)
         )
         self._load_indefinitely = load_indefinitely
         # Whether the pass that is being loaded has lost elements to an earlier iteration.
@@ -100,6 +102,19 @@ class AsynchronousDataAccessor:
             raise createPoptorchError("The AsynchronousDataAccessor has been terminated") from stopped
         # Loading goes on with the next pass by itself, unless it waits to be asked.
         self._begun = not self._load_indefinitely
+
+
+class _Indexed:
+    """Iterates over a data set by index, up to its length: Python alone would wait for an IndexError."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self._dataset[index] for index in range(len(self._dataset)))
 
 
 def _load(ring: Ring, dataset: Any, load_indefinitely: bool) -> None:
