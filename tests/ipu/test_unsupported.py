@@ -33,6 +33,7 @@ def run(function):
     ("function", "operation"),
     [
         (torch.nonzero, "nonzero"),
+        (lambda x: torch.nonzero(input=x, as_tuple=True), "nonzero"),
         (lambda x: torch.where(x > 0), "nonzero"),
         (lambda x: torch.masked_select(x, x > 0), "masked_select"),
         (torch.unique, "_unique2"),
@@ -65,7 +66,13 @@ def test_complex_numbers(function):
 
 
 @pytest.mark.parametrize(
-    "function", [lambda x: 1.0 in x, lambda x: f"{x[0, 0]:.2f}", lambda x: torch.is_nonzero(x[0, 0])]
+    "function",
+    [
+        lambda x: 1.0 in x,
+        lambda x: f"{x[0, 0]:.2f}",
+        lambda x: torch.is_nonzero(x[0, 0]),
+        lambda x: x[:, : x[0, 0].int()],
+    ],
 )
 def test_values_in_disguise(function):
     with pytest.raises(poptorch.Error, match="aten::item is only supported in eager mode"):
@@ -114,9 +121,16 @@ def test_the_hosts_own_tensors_may_be_read():
 
     def reads(x):
         kept = constant.cpu().to("cpu").nonzero().flatten()
-        return x[:, kept] * constant.sum().item() if constant[0] else x
+        part = x[:, kept] * constant.sum().item() if constant[0] else x
+        return (
+            part,
+            x[:, constant > 0],
+            x[: constant[0].int()],
+            x.repeat_interleave(constant[:2].int(), dim=0),
+        )
 
-    assert torch.equal(run(reads), X[:, [0, 2]] * 3)
+    expected = X[:, [0, 2]] * 3, X[:, [0, 2]], X[:1], X[:1]
+    assert all(torch.equal(*pair) for pair in zip(run(reads), expected))
     with pytest.raises(poptorch.Error, match="Illegal move to CPU"):
         run(lambda x: x + (x * constant).cpu())
 

@@ -99,12 +99,11 @@ class CompileTap(LossTap):
         return False
 
     def _refuse_unsupported(self, func, args, kwargs) -> None:
-        if args and isinstance(args[0], torch.Tensor) and self.is_on_device(args[0]):
-            why = reason(func, args, kwargs)
-            if why is not None and not called_by_library():
-                raise createBackendError(why)
-            if why is not None:
-                self._follow_values()
+        why = reason(func, args, kwargs, self.is_on_device)
+        if why is not None and not called_by_library():
+            raise createBackendError(why)
+        if why is not None:
+            self._follow_values()
 
     def _follow_values(self) -> None:
         """What a library reads from tensors, its Python has to read in each run."""

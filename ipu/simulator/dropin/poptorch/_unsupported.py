@@ -1,8 +1,8 @@
-"""Operations that a compiled model can't hold: shapes that depend on values, complex numbers."""
+"""Operations that a compiled model can't hold: their shapes depend on values."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable
 
 import torch
 
@@ -14,33 +14,45 @@ _ATEN = {
     "unique": "_unique2",
     "unique_consecutive": "unique_consecutive",
 }
+_MASKS = (torch.bool, torch.uint8)
 _WHY = "IPU programs cannot have dynamic shapes"
 
 
-def reason(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-    """Why a call can't be compiled, or None. `args`: the first one is on the device."""
+def reason(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], is_on_device: Callable[[torch.Tensor], bool]
+) -> str | None:
+    """Why a call can't be compiled, or None. Tensors of the host are constants, whose values are known."""
+
+    def moves(argument: Any) -> bool:
+        return isinstance(argument, torch.Tensor) and is_on_device(argument)
+
     name = getattr(func, "__name__", "")
-    if name == "__getitem__" and _has_mask(args[1]):
-        return (
-            "Indexing using boolean or byte tensor masks is unsupported because it would produce dynamic "
-            f"output shapes based on the mask's data. {_WHY}: take torch.where, or assign to x[mask]."
-        )
-    if name == "one_hot" and kwargs.get("num_classes", args[1] if len(args) > 1 else -1) == -1:
-        return "OneHot num classes must be specified and must be constant."
-    operation = _ATEN.get(name)
-    if name == "where" and len(args) + len(kwargs) == 1:
+    if name in ("__getitem__", "__setitem__"):
+        parts = args[1] if isinstance(args[1], tuple) else (args[1],)
+        slices = [part for part in parts if isinstance(part, slice)]
+        if any(moves(bound) for part in slices for bound in (part.start, part.stop, part.step)):
+            return (
+                "aten::item is only supported in eager mode, and the bounds of a slice are read by it. "
+                "poptorch.dynamic_slice and dynamic_update take a place from a tensor."
+            )
+        if name == "__getitem__" and any(moves(part) and part.dtype in _MASKS for part in parts):
+            return (
+                "Indexing using boolean or byte tensor masks is unsupported because it would produce dynamic "
+                f"output shapes based on the mask's data. {_WHY}: take torch.where, or assign to x[mask]."
+            )
+    subject = args[0] if args else kwargs.get("input", kwargs.get("tensor"))
+    if name == "one_hot" and moves(subject):
+        classes = kwargs.get("num_classes", args[1] if len(args) > 1 else -1)
+        return "OneHot num classes must be specified and must be constant." if classes == -1 else None
+    operation = _ATEN.get(name) if moves(subject) else None
+    if name == "where" and len(args) == 1 and not kwargs and moves(subject):
         operation = "nonzero"
     if name == "repeat_interleave" and kwargs.get("output_size") is None:
-        repeats = kwargs.get("repeats", args[1] if len(args) > 1 else args[0])
-        operation = "repeat_interleave" if isinstance(repeats, torch.Tensor) else None
+        repeats = kwargs.get("repeats", args[1] if len(args) > 1 else subject)
+        operation = name if moves(repeats) else None
     if operation is None:
         return None
     return (
         f"Unsupported ops found in compiled model: [aten::{operation}]. The shape of its result depends on "
         f"values. {_WHY}."
     )
-
-
-def _has_mask(index: Any) -> bool:
-    parts = index if isinstance(index, tuple) else (index,)
-    return any(isinstance(part, torch.Tensor) and part.dtype in (torch.bool, torch.uint8) for part in parts)
