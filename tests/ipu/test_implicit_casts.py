@@ -47,6 +47,8 @@ def operands():
         lambda a, b: a.scatter_add(0, ROWS.expand(4, 2).t(), b),
         lambda a, b: torch.inner(a, b),
         lambda a, b: torch.nn.functional.huber_loss(a, b),
+        lambda a, b: torch.nn.functional.binary_cross_entropy_with_logits(a, b),
+        lambda a, b: torch.nn.functional.soft_margin_loss(a, b),
         lambda a, b: torch.nn.functional.cross_entropy(a, ROWS.repeat(2), weight=b[0].abs() + 1),
         lambda a, b: torch.nn.functional.prelu(a, b[0, :1]),
     ],

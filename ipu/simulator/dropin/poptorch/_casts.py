@@ -26,6 +26,7 @@ _REFUSED_BY_PYTORCH = frozenset(
         "batch_norm",
         "bilinear",
         "binary_cross_entropy",
+        "binary_cross_entropy_with_logits",
         "bmm",
         "conv1d",
         "conv2d",
@@ -40,6 +41,7 @@ _REFUSED_BY_PYTORCH = frozenset(
         "gru",
         "gru_cell",
         "heaviside",
+        "hinge_embedding_loss",
         "huber_loss",
         "index_add",
         "index_copy",
@@ -69,6 +71,7 @@ _REFUSED_BY_PYTORCH = frozenset(
         "scatter",
         "scatter_add",
         "scatter_reduce",
+        "soft_margin_loss",
         "tensordot",
         "vdot",
     }
