@@ -92,8 +92,8 @@ def test_every_call_is_one_of_poptorchs(tmp_path):
     made |= {"PoplarExecutor.compileAndExport", "Options.useOfflineIpuTarget", "PopartOptions.setPatterns"}
     assert made <= set(called)
     known = public_names()
-    # What Python itself calls where we write an attribute, a loop or a tensor operation isn't PopTorch's; nor is
-    # what stands in for a constructor of torch's.
+    # What Python itself calls where we write an attribute, a loop or a tensor operation isn't PopTorch's; nor
+    # is what stands in for a constructor of torch's.
     torchs = {torch.nn.Parameter.__new__.__code__.co_qualname}
     unknown = {
         name: caller
