@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
@@ -161,6 +162,8 @@ def run_as_program(main: Callable[[Optional[List[str]]], Any]) -> int:
     Anything else is a bug and keeps its traceback.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the runners begin without one
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a letter of an answer or a path
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         result = main(None)
     except KeyboardInterrupt as interrupt:

@@ -1,7 +1,8 @@
-"""Ctrl-C before a run has begun: no traceback, whatever is being imported."""
+"""What reaches a program from outside: Ctrl-C before a run has begun, a terminal without all letters."""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -52,3 +53,16 @@ def test_ctrl_c_while_a_module_is_imported(
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
     assert (done.stderr.startswith("stopped by Ctrl-C at once")) == (status == 130)
+
+
+def test_a_terminal_without_a_letter_gets_its_number() -> None:
+    program = "import command_line; command_line.run_as_program(lambda _: print('Rh\\xf4ne'))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stdout) == (0, "Rh\\xf4ne\n"), done.stderr
