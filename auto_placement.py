@@ -25,6 +25,8 @@ ANY = -1
 # Twice the largest micro batch of a published recipe.
 _LARGEST_MICRO_BATCH = 64
 _MOST_PLACEMENTS = 5000
+# Placements whose memory is looked at: of the only micro batch, or of each of several.
+_JUDGED, _JUDGED_OF_A_SIZE = 300, 60
 
 
 def load(
@@ -79,38 +81,66 @@ def search(config: Config, free: Collection[str], pattern: Sequence[int]) -> Out
 
     :param pattern: for each IPU its encoder layers, or ANY; read where layers_per_ipu is free.
     """
-    best: Optional[Tuple[Config, Any, Any]] = None
-    misses: List[Tuple[Config, Any]] = []
-    for sized in _micro_batches(config, "micro_batch_size" in free):
-        placements = [config.layers_per_ipu]
-        if "layers_per_ipu" in free:
-            placements = list(_placements(config.num_layers, pattern))
-        placements = [
-            each
-            for each in placements
-            if minimum_gradient_accumulation(each, config.task) <= sized.gradient_accumulation
-        ]
-        if not placements:
-            continue
-        found = _search(sized).fastest(
-            [_candidate(sized, each, "matmul_proportion" in free) for each in placements],
-            known=_candidate(sized, sized.layers_per_ipu, False)
-            if sized.layers_per_ipu in placements
-            else None,
-        )
-        if found.best is None:
-            misses.append((sized, found.nearest))
-        elif best is None or found.best.step_s < best[1].step_s:
-            best = (sized, found.best, found)
+    sizes = list(_micro_batches(config, "micro_batch_size" in free))
+    own = next((at for at, sized in enumerate(sizes) if sized == config), 0)
+    best: Optional[Tuple[Config, Any]] = None
+    looked_at: List[Tuple[Config, Any]] = []
+
+    def look_at(sized: Config) -> Any:
+        nonlocal best
+        limit_s = math.inf if best is None else best[1].step_s
+        found = _found(sized, free, pattern, limit_s, _JUDGED if len(sizes) == 1 else _JUDGED_OF_A_SIZE)
+        if found is not None:
+            looked_at.append((sized, found))
+            if found.best is not None:
+                best = sized, found.best
+        return found
+
+    # Upwards until nothing fits, as memory grows with the micro batch; then down, for what is faster yet.
+    too_large: Optional[Config] = None
+    for sized in sizes[own:]:
+        found = look_at(sized)
+        if found is not None and found.best is None and found.nearest is not None:
+            too_large = sized
+            break
+    for sized in reversed(sizes[:own]):
+        look_at(sized)
     if best is None:
+        misses = [(sized, found.nearest) for sized, found in looked_at]
         raise ConfigError(_nothing_fits(misses, sorted(free)))
-    sized, chosen, found = best
+    sized, chosen = best
     final = replace(
         sized,
         layers_per_ipu=_layers(chosen.ipu_of_block, sized),
         matmul_proportion=tuple(chosen.proportions),
     )
-    return Outcome(final, tuple(_why(final, sorted(free), chosen, found)))
+    skipped = too_large if too_large not in (None, sizes[-1]) else None
+    return Outcome(
+        final, tuple(_why(final, sorted(free), chosen, [found for _, found in looked_at], skipped))
+    )
+
+
+def _found(
+    sized: Config, free: Collection[str], pattern: Sequence[int], faster_than_s: float, max_judged: int
+) -> Any:
+    """The search for one micro batch; None where no placement fills its pipeline."""
+    placements = [sized.layers_per_ipu]
+    if "layers_per_ipu" in free:
+        placements = list(_placements(sized.num_layers, pattern))
+    placements = [
+        each
+        for each in placements
+        if minimum_gradient_accumulation(each, sized.task) <= sized.gradient_accumulation
+    ]
+    if not placements:
+        return None
+    known = sized.layers_per_ipu in placements
+    return _search(sized).fastest(
+        [_candidate(sized, each, "matmul_proportion" in free) for each in placements],
+        max_judged=max_judged,
+        known=_candidate(sized, sized.layers_per_ipu, False) if known else None,
+        faster_than_s=faster_than_s,
+    )
 
 
 def _stand_ins(
@@ -221,7 +251,9 @@ def _layers(ipu_of_block: Sequence[int], config: Config) -> Tuple[int, ...]:
     return tuple(of_layers.count(ipu) for ipu in range(config.ipus_per_replica))
 
 
-def _why(config: Config, free: Sequence[str], chosen: Any, found: Any) -> Iterator[str]:
+def _why(
+    config: Config, free: Sequence[str], chosen: Any, searches: Sequence[Any], skipped: Optional[Config]
+) -> Iterator[str]:
     accumulation = f"gradient_accumulation {config.gradient_accumulation}"
     values = {
         "layers_per_ipu": _words(config.layers_per_ipu),
@@ -235,10 +267,18 @@ def _why(config: Config, free: Sequence[str], chosen: Any, found: Any) -> Iterat
         f"{chosen.busiest_ipu} is the busiest, IPU {chosen.fullest_ipu} the fullest, with "
         f"{units.human_bytes(chosen.headroom_bytes)} of headroom"
     )
-    best = "none is faster and fits" if found.gap == 0 else f"none is more than {found.gap:.1%} faster"
-    yield f"auto: of {found.candidates} placements {found.judged} were judged as to memory: {best}"
-    if found.faster:
-        miss = found.faster[0]
+    gap = 1 - min(found.unjudged_s for found in searches) / chosen.step_s
+    best = "none is faster and fits" if gap <= 0 else f"none is more than {gap:.1%} faster"
+    candidates, judged = (
+        sum(getattr(found, each) for found in searches) for each in ("candidates", "judged")
+    )
+    yield f"auto: of {candidates} placements {judged} were judged as to memory: {best}"
+    if skipped is not None:
+        size = skipped.micro_batch_size
+        yield f"auto: micro batches larger than {size}, at which nothing faster fits, were left out"
+    misses = next(found.faster for found in searches if found.best is chosen)
+    if misses:
+        miss = misses[0]
         yield (
             f"auto: {_words(_layers(miss.ipu_of_block, config))} would take "
             f"{units.human_seconds(miss.step_s)}, but IPU {miss.fullest_ipu} lacks "

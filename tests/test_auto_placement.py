@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import statistics
 from dataclasses import replace
@@ -127,6 +128,31 @@ def test_a_free_micro_batch_keeps_the_sequences_of_an_update() -> None:
     sequences = before.micro_batch_size * before.gradient_accumulation
     assert found.micro_batch_size * found.gradient_accumulation == sequences
     assert found.layers_per_ipu == before.layers_per_ipu
+
+
+def test_nothing_slower_than_what_another_search_found_is_looked_at(search: Any) -> None:
+    candidates = [auto_placement._candidate(small(), each, False) for each in placements(LAYERS, 3)]
+    best = search.fastest(candidates).best
+    none = search.fastest(candidates, faster_than_s=best.step_s)
+    assert none.best is None and all(each.step_s < best.step_s for each in none.faster)
+    again = search.fastest(candidates, faster_than_s=1.0001 * best.step_s)
+    assert again.best == best and again.judged <= search.fastest(candidates).judged
+
+
+def test_a_free_micro_batch_is_the_fastest_of_all_that_are_searched_alone() -> None:
+    lines: List[str] = []
+    given = {**SMALL, "layers_per_ipu": "auto"}
+    free = auto_placement.load(
+        "test_groupbert", overrides={**given, "micro_batch_size": "auto"}, report=lines.append
+    )
+    alone = {}
+    for sized in auto_placement._micro_batches(config.load("test_groupbert", overrides=SMALL), True):
+        found = auto_placement._found(sized, {"layers_per_ipu"}, [auto_placement.ANY] * 3, math.inf, 300)
+        if found is not None and found.best is not None:
+            alone[sized.micro_batch_size] = found.best.step_s
+    assert len(alone) > 2
+    assert free.micro_batch_size == min(alone, key=alone.__getitem__)
+    assert "none is faster and fits" in lines[2]
 
 
 def test_without_free_keys_nothing_is_searched() -> None:

@@ -8,6 +8,7 @@ where the allowed number of judgements ends before that, `Found.gap` says by how
 from __future__ import annotations
 
 import gc
+import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Iterable, Mapping, Sequence
@@ -62,6 +63,7 @@ class Found:
     :param nearest: where none fits, the one that lacks least.
     :param faster: faster ones that don't fit, as far as they were judged, fastest first.
     :param gap: what wasn't judged isn't faster than `best` by more than this share; 0: nothing is faster.
+    :param unjudged_s: what wasn't judged isn't faster than this; infinite where nothing is left that matters.
     """
 
     best: Judged | None
@@ -70,6 +72,7 @@ class Found:
     candidates: int
     judged: int
     gap: float
+    unjudged_s: float
 
 
 @dataclass(frozen=True)
@@ -105,14 +108,18 @@ class PlacementSearch:
         max_judged: int = 300,
         max_timed: int = 400,
         known: Candidate | None = None,
+        faster_than_s: float = math.inf,
     ) -> Found:
-        """The fastest of `candidates` that fits; at most `max_timed` are timed, the memory of at most
-        `max_judged` of them is looked at. What is found is never slower than `known`, if that fits."""
+        """The fastest of `candidates` that fits and takes less than `faster_than_s`.
+
+        At most `max_timed` are timed, the memory of at most `max_judged` of them is looked at. What is found
+        is never slower than `known`, if that fits.
+        """
         ranked = sorted(((self.lower_bound_s(each), each) for each in candidates), key=lambda pair: pair[0])
         # Candidates are many short-lived objects; the collector shall not look through the graph each time.
         gc.freeze()
         try:
-            return self._fastest(ranked, max_judged, max_timed, known)
+            return self._fastest(ranked, max_judged, max_timed, known, faster_than_s)
         finally:
             gc.unfreeze()
 
@@ -122,33 +129,37 @@ class PlacementSearch:
         max_judged: int,
         max_timed: int,
         known: Candidate | None,
+        faster_than_s: float,
     ) -> Found:
         """`fastest` of candidates in the order of their lower bounds."""
         best = None if known is None else self.judge(known)
-        if best is not None and not best.fits:
+        if best is not None and not (best.fits and best.step_s < faster_than_s):
             best = None
+        limit_s = faster_than_s if best is None else best.step_s
         misfits: list[Judged] = []
         judged = 0
-        gap = 0.0
+        unjudged_s = math.inf
         for timed, (bound_s, candidate) in enumerate(ranked):
-            if best is not None and bound_s >= best.step_s:
+            if bound_s >= limit_s:
                 break
             if judged == max_judged or timed == max_timed:
-                gap = 1 - bound_s / best.step_s if best else 1.0
+                unjudged_s = bound_s
                 break
-            result = self.judge(candidate, None if best is None else best.step_s)
+            result = self.judge(candidate, limit_s)
             if result is None:
                 continue
             judged += 1
             if not result.fits:
                 misfits.append(result)
-            elif best is None or result.step_s < best.step_s:
-                best = result
+            elif result.step_s < limit_s:
+                best, limit_s = result, result.step_s
         faster = [each for each in misfits if best is None or each.step_s < best.step_s]
         nearest = max(misfits, key=lambda each: each.headroom_bytes) if best is None and misfits else None
-        return Found(best, nearest, tuple(sorted(faster, key=_step_s)), len(ranked), judged, gap)
+        missed = 1 - unjudged_s / best.step_s if best else 1.0
+        gap = missed if math.isfinite(unjudged_s) else 0.0
+        return Found(best, nearest, tuple(sorted(faster, key=_step_s)), len(ranked), judged, gap, unjudged_s)
 
-    def judge(self, candidate: Candidate, faster_than_s: float | None = None) -> Judged | None:
+    def judge(self, candidate: Candidate, faster_than_s: float = math.inf) -> Judged | None:
         """Time and memory of a candidate; None if it isn't faster than `faster_than_s`.
 
         Cycles and memory of an IPU depend on its own proportion alone. So each IPU takes, of its choices,
@@ -160,7 +171,7 @@ class PlacementSearch:
             for column in range(number)
         ]
         placed = [self._placed(candidate.ipu_of_block, column) for column in columns]
-        if faster_than_s is not None and not any(self._step_s(each) < faster_than_s for each in placed):
+        if not any(self._step_s(each) < faster_than_s for each in placed):
             fastest_mix = self._mix(candidate, columns, placed, None)
             if self._step_s(self._placed(candidate.ipu_of_block, fastest_mix)) >= faster_than_s:
                 return None
