@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shlex
 import signal
@@ -173,6 +174,11 @@ def run_as_program(main: Callable[[Optional[List[str]]], Any]) -> int:
             file=sys.stderr,
         )
         return 130
+    except BrokenPipeError:
+        # Nothing reads our lines any more (`| head`); what is still to be flushed would fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("error: what read this program's output has ended, and so has this program", file=sys.stderr)
+        return 2
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -66,3 +66,20 @@ def test_a_terminal_without_a_letter_gets_its_number() -> None:
         timeout=100,
     )
     assert (done.returncode, done.stdout) == (0, "Rh\\xf4ne\n"), done.stderr
+
+
+def test_a_reader_that_ends_is_told_without_a_traceback() -> None:
+    """As with `| head -1`: the pipe has no reader when the second line comes."""
+    program = """
+import os, command_line
+def main(_):
+    read, write = os.pipe()
+    os.dup2(write, 1)
+    os.close(read)
+    print("a line", flush=True)
+raise SystemExit(command_line.run_as_program(main))
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert done.stderr == "error: what read this program's output has ended, and so has this program\n"
