@@ -23,8 +23,6 @@ from ._structure import tensors
 _NOT_COMPUTING = frozenset(
     {torch.ops.aten.alias.default, torch.ops.aten.detach.default, torch.ops.aten.lift_fresh.default}
 )
-
-
 _CONTAINERS = (tuple, list, dict)
 
 
@@ -65,10 +63,8 @@ class Tape(TorchFunctionMode):
     def __init__(self, inputs: list[torch.Tensor]) -> None:
         super().__init__()
         self._places: dict[int, int] = {}
-        self._made_storages: set[int | None] = (
-            set()
-        )  # of inputs and results, but not of weights and constants
-        self._other_storages: set[int | None] = set()
+        self._made_storages: set[int | None] = set()  # of inputs and results
+        self._other_storages: set[int | None] = set()  # of weights and constants
         self._needs_grad: list[bool] = []
         self._alive: list[torch.Tensor] = []  # so that no id is used twice
         self._steps: list[_Step] = []
