@@ -23,11 +23,12 @@ def test_they_alternate_and_take_turns_to_begin():
 
         return Contender(step_s)
 
-    ours = contender("ours", [9.0, 1.0, 2.0, 4.0])
-    theirs = contender("theirs", [9.0, 2.0, 2.0, 2.0])
+    warm_up = [9.0] * speed._WARM_UP_ROUNDS
+    ours = contender("ours", [*warm_up, 1.0, 2.0, 4.0])
+    theirs = contender("theirs", [*warm_up, 2.0, 2.0, 2.0])
     row = compare(ours, theirs, 3)
-    assert order[2:] == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
-    # Ratios of neighbours 2, 1 and 0.5; the first round isn't counted.
+    assert order[2 * len(warm_up) :] == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
+    # Ratios of neighbours 2, 1 and 0.5; warming up isn't counted.
     assert (row["median"], row["low"], row["high"]) == (1.0, 0.75, 1.5)
     assert row["better"] == "higher"
 
