@@ -107,12 +107,3 @@ def test_processes_without_a_cache_are_warned(said):
     with compile_lock(Linear(), options):
         pass
     assert "enableExecutableCaching" in said[0]
-
-
-def test_weights_that_differ_between_replicas_are_refused():
-    model = Linear()
-    executor = poptorch.trainingModel(model)
-    everyone, once = poptorch.CommGroupType.All, poptorch.VariableRetrievalMode.OnePerGroup
-    executor.fc.weight.replicaGrouping(everyone, 0, once)
-    with pytest.raises(poptorch.Error, match="replicas share every weight"):
-        executor.fc.weight.replicaGrouping(poptorch.CommGroupType.NoGrouping, 0, once)

@@ -18,6 +18,9 @@ from .rounding import to_nearest
 from .stochastic import StateRounding
 
 Gradients = List[Optional[torch.Tensor]]
+# For each weight the group of each replica; None where all replicas share one value. A weight with groups has
+# a gradient [groups, ...], the sums over each group's replicas, divided as all others are.
+ReplicaGroups = Sequence[Optional[Sequence[int]]]
 
 
 class Reduction(Enum):
@@ -36,24 +39,54 @@ class Reduction(Enum):
 class BackwardSums:
     """Sums in float32, in whatever order backward passes come; a mean divides at the end."""
 
-    def __init__(self, plan: StepPlan, reduction: Reduction, processes: Processes) -> None:
+    def __init__(
+        self, plan: StepPlan, reduction: Reduction, processes: Processes, groups: ReplicaGroups = ()
+    ) -> None:
         self._divisor = 1 if reduction is Reduction.SUM else plan.micro_batches_per_update
         self._processes = processes
+        self._of_groups = {i: _OfGroups(of_replica) for i, of_replica in enumerate(groups) if of_replica}
 
     def seed(self, loss: torch.Tensor) -> Optional[torch.Tensor]:
         """The gradient of a loss: that of its sum."""
         return None if loss.dim() == 0 else torch.ones_like(loss)
 
     def add(self, weights: Sequence[torch.Tensor], which: MicroBatch) -> None:
-        """Backward passes have added already."""
+        """Backward passes have added already, but for weights that differ between replicas."""
+        for i, of_groups in self._of_groups.items():
+            (gradient,) = taken([weights[i]])
+            of_groups.add(gradient, which.replica)
 
     def reduced(self, weights: Sequence[torch.Tensor]) -> Gradients:
         """Take the sums off `weights`; None for a weight that no loss reached."""
         gradients = self._processes.sum_gradients(weights, taken(weights))
+        for i, of_groups in self._of_groups.items():
+            gradients[i] = of_groups.stacked()
         present = [gradient for gradient in gradients if gradient is not None]
         if self._divisor > 1 and present:
             torch._foreach_div_(present, float(self._divisor))
         return gradients
+
+
+class _OfGroups:
+    """Sums of one weight's gradients by group of replicas."""
+
+    def __init__(self, of_replica: Sequence[int]) -> None:
+        self._of_replica = of_replica
+        self._sums: Gradients = [None] * (1 + max(of_replica))
+
+    def add(self, gradient: Optional[torch.Tensor], replica: int) -> None:
+        group = self._of_replica[replica]
+        before = self._sums[group]
+        if gradient is not None:
+            self._sums[group] = gradient if before is None else before.add_(gradient)
+
+    def stacked(self) -> Optional[torch.Tensor]:
+        """[groups, ...]; None where no loss came. The sums begin anew."""
+        sums, self._sums = self._sums, [None] * len(self._sums)
+        present = [one for one in sums if one is not None]
+        if not present:
+            return None
+        return torch.stack([torch.zeros_like(present[0]) if one is None else one for one in sums])
 
 
 @dataclass(frozen=True)
@@ -83,7 +116,9 @@ class TypedAccumulators:
         processes: Processes,
         rounding: StateRounding,
         names: Sequence[str],
+        groups: ReplicaGroups = (),
     ) -> None:
+        self._of_groups = {i: _OfGroups(of_replica) for i, of_replica in enumerate(groups) if of_replica}
         self._plan = plan
         self._settings = settings
         self._processes = processes
@@ -109,7 +144,7 @@ class TypedAccumulators:
         for i, gradient in enumerate(gradients):
             self._accumulators[i] = self._accumulated(i, gradient, which)
             if last:
-                self._to_total(i)
+                self._to_total(i, which.replica)
 
     def _accumulated(
         self, i: int, gradient: Optional[torch.Tensor], which: MicroBatch
@@ -134,12 +169,15 @@ class TypedAccumulators:
             return tensor.dtype
         return self._settings.dtype
 
-    def _to_total(self, i: int) -> None:
+    def _to_total(self, i: int, replica: int) -> None:
         accumulator, self._accumulators[i] = self._accumulators[i], None
         if accumulator is None:
             return
         if self._replicas > 1 and accumulator.dtype is torch.float16:
             accumulator = accumulator.double()
+        if i in self._of_groups:
+            self._of_groups[i].add(accumulator, replica)
+            return
         total = self._totals[i]
         self._totals[i] = accumulator if total is None else total.add_(accumulator)
 
@@ -150,6 +188,8 @@ class TypedAccumulators:
     def reduced(self, weights: Sequence[torch.Tensor]) -> Gradients:
         """Every weight's gradient, still loss-scaled, in its accumulator's type; None where no loss came."""
         totals, self._totals = self._totals, [None] * len(self._names)
+        for i, of_groups in self._of_groups.items():
+            totals[i] = of_groups.stacked()
         dtypes = [self._dtype(weight) for weight in weights]
         if self._plan.processes > 1:
             wide = {torch.float16: torch.float64}

@@ -58,6 +58,8 @@ class Updater:
 
     Without `rounding` the state is float32 and float16 weights are rounded to nearest. With it, state has the
     types of the settings, and whatever is stored in float16 is rounded as it says.
+
+    `differing[i]`: weight i is [groups, ...] as it differs between groups of replicas, each with its own norm.
     """
 
     def __init__(
@@ -67,8 +69,10 @@ class Updater:
         weights: Sequence[torch.Tensor],
         group_of: Sequence[Optional[int]],
         rounding: Optional[StateRounding] = None,
+        differing: Sequence[bool] = (),
     ) -> None:
         self._rounding = rounding
+        self._differing = list(differing) or [False] * len(weights)
         self.rule = settings.rule
         self.group_of = list(group_of)
         self._names = list(names)
@@ -148,7 +152,10 @@ class Updater:
             update_rules.adam(w, g, state["Accl1"], state["Accl2"], t, group, decoupled=decoupled)
         else:
             corrected = self.rule is Rule.LAMB
-            update_rules.lamb(w, g, state["Accl1"], state["Accl2"], t, group, corrected=corrected)
+            parts = [self._differing[i] for i in members]
+            t = [step for step, tensor, differs in zip(t, w, parts) for _ in (tensor if differs else [None])]
+            m, v = (_by_group(state[slot], parts) for slot in ("Accl1", "Accl2"))
+            update_rules.lamb(_by_group(w, parts), _by_group(g, parts), m, v, t, group, corrected=corrected)
         self._store_state(state, members, settings)
 
     def _float32_state(self, members: Sequence[int], settings: OptimizerSettings) -> Dict[str, Tensors]:
@@ -209,6 +216,11 @@ class Updater:
     @property
     def _counts_steps(self) -> bool:
         return self.rule in (Rule.ADAM, Rule.ADAMW, Rule.LAMB)
+
+
+def _by_group(tensors: Tensors, differing: Sequence[bool]) -> Tensors:
+    """Each replica group's part of those that differ, as a tensor of its own in the same memory."""
+    return [part for tensor, differs in zip(tensors, differing) for part in (tensor if differs else [tensor])]
 
 
 def _float32(kept: torch.Tensor, scale: float) -> torch.Tensor:

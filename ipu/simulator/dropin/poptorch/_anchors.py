@@ -120,12 +120,15 @@ class Anchors:
         for name, tensor in watcher.found.items():
             self._keep(name, which, tensor)
 
-    def following(self, update: Callable[[Any], None]) -> Callable[[Any], None]:
-        """`update`, after which updated weights that are wanted are kept."""
+    def following(
+        self, update: Callable[[Any], None], enter_replica: Callable[[int], None]
+    ) -> Callable[[Any], None]:
+        """`update`, after which updated weights that are wanted are kept, of each replica entered."""
 
         def update_and_keep(gradients: Any) -> None:
             update(gradients)
             for replica in range(self._each_update.replicas):
+                enter_replica(replica)
                 which = numerics.MicroBatch(self._updates, 0, replica)
                 for name, weight in self._weights.items():
                     self._keep(f"{_UPDATED}{name}", which, weight)

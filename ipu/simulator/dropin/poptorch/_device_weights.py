@@ -13,31 +13,49 @@ import torch
 
 from ._impl import original_class
 from ._numerics import numerics
+from ._replica_groups import ReplicaGrouping
 from .poptorch_core import createPoptorchError
 
 
 class DeviceWeights:
     """One executor's copy of a model's parameters and buffers.
 
-    Each replica has its own buffers; all share the parameters, which are identical on real replicas.
-    `names` are those of the parameters, the first where one is tied. `broadcast` as in
-    Options.broadcastBuffers: a buffer on the host is every replica's, else [replicas, ...], one for each.
+    Each replica has its own buffers; all share the parameters, which are identical on real replicas, but
+    for those with a ReplicaGrouping, by name. `names` are those of the parameters, the first where one is
+    tied. `broadcast` as in Options.broadcastBuffers: a buffer on the host is every replica's, else
+    [replicas, ...], one for each.
 
-    Raises poptorch.Error for a buffer that isn't.
+    Raises poptorch.Error for a buffer that isn't, and for a weight that isn't [groups, ...].
     """
 
-    def __init__(self, model: torch.nn.Module, replicas: int, broadcast: bool = True) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        replicas: int,
+        broadcast: bool = True,
+        groupings: dict[str, ReplicaGrouping] | None = None,
+    ) -> None:
         self.names = [name for name, _ in model.named_parameters()]
         self.parameters = list(model.parameters())
         # Those that want a gradient, by index, as of now.
         self.trainable = [i for i, parameter in enumerate(self.parameters) if parameter.requires_grad]
         self._buffer_names = [name for name, _ in model.named_buffers()]
         self._buffers = list(model.buffers())
+        self.groupings = groupings or {}
+        self._replicas = replicas
+        self._returned_every: set[int] = set()  # weights that the host has one value of for each replica
+        # By index: the group of each replica, where the device's tensor is [groups, ...].
+        self.groups: dict[int, tuple[int, ...]] = {}
+        for i, name in enumerate(self.names):
+            found = self.groupings[name].groups(name, replicas) if name in self.groupings else None
+            if found is not None:
+                self.groups[i] = found
+                self._check_groups(i)
         self._broadcast = broadcast or replicas == 1
         if not self._broadcast:
             self._check_buffers(replicas)
         with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
-            self.device_parameters = [_on_device(parameter) for parameter in self.parameters]
+            self.device_parameters = [_on_device(self._host_weight(i)) for i in range(len(self.names))]
             self._device_buffers = [
                 [_on_device(part) for part in self._host_buffers(replica)] for replica in range(replicas)
             ]
@@ -50,6 +68,49 @@ class DeviceWeights:
                     f"first dimension of {name} must be {replicas}, its shape is {list(buffer.shape)}."
                 )
 
+    def _check_groups(self, i: int) -> None:
+        shape, groups = self.parameters[i].shape, 1 + max(self.groups[i])
+        every = self._replicas if self.groupings[self.names[i]].returns_every_replica else groups
+        if not shape or shape[0] not in (groups, every):
+            raise createPoptorchError(
+                f"replicaGrouping of {self.names[i]}: its first dimension must hold one value for each of "
+                f"{groups} groups of replicas, its shape is {list(shape)}."
+            )
+
+    def _host_weight(self, i: int) -> torch.Tensor:
+        """The host's side of a weight, [groups, ...] where it differs between replicas."""
+        host, grouping = self.parameters[i], self.groupings.get(self.names[i])
+        if grouping is None or not grouping.returns_every_replica:
+            return host
+        groups = self.groups.get(i)
+        if groups is None:  # one value on the device; after a download, one for each replica on the host
+            return host[0] if i in self._returned_every else host
+        if host.shape[0] == 1 + max(groups):
+            return host
+        return torch.stack([host[groups.index(group)] for group in range(1 + max(groups))])
+
+    def _return_weight(self, i: int) -> None:
+        host, device, grouping = (
+            self.parameters[i],
+            self.device_parameters[i],
+            self.groupings.get(self.names[i]),
+        )
+        if grouping is None or not grouping.returns_every_replica:
+            host.data.copy_(device)
+            return
+        groups = self.groups.get(i)
+        replicas = range(self._replicas)
+        values = torch.stack([device if groups is None else device[groups[replica]] for replica in replicas])
+        self._returned_every.add(i)
+        host.data = values.to(host.dtype)
+
+    def of_replica(self, replica: int) -> list[torch.Tensor]:
+        """The device's parameters as a replica has them."""
+        return [
+            device[self.groups[i][replica]] if i in self.groups else device
+            for i, device in enumerate(self.device_parameters)
+        ]
+
     def _host_buffers(self, replica: int) -> list[torch.Tensor]:
         """The host's side of a replica's buffers."""
         return [buffer if self._broadcast else buffer[replica] for buffer in self._buffers]
@@ -57,8 +118,8 @@ class DeviceWeights:
     def upload(self) -> None:
         """Host to device."""
         with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
-            for device, host in zip(self.device_parameters, self.parameters):
-                device.copy_(host)
+            for i, device in enumerate(self.device_parameters):
+                device.copy_(self._host_weight(i))
             for replica, buffers in enumerate(self._device_buffers):
                 for device, host in zip(buffers, self._host_buffers(replica)):
                     device.copy_(host)
@@ -74,8 +135,8 @@ class DeviceWeights:
     def download(self) -> None:
         """Device to host; buffers that replicas share are the first one's."""
         with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
-            for device, host in zip(self.device_parameters, self.parameters):
-                host.data.copy_(device)
+            for i in range(len(self.parameters)):
+                self._return_weight(i)
             for replica, buffers in enumerate(self._device_buffers):
                 if replica and self._broadcast:
                     break
@@ -83,7 +144,9 @@ class DeviceWeights:
                     host.data.copy_(device)
 
     def enter_replica(self, replica: int) -> None:
-        """Inside swapped_in: from now on the buffers are this replica's."""
+        """Inside swapped_in: from now on buffers, and weights that differ, are this replica's."""
+        for i, groups in self.groups.items():
+            self.parameters[i].data = self.device_parameters[i][groups[replica]]
         if len(self._device_buffers) > 1:
             for buffer, device in zip(self._buffers, self._device_buffers[replica]):
                 buffer.data = device
@@ -97,7 +160,7 @@ class DeviceWeights:
             tensor.__class__ = original_class(tensor)
         hosts = [(tensor.data, tensor.grad) for tensor in tensors]
         try:
-            for tensor, device in zip(tensors, self.device_parameters + self._device_buffers[0]):
+            for tensor, device in zip(tensors, self.of_replica(0) + self._device_buffers[0]):
                 tensor.grad = None
                 tensor.data = device
             yield

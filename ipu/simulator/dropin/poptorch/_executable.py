@@ -19,6 +19,7 @@ from ._index_casts import IndexCasts
 from ._ipu_device import IpuDevice
 from ._losses import LossPlace, LossTap, find_loss
 from ._numerics import arithmetic, computes_as_ipu, exceptions, numerics, reduction, state_rounding
+from ._replica_groups import ReplicaGrouping
 from ._structure import check_types, map_leaves, tensors, with_tensors
 from ._tape import Program, Tape
 from .poptorch_core import createBackendError, createPoptorchError
@@ -45,6 +46,7 @@ class Executable:
         randomness: Any,
         compiled: Arguments | dict,
         update_types: tuple[str, ...] = (),
+        replica_groupings: dict[int, ReplicaGrouping] | None = None,
     ) -> None:
         self._model = model
         self._options = options
@@ -70,7 +72,19 @@ class Executable:
             groups_are_orthogonal=options.input_cgt == enums.CommGroupType.Orthogonal,
             processes=self.processes.count,
         )
-        self.weights = DeviceWeights(model, self.plan.replicas, options.broadcast_buffers)
+        groupings = {
+            name: replica_groupings[id(parameter)]
+            for name, parameter in model.named_parameters()
+            if id(parameter) in (replica_groupings or {})
+        }
+        if isinstance(compiled, dict):
+            groupings = compiled["replica_groupings"]
+        if groupings and self.processes.count > 1:
+            raise createPoptorchError(
+                "The simulator's replicas in several processes share every weight: replicaGrouping needs all "
+                "replicas in one process."
+            )
+        self.weights = DeviceWeights(model, self.plan.replicas, options.broadcast_buffers, groupings)
         self._loss: LossPlace | None = None
         self._calls: Program | None = None  # in place of the forward, where that is possible
         self.anchored: dict[str, torch.Tensor] = {}  # of the last run, by short name
@@ -113,6 +127,7 @@ class Executable:
             **{name: getattr(self, name) for name in _SAVED},
             "plan": self.plan,
             "weights": self._weights(),
+            "replica_groupings": self.weights.groupings,
         }
 
     def _restore(self, saved: dict[str, Any]) -> None:
@@ -164,7 +179,7 @@ class Executable:
                 recorder = _graph.Recorder(
                     trace,
                     self._module_names(),
-                    dict(zip(self.weights.names, self.weights.device_parameters)),
+                    dict(zip(self.weights.names, self.weights.of_replica(0))),
                     inputs,
                 )
                 known = [*inputs, *self._model.parameters(), *self._model.buffers()]
@@ -234,7 +249,7 @@ class Executable:
         with self.weights.swapped_in(), self._flags_of_compilation(), _stopping(), anchors.gradients():
             if self._training:
                 trainable = [self.weights.parameters[i] for i in self.weights.trainable]
-                update = anchors.following(optimizer.update)
+                update = anchors.following(optimizer.update, self.weights.enter_replica)
                 results = numerics.run_training(
                     program, inputs, trainable, update, collector, self._gradients(optimizer)
                 )
@@ -249,13 +264,14 @@ class Executable:
 
     def _gradients(self, optimizer: Any) -> Any:
         """What takes the micro batches' gradients together."""
+        groups = [self.weights.groups.get(i) for i in self.weights.trainable]
         if self.rounding is None:
-            return numerics.BackwardSums(self.plan, reduction(self._options), self.processes)
+            return numerics.BackwardSums(self.plan, reduction(self._options), self.processes, groups)
         settings = numerics.AccumulatorSettings(
             optimizer.accumulator_type, reduction(self._options), optimizer.loss_scaling, optimizer.watch
         )
         names = [self.weights.names[i] for i in self.weights.trainable]
-        return numerics.TypedAccumulators(self.plan, settings, self.processes, self.rounding, names)
+        return numerics.TypedAccumulators(self.plan, settings, self.processes, self.rounding, names, groups)
 
     def _forward(
         self, arguments: Arguments, anchors: _anchors.Anchors

@@ -15,7 +15,6 @@ import torch
 
 from . import _trace
 from ._logging import logger
-from .enums import CommGroupType, VariableRetrievalMode
 from .poptorch_core import createPoptorchError
 
 # Attributes of a model through which its weights are reached; its other attributes are left alone.
@@ -75,24 +74,6 @@ class _PoptorchTensor:
 
 class PoptorchParameter(_PoptorchTensor, torch.nn.Parameter):
     """A wrapped parameter."""
-
-    def replicaGrouping(
-        self, comm_group_type: CommGroupType, shards: int, variable_retrieval_mode: VariableRetrievalMode
-    ) -> None:
-        """Which replicas share this weight. Here all do, which is PopTorch's default; poptorch.Error for
-        weights that differ between replicas.
-        """
-        if not isinstance(comm_group_type, CommGroupType):
-            raise createPoptorchError("comm_group_type must be a poptorch.CommGroupType")
-        if not isinstance(variable_retrieval_mode, VariableRetrievalMode):
-            raise createPoptorchError("variable_retrieval_mode must be a poptorch.VariableRetrievalMode")
-        one_per_group = variable_retrieval_mode == VariableRetrievalMode.OnePerGroup
-        if comm_group_type != CommGroupType.All or not one_per_group:
-            raise createPoptorchError(
-                f"replicaGrouping({comm_group_type}, {shards}, {variable_retrieval_mode}): the simulator's "
-                "replicas share every weight. Only CommGroupType.All with VariableRetrievalMode.OnePerGroup "
-                "is supported"
-            )
 
 
 class PoptorchBuffer(_PoptorchTensor, torch.Tensor):

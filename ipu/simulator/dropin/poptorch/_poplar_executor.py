@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import Any, Callable
@@ -13,6 +14,7 @@ from ._args import ArgumentParser, Arguments
 from ._executable import Executable
 from ._logging import limit_repeats, logger
 from ._numerics import numerics
+from ._replica_groups import ReplicaGrouping, executors
 from ._structure import tensors
 from .optim._extract import Extracted, extract
 from .optim._on_device import OptimizerOnDevice
@@ -65,6 +67,7 @@ class PoplarExecutor:
         self._latencies_s: list[float] = []
         self._perf_counters = _perf_counters([[]], [[]])
         self._optimizer = optimizer
+        self.replica_groupings: dict[int, ReplicaGrouping] = {}  # by the id of the parameter
         self._found: Extracted | None = None
         self._first_found: Extracted | None = None
         self._logged: set[str] = set()
@@ -74,6 +77,7 @@ class PoplarExecutor:
             assert optimizer is not None, "A training model needs an optimizer"
             self.setOptimizer(optimizer)
             _impl.wrap(self._user_model, _impl.HostWeights(self))
+        executors.add(self)
         options._freeze()
 
     # ---- what it is made of
@@ -155,6 +159,7 @@ class PoplarExecutor:
                 self._randomness,
                 compiled,
                 self._found.update_types if self._found is not None else (),
+                self.replica_groupings,
             )
         finally:
             if host is not None:
@@ -175,7 +180,8 @@ class PoplarExecutor:
         self._attached = not self._offline
         self._compilation_s = time.perf_counter() - start_s
         program = (self._model, compiled, executable.plan, self._options, self._optimizer)
-        _profile.compiled(*program)
+        with executable.weights.swapped_in() if self.replica_groupings else contextlib.nullcontext():
+            _profile.compiled(*program)
         self._cycles = None
         self._counted = program if self._counts_cycles and isinstance(compiled, Arguments) else None
         for hook in list(_impl.post_compile_hooks.values()):
@@ -388,7 +394,9 @@ class PoplarExecutor:
                 "The simulator predicts no cycles for an executable from a file: compile the model here."
             )
         if self._cycles is None:
-            self._cycles = _profile.predicted_cycles(*self._counted)
+            weights = self._compiled().weights
+            with weights.swapped_in() if self.replica_groupings else contextlib.nullcontext():
+                self._cycles = _profile.predicted_cycles(*self._counted)
         return self._cycles
 
     @property

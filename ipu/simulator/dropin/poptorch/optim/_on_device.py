@@ -53,7 +53,12 @@ class OptimizerOnDevice:
         self._automatic = numerics.AutomaticLossScale() if self._as_ipu and automatic_scale else None
         self._processes = processes
         self._updater = numerics.Updater(
-            found.settings, self._names, self._weights, self._groups(found), rounding
+            found.settings,
+            self._names,
+            self._weights,
+            self._groups(found),
+            rounding,
+            [i in weights.groups for i in weights.trainable],
         )
         self._report: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] | None = None
         self._optimizer = optimizer
