@@ -59,7 +59,7 @@ class Updater:
     Without `rounding` the state is float32 and float16 weights are rounded to nearest. With it, state has the
     types of the settings, and whatever is stored in float16 is rounded as it says.
 
-    `differing[i]`: weight i is [groups, ...] as it differs between groups of replicas, each with its own norm.
+    `differing[i]`: weight i is [groups, ...], one for each group of replicas, each with a norm of its own.
     """
 
     def __init__(
