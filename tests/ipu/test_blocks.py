@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import runpy
 
 import pytest
 import torch
@@ -179,6 +180,24 @@ def test_all_operations_belong_to_a_block_once_there_are_blocks():
     run(layers).validate(training=False)
     with pytest.raises(poptorch.Error, match="No active Block"):
         run(lambda x: layers(x * 2)).validate(training=False)
+
+
+@pytest.mark.parametrize("folder", ["site-packages", "program"])
+def test_a_library_may_compute_before_the_first_block(tmp_path, folder):
+    # As transformers' BERT does with its mask, which is pipelined on IPUs all the same.
+    path = tmp_path / folder / "encoder.py"
+    path.parent.mkdir()
+    path.write_text("def encode(layers, x):\n    return layers((1.0 - x) * 2)\n")
+    program = runpy.run_path(str(path))
+    layers = Layers([0, 0])
+    trace = run(lambda x: program["encode"](layers, x))
+    if folder == "site-packages":
+        trace.validate(training=False)
+        with pytest.raises(poptorch.Error, match="No active Block"):
+            run(lambda x: program["encode"](layers, torch.nn.functional.relu(x))).validate(training=False)
+    else:
+        with pytest.raises(poptorch.Error, match="No active Block"):
+            trace.validate(training=False)
 
 
 def test_leaving_a_block_ends_it():

@@ -13,12 +13,9 @@ _WRAPPERS = tuple(
     str(Path(torch.__file__).parent / name)
     for name in ("overrides.py", "_tensor.py", "functional.py", "_jit_internal.py", "nn/functional.py")
 )
+_TORCH = str(Path(torch.__file__).parent)
 # Where Python's installers put packages; torch may have come otherwise.
-_LIBRARIES = (
-    f"{os.sep}site-packages{os.sep}",
-    f"{os.sep}dist-packages{os.sep}",
-    str(Path(torch.__file__).parent),
-)
+_LIBRARIES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}", _TORCH)
 _HERE = str(Path(__file__).parent)
 _OPERATIONS = (str(Path(__file__).with_name("ops.py")), str(Path(__file__).with_name("_ops_")))
 
@@ -33,5 +30,15 @@ def called_by_library() -> bool:
     while frame.f_back is not None and frame.f_code.co_filename.startswith((_HERE, *_WRAPPERS)):
         if frame.f_code.co_filename.startswith(_OPERATIONS):
             return True
+        frame = frame.f_back
+    return any(folder in frame.f_code.co_filename for folder in _LIBRARIES)
+
+
+def computed_by_library() -> bool:
+    """Whether an operation that runs now stands in another library's code than PyTorch's, whose layers and
+    functions compute for whoever calls them.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((_HERE, _TORCH)):
         frame = frame.f_back
     return any(folder in frame.f_code.co_filename for folder in _LIBRARIES)

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from . import enums
+from ._callers import computed_by_library
 from .poptorch_core import MAX_IPUS_PER_PROCESS, createBackendError, targets, usesIpuModel
 
 
@@ -149,7 +150,11 @@ _NOT_COMPUTING = frozenset(
 
 
 class _OutsideBlocks(TorchDispatchMode):
-    """Notes whether the model computes anything before its first block, or after leaving a `with Block`."""
+    """Notes whether the model computes anything before its first block, or after leaving a `with Block`.
+
+    What a library computes before the first block stands on IPU 0, as PopTorch has it: transformers' BERT
+    makes its mask before its embeddings, where pipelined models on IPUs begin their first block.
+    """
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
@@ -161,6 +166,7 @@ class _OutsideBlocks(TorchDispatchMode):
             not self._trace.in_block
             and func not in _NOT_COMPUTING
             and any(isinstance(arg, torch.Tensor) for arg in tree_leaves(args))
+            and (self._trace.entries or not computed_by_library())
         ):
             self._trace.computes_outside_block = True
         return func(*args, **(kwargs or {}))
