@@ -57,11 +57,29 @@ class Arguments:
         )
 
 
+def _parameters(forward: Any) -> list[inspect.Parameter]:
+    """A forward's parameters; a traced one's are in its schema alone."""
+    schema = getattr(forward, "schema", None)
+    if schema is None:
+        return list(inspect.signature(forward).parameters.values())
+    named = schema.arguments[1:]  # without self
+    return [
+        inspect.Parameter(
+            argument.name,
+            inspect.Parameter.KEYWORD_ONLY
+            if argument.kwarg_only
+            else inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=argument.default_value if argument.has_default_value() else inspect.Parameter.empty,
+        )
+        for argument in named
+    ]
+
+
 class ArgumentParser:
     """Binds calls to a forward's parameters."""
 
     def __init__(self, forward: Any) -> None:
-        parameters = inspect.signature(forward).parameters.values()
+        parameters = _parameters(forward)
         self._named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         self._takes_more = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         self._takes_any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters)

@@ -97,16 +97,21 @@ def _new_parameter_of_any(cls, data=None, requires_grad=True):
 torch.nn.Parameter.__new__ = staticmethod(_new_parameter_of_any)
 
 
+def _set_class(thing: Any, class_: type) -> None:
+    # Past the class's own __setattr__: TorchScript's hands everything on to another object.
+    object.__setattr__(thing, "__class__", class_)
+
+
 @contextlib.contextmanager
 def as_original_class(thing: Any) -> Iterator[None]:
     """Inside, a wrapped model or tensor has its own class again, with fresh weights."""
     wrapped = type(thing)
     wrapped._poptorch_host.sync()
-    thing.__class__ = wrapped._poptorch_base
+    _set_class(thing, wrapped._poptorch_base)
     try:
         yield
     finally:
-        thing.__class__ = wrapped
+        _set_class(thing, wrapped)
 
 
 class _Hosts:
@@ -200,7 +205,7 @@ def wrap(model: torch.nn.Module, host: HostWeights) -> None:
     for kind, members in ((PoptorchParameter, model.parameters()), (PoptorchBuffer, model.buffers())):
         for tensor in members:
             _set_hosts(tensor, kind, [*_hosts(tensor), host])
-    model.__class__ = _model_class(type(model), host)
+    _set_class(model, _model_class(type(model), host))
 
 
 def unwrap(model: torch.nn.Module) -> None:
@@ -212,7 +217,7 @@ def unwrap(model: torch.nn.Module) -> None:
     for kind, members in ((PoptorchParameter, model.parameters()), (PoptorchBuffer, model.buffers())):
         for tensor in members:
             _set_hosts(tensor, kind, [other for other in _hosts(tensor) if other is not host])
-    model.__class__ = type(model)._poptorch_base
+    _set_class(model, type(model)._poptorch_base)
 
 
 # Wrapped classes of models that were unwrapped for a while.

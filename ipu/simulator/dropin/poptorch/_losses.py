@@ -43,6 +43,14 @@ _LOSS_NAMES = frozenset(
 )
 
 
+# What autograd calls their gradients, for losses out of TorchScript, whose calls no mode sees.
+_GRADIENTS = tuple(
+    f"{name}Backward"
+    for name in "BinaryCrossEntropy BinaryCrossEntropyWithLogits CtcLoss HuberLoss KlDiv MseLoss "
+    "MultiMarginLoss MultilabelMarginLoss NllLoss SmoothL1Loss SoftMarginLoss".split()
+) + ("NllLoss2DBackward",)
+
+
 @dataclass(frozen=True)
 class LossPlace:
     """Where later forwards find the loss: the index-th output, identity_loss or loss function."""
@@ -80,6 +88,8 @@ def find_loss(
     """
     losses = [*called, *marked]
     if not losses:
+        losses = [output for output in outputs if _has_gradient_of_loss(output)]
+    if not losses:
         raise createBackendError("Couldn't find a loss in graph!")
     on_the_way: set[int] = set()
     for loss in losses:
@@ -101,6 +111,10 @@ def find_loss(
             if candidate is loss:
                 return LossPlace(kind, index)
     raise AssertionError("the final loss is one of the candidates")
+
+
+def _has_gradient_of_loss(tensor: torch.Tensor) -> bool:
+    return tensor.grad_fn is not None and tensor.grad_fn.name().rstrip("0123456789") in _GRADIENTS
 
 
 def _ancestors(tensor: torch.Tensor, sources: dict[int, list[torch.Tensor]]) -> set[int]:

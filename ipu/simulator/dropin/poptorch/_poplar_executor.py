@@ -444,6 +444,11 @@ class PoplarExecutor:
         model, loadExecutable any.
         """
         executable = self._compiled()
+        if export_model and any(isinstance(m, torch.jit.ScriptModule) for m in self._user_model.modules()):
+            raise createPoptorchError(
+                "PyTorch can't write a TorchScript module beside other things: save the executable with "
+                "export_model=False, and the module with torch.jit.save."
+            )
         saved = executable.saved()
         if save_rng_state:
             saved["rng_state"] = self.rng_state
