@@ -8,6 +8,7 @@ import copy
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from .executor_models import Classifier, batch, clones, options, poptorch, same
 
@@ -94,9 +95,10 @@ def _narrow(x, calls):
         (lambda x, calls: x.max(dim=1, keepdim=True).values + x, False),
         (lambda x, calls: _Doubled.apply(x), True),
         (lambda x, calls: torch.func.vmap(lambda row: row * row.sum())(x), True),
-        (_narrow, True),
+        (_narrow, False),
+        (lambda x, calls: _narrow(_narrow(x, calls), calls), True),
     ],
-    ids=["in place", "random", "named results", "autograd function", "vmap", "autocast"],
+    ids=["in place", "random", "named results", "autograd function", "vmap", "autocast", "autocast twice"],
 )
 def test_both_ways_train_alike(compute, repeats):
     """Four runs against four in which the calls are put away, so that Python runs."""
@@ -116,6 +118,65 @@ def test_both_ways_train_alike(compute, repeats):
     for output, other in zip(outputs, python_outputs):
         assert torch.equal(output[0], other[0]) and torch.equal(output[1], other[1])
     assert same(weights, python_weights)
+
+
+class _CallsOf(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.names.append(getattr(func, "__name__", ""))
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_nothing_needs_is_not_computed_but_for_what_it_changes():
+    class Wasteful(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(4))
+
+        def forward(self, x):
+            torch.argmax(x.float().exp(), dim=1).sin()  # for nothing
+            self.seen.add_(x.abs().sum(dim=0).float())
+            drawn = torch.rand(4)
+            kept = x.float().cos()
+            return kept + torch.rand(4), drawn.sum() * 0 + 1
+
+    model = Wasteful()
+    executor = poptorch.inferenceModel(model)
+    executor.compile(INPUTS)
+    with _CallsOf() as calls:
+        executor(INPUTS)
+    assert {"abs", "add_", "cos", "rand"} <= set(calls.names)
+    assert not {"argmax", "exp", "sin", "float"} & set(calls.names)
+    assert calls.names.count("rand") == 2
+    executor.copyWeightsToHost()
+    assert torch.equal(model.seen, INPUTS.abs().sum(dim=0))
+
+
+def test_a_draw_that_nothing_needs_moves_the_others_all_the_same():
+    def both(x):
+        torch.rand(4)
+        return x + torch.rand(4)
+
+    results = []
+    for with_python in (False, True):
+        executor = poptorch.inferenceModel(_Calling(both), options(seed=3))
+        executor.compile(INPUTS)
+        if with_python:
+            executor._executable._calls = None
+        results.append(executor(INPUTS))
+    assert torch.equal(*results)
+
+
+class _Calling(torch.nn.Module):
+    def __init__(self, compute):
+        super().__init__()
+        self.compute = compute
+
+    def forward(self, x):
+        return self.compute(x)
 
 
 def test_running_statistics_are_updated_each_time():

@@ -21,7 +21,8 @@ from ._losses import LossPlace, LossTap, find_loss
 from ._numerics import arithmetic, computes_as_ipu, exceptions, numerics, reduction, state_rounding
 from ._replica_groups import ReplicaGrouping
 from ._structure import check_types, map_leaves, tensors, with_tensors
-from ._tape import Program, Tape
+from ._tape import Tape
+from ._tape_program import Program
 from .poptorch_core import createBackendError, createPoptorchError
 
 # What a compilation finds out; the rest is made again from the model and its options.
@@ -193,7 +194,7 @@ class Executable:
 
                 trace.mark_on_device = mark_on_device
                 trace.at_each_run = tape.call_later
-                with recorder.recording(), tape.recording(), tap, casts, tape:
+                with recorder.recording(), tape.recording(), tap.below(), tap, casts, tape:
                     output = self._model(*args, **kwargs)
             check_types(output, "An output")
             self._narrow_indices = tap.has_narrow_indices

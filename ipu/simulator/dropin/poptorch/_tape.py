@@ -8,7 +8,6 @@ itself has to run again.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from typing import Any, Callable, Iterator
 
 import torch
@@ -16,42 +15,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ._ipu_device import placed
 from ._structure import tensors
+from ._tape_program import Autocast, Place, Program, Step, mapped
 
 # These make another name for a tensor and leave nothing to repeat.
 _NOT_COMPUTING = frozenset(
     {torch.ops.aten.alias.default, torch.ops.aten.detach.default, torch.ops.aten.lift_fresh.default}
 )
-_CONTAINERS = (tuple, list, dict)
-
-
-def _mapped(arguments: Any, function: Callable[[Any], Any]) -> Any:
-    """The same with `function` applied to each leaf; tuples of any kind become plain ones."""
-    if isinstance(arguments, tuple) and not isinstance(arguments, torch.Size):
-        return tuple([_mapped(part, function) for part in arguments])
-    if isinstance(arguments, list):
-        return [_mapped(part, function) for part in arguments]
-    if isinstance(arguments, dict):
-        return {key: _mapped(value, function) for key, value in arguments.items()}
-    return function(arguments)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Stands for the tensor that a run has at this index."""
-
-    index: int
-
-
-@dataclass
-class _Step:
-    func: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    grad_enabled: bool
-    made: list[int]  # places of the tensors in the result
-    dying: tuple[int, ...] = ()  # places that no later step takes
+_KNOWN_NAMESPACES = frozenset({"aten", "prims"})
 
 
 class Tape(TorchFunctionMode):
@@ -67,10 +38,12 @@ class Tape(TorchFunctionMode):
         self._other_storages: set[int | None] = set()  # of weights and constants
         self._needs_grad: list[bool] = []
         self._alive: list[torch.Tensor] = []  # so that no id is used twice
-        self._steps: list[_Step] = []
+        self._steps: list[Step] = []
         self._num_inputs = len(inputs)
         self._is_whole = True
         self._in_call = False
+        self._call_is_pure = False
+        self._autocasts: list[Autocast | None] = [None]  # around the calls, each time that it changes
         for tensor in inputs:
             self._place_of(tensor)
 
@@ -80,18 +53,19 @@ class Tape(TorchFunctionMode):
 
     def call_later(self, func: Callable[..., Any], *args: Any) -> None:
         """A call that isn't made now, only when the others are repeated."""
-        self._steps.append(_Step(func, _mapped(args, self._encoded), {}, torch.is_grad_enabled(), []))
+        encoded = mapped(args, self._encoded)
+        self._steps.append(Step(func, encoded, {}, torch.is_grad_enabled(), self._autocast()))
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if not self._is_whole or func is torch._C._set_grad_enabled:  # each step knows its own
             return func(*args, **kwargs)
-        if torch.is_autocast_enabled("cpu") or torch.is_inference_mode_enabled():
+        if torch.is_inference_mode_enabled():
             self.leave()  # the calls alone don't say so
-        grad_enabled = torch.is_grad_enabled()
+        grad_enabled, autocast = torch.is_grad_enabled(), self._autocast()
         # Before the call: it may change lists that it is given.
-        encoded = _mapped((tuple(args), dict(kwargs)), self._encoded)
-        self._in_call = True
+        encoded = mapped((tuple(args), dict(kwargs)), self._encoded)
+        self._in_call = self._call_is_pure = True
         try:
             result = func(*args, **kwargs)
         finally:
@@ -99,12 +73,22 @@ class Tape(TorchFunctionMode):
         made = tensors(result)
         # Reading an attribute changes nothing; any other call may.
         if made or getattr(func, "__name__", "") != "__get__":
-            places = [self._place_of(tensor) for tensor in made]
-            self._steps.append(_Step(func, *encoded, grad_enabled, places))
+            places = tuple([self._place_of(tensor) for tensor in made])
+            gives_tensor = isinstance(result, torch.Tensor)
+            is_pure = self._call_is_pure and bool(made)
+            self._steps.append(Step(func, *encoded, grad_enabled, autocast, places, gives_tensor, is_pure))
             for tensor in tensors((args, kwargs)):
                 if id(tensor) in self._places:  # changed in place, perhaps
                     self._needs_grad[self._places[id(tensor)]] = tensor.requires_grad
         return result
+
+    def _autocast(self) -> Autocast | None:
+        now = _autocast()
+        if now != self._autocasts[-1]:
+            self._autocasts.append(now)
+            if len(self._autocasts) > 3:
+                self.leave()  # leaving one forgets what it has cast, so that two aren't as one interrupted
+        return now
 
     def _place_of(self, tensor: torch.Tensor) -> int:
         if id(tensor) not in self._places:
@@ -131,7 +115,7 @@ class Tape(TorchFunctionMode):
             return leaf
         if self._needs_grad[place] != leaf.requires_grad:
             self.leave()
-        return _Place(place)
+        return Place(place)
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
@@ -156,16 +140,7 @@ class Tape(TorchFunctionMode):
         results = [self._encoded(tensor) for tensor in ([] if loss is None else [loss]) + outputs]
         if not self._is_whole:
             return None
-        for step in self._steps:
-            # Once, instead of a look at every call of every run.
-            step.func, step.args, step.kwargs, _ = placed(step.func, step.args, step.kwargs)
-        last_use = {result.index: len(self._steps) for result in results if isinstance(result, _Place)}
-        for number, step in reversed(list(enumerate(self._steps))):
-            taken = [leaf.index for leaf in _leaves(step) if isinstance(leaf, _Place)]
-            step.dying = tuple(place for place in {*taken, *step.made} if place not in last_use)
-            for place in step.dying:
-                last_use[place] = number
-        return Program(self._steps, len(self._alive), self._num_inputs, loss is not None, results)
+        return Program(self._steps, self._num_inputs, loss is not None, results)
 
 
 def _storage(tensor: torch.Tensor) -> int | None:
@@ -175,20 +150,24 @@ def _storage(tensor: torch.Tensor) -> int | None:
     return tensor.untyped_storage().data_ptr()
 
 
-def _leaves(step: _Step) -> list[Any]:
-    found: list[Any] = []
-    _mapped((step.args, step.kwargs), found.append)
-    return found
+def _autocast() -> Autocast | None:
+    if hasattr(torch, "get_autocast_dtype"):  # from 2.4 on
+        is_on, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+    else:
+        is_on, dtype = torch.is_autocast_cpu_enabled(), torch.get_autocast_cpu_dtype()
+    return Autocast(dtype, torch.is_autocast_cache_enabled()) if is_on else None
 
 
 class _Unseen(TorchDispatchMode):
-    """Notes operations that no call on the tape led to."""
+    """Notes operations that no call on the tape led to, and calls that do more than give a result."""
 
     def __init__(self, tape: Tape) -> None:
         super().__init__()
         self._tape = tape
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not _is_pure(func):
+            self._tape._call_is_pure = False
         if (
             not self._tape._in_call
             and func not in _NOT_COMPUTING
@@ -198,52 +177,11 @@ class _Unseen(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Program:
-    """A forward without its Python: the same calls on other inputs of the same shapes."""
-
-    def __init__(
-        self, steps: list[_Step], num_places: int, num_inputs: int, has_loss: bool, results: list[Any]
-    ) -> None:
-        self._steps = steps
-        self._num_places = num_places
-        self._num_inputs = num_inputs
-        self._has_loss = has_loss
-        self._results = results
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Calls hold a model's own tensors: a copied executor runs its copy's forward.
-        return _no_program, ()
-
-    def __call__(self, inputs: list[torch.Tensor]) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """(loss or None, outputs) of one micro batch."""
-        assert len(inputs) == self._num_inputs
-        values: list[torch.Tensor | None] = [*inputs, *[None] * (self._num_places - len(inputs))]
-
-        def decoded(part: Any) -> Any:
-            kind = type(part)
-            if kind is _Place:
-                return values[part.index]
-            return _mapped(part, decoded) if kind in _CONTAINERS else part
-
-        outside = torch.is_grad_enabled()
-        try:
-            for step in self._steps:
-                if step.grad_enabled != torch.is_grad_enabled():
-                    torch.set_grad_enabled(step.grad_enabled)
-                kwargs = {name: decoded(part) for name, part in step.kwargs.items()}
-                result = step.func(*[decoded(part) for part in step.args], **kwargs)
-                if isinstance(result, torch.Tensor):
-                    values[step.made[0]] = result
-                elif step.made:
-                    for place, tensor in zip(step.made, tensors(result)):
-                        values[place] = tensor
-                for place in step.dying:
-                    values[place] = None
-        finally:
-            torch.set_grad_enabled(outside)
-        results = [decoded(result) for result in self._results]
-        return (results[0], results[1:]) if self._has_loss else (None, results)
-
-
-def _no_program() -> None:
-    return None
+def _is_pure(func: Any) -> bool:
+    """Whether an operation changes no tensor and no random state; of other libraries' nothing is known."""
+    return (
+        func.namespace in _KNOWN_NAMESPACES
+        and not func._schema.is_mutable
+        and torch.Tag.nondeterministic_seeded not in func.tags
+        and "batch_norm" not in func._schema.name  # some change running statistics, and don't say so
+    )
