@@ -33,4 +33,5 @@ def load() -> ModuleType:
 
 
 simulator = load()
+keep_freed_memory = importlib.import_module(f"{ENGINE_NAME}.host_memory").keep_freed_memory
 announce = importlib.import_module(f"{ENGINE_NAME}.announcement").announce

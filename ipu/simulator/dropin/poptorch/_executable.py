@@ -15,6 +15,7 @@ from ._casts import ImplicitCasts, version_of
 from ._compile_lock import compile_lock
 from ._compile_tap import CompileTap
 from ._device_weights import DeviceWeights
+from ._engine import keep_freed_memory
 from ._index_casts import IndexCasts
 from ._ipu_device import IpuDevice
 from ._losses import LossPlace, LossTap, find_loss
@@ -54,6 +55,7 @@ class Executable:
         self._training = training
         self._randomness = randomness
         self._update_types = update_types
+        keep_freed_memory()
         # Around what the model computes, and for what training keeps: None in float32.
         as_ipu = computes_as_ipu()
         self._arithmetic = arithmetic(options) if as_ipu else None
