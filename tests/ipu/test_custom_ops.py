@@ -49,6 +49,26 @@ def functions(tmp_path, monkeypatch):
     return path
 
 
+def test_poptorchs_own_gather_needs_no_function():
+    class Gathers(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Parameter(torch.tensor([[1.0, 2.0, 3.0]]))
+
+        def forward(self, places):
+            example = torch.zeros_like(places).to(self.table.dtype)
+            (taken,) = poptorch.custom_op(
+                [self.table, places], "FastGatherLastDim", "poptorch.custom_ops", 1, [example], {"axis": -1}
+            )
+            return taken, poptorch.identity_loss(taken, "sum")
+
+    model = Gathers()
+    executor = poptorch.trainingModel(model, optimizer=poptorch.optim.SGD(model.parameters(), lr=0.5))
+    taken, _ = executor(torch.tensor([[2, 0, 2, 2]]))
+    assert torch.equal(taken, torch.tensor([[3.0, 1.0, 3.0, 3.0]]))
+    assert torch.equal(model.table.detach(), torch.tensor([[0.5, 2.0, 1.5]]))
+
+
 def test_the_function_computes_and_trains(functions):
     model = Cubed()
     executor = poptorch.trainingModel(model, optimizer=poptorch.optim.SGD(model.parameters(), lr=0.1))

@@ -22,6 +22,18 @@ Operation = tuple[str, str, int]  # name, domain, version
 Function = Callable[[list[torch.Tensor], dict[str, Any]], Any]
 
 
+def _fast_gather_last_dim(inputs: list[torch.Tensor], attributes: dict[str, Any]) -> torch.Tensor:
+    """Takes along the last dimension: data [..., n], indices [..., m] -> [..., m]."""
+    data, indices = inputs
+    return torch.gather(data, -1, indices.long())
+
+
+# What comes with PopTorch, without a library to load; optimum-graphcore's DeBERTa calls it so.
+_OF_POPTORCH: dict[Operation, Function] = {
+    ("FastGatherLastDim", "poptorch.custom_ops", 1): _fast_gather_last_dim,
+}
+
+
 def run(
     operation: Operation, inputs: list[torch.Tensor], attributes: dict[str, Any], examples: list[torch.Tensor]
 ) -> list[torch.Tensor]:
@@ -32,7 +44,7 @@ def run(
     name, domain, version = operation
     what = f"The custom operation {domain}.{name} (version {version})"
     path = os.environ.get(VARIABLE)
-    function = _functions(path).get(operation) if path else None
+    function = (_functions(path) if path else {}).get(operation) or _OF_POPTORCH.get(operation)
     if function is None:
         where = f" {path} has none for {operation!r}." if path else ""
         raise createPoptorchError(
@@ -44,14 +56,14 @@ def run(
     made = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
     if len(made) != len(examples):
         raise createPoptorchError(
-            f"{what} has {len(examples)} example_outputs, but {path} returns {len(made)}"
+            f"{what} has {len(examples)} example_outputs, but its function returns {len(made)}"
         )
     for index, (output, example) in enumerate(zip(made, examples)):
         types = [numerics.device_dtype(tensor.dtype, integers=True) for tensor in (output, example)]
         if output.shape != example.shape or types[0] != types[1]:
             raise createPoptorchError(
-                f"{what}: example_outputs[{index}] is {list(example.shape)} of {types[1]}, but {path} "
-                f"returns {list(output.shape)} of {types[0]}"
+                f"{what}: example_outputs[{index}] is {list(example.shape)} of {types[1]}, but its "
+                f"function returns {list(output.shape)} of {types[0]}"
             )
     return made
 
