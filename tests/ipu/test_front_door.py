@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -58,8 +59,20 @@ def test_path_names_the_drop_in_and_nothing_else(tmp_path, way):
     else:
         result = door("--path", folder=tmp_path)
     assert result.stdout == f"{DROP_IN}\n"
-    visible = {entry.name.removesuffix(".py") for entry in DROP_IN.iterdir()} - {"__pycache__"}
+    visible = {module.name for module in pkgutil.iter_modules([str(DROP_IN)])}
     assert visible == {"poptorch", "popdist", "popart"}
+
+
+def test_libraries_find_an_installed_poptorch(tmp_path):
+    # As packages do that ask for `poptorch>=3.3` before they use what came with it.
+    script = write(
+        tmp_path / "ask.py",
+        """
+        import importlib.metadata, poptorch
+        assert importlib.metadata.version("poptorch") == poptorch.__version__ == "3.4.0+simulator"
+        """,
+    )
+    door(script, folder=tmp_path)
 
 
 LOOK = """
