@@ -1,4 +1,6 @@
-"""What a compiled model can't hold is refused when traced: shapes from values, values, complex numbers."""
+"""What a compiled model can't hold is refused when traced: shapes from values, values, complex numbers,
+and operations that PopTorch hasn't got.
+"""
 
 from __future__ import annotations
 
@@ -72,11 +74,56 @@ def test_complex_numbers(function):
         lambda x: f"{x[0, 0]:.2f}",
         lambda x: torch.is_nonzero(x[0, 0]),
         lambda x: x[:, : x[0, 0].int()],
+        lambda x: x[x[0, 0].int()],
+        lambda x: x.narrow(0, x[0, 0].int(), 1),
+        lambda x: x.repeat(x[0, 0].int(), 1),
+        lambda x: x * 2 if torch.allclose(x, x.abs()) else x,
+        lambda x: x * 2 if torch.equal(x, x.abs()) else x,
+        lambda x: torch.zeros(x[0, 0].int()),
+        lambda x: torch.add(x, x, alpha=x[0, 0]),
+        lambda x: torch.nn.functional.dropout(x, x[1, 0]),
     ],
 )
 def test_values_in_disguise(function):
     with pytest.raises(poptorch.Error, match="aten::item is only supported in eager mode"):
         run(function)
+
+
+SQUARE = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+
+
+@pytest.mark.parametrize(
+    ("function", "operation"),
+    [
+        (torch.linalg.svd, "_linalg_svd"),
+        (lambda x: torch.linalg.norm(x, ord="nuc"), "_linalg_svd"),
+        (torch.linalg.eigh, "_linalg_eigh"),
+        (torch.linalg.cholesky, "linalg_cholesky_ex"),
+        (torch.inverse, "linalg_inv_ex"),
+        (torch.det, "_linalg_det"),
+        (lambda x: torch.multinomial(x, 1), "multinomial"),
+        (lambda x: torch.distributions.Categorical(x, validate_args=False).sample(), "multinomial"),
+        (torch.poisson, "poisson"),
+        (torch.digamma, "digamma"),
+        (lambda x: x.to_sparse(), "_to_sparse"),
+    ],
+)
+@pytest.mark.parametrize("folder", ["site-packages", "program"])
+def test_what_poptorch_has_none_of(function, operation, folder, tmp_path):
+    path = tmp_path / folder / "calls.py"
+    path.parent.mkdir()
+    path.write_text("def call(function, x):\n    return function(x)\n")
+    call = runpy.run_path(str(path))["call"]
+    executor = poptorch.inferenceModel(Runs(lambda x: call(function, x * 1)))
+    with pytest.raises(poptorch.Error, match=rf"Unsupported ops .*: \[aten::{operation}\]"):
+        executor(SQUARE)
+
+
+def test_the_same_of_the_hosts_constants():
+    inverse = run(lambda x: x[:, :2] @ torch.linalg.inv(SQUARE))
+    torch.testing.assert_close(inverse, X[:, :2] @ torch.linalg.inv(SQUARE))
+    products = run(lambda x: torch.linalg.norm(x) * torch.linalg.matrix_power(x @ x.T, 2))
+    torch.testing.assert_close(products, X.norm() * torch.linalg.matrix_power(X @ X.T, 2))
 
 
 def test_the_same_with_a_fixed_shape_runs():

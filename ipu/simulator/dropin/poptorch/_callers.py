@@ -11,7 +11,15 @@ import torch
 # PyTorch's own functions in front of operations: whoever calls them is the caller.
 _WRAPPERS = tuple(
     str(Path(torch.__file__).parent / name)
-    for name in ("overrides.py", "_tensor.py", "functional.py", "_jit_internal.py", "nn/functional.py")
+    for name in (
+        "overrides.py",
+        "_tensor.py",
+        "functional.py",
+        "_jit_internal.py",
+        "nn/functional.py",
+        "_compile.py",  # around our own modes
+        "_dynamo/eval_frame.py",
+    )
 )
 _TORCH = str(Path(torch.__file__).parent)
 # Where Python's installers put packages; torch may have come otherwise.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Iterable
+from typing import Any, Iterable
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _trace
 from ._callers import called_by_library
@@ -13,7 +14,7 @@ from ._ipu_device import asks_for_device, device_answer, placed
 from ._logging import logger
 from ._losses import LossTap
 from ._structure import tensors
-from ._unsupported import reason
+from ._unsupported import operations, reason
 from .poptorch_core import createBackendError
 
 # What makes a tensor of none; torch's own modules give their device where it matters.
@@ -27,6 +28,7 @@ _READS_VALUES = frozenset(
         "__index__ __int__"
     ).split()
 ) | {torch.is_nonzero}
+_NO_VALUES = "aten::item is only supported in eager mode, but was called while the model was traced."
 _COMPARES_VALUES = frozenset({torch.allclose, torch.equal, torch.Tensor.allclose, torch.Tensor.equal})
 
 
@@ -40,6 +42,7 @@ class CompileTap(LossTap):
     def __init__(self, on_device: Iterable[torch.Tensor] = ()) -> None:
         """`on_device`: inputs, weights and buffers, which are on the device from the start."""
         super().__init__()
+        self._computes = False  # whether a call under way has a tensor of the device
         self._on_device = {id(tensor) for tensor in on_device}
         self.has_narrow_indices = False
         self.names_ipu = False
@@ -51,9 +54,7 @@ class CompileTap(LossTap):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if self._reads_value(func, args):
-            raise createBackendError(
-                "aten::item is only supported in eager mode, but was called while the model was traced."
-            )
+            raise createBackendError(_NO_VALUES)
         if asks_for_device(func) and self.is_on_device(args[0]):
             if not called_by_library():
                 self.names_ipu = True
@@ -73,7 +74,9 @@ class CompileTap(LossTap):
         self._refuse_unsupported(func, args, kwargs)
         args, kwargs, changed = widened(func, args, kwargs)
         self.has_narrow_indices |= changed
+        self._computes = any(self.is_on_device(tensor) for tensor in inputs)
         result = super().__torch_function__(func, types, args, kwargs)
+        self._computes = False
         for made in tensors(result):
             if made.numel() == 0 and not called_by_library():
                 raise createBackendError(
@@ -93,7 +96,7 @@ class CompileTap(LossTap):
             return False  # prints all of it
         if func not in _READS_VALUES | _COMPARES_VALUES or not self.is_on_device(args[0]):
             return False
-        if func is torch.Tensor.item or (func in _READS_VALUES and not called_by_library()):
+        if func is torch.Tensor.item or not called_by_library():
             return True
         self._follow_values()
         return False
@@ -110,6 +113,18 @@ class CompileTap(LossTap):
         run = _trace.current()
         if isinstance(run, _trace.Trace):
             run.follows_values = True
+
+    def below(self) -> TorchDispatchMode:
+        """Stands around the same forward, and sees the operations that its calls come down to."""
+        return _Below(self)
+
+    def refuse_operation(self, name: str, args: tuple[Any, ...]) -> None:
+        """Raise poptorch.Error for an operation that PopTorch hasn't got, and for a value read in passing."""
+        on_device = [self.is_on_device(arg) for arg in args if isinstance(arg, torch.Tensor)]
+        if name in operations() and (self._computes or any(on_device)):
+            raise createBackendError(f"Unsupported ops found in compiled model: [aten::{name}].")
+        if name == "_local_scalar_dense" and all(on_device) and not called_by_library():
+            raise createBackendError(_NO_VALUES)
 
     def is_on_device(self, tensor: torch.Tensor) -> bool:
         """Whether the tensor was there from the start or made by the model; others are the host's."""
@@ -136,3 +151,13 @@ class CompileTap(LossTap):
                 "(device=x.device) to say so.",
                 func.__name__,
             )
+
+
+class _Below(TorchDispatchMode):
+    def __init__(self, tap: CompileTap) -> None:
+        super().__init__()
+        self._tap = tap
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self._tap.refuse_operation(func._schema.name.partition("::")[2], args)
+        return func(*args, **(kwargs or {}))

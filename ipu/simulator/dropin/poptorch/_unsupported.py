@@ -1,7 +1,10 @@
-"""Operations that a compiled model can't hold: their shapes depend on values."""
+"""Operations that a compiled model can't hold: shapes depend on values, or PopTorch has none of them."""
 
 from __future__ import annotations
 
+import functools
+import json
+from pathlib import Path
 from typing import Any, Callable
 
 import torch
@@ -16,6 +19,13 @@ _ATEN = {
 }
 _MASKS = (torch.bool, torch.uint8)
 _WHY = "IPU programs cannot have dynamic shapes"
+
+
+@functools.cache
+def operations() -> frozenset[str]:
+    """Operations that PopTorch surely has none of, by PyTorch's names: `_unsupported.json`."""
+    kinds = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    return frozenset(name for kind in kinds.values() for name in kind["operations"].split())
 
 
 def reason(
