@@ -8,6 +8,7 @@ import copy
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from .executor_models import Classifier, batch, clones, options, poptorch, same
@@ -80,6 +81,12 @@ def _in_place(x, calls):
     return torch.stack(rows) / scale + torch.cat(parts[::-1], dim=1)
 
 
+def _tangent(x):
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        return forward_ad.unpack_dual(torch.sin(dual) * 3).tangent
+
+
 def _narrow(x, calls):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         product = x @ x.t()
@@ -95,10 +102,22 @@ def _narrow(x, calls):
         (lambda x, calls: x.max(dim=1, keepdim=True).values + x, False),
         (lambda x, calls: _Doubled.apply(x), True),
         (lambda x, calls: torch.func.vmap(lambda row: row * row.sum())(x), True),
+        (lambda x, calls: torch.func.jvp(torch.sin, (x,), (x * 2,))[1], True),
+        (lambda x, calls: _tangent(x), True),
         (_narrow, False),
         (lambda x, calls: _narrow(_narrow(x, calls), calls), True),
     ],
-    ids=["in place", "random", "named results", "autograd function", "vmap", "autocast", "autocast twice"],
+    ids=[
+        "in place",
+        "random",
+        "named results",
+        "autograd function",
+        "vmap",
+        "jvp",
+        "tangent",
+        "autocast",
+        "autocast twice",
+    ],
 )
 def test_both_ways_train_alike(compute, repeats):
     """Four runs against four in which the calls are put away, so that Python runs."""

@@ -152,7 +152,7 @@ class Recorder(TorchDispatchMode):
         self._counts[path] += 1
         node = _Node(name, type_, stage, ipu)
         for tensor in inputs:
-            address = tensor.untyped_storage().data_ptr()
+            address = _address(tensor)
             made = self._made.get(address)
             if made is None:
                 continue
@@ -164,7 +164,7 @@ class Recorder(TorchDispatchMode):
         self._nodes.append(node)
 
     def _keep(self, tensor: torch.Tensor, name: str, stage: int, is_weight: bool) -> dict[str, Any]:
-        address = tensor.untyped_storage().data_ptr()
+        address = _address(tensor)
         described = {
             "name": name,
             "type": str(tensor.dtype).removeprefix("torch."),
@@ -243,6 +243,11 @@ class Recorder(TorchDispatchMode):
             for stage, tensor in kept
             if stage != last
         ]
+
+
+def _address(tensor: torch.Tensor) -> int:
+    """Of a tensor's elements; forward-mode derivatives have zeros that take no memory."""
+    return id(tensor) if tensor._is_zerotensor() else tensor.untyped_storage().data_ptr()
 
 
 class Watcher(Recorder):

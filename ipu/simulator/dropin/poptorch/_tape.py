@@ -11,6 +11,7 @@ import contextlib
 from typing import Any, Callable, Iterator
 
 import torch
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -60,7 +61,7 @@ class Tape(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self._is_whole or func is torch._C._set_grad_enabled:  # each step knows its own
             return func(*args, **kwargs)
-        if torch.is_inference_mode_enabled():
+        if torch.is_inference_mode_enabled() or forward_ad._current_level >= 0:
             self.leave()  # the calls alone don't say so
         grad_enabled, autocast = torch.is_grad_enabled(), self._autocast()
         # Before the call: it may change lists that it is given.
@@ -144,8 +145,8 @@ class Tape(TorchFunctionMode):
 
 
 def _storage(tensor: torch.Tensor) -> int | None:
-    """Where a tensor's elements are; None for one that has none of its own (functorch's)."""
-    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    """Where a tensor's elements are; None for one that has none of its own (functorch's, zeros)."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or tensor._is_zerotensor():
         return None
     return tensor.untyped_storage().data_ptr()
 
