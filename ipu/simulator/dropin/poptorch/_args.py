@@ -91,7 +91,7 @@ class ArgumentParser:
         Raises AssertionError for an argument too many, unknown or twice, and poptorch.Error for one
         that is missing or has no elements.
         """
-        positional = [p.name for p in self._named if p.kind is not p.KEYWORD_ONLY]
+        positional = self.positional
         names = [p.name for p in self._named]
         assert len(args) <= len(positional) or self._takes_more, (
             f"Too many arguments provided: expected {positional} ({len(positional)}) but got {len(args)}"
@@ -113,6 +113,11 @@ class ArgumentParser:
         given = {*positional[: len(args)], *kwargs}
         defaults = {p.name: p.default for p in self._named if p.name not in given}
         return Arguments(ready[0], ready[1], tuple(positional[: len(args)]) + more, defaults)
+
+    @property
+    def positional(self) -> list[str]:
+        """The parameters that a call may pass by position, in their order."""
+        return [p.name for p in self._named if p.kind is not p.KEYWORD_ONLY]
 
     def _ready(self, leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor):
@@ -163,6 +168,14 @@ def check_batch_dimension(arguments: Arguments, options: Any, gradient_accumulat
 
 
 @dataclass(frozen=True)
+class CompiledCall:
+    """What an executable was compiled for; tensors have a shape and a dtype, and no memory."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class FrozenArguments:
     """The shapes, dtypes, structure and plain values that the executable was compiled for."""
 
@@ -170,6 +183,15 @@ class FrozenArguments:
     kwargs: dict[str, Any]
     names: tuple[str, ...]
     defaults: dict[str, Any]
+
+    def as_call(self, order: list[str]) -> CompiledCall:
+        """The arguments again, those of `order` by position."""
+        given = {**dict(zip(self.names, self.args)), **self.kwargs}
+        # A forward's *args have names of their own and stay in their place.
+        positional = [name for name in order if name in given]
+        positional += [name for name in self.names if name not in positional]
+        kwargs = {name: value for name, value in given.items() if name not in positional}
+        return CompiledCall(*_as_tensors((tuple(given[name] for name in positional), kwargs)))
 
     def check(self, given: Arguments) -> None:
         """Raise poptorch.Error where a call differs; how an argument is passed makes no difference."""
@@ -202,6 +224,17 @@ def _specs(structure: Any) -> Any:
     return map_leaves(
         structure,
         lambda leaf: _TensorSpec(leaf.shape, leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf,
+    )
+
+
+def _as_tensors(structure: Any) -> Any:
+    return map_leaves(
+        structure,
+        lambda leaf: (
+            torch.empty(leaf.shape, dtype=leaf.dtype, device="meta")
+            if isinstance(leaf, _TensorSpec)
+            else leaf
+        ),
     )
 
 

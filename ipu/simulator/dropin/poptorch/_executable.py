@@ -9,7 +9,7 @@ from typing import Any, Callable, Iterator
 import torch
 
 from . import _anchors, _graph, _outputs, _trace, enums, poptorch_core
-from ._args import Arguments, check_batch_dimension
+from ._args import Arguments, FrozenArguments, check_batch_dimension
 from ._cache_folder import leave_note
 from ._casts import ImplicitCasts, version_of
 from ._compile_lock import compile_lock
@@ -101,6 +101,11 @@ class Executable:
         else:
             self._restore(compiled)
         _anchors.check(options, self.tensor_names)
+
+    @property
+    def inputs(self) -> FrozenArguments:
+        """What the model was compiled for."""
+        return self._inputs
 
     @property
     def tensor_names(self) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, Callable
 import torch
 
 from . import _files, _impl, _profile, enums
-from ._args import ArgumentParser, Arguments
+from ._args import ArgumentParser, Arguments, CompiledCall
 from ._executable import Executable
 from ._logging import limit_repeats, logger
 from ._numerics import numerics
@@ -91,6 +91,12 @@ class PoplarExecutor:
     def options(self) -> Any:
         """The options in force: a frozen copy of the user's with the output mode resolved."""
         return self._options
+
+    @property
+    def _executable_inputs(self) -> CompiledCall | None:
+        # Private in PopTorch too, but optimum-graphcore's pipelines look up the compiled batch size here.
+        executable = self._executable
+        return None if executable is None else executable.inputs.as_call(self._parser.positional)
 
     @property
     def rng_state(self) -> list[int]:
