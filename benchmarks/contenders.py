@@ -66,8 +66,9 @@ class _OnDevice(_InDtype):
         return loss
 
 
-def simulator(config: Config, dtype: str, device: ipu.DeviceChoice) -> Contender:
+def simulator(config: Config, dtype: str) -> Contender:
     """An update of `config` by our executor, as run_pretraining makes it; `dtype` float32 or bfloat16."""
+    ipu.select_device(config.device, target=config.target)
     model = _OnDevice(config, dtype)
     optimizer = training.build_optimizer(model, config.section(training.OptimizerPlan))
     options = training_options(config.section(DevicePlan))

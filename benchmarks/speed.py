@@ -1,7 +1,7 @@
 """The simulator beside plain PyTorch and Hugging Face's Trainer, on this host: ratios of step times.
 
-All sides compute the same model, batch and optimizer. A and B alternate in one process, and a ratio is that
-of a neighbouring pair, so a busy machine slows both: trust the ratios, not the times.
+All sides compute the same model, batch and optimizer. A and B alternate, each in a process of its own, and a
+ratio is that of a neighbouring pair, so a busy machine slows both: trust the ratios, not the times.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import config as configuration
 import training
 from config import Config
 
+from .apart import Apart
 from .contenders import Contender, plain_loop, simulator, trainer
 from .results import Column, Result, missing_note, publish
 from .statistics import quartiles
@@ -58,19 +59,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
     if flags.rounds < 1:
         raise configuration.ConfigError(f"--rounds {flags.rounds}: at least 1")
-    device = command_line.choose_device(_config("tiny", 1, 1))
+    command_line.choose_device(_config("tiny", 1, 1))
     rows: List[Dict[str, Any]] = []
     missing: List[str] = []
     chosen = [comparison for comparison in _COMPARISONS if comparison[0] in flags.only]
-    for name, other, size, dtype, batch, accumulation in chosen:
-        if budget.is_spent:
-            missing.append(name)
-            continue
-        config = _config(size, batch, accumulation)
-        ours = simulator(config, dtype, device)
-        theirs = (plain_loop if other == "plain_loop" else trainer)(config, dtype)
-        rows.append({"name": name, **compare(ours, theirs, flags.rounds, budget)})
-        print(_COLUMNS[0].text(rows[-1]), f"{rows[-1]['median']:.3f}", flush=True)
+    with Apart("the simulator") as our_process, Apart("the other side") as their_process:
+        for name, other, size, dtype, batch, accumulation in chosen:
+            if budget.is_spent:
+                missing.append(name)
+                continue
+            config = _config(size, batch, accumulation)
+            ours = our_process.contender(simulator, config, dtype)
+            theirs = their_process.contender(plain_loop if other == "plain_loop" else trainer, config, dtype)
+            rows.append({"name": name, **compare(ours, theirs, flags.rounds, budget)})
+            print(_COLUMNS[0].text(rows[-1]), f"{rows[-1]['median']:.3f}", flush=True)
     ratios = {
         row["name"]: {key: row[key] for key in ("median", "low", "high", "goal", "better")} for row in rows
     }
@@ -82,7 +84,7 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
         [
             "Ratio: the other's time over the simulator's in a neighbouring pair, median and quartiles; "
             "above 1 the simulator is faster. Both take the same model and batch, no dropout and AdamW, "
-            "which is fused in the other.",
+            "which is fused in both. Each has a process of its own, with the allocator as its user finds it.",
             *missing_note(missing),
         ],
         extra={"ratios": ratios},

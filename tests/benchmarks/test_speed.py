@@ -44,7 +44,7 @@ def test_simulator_and_plain_loop_reach_the_same_weights(monkeypatch, device, ac
 
     monkeypatch.setattr(contenders._InDtype, "__init__", init)
     config = speed._config("tiny", 2, accumulation)
-    first, second = simulator(config, "float32", device), plain_loop(config, "float32")
+    first, second = simulator(config, "float32"), plain_loop(config, "float32")
     before = {name: weight.clone() for name, weight in made[0].state_dict().items()}
     for side in (first, second):
         side.step_s()
