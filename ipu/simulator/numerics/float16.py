@@ -115,6 +115,8 @@ class Float16Arithmetic(TorchDispatchMode):
         if operation.name in ("_to_copy", "copy_"):
             return self._cast(func, operation, args, kwargs)
         operands = [leaf for leaf in tree_leaves((args, kwargs)) if _is_floating(leaf)]
+        if any(operand.layout is not torch.strided for operand in operands):
+            return func(*args, **kwargs)  # gradients of embeddings, which only gather what was rounded
         if not _gives_float16(operation, operands) and not _written(operation, args, kwargs):
             result = func(*args, **kwargs)
             self._stop_at_exceptions(operation, operands, result)
@@ -179,6 +181,8 @@ class Float16Arithmetic(TorchDispatchMode):
         if wide.dtype is not torch.float32:
             return wide
         rounded = wide.half()
+        if wide.layout is not torch.strided:
+            return rounded
         if _is_finite(rounded):
             return rounded
         self._stop_at_overflow(operation, wide)
