@@ -116,7 +116,7 @@ class Float16Arithmetic(TorchDispatchMode):
             return self._cast(func, operation, args, kwargs)
         operands = [leaf for leaf in tree_leaves((args, kwargs)) if _is_floating(leaf)]
         if any(operand.layout is not torch.strided for operand in operands):
-            return func(*args, **kwargs)  # gradients of embeddings, which only gather what was rounded
+            return self._in_float32(func, operation, args, kwargs)  # gradients of embeddings
         if not _gives_float16(operation, operands) and not _written(operation, args, kwargs):
             result = func(*args, **kwargs)
             self._stop_at_exceptions(operation, operands, result)
