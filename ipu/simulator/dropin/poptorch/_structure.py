@@ -23,12 +23,22 @@ def _map_values(structure: Any, function: Callable[[Any], Any]) -> Any:
     if isinstance(structure, list):
         return [_map_values(part, function) for part in structure]
     if isinstance(structure, dict):
-        # A copy keeps what subclasses (OrderedDict, transformers' outputs) hold beside their items.
-        mapped = copy.copy(structure)
+        mapped = _copy_of(structure)
         for key, value in structure.items():
             mapped[key] = _map_values(value, function)
         return mapped
     return function(structure)
+
+
+def _copy_of(structure: dict[Any, Any]) -> dict[Any, Any]:
+    """A copy keeps what subclasses (OrderedDict, transformers' outputs) hold beside their items."""
+    try:
+        return copy.copy(structure)
+    except TypeError:
+        # A dataclass too (diffusers' outputs), whose copy would be made without the arguments that it needs.
+        duplicate = type(structure).__new__(type(structure))
+        duplicate.__dict__.update(structure.__dict__)
+        return duplicate
 
 
 def map_leaves(structure: Any, function: Callable[[Any], Any]) -> Any:
