@@ -47,6 +47,34 @@ def test_python_runs_once_however_many_runs_follow(training, capfd):
     assert capfd.readouterr().out.count("computing") == 1
 
 
+@pytest.mark.parametrize("name", ["layer.weight", "Gradient___layer.weight", "UpdatedVar___layer.bias"])
+def test_anchored_weights_and_gradients_need_no_python(name):
+    model = Counting(lambda x, calls: x)
+    run_options = options(accumulation=2)
+    run_options.anchorTensor("kept", name)
+    executor = poptorch.trainingModel(model, run_options, torch.optim.SGD(model.parameters(), lr=0.1))
+    kept = []
+    for _ in range(3):
+        executor(INPUTS)
+        kept.append(executor.getAnchoredTensor("kept"))
+    assert model.calls == [0]
+    assert not torch.equal(kept[1], kept[2])
+
+
+def test_an_executable_from_a_file_runs_python_once(tmp_path):
+    path = str(tmp_path / "model")
+    inference = poptorch.inferenceModel(Counting(lambda x, calls: x.sin()), options(iterations=2))
+    inference.compileAndExport(path, INPUTS, export_model=False)
+    model = Counting(lambda x, calls: x.sin())
+    executor = poptorch.inferenceModel(model, options(iterations=2))
+    executor.loadExecutable(path)
+    assert model.calls == []
+    for _ in range(3):
+        output, _ = executor(INPUTS)
+    assert model.calls == [0]
+    torch.testing.assert_close(output, model.layer(INPUTS).sin().detach())
+
+
 def test_what_changes_after_the_compilation_has_no_effect():
     model = Classifier().eval()
     executor = poptorch.inferenceModel(model)

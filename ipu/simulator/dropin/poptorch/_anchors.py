@@ -80,6 +80,13 @@ class Anchors:
     def __bool__(self) -> bool:
         return bool(self._wanted)
 
+    @property
+    def need_operations(self) -> bool:
+        """Whether any of them is an operation's result, which needs the forward's modules for its name."""
+        kinds = ("", _GRADIENT, _UPDATED)
+        of_weights = {f"{kind}{name}" for kind in kinds for name in self._weights}
+        return any(long_name not in of_weights for long_name, _ in self._wanted.values())
+
     def _keep(self, name: str, which: Any, tensor: torch.Tensor) -> None:
         for long_name, collector in self._wanted.values():
             if long_name == name:
@@ -109,6 +116,9 @@ class Anchors:
         self._next += 1
         for name, weight in self._weights.items():
             self._keep(name, which, weight)
+        if not self.need_operations:
+            yield
+            return
         watcher = _graph.Watcher(
             self._module_names,
             self._weights,

@@ -91,6 +91,7 @@ class Executable:
         self._loss: LossPlace | None = None
         self._calls: Program | None = None  # in place of the forward, where that is possible
         self.anchored: dict[str, torch.Tensor] = {}  # of the last run, by short name
+        self._is_traced = isinstance(compiled, Arguments)  # else its first run has the tensors for it
         if isinstance(compiled, Arguments):
             self._inputs = compiled.frozen()
             # The graph holds what training flags said when it was traced.
@@ -232,6 +233,9 @@ class Executable:
         In training also backward and `optimizer.update`; an OptimizerOnDevice is needed for it.
         """
         self._inputs.check(arguments)
+        if not self._is_traced:
+            self._trace_model(arguments)
+            self._is_traced = True
         inputs = [_on_device(tensor) for tensor in arguments.tensors]
         synthetic = bool(self._options._Popart.options.get("syntheticDataMode", 0))
         if synthetic:
@@ -284,15 +288,16 @@ class Executable:
     def _forward(
         self, arguments: Arguments, anchors: _anchors.Anchors
     ) -> Callable[[list[torch.Tensor]], Any]:
-        order = None if self._calls is None or anchors else _order(self._paths, arguments.paths)
+        by_calls = self._calls is not None and not anchors.need_operations
+        order = _order(self._paths, arguments.paths) if by_calls else None
 
         def forward(inputs):
+            kept = anchors.micro_batch(inputs) if anchors else contextlib.nullcontext()
             if order is not None:
-                with _trace.running(), self._casts(names_ipu=False):
+                with _trace.running(), kept, self._casts(names_ipu=False):
                     return self._calls([inputs[i] for i in order])
             args, kwargs = arguments.replaced(inputs)
             tap = LossTap() if self._loss is not None and self._loss.kind == "function" else None
-            kept = anchors.micro_batch(inputs) if anchors else contextlib.nullcontext()
             with _trace.running() as run, kept, tap or contextlib.nullcontext(), self._casts(self._names_ipu):
                 output = self._model(*args, **kwargs)
             outputs = tensors(output)
