@@ -1,4 +1,4 @@
-"""cycleCount: predicted by the cost model, of a whole call."""
+"""cycleCount, of a whole call, and latencies, of a round trip: predicted by the cost model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import ipu
+from ipu.simulator.targets import target
 
 ipu.select_device("simulator")
 import poptorch  # noqa: E402
@@ -74,3 +75,53 @@ def test_counting_is_neither_seen_nor_fatal(capsys: pytest.CaptureFixture[str]) 
         else:
             assert executor.cycleCount() > 0
         assert capsys.readouterr().out == "telling\n"
+
+
+def test_latencies_are_those_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def latencies(batch: int, iterations: int = 1, training: bool = True) -> list[float]:
+        options = poptorch.Options()
+        options.logCycleCount(not poptorch_on_model)
+        options.deviceIterations(iterations)
+        model = Regression()
+        x = torch.randn(batch * iterations, 64)
+        if training:
+            executor = poptorch.trainingModel(model, options, poptorch.optim.SGD(model.parameters(), lr=0.1))
+            executor(x, x)
+        else:
+            executor = poptorch.inferenceModel(model, options)
+            executor(x)
+        named = [getattr(executor, f"get{name}Latency") for name in ("", "HostIpu", "Compute", "IpuHost")]
+        for get in named:
+            shortest, longest, average = get()
+            assert shortest == longest == average
+        if not poptorch_on_model:
+            compute_cycles = executor.getComputeLatency()[0] * target().clock_hz
+            assert compute_cycles * iterations == pytest.approx(executor.cycleCount(), abs=1)
+        return [get()[0] for get in named]
+
+    poptorch_on_model = False
+    for training in (True, False):
+        whole, to_ipu, compute, to_host = latencies(4, training=training)
+        assert whole == pytest.approx(to_ipu + compute + to_host) and min(to_ipu, compute, to_host) > 0
+        assert latencies(4, training=training)[0] == whole
+        assert latencies(4096, training=training)[1] == pytest.approx(1024 * to_ipu)
+    assert latencies(4, iterations=8)[2] == pytest.approx(latencies(4)[2])
+    poptorch_on_model = True
+    monkeypatch.setenv("POPTORCH_IPU_MODEL", "1")
+    whole, to_ipu, compute, to_host = latencies(4)
+    assert whole == compute > 0 == to_ipu == to_host  # this host's
+
+
+def test_latencies_that_can_not_be_predicted_are_the_hosts(capfd: pytest.CaptureFixture[str]) -> None:
+    class Failing(torch.nn.Module):
+        fails = False
+
+        def forward(self, x):
+            assert not Failing.fails
+            return x + 1
+
+    executor = poptorch.inferenceModel(Failing())
+    executor(torch.ones(2))
+    Failing.fails = True
+    assert executor.getLatency()[0] > 0
+    assert "can't predict this model's latencies: AssertionError" in capfd.readouterr().err

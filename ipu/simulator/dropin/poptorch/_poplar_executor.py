@@ -14,11 +14,12 @@ from ._args import ArgumentParser, Arguments, CompiledCall
 from ._executable import Executable
 from ._logging import limit_repeats, logger
 from ._numerics import numerics
+from ._predictions import Latencies, Predictions
 from ._replica_groups import ReplicaGrouping, executors
 from ._structure import tensors
 from .optim._extract import Extracted, extract
 from .optim._on_device import OptimizerOnDevice
-from .poptorch_core import createPoptorchError
+from .poptorch_core import Error, createPoptorchError, usesIpuModel
 
 _NO_LATENCY = (0.0, 0.0, 0.0)
 
@@ -62,9 +63,8 @@ class PoplarExecutor:
         self._attached = False
         self._host_version = 0
         self._compilation_s: float | None = None
-        self._cycles: int | None = None
-        self._counted: tuple[Any, ...] | None = None  # what cycleCount is asked about
-        self._latencies_s: list[float] = []
+        self._predictions: Predictions | None = None
+        self._last_call_s: float | None = None
         self._perf_counters = _perf_counters([[]], [[]])
         self._optimizer = optimizer
         self.replica_groupings: dict[int, ReplicaGrouping] = {}  # by the id of the parameter
@@ -185,11 +185,13 @@ class PoplarExecutor:
         self._executable = executable
         self._attached = not self._offline
         self._compilation_s = time.perf_counter() - start_s
-        program = (self._model, compiled, executable.plan, self._options, self._optimizer)
+        self._predictions = None
+        if isinstance(compiled, Arguments):
+            self._predictions = Predictions(
+                self._model, compiled, executable.plan, self._options, self._optimizer
+            )
         with executable.weights.swapped_in() if self.replica_groupings else contextlib.nullcontext():
-            _profile.compiled(*program)
-        self._cycles = None
-        self._counted = program if self._counts_cycles and isinstance(compiled, Arguments) else None
+            _profile.compiled(self._predictions, self._options, self._training)
         for hook in list(_impl.post_compile_hooks.values()):
             hook()
 
@@ -206,7 +208,7 @@ class PoplarExecutor:
             if host is not None:
                 host.running = False
         end_s = time.time()
-        self._latencies_s.append(end_s - start_s)
+        self._last_call_s = end_s - start_s
         steps, returned = self._executable.num_micro_batches
         self._perf_counters = _perf_counters(
             [[start_s] * steps for _ in arguments.tensors], [[end_s] * returned for _ in tensors(output)]
@@ -361,25 +363,33 @@ class PoplarExecutor:
 
     # ---- measurements
 
-    def _latency(self) -> tuple[float, float, float]:
-        times_s = self._latencies_s
-        return (min(times_s), max(times_s), sum(times_s) / len(times_s)) if times_s else _NO_LATENCY
+    def _latency(self, predicted_s: Callable[[Latencies], float], host_s: float) -> tuple[float, ...]:
+        """(min, max, average): as predicted; on the IPU model, and where nothing can be, this host's."""
+        if self._last_call_s is None:
+            return _NO_LATENCY
+        if self._predictions is not None and not usesIpuModel(self._options._values):
+            try:
+                with self._weights_of_groups():
+                    return (predicted_s(self._predictions.latencies),) * 3
+            except Error as error:
+                logger.warning("%s. Latencies are this host's.", error.message)
+        return (host_s,) * 3
 
-    def getLatency(self) -> tuple[float, float, float]:
-        """(min, max, average) seconds of a call; zeros before the first."""
-        return self._latency()
+    def getLatency(self) -> tuple[float, ...]:
+        """(min, max, average) seconds of the last call's round trips; zeros before the first call."""
+        return self._latency(sum, self._last_call_s)
 
-    def getComputeLatency(self) -> tuple[float, float, float]:
-        """As getLatency: here a call is nothing but computing."""
-        return self._latency()
+    def getComputeLatency(self) -> tuple[float, ...]:
+        """The part of getLatency between an input's arrival and an output's departure."""
+        return self._latency(lambda latencies: latencies.compute_s, self._last_call_s)
 
-    def getHostIpuLatency(self) -> tuple[float, float, float]:
-        """Zeros: inputs aren't transferred."""
-        return _NO_LATENCY
+    def getHostIpuLatency(self) -> tuple[float, ...]:
+        """The part of getLatency in which inputs go to the IPU: none on this host."""
+        return self._latency(lambda latencies: latencies.host_to_ipu_s, 0.0)
 
-    def getIpuHostLatency(self) -> tuple[float, float, float]:
-        """Zeros: outputs aren't transferred."""
-        return _NO_LATENCY
+    def getIpuHostLatency(self) -> tuple[float, ...]:
+        """The part of getLatency in which outputs come back: none on this host."""
+        return self._latency(lambda latencies: latencies.ipu_to_host_s, 0.0)
 
     def getPerfCounters(self) -> dict[str, list[list[float]]]:
         """Wall-clock times of the last call, by event: for each tensor a list with one for each micro batch
@@ -393,17 +403,18 @@ class PoplarExecutor:
             raise createPoptorchError(
                 "Cycle count logging is disabled. Please set option logCycleCount to True to enable."
             )
-        if not self._latencies_s:
+        if self._last_call_s is None:
             raise createPoptorchError("Please run the model at least once before obtaining cycle count.")
-        if self._counted is None:
+        if self._predictions is None:
             raise createPoptorchError(
                 "The simulator predicts no cycles for an executable from a file: compile the model here."
             )
-        if self._cycles is None:
-            weights = self._compiled().weights
-            with weights.swapped_in() if self.replica_groupings else contextlib.nullcontext():
-                self._cycles = _profile.predicted_cycles(*self._counted)
-        return self._cycles
+        with self._weights_of_groups():
+            return self._predictions.cycles
+
+    def _weights_of_groups(self) -> contextlib.AbstractContextManager[None]:
+        """Around another run of the forward: weights that differ between replicas lack a dimension there."""
+        return self._compiled().weights.swapped_in() if self.replica_groupings else contextlib.nullcontext()
 
     @property
     def _counts_cycles(self) -> bool:

@@ -7,20 +7,14 @@ inference model. The model's forward runs a second time for this, on tensors wit
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ._args import Arguments
-from ._engine import ENGINE_NAME, load
-from ._numerics import numerics
-from .poptorch_core import createPoptorchError
+from ._engine import ENGINE_NAME
+from ._predictions import Predictions
 
 VARIABLE = "IPU_SIMULATOR_PROFILE"
 _RANK = "RANK"  # torchrun's
@@ -28,25 +22,15 @@ _RANK = "RANK"  # torchrun's
 _profiled: set[str] = set()
 
 
-def compiled(
-    model: torch.nn.Module,
-    arguments: Arguments | dict[str, Any],
-    plan: Any,
-    options: Any,
-    optimizer: torch.optim.Optimizer | None,
-) -> None:
+def compiled(predictions: Predictions | None, options: Any, training: bool) -> None:
     """A model was compiled. Writes reports if they are asked for and this is the first of its kind; whatever
-    goes wrong is a warning on stderr.
-
-    :param arguments: of the call, for all micro batches that `plan` (numerics.StepPlan) cuts them into. What
-        stands in place of them where an executable came from a file can't be profiled.
-    :param optimizer: None for inference.
+    goes wrong is a warning on stderr. None stands for a program that came compiled from a file.
     """
     folder = os.environ.get(VARIABLE)
-    kind = "inference" if optimizer is None else "training"
+    kind = "training" if training else "inference"
     if not folder or kind in _profiled or _rank(options):
         return
-    if not isinstance(arguments, Arguments):
+    if predictions is None:
         _say(f"warning: no reports on the {kind} model: it came compiled from a file")
         return
     folders = [] if kind == "inference" and "training" in _profiled else [Path(folder)]
@@ -54,7 +38,7 @@ def compiled(
         folders.append(Path(folder) / kind)
     _profiled.add(kind)
     try:
-        verdict = _verdict(model, arguments, plan, options, optimizer)
+        verdict = predictions.verdict
         report = importlib.import_module(f"{ENGINE_NAME}.report")
         for one in folders:
             report.write(verdict, one)
@@ -62,56 +46,6 @@ def compiled(
         _say(f"reports on the {kind} model are in {folders[0]}")
     except Exception as error:
         _say(f"warning: no reports on the {kind} model: {type(error).__name__}: {error}")
-
-
-def predicted_cycles(
-    model: torch.nn.Module,
-    arguments: Arguments,
-    plan: Any,
-    options: Any,
-    optimizer: torch.optim.Optimizer | None,
-) -> int:
-    """Tile cycles of a call on the simulator's machine, as the verdict predicts its time; see `compiled`.
-
-    The host's part is none of them. Raises poptorch.Error for a model that can't be captured.
-    """
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # the model's forward has printed already
-            verdict = _verdict(model, arguments, plan, options, optimizer)
-    except Exception as error:
-        raise createPoptorchError(
-            f"The simulator can't predict this model's cycles: {type(error).__name__}: {error}"
-        ) from error
-    device_s = verdict.step_s - verdict.host_s
-    call_s = device_s if optimizer is None else device_s * options.device_iterations
-    load()
-    machine = importlib.import_module(f"{ENGINE_NAME}.targets").target()
-    return round(call_s * machine.clock_hz)
-
-
-def _verdict(
-    model: torch.nn.Module,
-    arguments: Arguments,
-    plan: Any,
-    options: Any,
-    optimizer: torch.optim.Optimizer | None,
-) -> Any:
-    from ._capture import capture, settings_of
-
-    load()
-    assemble = importlib.import_module(f"{ENGINE_NAME}.cost.assemble")
-    targets = importlib.import_module(f"{ENGINE_NAME}.targets")
-    first = numerics.MicroBatch(0, 0, 0)
-    inputs = [plan.micro_input(tensor, first) for tensor in arguments.tensors]
-    args, kwargs = arguments.replaced(inputs)
-    try:
-        graph = capture(model, args, kwargs, options, optimizer is not None)
-    except Exception:
-        # The model did compile: so its way depends on values (a condition, NumPy, a layer on the host).
-        graph = capture(model, args, kwargs, options, optimizer is not None, with_values=True)
-    batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
-    settings = settings_of(options, optimizer, batch, graph.num_ipus)
-    return assemble.assess(graph, settings, targets.target(), name=Path(sys.argv[0]).name or "python")
 
 
 def _rank(options: Any) -> int:

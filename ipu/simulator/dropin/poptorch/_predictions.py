@@ -1,0 +1,111 @@
+"""What the cost model says of a compiled program, when asked: its cycles and latencies."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import io
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ._args import Arguments
+from ._engine import ENGINE_NAME, load
+from ._numerics import numerics
+from .poptorch_core import createPoptorchError
+
+
+class Latencies(NamedTuple):
+    """Seconds of a round trip: of a weight update; in inference, of a micro batch through the pipeline."""
+
+    host_to_ipu_s: float
+    compute_s: float
+    ipu_to_host_s: float
+
+
+class Predictions:
+    """Of one program, on the machine that the simulator stands for; the model runs once more for them.
+
+    :param arguments: of the call, for all micro batches that `plan` (numerics.StepPlan) cuts them into; the
+        first one is kept.
+    :param optimizer: None for inference.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        arguments: Arguments,
+        plan: Any,
+        options: Any,
+        optimizer: torch.optim.Optimizer | None,
+    ) -> None:
+        self._model = model
+        self._options = options
+        self._optimizer = optimizer
+        first = numerics.MicroBatch(0, 0, 0)
+        # Copies: the caller may change its tensors, or let them go.
+        self._inputs = [plan.micro_input(tensor, first).detach().clone() for tensor in arguments.tensors]
+        self._args, self._kwargs = arguments.replaced(self._inputs)
+
+    @functools.cached_property
+    def verdict(self) -> Any:
+        """A report.Verdict. Raises whatever capturing the model raises."""
+        from ._capture import capture, settings_of
+
+        load()
+        assemble = importlib.import_module(f"{ENGINE_NAME}.cost.assemble")
+        program = (self._model, self._args, self._kwargs, self._options, self._optimizer is not None)
+        try:
+            graph = capture(*program)
+        except Exception:
+            # The model did compile: so its way depends on values (a condition, NumPy, a layer on the host).
+            graph = capture(*program, with_values=True)
+        batch = self._inputs[0].shape[0] if self._inputs and self._inputs[0].dim() else 1
+        settings = settings_of(self._options, self._optimizer, batch, graph.num_ipus)
+        return assemble.assess(graph, settings, _machine(), name=Path(sys.argv[0]).name or "python")
+
+    @property
+    def cycles(self) -> int:
+        """Tile cycles of a call, without the host's part. Raises poptorch.Error where `verdict` fails."""
+        verdict = self._quiet_verdict("cycles")
+        device_s = verdict.step_s - verdict.host_s
+        call_s = device_s if self._optimizer is None else device_s * self._options.device_iterations
+        return round(call_s * _machine().clock_hz)
+
+    @property
+    def latencies(self) -> Latencies:
+        """Of every round trip alike. Raises poptorch.Error where `verdict` fails."""
+        verdict = self._quiet_verdict("latencies")
+        constants = importlib.import_module(f"{ENGINE_NAME}.cost.constants").constants()
+        iterations = self._options.device_iterations
+        if self._optimizer is not None:
+            to_host_s = constants.call_overhead_s / iterations
+            return Latencies(verdict.host_s - to_host_s, verdict.step_s - verdict.host_s, to_host_s)
+        pipeline = verdict.pipeline
+        cycles = pipeline.forward_stages if pipeline.pipelined else 1
+        to_host_s = constants.call_overhead_s
+        return Latencies((verdict.host_s - to_host_s) / iterations, cycles * pipeline.cycle_s, to_host_s)
+
+    def _quiet_verdict(self, of_what: str) -> Any:
+        if isinstance(self._outcome, Exception):
+            raise createPoptorchError(
+                f"The simulator can't predict this model's {of_what}: {type(self._outcome).__name__}: "
+                f"{self._outcome}"
+            ) from self._outcome
+        return self._outcome
+
+    @functools.cached_property
+    def _outcome(self) -> Any:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # the model's forward has printed already
+                return self.verdict
+        except Exception as error:
+            return error
+
+
+def _machine() -> Any:
+    load()
+    return importlib.import_module(f"{ENGINE_NAME}.targets").target()
