@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -175,6 +177,27 @@ def test_a_model_in_blocks_outside_any_is_refused() -> None:
 
     with pytest.raises(poptorch.Error, match="No active Block"):
         captured(Outside(), torch.randn(2, 4), torch.randn(2, 4), made=options(poptorch.PipelinedExecution()))
+
+
+def test_a_library_computes_before_the_first_block_on_the_first_ipu(tmp_path) -> None:
+    path = tmp_path / "site-packages" / "encoder.py"
+    path.parent.mkdir()
+    path.write_text("def encode(layers, x):\n    return layers((1.0 - x).exp())\n")
+    encode = runpy.run_path(str(path))["encode"]
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = poptorch.BeginBlock(nn.Linear(4, 4), ipu_id=1)
+
+        def forward(self, x, y):
+            return F.mse_loss(encode(self.layer, x), y)
+
+    pipelined = options(poptorch.PipelinedExecution())
+    pipelined.Training.gradientAccumulation(3)
+    graph = captured(Encoder(), torch.randn(2, 4), torch.randn(2, 4), made=pipelined)
+    stages = {op.name: op.stage for op in graph.ops if op.phase == "forward"}
+    assert (stages["exp"], stages["addmm"]) == (0, 1)
 
 
 def test_a_layer_on_the_host_needs_values() -> None:

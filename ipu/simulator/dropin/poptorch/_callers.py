@@ -25,6 +25,7 @@ _TORCH = str(Path(torch.__file__).parent)
 # Where Python's installers put packages; torch may have come otherwise.
 _LIBRARIES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}", _TORCH)
 _HERE = str(Path(__file__).parent)
+_SIMULATOR = str(Path(__file__).parents[2])
 _OPERATIONS = (str(Path(__file__).with_name("ops.py")), str(Path(__file__).with_name("_ops_")))
 
 
@@ -47,6 +48,6 @@ def computed_by_library() -> bool:
     functions compute for whoever calls them.
     """
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((_HERE, _TORCH)):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((_SIMULATOR, _TORCH)):
         frame = frame.f_back
     return any(folder in frame.f_code.co_filename for folder in _LIBRARIES)
