@@ -257,6 +257,39 @@ def test_errors_of_the_data_set_reach_the_consumer(caplog):
     assert "element 0 is broken" in caplog.text
 
 
+def test_a_failure_leaves_no_worker_while_its_exception_is_held():
+    """Else processes forked later, which inherit the iterator, try to end its workers."""
+    loader = poptorch.DataLoader(options(), Numbers(5, broken=2), mode=Mode.Async, num_workers=1)
+    with pytest.raises(ArithmeticError) as held:
+        list(loader)
+    deadline = time.monotonic() + 10
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert multiprocessing.active_children() == [] and held.value is not None
+
+
+def test_what_a_data_set_draws_is_no_draw_of_the_programs():
+    class Drawing(Numbers):
+        def __getitem__(self, index):
+            return (
+                torch.rand(2)
+                + torch.empty(2).normal_()
+                + torch.randint(9, (2,))
+                + torch.randn(2).bernoulli_()
+            )
+
+    def run():
+        torch.manual_seed(5)
+        accessor, draws = poptorch.AsynchronousDataAccessor(Drawing(30)), []
+        elements = [(element.clone(), draws.append(torch.rand(())))[0] for element in accessor]
+        return torch.stack(draws), torch.stack(elements)
+
+    draws, elements = run()
+    assert torch.equal(elements, run()[1])
+    torch.manual_seed(5)
+    assert torch.equal(draws, torch.stack([torch.rand(()) for _ in range(30)]))
+
+
 def test_an_accessor_ends_when_told_or_forgotten():
     threads = threading.active_count()
     loader = poptorch.DataLoader(options(), Numbers(50), mode=Mode.Async, num_workers=1)
@@ -286,6 +319,8 @@ def test_accessors_take_flat_containers():
         poptorch.AsynchronousDataAccessor([(torch.ones(1), "text")])
     with pytest.raises(poptorch.Error, match="already uses an AsynchronousDataAccessor internally"):
         poptorch.AsynchronousDataAccessor(poptorch.DataLoader(options(), Numbers(2), mode=Mode.Async))
+    with pytest.raises(poptorch.Error, match="buffer_size must be at least 1"):
+        poptorch.AsynchronousDataAccessor([torch.ones(1)], buffer_size=0)
     with pytest.raises(poptorch.Error, match="rebatched_size must be None or greater than 1"):
         poptorch.AsynchronousDataAccessor([torch.ones(1)], rebatched_size=1)
     joined = poptorch.AsynchronousDataAccessor([torch.arange(3)] * 3, rebatched_size=2)

@@ -8,6 +8,7 @@ import weakref
 from typing import Any, Iterator
 
 from ._logging import logger
+from ._own_draws import OwnDraws
 from ._rebatch import Rebatched, flatten
 from ._ring import END, Ring, Stopped
 from .enums import SharingStrategy
@@ -26,8 +27,8 @@ class AsynchronousDataAccessor:
     raises poptorch.Error.
 
     The worker is a thread, so `miss_sleep_time_in_ms` (PopTorch polls) and `sharing_strategy` (PopTorch's
-    worker is a process) change nothing, and a data set that draws from global generators shares them with
-    the program.
+    worker is a process) change nothing. PyTorch's draws of a data set have a generator of their own; the ones
+    of Python and NumPy are the program's.
 
     :param buffer_size: the elements that can wait, the one in use included.
     :param load_indefinitely: read the next pass ahead when one is complete.
@@ -52,6 +53,8 @@ class AsynchronousDataAccessor:
             )
         if rebatched_size is not None and rebatched_size <= 1:
             raise createPoptorchError("rebatched_size must be None or greater than 1")
+        if buffer_size < 1:
+            raise createPoptorchError(f"buffer_size must be at least 1: it is {buffer_size}")
         by_index = not hasattr(dataset, "__iter__") and hasattr(dataset, "__len__")
         elements = _Indexed(dataset) if by_index else dataset
         self._dataset = (
@@ -64,7 +67,7 @@ class AsynchronousDataAccessor:
         # The thread holds no reference to self: forgetting the accessor ends it, and so does leaving the
         # program.
         thread = threading.Thread(
-            target=_load, args=(self._ring, self._dataset, load_indefinitely), daemon=True
+            target=_load, args=(self._ring, self._dataset, load_indefinitely, OwnDraws()), daemon=True
         )
         self._end = weakref.finalize(self, _end_thread, self._ring, thread)
         thread.start()
@@ -117,11 +120,15 @@ class _Indexed:
         return (self._dataset[index] for index in range(len(self._dataset)))
 
 
-def _load(ring: Ring, dataset: Any, load_indefinitely: bool) -> None:
-    ring.load(dataset, flatten, load_indefinitely)
-    # A torch loader with persistent workers keeps them until it goes itself.
+def _load(ring: Ring, dataset: Any, load_indefinitely: bool, draws: OwnDraws) -> None:
+    with draws:
+        ring.load(dataset, flatten, load_indefinitely)
+    # A torch loader with persistent workers keeps them until it goes itself. And where an exception keeps an
+    # iterator that isn't shut down, processes forked later try to do it.
     loader = dataset.loader if isinstance(dataset, Rebatched) else dataset
-    if getattr(loader, "_iterator", None) is not None:
+    iterator = getattr(loader, "_iterator", None)
+    if iterator is not None:
+        iterator._shutdown_workers()
         loader._iterator = None
 
 
