@@ -134,3 +134,34 @@ def test_a_dataclass_of_tensors_needs_a_parser():
     for argument, what in ((torch.ones(2), "An output"), (given, "An argument")):
         with pytest.raises(poptorch.Error, match=rf"{what} of type .*Unknown.*registerCustomArgParser"):
             poptorch.inferenceModel(Pairing())(argument)
+
+
+@pytest.mark.parametrize("rebatched", [None, 4])
+def test_asynchronous_elements_may_hold_custom_types_and_dictionaries(rebatched):
+    # As a graph with its labels by task, of which a loader makes one batch.
+    elements = [
+        {
+            "features": _pair(first, size=2),
+            "labels": {"task": torch.full((2, 3), first)},
+            "mask": torch.ones(2),
+        }
+        for first in (0.0, 10.0)
+    ]
+    accessor = poptorch.AsynchronousDataAccessor(elements, load_indefinitely=False, rebatched_size=rebatched)
+    taken = [
+        (
+            got["features"].left.tolist(),
+            got["features"].label,
+            got["labels"]["task"][:, 2].tolist(),
+            list(got),
+        )
+        for got in accessor
+    ]
+    keys = ["features", "labels", "mask"]
+    if rebatched:
+        assert taken == [([0, 0, 10, 10], "kept", [0, 0, 10, 10], keys)]
+    else:
+        assert taken == [([0, 0], "kept", [0, 0], keys), ([10, 10], "kept", [10, 10], keys)]
+    accessor.terminate()
+    with pytest.raises(poptorch.Error, match="failed to start"):
+        poptorch.AsynchronousDataAccessor([{"labels": {"task": "text"}}])

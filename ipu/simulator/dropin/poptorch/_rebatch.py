@@ -13,8 +13,8 @@ Build = Callable[[list], Any]
 
 
 def flatten(element: Any) -> tuple[list[torch.Tensor], Build]:
-    """(tensors, a function that builds such an element from tensors) of a tensor, a flat container, a dict,
-    or a custom type.
+    """(tensors, a function that builds such an element from tensors) of a tensor, a flat container, a custom
+    type, or a dict, which may hold dicts and custom types (a graph and its labels).
     """
     values, build = _parts(element)
     if not values or not all(isinstance(value, torch.Tensor) for value in values):
@@ -31,14 +31,29 @@ def _parts(element: Any) -> tuple[list[Any], Build]:
     if parser is not None:
         return list(parser.yieldTensors(element)), lambda tensors: parser.reconstruct(element, iter(tensors))
     if isinstance(element, dict):
-        keys = list(element)
-        return list(element.values()), lambda tensors: dict(zip(keys, tensors))
+        return _parts_of_dict(element)
     if isinstance(element, (list, tuple)):
         kind = type(element)
         if hasattr(kind, "_fields"):  # a namedtuple takes its fields one by one
             return list(element), lambda tensors: kind(*tensors)
         return list(element), lambda tensors: kind(tensors)
     return [element], lambda tensors: tensors[0]
+
+
+def _parts_of_dict(element: dict[Any, Any]) -> tuple[list[Any], Build]:
+    values: list[Any] = []
+    builders: list[tuple[Any, int, Build]] = []  # by key: how many tensors, and what they make
+    for key, part in element.items():
+        nested = isinstance(part, dict) or parser_of(part) is not None
+        parts, build = _parts(part) if nested else ([part], lambda tensors: tensors[0])
+        values += parts
+        builders.append((key, len(parts), build))
+
+    def build_dict(tensors: list[Any]) -> dict[Any, Any]:
+        remaining = iter(tensors)
+        return {key: build([next(remaining) for _ in range(count)]) for key, count, build in builders}
+
+    return values, build_dict
 
 
 class Rebatched:
