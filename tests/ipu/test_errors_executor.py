@@ -371,3 +371,12 @@ def test_a_pipeline_needs_enough_accumulation():
     ):
         training(Staged(), options(accumulation=2))(*batch(2))
     training(Staged(), options(accumulation=3))(*batch(3))
+
+
+def test_lazy_layers_need_a_run_on_the_host():
+    model = torch.nn.Sequential(torch.nn.LazyLinear(2))
+    x = torch.ones(1, 3)
+    with pytest.raises(poptorch.Error, match=r"0\.weight has no shape yet: run .* on the host"):
+        poptorch.inferenceModel(model)(x)
+    expected = model(x)
+    assert torch.equal(poptorch.inferenceModel(model)(x), expected.detach())

@@ -25,7 +25,7 @@ class DeviceWeights:
     tied. `broadcast` as in Options.broadcastBuffers: a buffer on the host is every replica's, else
     [replicas, ...], one for each.
 
-    Raises poptorch.Error for a buffer that isn't, and for a weight that isn't [groups, ...].
+    Raises poptorch.Error for a buffer that isn't, a weight that isn't [groups, ...], and one without a shape.
     """
 
     def __init__(
@@ -37,6 +37,11 @@ class DeviceWeights:
     ) -> None:
         self.names = [name for name, _ in model.named_parameters()]
         self.parameters = list(model.parameters())
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if torch.nn.parameter.is_lazy(tensor):
+                raise createPoptorchError(
+                    f"{name} has no shape yet: run a model of lazy layers once on the host before it compiles."
+                )
         # Those that want a gradient, by index, as of now.
         self.trainable = [i for i, parameter in enumerate(self.parameters) if parameter.requires_grad]
         self._buffer_names = [name for name, _ in model.named_buffers()]

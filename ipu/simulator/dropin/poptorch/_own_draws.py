@@ -6,6 +6,7 @@ nobody knows. (PopTorch's worker is a process, which has generators of its own.)
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from torch.overrides import TorchFunctionMode
 
 _DRAWING = frozenset(
     "_sample_dirichlet _standard_gamma bernoulli bernoulli_ binomial cauchy_ exponential_ geometric_ "
-    "log_normal_ multinomial normal normal_ poisson rand rand_like randint randint_like randn randn_like "
-    "random_ randperm uniform_".split()
+    "log_normal_ multinomial normal normal_ poisson rand randint randn random_ randperm uniform_".split()
 )
+# Older PyTorchs draw these from the program's generator alone.
+_LIKE = frozenset({"rand_like", "randint_like", "randn_like"})
 
 
 class OwnDraws(TorchFunctionMode):
@@ -26,9 +28,13 @@ class OwnDraws(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._generator = torch.Generator().manual_seed(torch.initial_seed())
+        self._drawing = _DRAWING
+        with contextlib.suppress(TypeError):
+            torch.rand_like(torch.empty(0), generator=torch.Generator())
+            self._drawing |= _LIKE
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in _DRAWING and kwargs.get("generator") is None:
+        if getattr(func, "__name__", "") in self._drawing and kwargs.get("generator") is None:
             kwargs = {**kwargs, "generator": self._generator}
         return func(*args, **kwargs)
