@@ -40,7 +40,7 @@ class DeviceWeights:
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if torch.nn.parameter.is_lazy(tensor):
                 raise createPoptorchError(
-                    f"{name} has no shape yet: run a model of lazy layers once on the host before it compiles."
+                    f"{name} has no shape yet: run lazy layers once on the host before they compile."
                 )
         # Those that want a gradient, by index, as of now.
         self.trainable = [i for i, parameter in enumerate(self.parameters) if parameter.requires_grad]
