@@ -25,14 +25,17 @@ from .schemas import schema_of
 # Another name for the same tensor.
 _ALIASES = frozenset({"alias", "detach", "lift", "lift_fresh"})
 _DEVICE = torch.ops.prim.device.default
+# Not known to torch 2.0, where what follows a module that failed counts as that module's.
+_ALSO_AFTER_ERRORS: dict[str, Any] = {"always_call": True} if torch.__version__ >= "2.1" else {}
 
 # The device has no 64-bit types and no bfloat16.
 _DTYPES = {
     torch.float64: "float32",
     torch.bfloat16: "float32",
     torch.int64: "int32",
-    torch.uint64: "uint32",
 }
+if hasattr(torch, "uint64"):  # from 2.3 on
+    _DTYPES[torch.uint64] = "uint32"
 
 
 class UnsupportedType(ValueError):
@@ -128,7 +131,7 @@ class Recorder(TorchDispatchMode):
 
         hooks = [
             torch_module.register_module_forward_pre_hook(enter),
-            torch_module.register_module_forward_hook(leave, always_call=True),
+            torch_module.register_module_forward_hook(leave, **_ALSO_AFTER_ERRORS),
         ]
         try:
             with self:

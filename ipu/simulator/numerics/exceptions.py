@@ -6,7 +6,7 @@ import math
 from typing import Any, List
 
 import torch
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from .rounding import FloatingPointException
 
@@ -19,14 +19,14 @@ def check(name: str, operands: Any, result: Any) -> None:
 
     :param operands, result: tensors and numbers, nested in any way.
     """
-    made = [leaf for leaf in tree_leaves(result) if _is_floating(leaf)]
+    made = [leaf for leaf in tree_flatten(result)[0] if _is_floating(leaf)]
     if name in _ORDERS:
-        if any(_has_nan(leaf) for leaf in tree_leaves(operands)):
+        if any(_has_nan(leaf) for leaf in tree_flatten(operands)[0]):
             raise FloatingPointException(f"floating point exception, invalid operation, in {name}")
         return
     if all(_is_finite(tensor) for tensor in made):
         return
-    given: List[Any] = tree_leaves(operands)
+    given: List[Any] = tree_flatten(operands)[0]
     if any(_has_nan(tensor) for tensor in made):
         if not any(_has_nan(leaf) for leaf in given):
             raise FloatingPointException(f"floating point exception, invalid operation, in {name}")

@@ -20,7 +20,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 from . import products
 from .exceptions import check
@@ -114,7 +114,7 @@ class Float16Arithmetic(TorchDispatchMode):
             return func(*args, **kwargs)
         if operation.name in ("_to_copy", "copy_"):
             return self._cast(func, operation, args, kwargs)
-        operands = [leaf for leaf in tree_leaves((args, kwargs)) if _is_floating(leaf)]
+        operands = [leaf for leaf in tree_flatten((args, kwargs))[0] if _is_floating(leaf)]
         if any(operand.layout is not torch.strided for operand in operands):
             return self._in_float32(func, operation, args, kwargs)  # gradients of embeddings
         if not _gives_float16(operation, operands) and not _written(operation, args, kwargs):
@@ -346,7 +346,9 @@ def _written(operation: _Operation, args: Sequence[Any], kwargs: Dict[str, Any])
     places = [args[index] for index in operation.writes if index < len(args)]
     places += [kwargs[name] for name in operation.writes_named if name in kwargs]
     return [
-        leaf for leaf in tree_leaves(places) if isinstance(leaf, torch.Tensor) and leaf.dtype is torch.float16
+        leaf
+        for leaf in tree_flatten(places)[0]
+        if isinstance(leaf, torch.Tensor) and leaf.dtype is torch.float16
     ]
 
 

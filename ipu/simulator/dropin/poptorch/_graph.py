@@ -17,10 +17,12 @@ from typing import Any, ClassVar, Iterator
 import torch
 from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from . import _trace
 
+# Not known to torch 2.0: there, operations are named after a module that failed until the one around it ends.
+_ALSO_AFTER_ERRORS = {"always_call": True} if torch.__version__ >= "2.1" else {}
 _POPART_TYPES = {
     "_adaptive_avg_pool2d": "AveragePool",
     "_log_softmax": "LogSoftmax",
@@ -196,7 +198,7 @@ class Recorder(TorchDispatchMode):
         if self._module_names:
             hooks = [
                 torch_module.register_module_forward_pre_hook(enter),
-                torch_module.register_module_forward_hook(leave, always_call=True),
+                torch_module.register_module_forward_hook(leave, **_ALSO_AFTER_ERRORS),
             ]
         outer, _recorder = _recorder, self
         try:
@@ -319,7 +321,7 @@ def leave_scope() -> None:
 
 
 def _tensors(structure: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(structure) if isinstance(leaf, torch.Tensor)]
+    return [leaf for leaf in tree_flatten(structure)[0] if isinstance(leaf, torch.Tensor)]
 
 
 def _as_json(node: _Node) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from ._structure import tensors
 from ._tape_program import Autocast, Place, Program, Step, mapped
@@ -172,7 +172,7 @@ class _Unseen(TorchDispatchMode):
         if (
             not self._tape._in_call
             and func not in _NOT_COMPUTING
-            and any(isinstance(arg, torch.Tensor) for arg in tree_leaves(args))
+            and any(isinstance(arg, torch.Tensor) for arg in tree_flatten(args)[0])
         ):
             self._tape.leave()
         return func(*args, **(kwargs or {}))

@@ -13,7 +13,7 @@ from typing import Any, Callable, Iterator
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from . import enums
 from ._callers import computed_by_library
@@ -165,7 +165,7 @@ class _OutsideBlocks(TorchDispatchMode):
         if (
             not self._trace.in_block
             and func not in _NOT_COMPUTING
-            and any(isinstance(arg, torch.Tensor) for arg in tree_leaves(args))
+            and any(isinstance(arg, torch.Tensor) for arg in tree_flatten(args)[0])
             and (self._trace.entries or not computed_by_library())
         ):
             self._trace.computes_outside_block = True
