@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import UserDict
 from dataclasses import dataclass
 
 import pytest
@@ -165,3 +166,21 @@ def test_asynchronous_elements_may_hold_custom_types_and_dictionaries(rebatched)
     accessor.terminate()
     with pytest.raises(poptorch.Error, match="failed to start"):
         poptorch.AsynchronousDataAccessor([{"labels": {"task": "text"}}])
+
+
+class Encoding(UserDict):
+    """A mapping that is no dict and has something beside its items, as what transformers' tokenizers give."""
+
+    def __init__(self, items, note):
+        super().__init__(items)
+        self.note = note
+
+
+@pytest.mark.parametrize("rebatched", [None, 4])
+def test_asynchronous_elements_may_be_mappings(rebatched):
+    elements = [Encoding({"ids": torch.full((2,), first)}, "kept") for first in (0, 7)]
+    accessor = poptorch.AsynchronousDataAccessor(elements, load_indefinitely=False, rebatched_size=rebatched)
+    taken = [(type(got), got.note, got["ids"].tolist()) for got in accessor]
+    expected = [[0, 0, 7, 7]] if rebatched else [[0, 0], [7, 7]]
+    assert taken == [(Encoding, "kept", ids) for ids in expected]
+    assert elements[0]["ids"].tolist() == [0, 0]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterator
+import copy
+from typing import Any, Callable, Iterator, Mapping, MutableMapping
 
 import torch
 
@@ -14,7 +15,8 @@ Build = Callable[[list], Any]
 
 def flatten(element: Any) -> tuple[list[torch.Tensor], Build]:
     """(tensors, a function that builds such an element from tensors) of a tensor, a flat container, a custom
-    type, or a dict, which may hold dicts and custom types (a graph and its labels).
+    type, or a dict, which may hold dicts and custom types (a graph and its labels). Other mappings stay what
+    they are (transformers' BatchEncoding).
     """
     values, build = _parts(element)
     if not values or not all(isinstance(value, torch.Tensor) for value in values):
@@ -30,8 +32,8 @@ def _parts(element: Any) -> tuple[list[Any], Build]:
     parser = parser_of(element)
     if parser is not None:
         return list(parser.yieldTensors(element)), lambda tensors: parser.reconstruct(element, iter(tensors))
-    if isinstance(element, dict):
-        return _parts_of_dict(element)
+    if isinstance(element, Mapping):
+        return _parts_of_mapping(element)
     if isinstance(element, (list, tuple)):
         kind = type(element)
         if hasattr(kind, "_fields"):  # a namedtuple takes its fields one by one
@@ -40,20 +42,25 @@ def _parts(element: Any) -> tuple[list[Any], Build]:
     return [element], lambda tensors: tensors[0]
 
 
-def _parts_of_dict(element: dict[Any, Any]) -> tuple[list[Any], Build]:
+def _parts_of_mapping(element: Mapping[Any, Any]) -> tuple[list[Any], Build]:
     values: list[Any] = []
     builders: list[tuple[Any, int, Build]] = []  # by key: how many tensors, and what they make
     for key, part in element.items():
-        nested = isinstance(part, dict) or parser_of(part) is not None
+        nested = isinstance(part, Mapping) or parser_of(part) is not None
         parts, build = _parts(part) if nested else ([part], lambda tensors: tensors[0])
         values += parts
         builders.append((key, len(parts), build))
 
-    def build_dict(tensors: list[Any]) -> dict[Any, Any]:
+    def build_mapping(tensors: list[Any]) -> Mapping[Any, Any]:
         remaining = iter(tensors)
-        return {key: build([next(remaining) for _ in range(count)]) for key, count, build in builders}
+        items = {key: build([next(remaining) for _ in range(count)]) for key, count, build in builders}
+        if isinstance(element, dict) or not isinstance(element, MutableMapping):
+            return items
+        made = copy.copy(element)
+        made.update(items)
+        return made
 
-    return values, build_dict
+    return values, build_mapping
 
 
 class Rebatched:
