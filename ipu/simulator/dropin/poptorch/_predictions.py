@@ -17,6 +17,9 @@ from ._engine import ENGINE_NAME, load
 from ._numerics import numerics
 from .poptorch_core import createPoptorchError
 
+# What captures a graph isn't there before.
+_TORCH = "2.3"
+
 
 class Latencies(NamedTuple):
     """Seconds of a round trip: of a weight update; in inference, of a micro batch through the pipeline."""
@@ -53,6 +56,8 @@ class Predictions:
     @functools.cached_property
     def verdict(self) -> Any:
         """A report.Verdict. Raises whatever capturing the model raises."""
+        if torch.__version__ < _TORCH:
+            raise NotImplementedError(f"predictions need torch {_TORCH}, this is {torch.__version__}")
         from ._capture import capture, settings_of
 
         load()
