@@ -14,7 +14,7 @@ from ._ipu_device import asks_for_device, device_answer, placed
 from ._logging import logger
 from ._losses import LossTap
 from ._structure import tensors
-from ._unsupported import operations, reason
+from ._unsupported import MASK_AS_INDEX, is_mask, operations, reason
 from .poptorch_core import createBackendError
 
 # What makes a tensor of none; torch's own modules give their device where it matters.
@@ -103,10 +103,13 @@ class CompileTap(LossTap):
 
     def _refuse_unsupported(self, func, args, kwargs) -> None:
         why = reason(func, args, kwargs, self.is_on_device)
-        if why is not None and not called_by_library():
-            raise createBackendError(why)
         if why is not None:
-            self._follow_values()
+            self._refuse_unless_library(why)
+
+    def _refuse_unless_library(self, why: str) -> None:
+        if not called_by_library():
+            raise createBackendError(why)
+        self._follow_values()
 
     def _follow_values(self) -> None:
         """What a library reads from tensors, its Python has to read in each run."""
@@ -125,6 +128,8 @@ class CompileTap(LossTap):
         on_device = [self.is_on_device(arg) for arg in args if isinstance(arg, torch.Tensor)]
         if name in operations() and (self._computes or any(on_device)):
             raise createBackendError(f"Unsupported ops found in compiled model: [aten::{name}].")
+        if name == "index" and any(is_mask(part) and self.is_on_device(part) for part in args[1]):
+            self._refuse_unless_library(MASK_AS_INDEX)  # older PyTorchs show a mode no __getitem__
         if name == "_local_scalar_dense" and all(on_device) and not called_by_library():
             raise createBackendError(_NO_VALUES)
 

@@ -19,6 +19,15 @@ _ATEN = {
 }
 _MASKS = (torch.bool, torch.uint8)
 _WHY = "IPU programs cannot have dynamic shapes"
+MASK_AS_INDEX = (
+    "Indexing using boolean or byte tensor masks is unsupported because it would produce dynamic output "
+    f"shapes based on the mask's data. {_WHY}: take torch.where, or assign to x[mask]."
+)
+
+
+def is_mask(index: Any) -> bool:
+    """Whether an index says of each element whether it is taken."""
+    return isinstance(index, torch.Tensor) and index.dtype in _MASKS
 
 
 @functools.cache
@@ -45,11 +54,8 @@ def reason(
                 "aten::item is only supported in eager mode, and the bounds of a slice are read by it. "
                 "poptorch.dynamic_slice and dynamic_update take a place from a tensor."
             )
-        if name == "__getitem__" and any(moves(part) and part.dtype in _MASKS for part in parts):
-            return (
-                "Indexing using boolean or byte tensor masks is unsupported because it would produce dynamic "
-                f"output shapes based on the mask's data. {_WHY}: take torch.where, or assign to x[mask]."
-            )
+        if name == "__getitem__" and any(moves(part) and is_mask(part) for part in parts):
+            return MASK_AS_INDEX
     subject = args[0] if args else kwargs.get("input", kwargs.get("tensor"))
     if name == "one_hot" and moves(subject):
         classes = kwargs.get("num_classes", args[1] if len(args) > 1 else -1)
