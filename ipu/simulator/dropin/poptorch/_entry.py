@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from . import _impl, enums, optim
+from ._inference_mode import is_of_inference_mode
 from ._poplar_executor import PoplarExecutor
 from .options import Options, PipelinedExecution
 from .poptorch_core import createPoptorchError
@@ -24,11 +25,16 @@ def trainingModel(
     The model is changed in place: touching its weights from now on fetches them from the device. The
     optimizer is poptorch.optim.SGD(lr=0.01) unless given.
 
-    Raises poptorch.Error for options of another type, RuntimeError for a model that is wrapped already.
+    Raises poptorch.Error for options of another type and for a model of torch.inference_mode, RuntimeError
+    for one that is wrapped already.
     """
     model = _user_model(model)
     if _impl.is_wrapped(model):
         _impl.wrap(model, None)  # raises
+    if is_of_inference_mode(model):
+        raise createPoptorchError(
+            "A model that was made in torch.inference_mode can't be trained: make it outside."
+        )
     executor_options = _resolved(options, enums.OutputMode.Final)
     if optimizer is None:
         optimizer = optim.SGD(model.parameters(), lr=0.01)

@@ -335,14 +335,17 @@ def _order(compiled: list[tuple[Any, ...]], given: list[tuple[Any, ...]]) -> lis
 
 def _on_device(tensor: torch.Tensor) -> torch.Tensor:
     """The caller's tensor as the device has it; the same memory where nothing is to be converted."""
-    return numerics.to_device_dtype(tensor).contiguous()
+    tensor = numerics.to_device_dtype(tensor).contiguous()
+    # Autograd takes none that were made in torch.inference_mode.
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _copy_back(callers: list[torch.Tensor], inputs: list[torch.Tensor], versions: list[int]) -> None:
     """What the model changed in place changes in the caller's tensor, also where the device had a copy."""
     for caller, tensor, version in zip(callers, inputs, versions):
         if version_of(tensor) != version and tensor.data_ptr() != caller.data_ptr():
-            caller.copy_(tensor)
+            with torch.inference_mode(caller.is_inference()), torch.no_grad():
+                caller.copy_(tensor)
 
 
 def _check_target(options: Any) -> None:

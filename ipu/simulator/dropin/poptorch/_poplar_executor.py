@@ -9,7 +9,7 @@ from typing import Any, Callable
 
 import torch
 
-from . import _files, _impl, _profile, enums
+from . import _files, _impl, _inference_mode, _profile, enums
 from ._args import ArgumentParser, Arguments, CompiledCall
 from ._executable import Executable
 from ._logging import limit_repeats, logger
@@ -73,6 +73,7 @@ class PoplarExecutor:
         self._logged: set[str] = set()
         limit_repeats(options.max_repeat_logs)
         _impl.check_buffers(self._user_model)
+        self.is_of_inference_mode = _inference_mode.is_of_inference_mode(model)
         if training:
             assert optimizer is not None, "A training model needs an optimizer"
             self.setOptimizer(optimizer)
@@ -147,6 +148,7 @@ class PoplarExecutor:
             return
         self._compile(arguments)
 
+    @_inference_mode.left
     def _compile(self, compiled: Arguments | dict[str, Any]) -> None:
         """`compiled`: what to compile for, or what a file holds of a compilation."""
         for hook in list(_impl.pre_compile_hooks.values()):
@@ -195,6 +197,7 @@ class PoplarExecutor:
         for hook in list(_impl.post_compile_hooks.values()):
             hook()
 
+    @_inference_mode.left
     def _run(self, arguments: Arguments) -> Any:
         host = self._host
         start_s = time.time()
@@ -242,6 +245,7 @@ class PoplarExecutor:
             raise createPoptorchError("Model has not been compiled or has been destroyed.")
         return self._executable
 
+    @_inference_mode.left
     def copyWeightsToHost(self) -> None:
         """Download the weights into the user's model."""
         executable = self._compiled()
@@ -257,6 +261,7 @@ class PoplarExecutor:
         host = self._host
         return host is not None and host.sync()
 
+    @_inference_mode.left
     def copyWeightsToDevice(self) -> None:
         """Upload the user's model's weights: edits on the host have no effect before."""
         executable = self._compiled()
@@ -269,6 +274,7 @@ class PoplarExecutor:
             self._host_version = host.version
         executable.weights.upload()
 
+    @_inference_mode.left
     def copyNamedBuffersToDevice(self) -> None:
         """Upload the buffers that options.updatableNamedBuffers lists."""
         names = self._options.updatable_named_buffers

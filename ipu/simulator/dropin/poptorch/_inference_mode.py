@@ -1,0 +1,28 @@
+"""torch.inference_mode is the program's: the device trains, and keeps its weights, whatever it says."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Callable
+
+import torch
+
+
+def left(method: Callable[..., Any]) -> Callable[..., Any]:
+    """An executor's method, run outside torch.inference_mode, in which PyTorch records no gradients and makes
+    tensors that can't be changed elsewhere. A model whose own tensors are such stays inside.
+    """
+
+    @functools.wraps(method)
+    def outside(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_inference_mode_enabled() or executor.is_of_inference_mode:
+            return method(executor, *args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            return method(executor, *args, **kwargs)
+
+    return outside
+
+
+def is_of_inference_mode(model: torch.nn.Module) -> bool:
+    """Whether a model was made in torch.inference_mode, so that it can't train."""
+    return any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers()))
