@@ -25,4 +25,5 @@ def left(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def is_of_inference_mode(model: torch.nn.Module) -> bool:
     """Whether a model was made in torch.inference_mode, so that it can't train."""
-    return any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers()))
+    tensors = [*model.parameters(), *model.buffers()]
+    return any(not torch.nn.parameter.is_lazy(tensor) and tensor.is_inference() for tensor in tensors)
