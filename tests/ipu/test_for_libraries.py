@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, fields
 
+import pytest
 import torch
 
 from .executor_models import poptorch
@@ -67,3 +68,42 @@ def test_outputs_that_are_dictionaries_and_dataclasses():
         assert type(output) is Output and list(output) == ["sample", "names"]
         assert torch.equal(output.sample, x * 2) and output["sample"] is output.sample
         assert output.names is output["names"] and torch.equal(output.names[1], x + 1)
+
+
+class Marked(torch.Tensor):
+    """As snnTorch's spikes: made in a forward, of nothing, of numbers and of tensors."""
+
+    @staticmethod
+    def __new__(cls, *args, mark=None, **kwargs):
+        return super().__new__(cls, *args, **kwargs)
+
+    def __init__(self, *args, mark=None, **kwargs):
+        self.mark = mark
+
+    def numel(self):
+        raise AssertionError("a class may give its methods another meaning")
+
+
+@pytest.mark.parametrize("precision", ["float32", "ipu-float16"])
+def test_tensors_of_a_class_of_their_own_are_made_in_a_forward(precision, monkeypatch):
+    monkeypatch.setenv("IPU_SIMULATOR_PRECISION", precision)
+
+    class Spiking(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+
+        def forward(self, x):
+            given, made = Marked(x * self.weight, mark="given"), Marked([3.0, 4.0])
+            assert type(given) is type(made) is Marked and given.mark == "given" and made.mark is None
+            assert type(Marked(mark=1)) is Marked and type(torch.Tensor([1.0])) is torch.Tensor
+            total = (given + made).as_subclass(torch.Tensor)
+            return total, poptorch.identity_loss(total, "sum")
+
+    model = Spiking()
+    executor = poptorch.trainingModel(model, optimizer=poptorch.optim.SGD(model.parameters(), lr=0.5))
+    for step in range(3):
+        total, _ = executor(torch.tensor([[1.0, 1.0]]))
+        assert total.tolist() == [[1.0 - step / 2 + 3.0, 2.0 - step / 2 + 4.0]]
+    assert model.weight.tolist() == [-0.5, 0.5]
+    assert "__new__" not in vars(torch.Tensor)

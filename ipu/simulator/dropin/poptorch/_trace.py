@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten
 
 from . import enums
 from ._callers import computed_by_library
+from ._subclasses import subclasses_can_be_made
 from .poptorch_core import MAX_IPUS_PER_PROCESS, createBackendError, targets, usesIpuModel
 
 
@@ -207,7 +208,7 @@ def tracing(options: Any) -> Iterator[Trace]:
     strategy = options._execution_strategy
     strategy.onStartTracing()
     try:
-        with _as_current(trace), _OutsideBlocks(trace):
+        with _as_current(trace), _OutsideBlocks(trace), subclasses_can_be_made():
             yield trace
     finally:
         strategy.onEndTracing()
@@ -217,5 +218,5 @@ def tracing(options: Any) -> Iterator[Trace]:
 def running() -> Iterator[Run]:
     """Stands around every later forward."""
     run = Run()
-    with _as_current(run):
+    with _as_current(run), subclasses_can_be_made():
         yield run
