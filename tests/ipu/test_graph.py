@@ -119,6 +119,23 @@ def test_name_scopes_are_in_the_names():
     assert _graph(Scoped(), options(), batch(2)[0], training=False)[0]["name"] == "mine/Relu"
 
 
+def test_attributes_of_a_program_are_those_of_its_operations():
+    class Attributed(torch.nn.Module):
+        def forward(self, x):
+            with poptorch.Attribute(__outline={"layer": "embedding"}):
+                y = x + 1
+            return poptorch.set_available_memory(y @ y, 0.3)
+
+    executor = poptorch.inferenceModel(Attributed())
+    executor(torch.ones(2, 2))
+    nodes = {
+        node["type"]: node["attributes"] for node in json.loads(executor._debugGetPopartIR())["maingraph"]
+    }
+    assert nodes["Add"]["__outline"] == {"layer": "embedding"}
+    assert nodes["MatMul"]["availableMemoryProportion"] == 0.3
+    assert "__outline" not in nodes["MatMul"] and "availableMemoryProportion" not in nodes["Add"]
+
+
 def test_there_is_none_before_the_compilation():
     with pytest.raises(poptorch.Error, match="has not been compiled"):
         poptorch.inferenceModel(Classifier())._debugGetPopartIR()

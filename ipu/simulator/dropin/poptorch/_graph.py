@@ -97,6 +97,11 @@ class _Node:
     ipu: int
     inputs: list[dict[str, Any]] = field(default_factory=list)
     outputs: list[dict[str, Any]] = field(default_factory=list)
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+# Of the poptorch.Attribute contexts that are open.
+open_attributes: dict[str, dict[str, str]] = {}
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,7 @@ class Recorder(TorchDispatchMode):
         self._counts: Counter[str] = Counter()
         self._alive: list[torch.Tensor] = []  # so that no address is used twice
         self._made: dict[int, _Made] = {}
+        self._makers: dict[int, _Node] = {}  # by the id of what they made
         self._nodes: list[_Node] = []
         # What each stage takes from elsewhere, by address and stage.
         self._entering: dict[tuple[int, int], dict[str, Any]] = {}
@@ -152,7 +158,7 @@ class Recorder(TorchDispatchMode):
         path = "/".join([*filter(None, self._scopes), type_])
         name = path if not self._counts[path] else f"{path}/{self._counts[path]}"
         self._counts[path] += 1
-        node = _Node(name, type_, stage, ipu)
+        node = _Node(name, type_, stage, ipu, attributes=dict(open_attributes))
         for tensor in inputs:
             address = _address(tensor)
             made = self._made.get(address)
@@ -162,6 +168,7 @@ class Recorder(TorchDispatchMode):
             if not made.is_weight and made.stage != stage:
                 self._entering.setdefault((address, stage), made.tensor)
         for index, tensor in enumerate(outputs):
+            self._makers[id(tensor)] = node
             node.outputs.append(self._keep(tensor, f"{name}:{index}", stage, is_weight=False))
         self._nodes.append(node)
 
@@ -177,6 +184,11 @@ class Recorder(TorchDispatchMode):
         if address not in self._made:
             self._made[address] = _Made(described, stage, is_weight)
         return described
+
+    def limit_memory(self, tensor: torch.Tensor, proportion: float) -> None:
+        """Note what set_available_memory says of the operation that made a tensor."""
+        if id(tensor) in self._makers:
+            self._makers[id(tensor)].attributes["availableMemoryProportion"] = proportion
 
     def checkpoint(self, tensors: list[torch.Tensor]) -> None:
         """Mark what recomputationCheckpoint was given."""
@@ -306,6 +318,8 @@ def mark_producer(tensor: torch.Tensor, **marks: Any) -> None:
     run = _trace.current()
     if run is not None and run.recorder is not None:
         run.recorder.mark_producer(tensor, **marks)
+    if _recorder is not None and "available_memory_proportion" in marks:
+        _recorder.limit_memory(tensor, marks["available_memory_proportion"])
 
 
 def enter_scope(name: str) -> None:
@@ -325,7 +339,7 @@ def _tensors(structure: Any) -> list[torch.Tensor]:
 
 
 def _as_json(node: _Node) -> dict[str, Any]:
-    attributes = {"__ipu_number": str(node.ipu), "__pipeline_stage": str(node.stage)}
+    attributes = {**node.attributes, "__ipu_number": str(node.ipu), "__pipeline_stage": str(node.stage)}
     return {
         "name": node.name,
         "type": node.type,

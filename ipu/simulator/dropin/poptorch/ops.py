@@ -230,10 +230,10 @@ class Attribute:
         outer = Attribute._active
         self._outer.append(outer)
         inner = {name: {**outer.get(name, {}), **values} for name, values in self._attributes.items()}
-        Attribute._active = {**outer, **inner}
+        Attribute._active = _graph.open_attributes = {**outer, **inner}
 
     def __exit__(self, type, value, traceback):
-        Attribute._active = self._outer.pop()
+        Attribute._active = _graph.open_attributes = self._outer.pop()
 
 
 class NameScope:
