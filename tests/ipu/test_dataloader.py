@@ -268,6 +268,17 @@ def test_a_failure_leaves_no_worker_while_its_exception_is_held():
     assert multiprocessing.active_children() == [] and held.value is not None
 
 
+def test_workers_draw_each_for_itself():
+    class Drawing(Numbers):
+        def __getitem__(self, index):
+            return torch.rand(4)
+
+    loader = poptorch.DataLoader(options(), Drawing(8), mode=Mode.Async, num_workers=2)
+    elements = torch.cat([element.clone() for element in loader])
+    assert len({tuple(element.tolist()) for element in elements}) == 8
+    loader.terminate()
+
+
 def test_what_a_data_set_draws_is_no_draw_of_the_programs():
     class Drawing(Numbers):
         def __getitem__(self, index):

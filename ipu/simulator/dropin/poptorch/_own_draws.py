@@ -7,6 +7,7 @@ nobody knows. (PopTorch's worker is a process, which has generators of its own.)
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ class OwnDraws(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._generator = torch.Generator().manual_seed(torch.initial_seed())
+        self._process = os.getpid()  # processes forked inside have generators and seeds of their own
         self._drawing = _DRAWING
         with contextlib.suppress(TypeError):
             torch.rand_like(torch.empty(0), generator=torch.Generator())
@@ -35,6 +37,7 @@ class OwnDraws(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in self._drawing and kwargs.get("generator") is None:
+        draws = getattr(func, "__name__", "") in self._drawing and kwargs.get("generator") is None
+        if draws and os.getpid() == self._process:
             kwargs = {**kwargs, "generator": self._generator}
         return func(*args, **kwargs)
