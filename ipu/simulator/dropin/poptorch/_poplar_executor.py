@@ -13,22 +13,17 @@ from . import _files, _impl, _inference_mode, _profile, enums
 from ._args import ArgumentParser, Arguments, CompiledCall
 from ._executable import Executable
 from ._logging import limit_repeats, logger
+from ._measured import Measured
 from ._numerics import numerics
-from ._predictions import Latencies, Predictions
+from ._predictions import Predictions
 from ._replica_groups import ReplicaGrouping, executors
 from ._structure import tensors
 from .optim._extract import Extracted, extract
 from .optim._on_device import OptimizerOnDevice
-from .poptorch_core import Error, createPoptorchError, usesIpuModel
-
-_NO_LATENCY = (0.0, 0.0, 0.0)
+from .poptorch_core import createPoptorchError
 
 
-def _perf_counters(starts: list[list[float]], ends: list[list[float]]) -> dict[str, list[list[float]]]:
-    return {"input": starts, "input_complete": starts, "output": ends, "output_complete": ends}
-
-
-class PoplarExecutor:
+class PoplarExecutor(Measured):
     """Runs a wrapped model: the first call compiles it for the inputs given, whose shapes are final then.
 
     Attributes that an executor doesn't have are the user model's.
@@ -62,10 +57,6 @@ class PoplarExecutor:
         self._optimizer_on_device: OptimizerOnDevice | None = None
         self._attached = False
         self._host_version = 0
-        self._compilation_s: float | None = None
-        self._predictions: Predictions | None = None
-        self._last_call_s: float | None = None
-        self._perf_counters = _perf_counters([[]], [[]])
         self._optimizer = optimizer
         self.replica_groupings: dict[int, ReplicaGrouping] = {}  # by the id of the parameter
         self._found: Extracted | None = None
@@ -211,11 +202,8 @@ class PoplarExecutor:
             if host is not None:
                 host.running = False
         end_s = time.time()
-        self._last_call_s = end_s - start_s
         steps, returned = self._executable.num_micro_batches
-        self._perf_counters = _perf_counters(
-            [[start_s] * steps for _ in arguments.tensors], [[end_s] * returned for _ in tensors(output)]
-        )
+        self._note_call(start_s, end_s, (len(arguments.tensors), steps), (len(tensors(output)), returned))
         return output
 
     @property
@@ -367,74 +355,7 @@ class PoplarExecutor:
         self._options.Training.setMeanAccumulationAndReplicationReductionStrategy(running)
         self._options._freeze()
 
-    # ---- measurements
-
-    def _latency(self, predicted_s: Callable[[Latencies], float], host_s: float) -> tuple[float, ...]:
-        """(min, max, average): as predicted; on the IPU model, and where nothing can be, this host's."""
-        if self._last_call_s is None:
-            return _NO_LATENCY
-        if self._predictions is not None and not usesIpuModel(self._options._values):
-            try:
-                with self._weights_of_groups():
-                    return (predicted_s(self._predictions.latencies),) * 3
-            except Error as error:
-                logger.warning("%s. Latencies are this host's.", error.message)
-        return (host_s,) * 3
-
-    def getLatency(self) -> tuple[float, ...]:
-        """(min, max, average) seconds of the last call's round trips; zeros before the first call."""
-        return self._latency(sum, self._last_call_s)
-
-    def getComputeLatency(self) -> tuple[float, ...]:
-        """The part of getLatency between an input's arrival and an output's departure."""
-        return self._latency(lambda latencies: latencies.compute_s, self._last_call_s)
-
-    def getHostIpuLatency(self) -> tuple[float, ...]:
-        """The part of getLatency in which inputs go to the IPU: none on this host."""
-        return self._latency(lambda latencies: latencies.host_to_ipu_s, 0.0)
-
-    def getIpuHostLatency(self) -> tuple[float, ...]:
-        """The part of getLatency in which outputs come back: none on this host."""
-        return self._latency(lambda latencies: latencies.ipu_to_host_s, 0.0)
-
-    def getPerfCounters(self) -> dict[str, list[list[float]]]:
-        """Wall-clock times of the last call, by event: for each tensor a list with one for each micro batch
-        that went in or came back. Here all went in when the call began and came back when it ended.
-        """
-        return self._perf_counters
-
-    def cycleCount(self) -> int:
-        """IPU cycles of a call, as the simulator predicts them for the machine that it stands for."""
-        if not self._counts_cycles:
-            raise createPoptorchError(
-                "Cycle count logging is disabled. Please set option logCycleCount to True to enable."
-            )
-        if self._last_call_s is None:
-            raise createPoptorchError("Please run the model at least once before obtaining cycle count.")
-        if self._predictions is None:
-            raise createPoptorchError(
-                "The simulator predicts no cycles for an executable from a file: compile the model here."
-            )
-        with self._weights_of_groups():
-            return self._predictions.cycles
-
-    def _weights_of_groups(self) -> contextlib.AbstractContextManager[None]:
-        """Around another run of the forward: weights that differ between replicas lack a dimension there."""
-        return self._compiled().weights.swapped_in() if self.replica_groupings else contextlib.nullcontext()
-
-    @property
-    def _counts_cycles(self) -> bool:
-        return bool(self._options._Popart.options["instrumentWithHardwareCycleCounter"])
-
-    def compilationTime(self) -> float:
-        """Seconds."""
-        if self._executable is None:
-            raise createPoptorchError("Please compile the model before obtaining compilation time.")
-        if not self._options.show_compilation_progress_bar:
-            raise createPoptorchError(
-                "Please set showCompilationProgressBar option to obtain compilation time."
-            )
-        return self._compilation_s
+    # ---- what the compilation found
 
     def getTensorNames(self) -> list[str]:
         """What options.anchorTensor can name: weights, their gradients and updates, results."""
