@@ -107,3 +107,23 @@ def test_tensors_of_a_class_of_their_own_are_made_in_a_forward(precision, monkey
         assert total.tolist() == [[1.0 - step / 2 + 3.0, 2.0 - step / 2 + 4.0]]
     assert model.weight.tolist() == [-0.5, 0.5]
     assert "__new__" not in vars(torch.Tensor)
+
+
+def test_a_buffer_that_is_nothing_yet_may_be_made_in_the_forward():
+    # As x-transformers' attention biases: made for the longest sequence so far.
+    class Lazy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("bias", None)
+
+        def forward(self, x):
+            if self.bias is None or self.bias.shape != x.shape:
+                self.register_buffer("bias", torch.arange(x.numel(), dtype=x.dtype))
+            return x + self.bias
+
+    model = Lazy()
+    executor = poptorch.inferenceModel(model)
+    executor.compile(torch.zeros(3))
+    assert model.bias is None
+    for _ in range(2):
+        assert executor(torch.ones(3)).tolist() == [1, 2, 3]

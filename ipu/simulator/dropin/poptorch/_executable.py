@@ -406,6 +406,8 @@ def _members_kept(model: torch.nn.Module) -> Iterator[None]:
             full_name = f"{path}.{name}" if path else name
             removed = name not in now
             now[name] = tensor
+            if tensor is None:  # there was nothing yet: it is made when first needed
+                continue
             if removed:
                 problem = "is removed from the model when calling the forward method."
             else:
