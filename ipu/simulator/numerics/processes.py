@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from typing import Any, List, Optional, Sequence
 
 import torch
+
+_LETTING_GO_S = 0.1
 
 
 class Processes:
@@ -74,4 +77,7 @@ def _gloo_group(count: int) -> Any:
 
 def _leave() -> None:
     if torch.distributed.is_initialized():
+        # Its threads may be about to let go of tensors, for which they need the interpreter, and torch 2.0
+        # waits for them without leaving it to them.
+        time.sleep(_LETTING_GO_S)
         torch.distributed.destroy_process_group()
