@@ -410,8 +410,15 @@ def test_replicas_may_have_buffers_of_their_own():
         model.total.copy_(torch.tensor([[100.0], [200.0]]))
     executor.copyWeightsToDevice()
     assert torch.equal(executor(torch.tensor([1.0, 1.0])), torch.tensor([101.0, 201.0]))
-    with pytest.raises(poptorch.Error, match=r"first dimension of total must be 2, its shape is \[1\]"):
-        poptorch.inferenceModel(Summing(1), made)(torch.ones(2))
+
+
+def test_replicas_may_begin_alike_with_buffers_of_their_own():
+    model = Summing(1)
+    executor = poptorch.inferenceModel(model, options(replicas=2).broadcastBuffers(False))
+    for count in (1.0, 2.0):
+        assert executor(torch.tensor([1.0, 10.0])).tolist() == [count, 10 * count]
+    executor.copyWeightsToHost()
+    assert model.total.tolist() == [2.0]  # the first replica's
 
 
 def test_wrapped_tensors_become_parameters_of_other_models():

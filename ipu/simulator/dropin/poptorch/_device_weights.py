@@ -22,10 +22,10 @@ class DeviceWeights:
 
     Each replica has its own buffers; all share the parameters, which are identical on real replicas, but
     for those with a ReplicaGrouping, by name. `names` are those of the parameters, the first where one is
-    tied. `broadcast` as in Options.broadcastBuffers: a buffer on the host is every replica's, else
-    [replicas, ...], one for each.
+    tied. `broadcast` as in Options.broadcastBuffers: a buffer on the host is every replica's, else either
+    all buffers are [replicas, ...], one for each, or every replica begins with the whole of each.
 
-    Raises poptorch.Error for a buffer that isn't, a weight that isn't [groups, ...], and one without a shape.
+    Raises poptorch.Error for a weight that isn't [groups, ...], and for one without a shape.
     """
 
     def __init__(
@@ -56,22 +56,18 @@ class DeviceWeights:
             if found is not None:
                 self.groups[i] = found
                 self._check_groups(i)
-        self._broadcast = broadcast or replicas == 1
-        if not self._broadcast:
-            self._check_buffers(replicas)
+        # broadcastBuffers(False): the host has one part for each replica, or what all of them begin with
+        # (optimum-graphcore's Whisper, whose replicas then have caches and steps of their own).
+        self._divided = (
+            not broadcast
+            and replicas > 1
+            and all(buffer.shape[:1] == (replicas,) for buffer in self._buffers)
+        )
         with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
             self.device_parameters = [_on_device(self._host_weight(i)) for i in range(len(self.names))]
             self._device_buffers = [
                 [_on_device(part) for part in self._host_buffers(replica)] for replica in range(replicas)
             ]
-
-    def _check_buffers(self, replicas: int) -> None:
-        for name, buffer in zip(self._buffer_names, self._buffers):
-            if buffer.dim() == 0 or buffer.shape[0] != replicas:
-                raise createPoptorchError(
-                    f"broadcastBuffers(False) gives each of {replicas} replicas its part of each buffer: the "
-                    f"first dimension of {name} must be {replicas}, its shape is {list(buffer.shape)}."
-                )
 
     def _check_groups(self, i: int) -> None:
         shape, groups = self.parameters[i].shape, 1 + max(self.groups[i])
@@ -118,7 +114,7 @@ class DeviceWeights:
 
     def _host_buffers(self, replica: int) -> list[torch.Tensor]:
         """The host's side of a replica's buffers."""
-        return [buffer if self._broadcast else buffer[replica] for buffer in self._buffers]
+        return [buffer[replica] if self._divided else buffer for buffer in self._buffers]
 
     def upload(self) -> None:
         """Host to device."""
@@ -143,7 +139,7 @@ class DeviceWeights:
             for i in range(len(self.parameters)):
                 self._return_weight(i)
             for replica, buffers in enumerate(self._device_buffers):
-                if replica and self._broadcast:
+                if replica and not self._divided:
                     break
                 for device, host in zip(buffers, self._host_buffers(replica)):
                     host.data.copy_(device)
