@@ -18,6 +18,7 @@ from ._device_weights import DeviceWeights
 from ._engine import keep_freed_memory
 from ._index_casts import IndexCasts
 from ._ipu_device import IpuDevice
+from ._kernels import trusted_kernels
 from ._losses import LossPlace, LossTap, find_loss
 from ._numerics import arithmetic, computes_as_ipu, exceptions, numerics, reduction, state_rounding
 from ._replica_groups import ReplicaGrouping
@@ -182,6 +183,7 @@ class Executable:
             torch.set_grad_enabled(self._training),
             self._float16(),
             _stopping(),
+            trusted_kernels(),
         ):
             self._randomness.seed_micro_batch(0, 0)
             with _trace.tracing(self._options) as trace:
@@ -258,7 +260,13 @@ class Executable:
             self.weights.enter_replica,
             self._in_run,
         )
-        with self.weights.swapped_in(), self._flags_of_compilation(), _stopping(), anchors.gradients():
+        with (
+            self.weights.swapped_in(),
+            self._flags_of_compilation(),
+            _stopping(),
+            trusted_kernels(),
+            anchors.gradients(),
+        ):
             if self._training:
                 trainable = [self.weights.parameters[i] for i in self.weights.trainable]
                 update = anchors.following(optimizer.update, self.weights.enter_replica)
