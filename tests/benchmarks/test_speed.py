@@ -1,13 +1,16 @@
 """The contenders do equal work, and their comparison is fair."""
 
 import json
+import os
 
 import pytest
 import torch
 
 from benchmarks import contenders, speed
+from benchmarks.apart import Apart
 from benchmarks.contenders import Contender, plain_loop, simulator
 from benchmarks.speed import compare
+from config import ConfigError
 from run_benchmark import main
 
 
@@ -31,6 +34,14 @@ def test_they_alternate_and_take_turns_to_begin():
     # Ratios of neighbours 2, 1 and 0.5; warming up isn't counted.
     assert (row["median"], row["low"], row["high"]) == (1.0, 0.75, 1.5)
     assert row["better"] == "higher"
+
+
+def test_what_goes_wrong_in_the_other_process_is_told():
+    with Apart("the other side") as process:
+        with pytest.raises(ValueError, match="invalid literal"):
+            process.contender(int, "no contender")
+        with pytest.raises(ConfigError, match="the process of the other side ended in the middle"):
+            process.contender(os._exit, 3)
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])

@@ -91,11 +91,8 @@ class DeviceWeights:
         return torch.stack([host[groups.index(group)] for group in range(1 + max(groups))])
 
     def _return_weight(self, i: int) -> None:
-        host, device, grouping = (
-            self.parameters[i],
-            self.device_parameters[i],
-            self.groupings.get(self.names[i]),
-        )
+        host, device = self.parameters[i], self.device_parameters[i]
+        grouping = self.groupings.get(self.names[i])
         if grouping is None or not grouping.returns_every_replica:
             host.data.copy_(device)
             return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from typing import Any, Callable
@@ -183,7 +182,7 @@ class PoplarExecutor(Measured):
             self._predictions = Predictions(
                 self._model, compiled, executable.plan, self._options, self._optimizer
             )
-        with executable.weights.swapped_in() if self.replica_groupings else contextlib.nullcontext():
+        with self._weights_of_groups():
             _profile.compiled(self._predictions, self._options, self._training)
         for hook in list(_impl.post_compile_hooks.values()):
             hook()
