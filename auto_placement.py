@@ -16,7 +16,10 @@ from typing import Any, Callable, Collection, Dict, Iterator, List, Mapping, Opt
 import config as configuration
 from config import AUTO, CONFIGS, Config, ConfigError
 from config_rules import balanced_layers
-from dry_run import program_of, simulator_part
+from dry_run import program_of
+from ipu_simulator.cost import placement_search
+from ipu_simulator.report import units
+from ipu_simulator.targets import target
 from ipu.placement import minimum_gradient_accumulation
 
 # What an IPU may choose from where matmul_proportion is auto; published recipes range from 0.05 to 1.
@@ -231,8 +234,8 @@ def _search(config: Config) -> Any:
     deep = replace(config, gradient_accumulation=max(config.gradient_accumulation, 2 * layers + 4))
     graph, settings = program_of(deep, layers_per_ipu=[0] + [1] * layers)
     settings = replace(settings, gradient_accumulation=config.gradient_accumulation)
-    machine = simulator_part("targets").target(config.target)
-    return simulator_part("cost.placement_search").PlacementSearch(graph, settings, machine)
+    machine = target(config.target)
+    return placement_search.PlacementSearch(graph, settings, machine)
 
 
 def _candidate(config: Config, layers_per_ipu: Sequence[int], free_proportions: bool) -> Any:
@@ -243,7 +246,7 @@ def _candidate(config: Config, layers_per_ipu: Sequence[int], free_proportions: 
     choices: List[Tuple[float, ...]] = [(share,) for share in config.matmul_proportion]
     if free_proportions:
         choices = [tuple(sorted({*PROPORTIONS, share})) for share in config.matmul_proportion]
-    return simulator_part("cost.placement_search").Candidate(tuple(blocks), tuple(choices))
+    return placement_search.Candidate(tuple(blocks), tuple(choices))
 
 
 def _layers(ipu_of_block: Sequence[int], config: Config) -> Tuple[int, ...]:
@@ -260,7 +263,6 @@ def _why(
         "micro_batch_size": f"{config.micro_batch_size} ({accumulation})",
         "matmul_proportion": _words(config.matmul_proportion),
     }
-    units = simulator_part("report.units")
     yield "auto: " + ", ".join(f"{key} {values[key]}" for key in free)
     yield (
         f"auto: a weight update takes {units.human_seconds(chosen.step_s)} (predicted); IPU "
@@ -287,7 +289,6 @@ def _why(
 
 
 def _nothing_fits(misses: Sequence[Tuple[Config, Any]], free: Sequence[str]) -> str:
-    units = simulator_part("report.units")
     tried = f"no value of {', '.join(free)} makes the program fit"
     with_nearest = [(config, near) for config, near in misses if near is not None]
     if not with_nearest:

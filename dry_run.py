@@ -6,7 +6,6 @@ single weight; the simulator captures its graph and costs it. Needs no IPU and n
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
 from dataclasses import dataclass, fields, replace
@@ -18,11 +17,14 @@ import remedies
 from config import Config, ConfigError
 from config_loading import nearest
 from config_rules import balanced_layers
+from ipu_simulator import report
+from ipu_simulator.cost import assemble
+from ipu_simulator.report.verdict import Remedy, Verdict
+from ipu_simulator.targets import target
 
 if TYPE_CHECKING:
-    from ipu.simulator.cost.settings import Settings
-    from ipu.simulator.graph.ir import Graph
-    from ipu.simulator.report.verdict import Remedy, Verdict
+    from ipu_simulator.cost.settings import Settings
+    from ipu_simulator.graph.ir import Graph
     from model import ModelConfig
 
     Program = Tuple[Graph, Settings]
@@ -53,7 +55,6 @@ def dry_run(config: Config, name: str, output: Path) -> DryRun:
 
     with hold_folder(output):
         verdict = verdict_of(config, name)
-        report = simulator_part("report")
         report.write(verdict, output)
         if not step_folders(output):
             write_atomically(output / "resolved.yml", config.to_yaml())
@@ -65,7 +66,6 @@ def dry_run(config: Config, name: str, output: Path) -> DryRun:
 def verdict_beside(config: Config, name: str, output: Path, *, measured_host_s: float) -> None:
     """At the end of a run on the simulator: the same verdict, beside what an update took on this host."""
     verdict = verdict_of(config, name)
-    report = simulator_part("report")
     report.write(verdict, output)
     print(report.summary(verdict, measured_host_s))
 
@@ -85,10 +85,10 @@ def verdict_of(config: Config, name: str) -> Verdict:
 def assess(config: Config, name: str, program: Program) -> Verdict:
     """The verdict without remedies, on a program that was captured before (see program_of)."""
     graph, settings = program
-    return simulator_part("cost.assemble").assess(
+    return assemble.assess(
         graph,
         settings,
-        simulator_part("targets").target(config.target),
+        target(config.target),
         name=name,
         sequence_length=config.sequence_length,
         training_steps=config.training_steps or _training_steps(config),
@@ -96,7 +96,6 @@ def assess(config: Config, name: str, program: Program) -> Verdict:
 
 
 def _remedies(config: Config, program: Program, verdict: Verdict) -> Tuple[Remedy, ...]:
-    remedy = simulator_part("report.verdict").Remedy
     programs = {_graph_key(config): program}
 
     def judge(changed: Config) -> Tuple[float, int, bool]:
@@ -109,7 +108,7 @@ def _remedies(config: Config, program: Program, verdict: Verdict) -> Tuple[Remed
 
     before_bytes = _fullest_bytes(verdict)
     return tuple(
-        remedy(
+        Remedy(
             change=remedies.words(trial.changes),
             saves_bytes=before_bytes - trial.peak_bytes,
             costs_s=remedies.seconds_lost(verdict.step_s, config, trial),
@@ -157,7 +156,7 @@ def program_of(config: Config, *, layers_per_ipu: Optional[Sequence[float]] = No
     import training
     from ipu.options import DevicePlan, training_options
 
-    capture = importlib.import_module("poptorch._capture")
+    from poptorch import _capture as capture
     kinds = {
         "pretraining": models.PretrainingModel,
         "squad": models.SquadModel,
@@ -267,10 +266,3 @@ def _input_shapes(config: Config) -> Sequence[Tuple[int, ...]]:
     if config.task == "pretraining":
         return [tokens] * 3 + [(batch, config.mask_tokens)] * 2 + [(batch,)]
     return [tokens] * 3 + [(batch,)] * (2 if config.task == "squad" else 1)
-
-
-def simulator_part(name: str) -> Any:
-    """A module of the simulator as its own poptorch sees it, such as "cost.assemble"."""
-    ipu.select_device("simulator")
-    engine = importlib.import_module("poptorch._engine")
-    return importlib.import_module(f"{engine.ENGINE_NAME}.{name}")

@@ -106,7 +106,7 @@ def _sequences(config: Config) -> int:
 
 
 def _known_fits(verdicts: Mapping[str, Any]) -> str:
-    known = dry_run.simulator_part("validate.known_fits")
+    from ipu.simulator.validate import known_fits as known
 
     def memory_of(name: str, changes: Mapping[str, Any]) -> Any:
         if not changes:

@@ -44,8 +44,3 @@ def program(config: Config) -> tuple[Any, Any]:
 
 
 _captured: dict[tuple[str, ...], tuple[Any, Any]] = {}
-
-
-def simulator(name: str) -> Any:
-    """A module of the simulator, as the captured programs know it."""
-    return dry_run.simulator_part(name)

@@ -14,7 +14,10 @@ import pytest
 import auto_placement
 import config
 from config import Config, ConfigError
-from dry_run import program_of, simulator_part, verdict_of
+from dry_run import program_of, verdict_of
+from ipu_simulator.cost.memory_constants import memory_constants
+from ipu_simulator.graph.restage import restage
+from ipu_simulator.report.units import human_bytes
 
 LAYERS = 4
 SMALL = {
@@ -40,7 +43,7 @@ def test_moved_blocks_are_as_if_captured_there(name: str, layers: tuple) -> None
     wanted = small(name, layers_per_ipu=layers)
     deep, _ = program_of(wanted, layers_per_ipu=[0] + [1] * LAYERS)
     candidate = auto_placement._candidate(wanted, layers, False)
-    moved = simulator_part("graph.restage").restage(deep, candidate.ipu_of_block)
+    moved = restage(deep, candidate.ipu_of_block)
     assert moved == program_of(wanted)[0]
 
 
@@ -52,7 +55,7 @@ def search() -> Any:
     all_of_them = [
         made.judge(auto_placement._candidate(small(), each, False)) for each in placements(LAYERS, 3)
     ]
-    imbalance = simulator_part("cost.memory_constants").memory_constants().tile_imbalance
+    imbalance = memory_constants().tile_imbalance
     used = [
         roomy.bytes_per_tile - judged.headroom_bytes * imbalance / roomy.tiles_per_ipu
         for judged in all_of_them
@@ -167,7 +170,7 @@ def test_lines_say_what_was_chosen_and_why() -> None:
     assert "layers_per_ipu " + " ".join(map(str, found.layers_per_ipu)) in lines[0]
     fullest = max(verdict_of(found, "test_groupbert").ipus, key=lambda memory: memory.filled)
     [headroom] = re.findall(r"with (\S+ \w+) of headroom", lines[1])
-    assert headroom == simulator_part("report.units").human_bytes(fullest.usable_bytes - fullest.peak_bytes)
+    assert headroom == human_bytes(fullest.usable_bytes - fullest.peak_bytes)
     assert "predicted" in lines[1]
     assert "none is faster and fits" in lines[2]
 

@@ -12,6 +12,12 @@ from typing import Any, Mapping
 import pytest
 
 from config import Config, names
+from ipu_simulator.graph.stages import stages_of
+from ipu_simulator.cost.memory_constants import memory_constants
+from ipu_simulator.cost.op_cost import OpCost
+from ipu_simulator.cost.memory import plans_of
+from ipu_simulator.cost.memory import memory_of
+from ipu_simulator.targets import target
 from ipu.simulator.validate.known_fits import cases, judge
 
 from .recipe_programs import program, recipe, simulator
@@ -73,10 +79,10 @@ def always_live_bytes(config: Config) -> list[dict[str, float]]:
 def test_always_live_bytes_equal_the_closed_formula(name):
     config = recipe(name)
     graph, settings = program(config)
-    stages = simulator("graph.stages").stages_of(graph, settings)
-    constants = simulator("cost.memory_constants").memory_constants()
-    no_cost = simulator("cost.op_cost").OpCost("view")
-    plans = simulator("cost.memory").plans_of(graph, stages, settings, constants, lambda _op: no_cost)
+    stages = stages_of(graph, settings)
+    constants = memory_constants()
+    no_cost = OpCost("view")
+    plans = plans_of(graph, stages, settings, constants, lambda _op: no_cost)
     expected = always_live_bytes(config)
     assert len(plans) == len(expected)
     for plan, of_ipu in zip(plans, expected):
@@ -99,12 +105,12 @@ def published() -> list[str]:
 def memory_of(name: str, changes: Mapping[str, Any]) -> Any:
     config = recipe(name, **changes)
     graph, settings = program(config)
-    return simulator("cost.memory").memory_of(
+    return memory_of(
         graph,
-        simulator("graph.stages").stages_of(graph, settings),
+        stages_of(graph, settings),
         settings,
-        simulator("targets").target(config.target),
-        simulator("cost.memory_constants").memory_constants(),
+        target(config.target),
+        memory_constants(),
     )
 
 
@@ -133,11 +139,11 @@ def test_more_memory_never_unfits(name):
     """Though a plan may take more of it: these two fill their tiles to 90% and 98%."""
     config = recipe(name)
     graph, settings = program(config)
-    stages = simulator("graph.stages").stages_of(graph, settings)
-    machine = simulator("targets").target(config.target)
-    constants = simulator("cost.memory_constants").memory_constants()
+    stages = stages_of(graph, settings)
+    machine = target(config.target)
+    constants = memory_constants()
     fits = []
     for factor in (0.5, 0.8, 0.95, 1.0, 1.02, 1.05, 1.1, 1.25, 1.5, 2.0):
         larger = replace(machine, bytes_per_tile=int(machine.bytes_per_tile * factor))
-        fits.append(simulator("cost.memory").memory_of(graph, stages, settings, larger, constants).fits)
+        fits.append(memory_of(graph, stages, settings, larger, constants).fits)
     assert fits == sorted(fits) and not fits[0] and fits[-1]

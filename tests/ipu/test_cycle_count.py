@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ipu
-from ipu.simulator.targets import target
+from ipu_simulator.targets import target
 
 ipu.select_device("simulator")
 import poptorch  # noqa: E402

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ipu.simulator.numerics import Arithmetic, Float16Arithmetic, FloatingPointException
+from ipu_simulator.numerics import Arithmetic, Float16Arithmetic, FloatingPointException
 
 FLOAT_PARTIALS = Arithmetic()
 HALF_PARTIALS = Arithmetic(half_matmul_partials=True, half_convolution_partials=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ipu.simulator.numerics import GroupSettings, update_rules
+from ipu_simulator.numerics import GroupSettings, update_rules
 
 SIZES = [1, 7, 63, 64, 65, 70_001]
 STEPS = [1, 2, 3, 4, 500, 6]

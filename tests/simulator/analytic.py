@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ipu.simulator.cost.convolution import Convolution, plan_convolution
-from ipu.simulator.cost.matmul import Product, plan
+from ipu_simulator.cost.convolution import Convolution, plan_convolution
+from ipu_simulator.cost.matmul import Product, plan
 
 
 @dataclass

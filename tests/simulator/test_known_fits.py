@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ipu.simulator.report.verdict import COMPONENTS, IpuMemory
+from ipu_simulator.report.verdict import COMPONENTS, IpuMemory
 from ipu.simulator.validate.known_fits import Case, Judgement, cases, confusion, judge, markdown
 
 JUDGEMENTS = (

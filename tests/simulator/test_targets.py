@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from config_rules import TARGET_IPUS
-from ipu.simulator import targets
+from ipu_simulator import targets
 
 
 def test_configurations_and_simulator_know_the_same_machines():

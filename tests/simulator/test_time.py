@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ipu.simulator.cost.constants import constants
-from ipu.simulator.cost.load import load_of
-from ipu.simulator.cost.rules import op_cost
-from ipu.simulator.cost.time import pipeline_cycles, program_of, time_of
-from ipu.simulator.graph.stages import stages_of
-from ipu.simulator.targets import target
+from ipu_simulator.cost.constants import constants
+from ipu_simulator.cost.load import load_of
+from ipu_simulator.cost.rules import op_cost
+from ipu_simulator.cost.time import pipeline_cycles, program_of, time_of
+from ipu_simulator.graph.stages import stages_of
+from ipu_simulator.targets import target
 from model import PRESETS, PretrainingModel
 from tests.simulator.programs import program
 

@@ -11,7 +11,7 @@ from typing import Any, Sequence
 
 import yaml
 
-from ..cost import constants as shipped
+from ipu_simulator.cost import constants as shipped
 from .fitting import Fit, fit, utilisation
 from .measured import Measured, measured
 from .rows import RowError, RowsError, read_rows

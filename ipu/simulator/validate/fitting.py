@@ -7,7 +7,7 @@ from typing import Mapping, Sequence
 
 import numpy as np
 
-from ..cost.constants import Constants, constants, entries
+from ipu_simulator.cost.constants import Constants, constants, entries
 from .measured import Measured
 
 # The model's own relative error and that of measurements: what a residual is weighed with against the priors.

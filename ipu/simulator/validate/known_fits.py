@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterable, Mapping, Sequence
 
 import yaml
 
-from ..report.verdict import IpuMemory
+from ipu_simulator.report.verdict import IpuMemory
 
 _FILE = Path(__file__).with_name("known_fits.yml")
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from dataclasses import dataclass, replace
 from typing import Sequence
 
-from ..cost.constants import Constants, constants
-from ..cost.settings import Settings
-from ..cost.time import Program, program_of
-from ..graph.ir import Graph
-from ..graph.stages import stages_of
-from ..targets import Target, target
+from ipu_simulator.cost.constants import Constants, constants
+from ipu_simulator.cost.settings import Settings
+from ipu_simulator.cost.time import Program, program_of
+from ipu_simulator.graph.ir import Graph
+from ipu_simulator.graph.stages import stages_of
+from ipu_simulator.targets import Target, target
 from .rows import COLUMNS, Row, RowError
 
 
@@ -75,8 +74,7 @@ def _measured(row: Row) -> Measured:
 
 
 def _program(row: Row) -> tuple[Graph, Settings]:
-    # The application stands above the simulator: it is looked up when it is needed, never imported here.
-    application = importlib.import_module("dry_run")
+    import dry_run as application
     try:
         graph, settings = application.program_of_row(
             row.model,

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Iterable, TypeVar
 
-from ..cost.constants import FRAMEWORK_FACTORS
-from ..targets import NAMES
+from ipu_simulator.cost.constants import FRAMEWORK_FACTORS
+from ipu_simulator.targets import NAMES
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..cost.constants import entries
+from ipu_simulator.cost.constants import entries
 from .validation import Errors, Validation
 
 _BASELINES = {"constant_utilisation": "constant utilisation", "flops_over_peak": "FLOPs over peak"}

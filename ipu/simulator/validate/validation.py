@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Callable, Mapping, Sequence
 
-from ..cost.constants import constants, entries
+from ipu_simulator.cost.constants import constants, entries
 from .fitting import by_utilisation_s, fit
 from .measured import Measured
 from .rows import Row, RowError

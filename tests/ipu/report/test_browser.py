@@ -11,8 +11,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
-from ipu.simulator import report
-from ipu.simulator.report.verdict import Verdict
+from ipu_simulator import report
+from ipu_simulator.report.verdict import Verdict
 
 from .samples import fitting, overflowing
 from .test_html import EVIL

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ipu.simulator import report
-from ipu.simulator.report.files import write_together
+from ipu_simulator import report
+from ipu_simulator.report.files import write_together
 
 from .samples import fitting, overflowing
 

@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from ipu.simulator import report
-from ipu.simulator.report import charts
-from ipu.simulator.report.verdict import COMPONENTS, Assumption, Buffer, Work
+from ipu_simulator import report
+from ipu_simulator.report import charts
+from ipu_simulator.report.verdict import COMPONENTS, Assumption, Buffer, Work
 
 from .samples import fitting, overflowing
 from .test_schedule import pipelined

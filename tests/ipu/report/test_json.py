@@ -6,8 +6,8 @@ import json
 import math
 from dataclasses import replace
 
-from ipu.simulator.report.json import json_text
-from ipu.simulator.report.verdict import COMPONENTS
+from ipu_simulator.report.json import json_text
+from ipu_simulator.report.verdict import COMPONENTS
 
 from .samples import fitting, overflowing
 

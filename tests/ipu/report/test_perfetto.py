@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser
 
-from ipu.simulator.report.trace import trace_text
+from ipu_simulator.report.trace import trace_text
 
 from .samples import fitting
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import dry_run
-from ipu.simulator import report
-from ipu.simulator.report import sums
+from ipu_simulator import report
+from ipu_simulator.report import sums
 from tests.recipe_programs import recipe
 
 from .test_html import Document

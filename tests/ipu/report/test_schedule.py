@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import pytest
 
-from ipu.simulator.report.schedule import Plan, plan_of
-from ipu.simulator.report.verdict import Pipeline, StageTime, Verdict
+from ipu_simulator.report.schedule import Plan, plan_of
+from ipu_simulator.report.verdict import Pipeline, StageTime, Verdict
 
 from .samples import fitting
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from ipu.simulator.report import sums
-from ipu.simulator.report.verdict import Verdict, Work
+from ipu_simulator.report import sums
+from ipu_simulator.report.verdict import Verdict, Work
 
 from .samples import LAYERS, fitting
 

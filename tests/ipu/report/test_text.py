@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from ipu.simulator import report
-from ipu.simulator.report.units import human_bytes, percent
-from ipu.simulator.report.verdict import Buffer
+from ipu_simulator import report
+from ipu_simulator.report.units import human_bytes, percent
+from ipu_simulator.report.verdict import Buffer
 
 from .samples import fitting, overflowing
 from .test_schedule import pipelined, program

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from ipu.simulator.report.trace import trace_text
+from ipu_simulator.report.trace import trace_text
 
 from .samples import fitting, overflowing
 from .test_schedule import pipelined

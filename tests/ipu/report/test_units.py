@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from ipu.simulator.report.units import human_bytes, human_count, human_rate, human_seconds, plain_number
+from ipu_simulator.report.units import human_bytes, human_count, human_rate, human_seconds, plain_number
 
 
 @pytest.mark.parametrize(

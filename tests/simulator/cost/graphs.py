@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Sequence
 
-from ipu.simulator.cost.settings import OptimizerSettings, Settings
-from ipu.simulator.graph.ir import Graph, Op, Phase, Role, Tensor
+from ipu_simulator.cost.settings import OptimizerSettings, Settings
+from ipu_simulator.graph.ir import Graph, Op, Phase, Role, Tensor
 
 
 class Builder:

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from ipu.simulator.cost.memory import memory_of, plans_of
-from ipu.simulator.cost.memory_constants import memory_constants
-from ipu.simulator.cost.op_cost import OpCost
-from ipu.simulator.cost.settings import OptimizerSettings
-from ipu.simulator.graph.stages import stages_of
-from ipu.simulator.report.verdict import COMPONENTS
-from ipu.simulator.targets import target
+from ipu_simulator.cost.memory import memory_of, plans_of
+from ipu_simulator.cost.memory_constants import memory_constants
+from ipu_simulator.cost.op_cost import OpCost
+from ipu_simulator.cost.settings import OptimizerSettings
+from ipu_simulator.graph.stages import stages_of
+from ipu_simulator.report.verdict import COMPONENTS
+from ipu_simulator.targets import target
 
 from .graphs import Builder, chain, settings
 

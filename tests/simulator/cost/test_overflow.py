@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from ipu.simulator.cost.overflow import overflow
-from ipu.simulator.report.verdict import Buffer
+from ipu_simulator.cost.overflow import overflow
+from ipu_simulator.report.verdict import Buffer
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -6,12 +6,12 @@ import math
 
 import pytest
 
-from ipu.simulator.cost.matmul import Product, plan
-from ipu.simulator.cost.rules import op_cost
-from ipu.simulator.cost.settings import Settings
-from ipu.simulator.cost.vertices import BOUND_CYCLES_PER_ELEMENT, table
-from ipu.simulator.graph.ir import Graph, Op, Tensor
-from ipu.simulator.targets import target
+from ipu_simulator.cost.matmul import Product, plan
+from ipu_simulator.cost.rules import op_cost
+from ipu_simulator.cost.settings import Settings
+from ipu_simulator.cost.vertices import BOUND_CYCLES_PER_ELEMENT, table
+from ipu_simulator.graph.ir import Graph, Op, Tensor
+from ipu_simulator.targets import target
 
 CHIP = target("pod16")
 SETTINGS = Settings(

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from ipu.simulator.cost.materialised import materialised
-from ipu.simulator.cost.memory_constants import memory_constants
-from ipu.simulator.cost.settings import OptimizerSettings
-from ipu.simulator.cost.weight_memory import WeightMemory, homes
-from ipu.simulator.graph.ir import Graph
+from ipu_simulator.cost.materialised import materialised
+from ipu_simulator.cost.memory_constants import memory_constants
+from ipu_simulator.cost.settings import OptimizerSettings
+from ipu_simulator.cost.weight_memory import WeightMemory, homes
+from ipu_simulator.graph.ir import Graph
 
 from .graphs import Builder, settings
 

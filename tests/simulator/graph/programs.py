@@ -9,7 +9,7 @@ import torch
 
 import ipu
 import model as models
-from ipu.simulator.graph.ir import BYTES_OF_DTYPE
+from ipu_simulator.graph.ir import BYTES_OF_DTYPE
 from tests.model.builders import VARIANTS, batch
 
 ipu.select_device("simulator")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import model as models
-from ipu.simulator.graph.stages import Stage, stages_of
+from ipu_simulator.graph.stages import Stage, stages_of
 from tests.model.builders import batch
 
 from .programs import BERT, GROUPBERT, captured, captured_pretraining, options, poptorch, pretraining

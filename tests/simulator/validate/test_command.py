@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from ipu.simulator.cost import constants as shipped
-from ipu.simulator.cost.constants import constants
+from ipu_simulator.cost import constants as shipped
+from ipu_simulator.cost.constants import constants
 from ipu.simulator.validate import command
 from ipu.simulator.validate.fitting import by_utilisation_s, fit, utilisation, with_values
 from ipu.simulator.validate.measured import measured

@@ -10,12 +10,13 @@ import faulthandler as _faulthandler
 import os as _os
 import signal as _signal
 
+from ipu_simulator import POPTORCH_VERSION as _POPTORCH_VERSION
+from ipu_simulator.announcement import announce as _announce
+
 from . import _logging, _utils, enums, ops, optim, options, poptorch_core, profiling, testing
 from ._accessor import AsynchronousDataAccessor
 from ._custom_args import ICustomArgParser, registerCustomArgParser
 from ._dataloader import DataLoader, _SubDataset
-from ._engine import announce as _announce
-from ._engine import simulator as _simulator
 from ._entry import inferenceModel, trainingModel
 from ._files import importPoptorchMetadataFromFile, load
 from ._geometric import registerGeometricCustomArgParsers
@@ -38,7 +39,7 @@ from .ops import *
 from .options import *
 from .poptorch_core import Error, RecoverableError, UnrecoverableError, createPoptorchError
 
-__version__ = _simulator.POPTORCH_VERSION
+__version__ = _POPTORCH_VERSION
 
 
 def _prepare_process() -> None:

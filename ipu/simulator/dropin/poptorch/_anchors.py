@@ -14,7 +14,7 @@ from typing import Any, Callable, Iterator
 import torch
 
 from . import _graph, enums
-from ._numerics import numerics
+from ipu_simulator import numerics
 from .poptorch_core import createBackendError
 
 _GRADIENT, _UPDATED = "Gradient___", "UpdatedVar___"

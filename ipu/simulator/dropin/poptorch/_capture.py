@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
 import itertools
 from typing import Any, Iterable, Iterator
@@ -11,21 +10,20 @@ from typing import Any, Iterable, Iterator
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ipu_simulator.graph import capture as _capture
+from ipu_simulator.graph import stand_ins as _stand_ins
+from ipu_simulator.graph.stand_ins import without_memory
+
 from . import _trace, enums
 from ._casts import ImplicitCasts
 from ._compile_tap import CompileTap
-from ._engine import ENGINE_NAME, load
 from ._losses import find_loss
-from ._numerics import numerics
+from ipu_simulator import numerics
 from ._settings import settings_of
 from ._structure import tensors, with_tensors
 
 __all__ = ["capture", "settings_of", "without_memory"]
 
-load()
-_capture = importlib.import_module(f"{ENGINE_NAME}.graph.capture")
-_stand_ins = importlib.import_module(f"{ENGINE_NAME}.graph.stand_ins")
-without_memory = _stand_ins.without_memory
 
 
 class _Placement:
@@ -71,7 +69,7 @@ def capture(
     training: bool,
     with_values: bool = False,
 ) -> Any:
-    """The graph (ipu/simulator/graph/ir.py) of one micro batch.
+    """The graph (ipu_simulator/graph/ir.py) of one micro batch.
 
     :param model: its weights may be real, fake or on the meta device; nothing about it changes.
     :param args, kwargs: one micro batch; of its tensors only shapes and dtypes count.

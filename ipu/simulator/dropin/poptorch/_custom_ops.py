@@ -13,7 +13,7 @@ from typing import Any, Callable
 
 import torch
 
-from ._numerics import numerics
+from ipu_simulator import numerics
 from .poptorch_core import createPoptorchError
 
 VARIABLE = "IPU_SIMULATOR_CUSTOM_OPS"  # set by `python -m ipu.simulator --custom-ops FILE.py`

@@ -12,7 +12,7 @@ from typing import Iterator
 import torch
 
 from ._impl import original_class
-from ._numerics import numerics
+from ipu_simulator import numerics
 from ._replica_groups import ReplicaGrouping
 from .poptorch_core import createPoptorchError
 

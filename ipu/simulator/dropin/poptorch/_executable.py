@@ -15,12 +15,13 @@ from ._casts import ImplicitCasts, version_of
 from ._compile_lock import compile_lock
 from ._compile_tap import CompileTap
 from ._device_weights import DeviceWeights
-from ._engine import keep_freed_memory
+from ipu_simulator.host_memory import keep_freed_memory
 from ._index_casts import IndexCasts
 from ._ipu_device import IpuDevice
 from ._kernels import trusted_kernels
 from ._losses import LossPlace, LossTap, find_loss
-from ._numerics import arithmetic, computes_as_ipu, exceptions, numerics, reduction, state_rounding
+from ipu_simulator import numerics
+from ._numerics import arithmetic, computes_as_ipu, exceptions, reduction, state_rounding
 from ._replica_groups import ReplicaGrouping
 from ._structure import check_types, map_leaves, tensors, with_tensors
 from ._tape import Tape

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
-from . import enums
-from ._engine import ENGINE_NAME, load
-from .poptorch_core import createPoptorchError
+from ipu_simulator import numerics
+from ipu_simulator import precision as _precision
+from ipu_simulator.numerics import update_rules
 
-load()
-numerics = importlib.import_module(f"{ENGINE_NAME}.numerics")
-update_rules = importlib.import_module(f"{ENGINE_NAME}.numerics.update_rules")
-_precision = importlib.import_module(f"{ENGINE_NAME}.precision")
+from . import enums
+from .poptorch_core import createPoptorchError
 
 _MEANS = {
     enums.MeanReductionStrategy.Post: numerics.Reduction.MEAN_POST,

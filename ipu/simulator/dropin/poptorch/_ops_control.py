@@ -7,7 +7,7 @@ from typing import Any, Callable
 import torch
 
 from . import _trace
-from ._numerics import numerics
+from ipu_simulator import numerics
 from .poptorch_core import createBackendError
 
 

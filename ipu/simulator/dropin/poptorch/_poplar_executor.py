@@ -13,7 +13,7 @@ from ._args import ArgumentParser, Arguments, CompiledCall
 from ._executable import Executable
 from ._logging import limit_repeats, logger
 from ._measured import Measured
-from ._numerics import numerics
+from ipu_simulator import numerics
 from ._predictions import Predictions
 from ._replica_groups import ReplicaGrouping, executors
 from ._structure import tensors

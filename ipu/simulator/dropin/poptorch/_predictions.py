@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import io
 import sys
 from pathlib import Path
@@ -12,9 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ipu_simulator.cost.constants import constants
+from ipu_simulator.targets import target
+
 from ._args import Arguments
-from ._engine import ENGINE_NAME, load
-from ._numerics import numerics
+from ipu_simulator import numerics
 from .poptorch_core import createPoptorchError
 
 # What captures a graph isn't there before.
@@ -58,10 +59,10 @@ class Predictions:
         """A report.Verdict. Raises whatever capturing the model raises."""
         if torch.__version__ < _TORCH:
             raise NotImplementedError(f"predictions need torch {_TORCH}, this is {torch.__version__}")
+        from ipu_simulator.cost import assemble
+
         from ._capture import capture, settings_of
 
-        load()
-        assemble = importlib.import_module(f"{ENGINE_NAME}.cost.assemble")
         program = (self._model, self._args, self._kwargs, self._options, self._optimizer is not None)
         try:
             graph = capture(*program)
@@ -84,14 +85,14 @@ class Predictions:
     def latencies(self) -> Latencies:
         """Of every round trip alike. Raises poptorch.Error where `verdict` fails."""
         verdict = self._quiet_verdict("latencies")
-        constants = importlib.import_module(f"{ENGINE_NAME}.cost.constants").constants()
+        call_overhead_s = constants().call_overhead_s
         iterations = self._options.device_iterations
         if self._optimizer is not None:
-            to_host_s = constants.call_overhead_s / iterations
+            to_host_s = call_overhead_s / iterations
             return Latencies(verdict.host_s - to_host_s, verdict.step_s - verdict.host_s, to_host_s)
         pipeline = verdict.pipeline
         cycles = pipeline.forward_stages if pipeline.pipelined else 1
-        to_host_s = constants.call_overhead_s
+        to_host_s = call_overhead_s
         return Latencies((verdict.host_s - to_host_s) / iterations, cycles * pipeline.cycle_s, to_host_s)
 
     def _quiet_verdict(self, of_what: str) -> Any:
@@ -112,5 +113,4 @@ class Predictions:
 
 
 def _machine() -> Any:
-    load()
-    return importlib.import_module(f"{ENGINE_NAME}.targets").target()
+    return target()

@@ -7,13 +7,11 @@ inference model. The model's forward runs a second time for this, on tensors wit
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from ._engine import ENGINE_NAME
 from ._predictions import Predictions
 
 VARIABLE = "IPU_SIMULATOR_PROFILE"
@@ -39,7 +37,8 @@ def compiled(predictions: Predictions | None, options: Any, training: bool) -> N
     _profiled.add(kind)
     try:
         verdict = predictions.verdict
-        report = importlib.import_module(f"{ENGINE_NAME}.report")
+        from ipu_simulator import report
+
         for one in folders:
             report.write(verdict, one)
         print(report.text(verdict), file=sys.stderr)

@@ -6,18 +6,15 @@ it), input/output tiles, automatic loss scaling's histograms.
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
 
-from ._engine import ENGINE_NAME, load
-from ._numerics import numerics
+from ipu_simulator.cost import settings as _settings
+
+from ipu_simulator import numerics
 from .optim._extract import Extracted, extract
 from .poptorch_core import MAX_IPUS_PER_PROCESS
-
-load()
-_settings = importlib.import_module(f"{ENGINE_NAME}.cost.settings")
 
 # PopTorch: setAvailableMemoryProportion, "default 0.6".
 _DEFAULT_PROPORTION = 0.6
@@ -44,7 +41,7 @@ def settings_of(
     micro_batch_size: int,
     num_ipus: int = MAX_IPUS_PER_PROCESS,
 ) -> Any:
-    """Settings (ipu/simulator/cost/settings.py) of a program.
+    """Settings (ipu_simulator/cost/settings.py) of a program.
 
     :param optimizer: None for inference.
     :param num_ipus: IPUs of a replica, of which each gets its available memory proportion.

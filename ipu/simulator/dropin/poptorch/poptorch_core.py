@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from typing import Any
 
-from ._engine import ENGINE_NAME, load
-
-load()
-targets = importlib.import_module(f"{ENGINE_NAME}.targets")
+from ipu_simulator import targets
 
 
 class Error(Exception):

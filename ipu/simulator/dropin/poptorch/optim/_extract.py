@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .._numerics import numerics
+from ipu_simulator import numerics
 from . import _optimizer, classes, lamb
 
 Rule = numerics.Rule

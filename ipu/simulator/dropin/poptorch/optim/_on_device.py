@@ -8,7 +8,7 @@ import torch
 
 from .._device_weights import DeviceWeights
 from .._logging import logger
-from .._numerics import numerics
+from ipu_simulator import numerics
 from ..poptorch_core import createBackendError
 from ._extract import Extracted
 from ._optimizer import Optimizer

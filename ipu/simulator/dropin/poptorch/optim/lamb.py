@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .._numerics import update_rules
+from ipu_simulator.numerics import update_rules
 from ._optimizer import Optimizer
 
 # PopTorch's stand-in for "no limit": the largest multiple of 100 that float16 holds.

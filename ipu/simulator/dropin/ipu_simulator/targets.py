@@ -1,6 +1,6 @@
 """The machines that the simulator can stand for: hardware facts, from data files with their sources.
 
-`ipu/targets/NAME.yml` describes a machine; `extends` names the file that it adds to (a chip, then what all
+`targets/NAME.yml` describes a machine; `extends` names the file that it adds to (a chip, then what all
 chips share).
 """
 
@@ -21,7 +21,7 @@ DEFAULT = "pod16"
 # GC200 machines, and those of the Bow generation; the number in a name is that of its IPUs.
 NAMES = "pod4 pod16 pod64 pod128 pod256 bow-pod4 bow-pod16 bow-pod64 bow-pod128 bow-pod256".split()
 
-_FOLDER = Path(__file__).resolve().parents[1] / "targets"
+_FOLDER = Path(__file__).resolve().parent / "targets"
 
 
 class UnknownTarget(ValueError):
