@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, List, Mapping, Optional, Sequence
 
-import auto_placement
 import config as configuration
 import ipu
 from config import Config, ConfigError
@@ -20,7 +19,7 @@ from config import Config, ConfigError
 if TYPE_CHECKING:
     import argparse
 
-    from dry_run import DryRun
+    from planning.dry_run import DryRun
     from training import Progress, StopRequest
 
 
@@ -52,12 +51,15 @@ def load_config(flags: argparse.Namespace, task: str) -> Config:
     What was found for keys left to a search is said by print_configuration and dry_run, after the device.
     """
     flags.found = []
-    config = auto_placement.load(
-        flags.config,
-        path=flags.configs,
-        overrides=configuration.overrides_from(flags),
-        report=flags.found.append,
-    )
+    overrides = configuration.overrides_from(flags)
+    if configuration.free_keys(flags.config, flags.configs, overrides):
+        from planning import placement
+
+        config = placement.load(
+            flags.config, path=flags.configs, overrides=overrides, report=flags.found.append
+        )
+    else:
+        config = configuration.load(flags.config, path=flags.configs, overrides=overrides)
     if config.task != task:
         raise ConfigError(f"{flags.config} is a {config.task} recipe; this runner takes {task} recipes")
     return config
@@ -86,7 +88,7 @@ def choose_device(config: Config) -> ipu.DeviceChoice:
 
 def dry_run(config: Config, flags: argparse.Namespace) -> DryRun:
     """--dry-run of any runner: the verdict on the configuration, in the run's folder."""
-    from dry_run import dry_run as make_verdict
+    from planning.dry_run import dry_run as make_verdict
 
     print(ipu.select_device("simulator").banner(), flush=True)
     if config.device not in ("auto", "simulator"):
@@ -103,7 +105,7 @@ def print_verdict(
 
     The run is over and saved, so a mistake of ours here is told and doesn't make it a failed one.
     """
-    from dry_run import verdict_beside
+    from planning.dry_run import verdict_beside
 
     samples = config.micro_batch_size * config.gradient_accumulation * config.replication_factor
     if "samples_per_s" not in record:  # nothing was left to train

@@ -29,7 +29,7 @@ import ipu
 from config import Config
 
 if TYPE_CHECKING:
-    from dry_run import DryRun
+    from planning.dry_run import DryRun
     from training import Evaluator, StopRequest
 
 

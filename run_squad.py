@@ -31,7 +31,7 @@ from config import Config, ConfigError
 if TYPE_CHECKING:
     from data import Tokenizer
     from data.squad import Answered, PreparedQuestions, QuestionSet, SquadDataOptions
-    from dry_run import DryRun
+    from planning.dry_run import DryRun
     from training import Evaluator, StopRequest
 
 

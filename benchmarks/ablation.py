@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from . import points
+from . import studies
 from .results import Column, Result, missing_note, publish
 from .studies import (
     Measured,
@@ -50,9 +50,9 @@ _GAINS = (
 def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
     base = base_of(flags)
     same = (base.hidden_size, base.num_layers)
-    walk = [Spot(point.name, point, same) for point in points.ablation()]
+    walk = [Spot(point.name, point, same) for point in studies.ablation()]
     sizes = [size for size in sizes_of(base, _SIZES) if size != same]
-    line = [Spot(f"BERT {size_name(size)}", points.bert(), size) for size in sizes]
+    line = [Spot(f"BERT {size_name(size)}", studies.bert(), size) for size in sizes]
     measured, missing = measure(
         [*walk, *line], base, seeds=flags.seeds, runs=flags.runs or output / "runs", budget=budget
     )

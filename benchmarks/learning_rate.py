@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
-from . import points
+from . import studies
 from .ablation import describe
 from .results import Column, Result, missing_note, publish
 from .studies import Measured, Spot, add_flags, base_of, entropy_note, measure
@@ -31,7 +31,7 @@ _COLUMNS = (
 def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
     base = base_of(flags)
     same = (base.hidden_size, base.num_layers)
-    kinds = (("PostNorm", points.bert), ("PreNorm", points.pre_norm_bert))
+    kinds = (("PostNorm", studies.bert), ("PreNorm", studies.pre_norm_bert))
     spots = [
         Spot(f"{norm} {factor:g}x", make(learning_rate_factor=factor), same)
         for factor in _FACTORS

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
-from . import points
+from . import studies
 from .ablation import COLUMNS, NOTES, decorate, describe, draw_spot, line_of
 from .results import Result, missing_note, publish
 from .studies import Measured, Spot, add_flags, base_of, between, entropy_note, measure, size_name, sizes_of
@@ -22,8 +22,8 @@ _GROUPBERT_SIZES = ((0.5, 1.0), (1.0, 1.0))
 def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
     base = base_of(flags)
     families = (
-        ("BERT", points.bert(), sizes_of(base, _BERT_SIZES)),
-        ("GroupBERT", points.groupbert(), sizes_of(base, _GROUPBERT_SIZES)),
+        ("BERT", studies.bert(), sizes_of(base, _BERT_SIZES)),
+        ("GroupBERT", studies.groupbert(), sizes_of(base, _GROUPBERT_SIZES)),
     )
     spots = [
         Spot(f"{family} {size_name(size)}", point, size)

@@ -4,17 +4,79 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import command_line
 import config as configuration
 from config import Config
 
-from .points import Point
-from .statistics import mean_and_half_width
+from .steps import mean_and_half_width
 from .trainings import Budget, Trained, trained
+
+# The points between BERT and GroupBERT that the article's figures compare.
+
+# The article's GroupBERT tolerates four times the learning rate of a PostNorm BERT (published).
+HIGHER_LEARNING_RATE = 4.0
+
+_BERT: Mapping[str, Any] = {
+    "norm": "post",
+    "convolution": False,
+    "feed_forward": "dense",
+    "hidden_dropout": 0.1,
+    "attention_dropout": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A named model and its rules of training; `learning_rate_factor` multiplies the study's 1x."""
+
+    name: str
+    keys: Mapping[str, Any]
+    learning_rate_factor: float = 1.0
+
+    def config(self, base: Config, *, seed: int, size: Tuple[int, int] = (0, 0)) -> Config:
+        """`base` with this point's keys; `size`, where given, is (hidden size, layers) in place of base's.
+
+        Heads keep base's features per head. Raises ConfigError where a size allows no such model.
+        """
+        keys: Dict[str, Any] = {**self.keys, "model": base.model, "seed": seed}
+        keys["learning_rate"] = base.learning_rate * self.learning_rate_factor
+        if size != (0, 0) and size != (base.hidden_size, base.num_layers):
+            hidden, layers = size
+            head_size = base.hidden_size // base.num_heads
+            keys.update(hidden_size=hidden, num_layers=layers, num_heads=max(hidden // head_size, 1))
+            keys.update(layers_per_ipu=(layers,))
+        return replace(base, **keys)
+
+
+def bert(name: str = "BERT", learning_rate_factor: float = 1.0) -> Point:
+    return Point(name, _BERT, learning_rate_factor)
+
+
+def pre_norm_bert(name: str = "+ PreNorm", learning_rate_factor: float = 1.0) -> Point:
+    return Point(name, {**_BERT, "norm": "pre"}, learning_rate_factor)
+
+
+def groupbert(name: str = "GroupBERT") -> Point:
+    return replace(ablation()[-1], name=name)
+
+
+def ablation() -> List[Point]:
+    """From BERT to GroupBERT, each point with one enhancement more than the one before (Figure 5)."""
+    keys: Dict[str, Any] = dict(_BERT)
+    points = [bert(), pre_norm_bert()]
+    for name, more in (
+        ("+ GFFN", {"feed_forward": "grouped_projected"}),
+        ("+ convolution with its GFFN", {"convolution": True}),
+        ("+ no dropout", {"hidden_dropout": 0.0}),
+    ):
+        keys = {**keys, "norm": "pre", **more}
+        points.append(Point(name, keys))
+    return [*points, Point("+ 4x learning rate", keys, HIGHER_LEARNING_RATE)]
+
 
 SCALES = Path(__file__).with_name("studies.yml")
 Size = Tuple[int, int]  # hidden size, layers

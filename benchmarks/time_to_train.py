@@ -179,7 +179,7 @@ def _row(phase: Phase, sequences: int, device: ipu.DeviceChoice) -> Dict[str, An
 
 def predicted_step_s(config: Config, name: str) -> Tuple[float, bool]:
     """Seconds of a weight update on `config.target`, and whether the program fits there (predicted)."""
-    import dry_run
+    from planning import dry_run
 
     verdict = dry_run.verdict_of(config, name)
     return verdict.step_s, verdict.fits

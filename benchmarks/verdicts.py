@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 import config as configuration
-import dry_run
 import training
 from config import Config
+from planning import dry_run
 
 from .results import Column, Result, missing_note, publish
 from .trainings import Budget
@@ -106,7 +106,7 @@ def _sequences(config: Config) -> int:
 
 
 def _known_fits(verdicts: Mapping[str, Any]) -> str:
-    from ipu.simulator.validate import known_fits as known
+    from planning import known_fits as known
 
     def memory_of(name: str, changes: Mapping[str, Any]) -> Any:
         if not changes:

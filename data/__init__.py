@@ -13,14 +13,19 @@ from data.batches import (
     require_examples,
 )
 from data.corpora import Corpus, open_corpus
-from data.errors import DataError
-from data.preparation import prepare_pretraining_data
-from data.pretraining import PretrainingDataset
-from data.pretraining_data import PretrainingData, PretrainingDataOptions
-from data.pretraining_tfrecord import TfRecordPretrainingDataset
-from data.statistics import PretrainingStatistics, SplitStatistics, unigram_entropy
 from data.tfrecord import TfRecordFile
 from data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+
+from .dataset import (
+    PretrainingDataset,
+    PretrainingStatistics,
+    SplitStatistics,
+    TfRecordPretrainingDataset,
+    unigram_entropy,
+)
+from .files import DataError
+from .prepare import prepare_pretraining_data
+from .prepared import PretrainingData, PretrainingDataOptions
 
 __all__ = [
     "BATCH_FIELDS",

@@ -6,19 +6,201 @@ Its data is a tf.train.Example message: a map from feature names to lists, here 
 
 from __future__ import annotations
 
+import functools
 import glob
 import hashlib
 import mmap
 import struct
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from .atomic import write_atomically
-from .crc32c import crc32c_of_many, masked, masked_crc32c
-from .errors import DataError
-from .example_message import MessageError, int64_features
+from .files import DataError, write_atomically
+
+# CRC-32C (Castagnoli, RFC 3720 appendix B.4), as TFRecord files use it, fast enough in NumPy.
+
+_POLYNOMIAL = 0x82F63B78  # bits reversed
+_BLOCK_BYTES = 1024
+
+
+@functools.lru_cache(maxsize=1)
+def _table() -> np.ndarray:
+    """uint32 [_BLOCK_BYTES, 256]: what a byte's value adds to the final remainder, by place.
+
+    A CRC is linear over XOR, so a block's remainder is the XOR of its bytes' contributions, in any order.
+    """
+    last = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        last = (last >> np.uint32(1)) ^ np.where(last & 1, np.uint32(_POLYNOMIAL), np.uint32(0))
+    table = np.empty((_BLOCK_BYTES, 256), dtype=np.uint32)
+    table[-1] = last
+    for place in range(_BLOCK_BYTES - 2, -1, -1):  # one more zero byte follows
+        after = table[place + 1]
+        table[place] = (after >> np.uint32(8)) ^ last[after & np.uint32(0xFF)]
+    return table
+
+
+def crc32c(data: bytes) -> int:
+    """The CRC-32C of the bytes."""
+    # The running remainder acts as if XORed into the next four bytes. Zeros in front of a message change
+    # nothing while the remainder is zero, so the first block may be filled up from the left.
+    content = np.frombuffer(data, dtype=np.uint8)
+    if len(content) < 4:
+        return _crc32c_of_few(data)
+    fill = -len(content) % _BLOCK_BYTES
+    filled = np.zeros(fill + len(content), dtype=np.uint8)
+    filled[fill:] = content
+    filled[fill : fill + 4] ^= 0xFF
+    table, places = _table(), np.arange(_BLOCK_BYTES)
+    remainder = np.uint32(0)
+    for block in np.split(filled, len(filled) // _BLOCK_BYTES):
+        block[:4] ^= np.frombuffer(int(remainder).to_bytes(4, "little"), dtype=np.uint8)
+        remainder = np.bitwise_xor.reduce(table[places, block])
+    return int(remainder) ^ 0xFFFFFFFF
+
+
+def _crc32c_of_few(data: bytes) -> int:
+    remainder = 0xFFFFFFFF
+    for byte in data:
+        remainder = (remainder >> 8) ^ int(_table()[-1][(remainder ^ byte) & 0xFF])
+    return remainder ^ 0xFFFFFFFF
+
+
+@functools.lru_cache(maxsize=1)
+def _pair_table() -> np.ndarray:
+    """uint32 [65536]: the remainder of two bytes, the first in the low byte."""
+    pairs = np.arange(1 << 16)
+    return np.asarray(_table()[-2][pairs & 0xFF] ^ _table()[-1][pairs >> 8])
+
+
+def crc32c_of_many(messages: Sequence[bytes]) -> np.ndarray:
+    """uint32 [messages]: the CRC-32C of each. Side by side they take a fraction of the time of one by one."""
+    lengths = np.array([len(message) for message in messages], dtype=np.int64)
+    if len(lengths) == 0 or lengths.min() < 4:
+        return np.array([crc32c(message) for message in messages], dtype=np.uint32)
+    width = int(lengths.max() + lengths.max() % 2)
+    filled = np.zeros((len(messages), width), dtype=np.uint8)
+    for row, message in zip(filled, messages):
+        row[width - len(message) :] = np.frombuffer(message, dtype=np.uint8)
+    # As in crc32c: the first four bytes carry the initial remainder, zeros in front change nothing.
+    first = (width - lengths)[:, None] + np.arange(4)
+    filled[np.arange(len(messages))[:, None], first] ^= 0xFF
+    table = _pair_table()
+    remainders = np.zeros(len(messages), dtype=np.uint32)
+    for pairs in np.ascontiguousarray(filled.view("<u2").T):
+        remainders = (remainders >> np.uint32(16)) ^ table[(remainders ^ pairs) & np.uint32(0xFFFF)]
+    return remainders ^ np.uint32(0xFFFFFFFF)
+
+
+def masked(crc: np.ndarray) -> np.ndarray:
+    """As stored in TFRecord files: rotated right by 15 bits plus a constant (TensorFlow's record format)."""
+    rotated = (crc >> np.uint32(15)) | (crc << np.uint32(17))
+    return np.asarray(rotated + np.uint32(0xA282EAD8))
+
+
+def masked_crc32c(data: bytes) -> int:
+    return int(masked(np.array([crc32c(data)], dtype=np.uint32))[0])
+
+
+# Reads the int64 features of a serialised tf.train.Example, without a protobuf library.
+#
+# The messages, from TensorFlow's example.proto and feature.proto (field numbers at the right):
+#     Example   { Features features = 1 }
+#     Features  { map<string, Feature> feature = 1 }, so repeated { string key = 1; Feature value = 2 }
+#     Feature   { BytesList = 1 | FloatList = 2 | Int64List = 3 }
+#     Int64List { repeated int64 value = 1 }, packed (one run of varints) or not (a field each)
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+class MessageError(Exception):
+    """The bytes are not such a message; says what is wrong."""
+
+
+def int64_features(message: bytes) -> Dict[str, np.ndarray]:
+    """Feature names to int64 [values]; features of other types are left out."""
+    features: Dict[str, np.ndarray] = {}
+    for container in _submessages(message, 1):
+        for entry in _submessages(container, 1):
+            fields = dict(_fields(entry))
+            key, value = fields.get(1, b""), fields.get(2, b"")
+            if not isinstance(key, bytes) or not isinstance(value, bytes):
+                raise MessageError("a feature's name or value is not a message")
+            for values in _submessages(value, 3):
+                features[key.decode("utf-8", "replace")] = _int64_list(values)
+    return features
+
+
+def _int64_list(message: bytes) -> np.ndarray:
+    parts: List[np.ndarray] = []
+    for number, value in _fields(message):
+        if number == 1 and isinstance(value, bytes):
+            parts.append(_packed_varints(value))
+        elif number == 1:
+            parts.append(np.array([value], dtype=np.uint64).view(np.int64))
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+
+def _packed_varints(data: bytes) -> np.ndarray:
+    """Base 128, least significant group first; the high bit of a byte says that another follows."""
+    groups = np.frombuffer(data, dtype=np.uint8)
+    ends = np.flatnonzero(groups < 0x80)
+    if len(ends) == len(groups):
+        return groups.astype(np.int64)
+    if groups[-1] >= 0x80:
+        raise MessageError("a number is cut off")
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends + 1 - starts
+    if lengths.max() > 10:
+        raise MessageError("a number has more than 64 bits")
+    places = np.arange(len(groups)) - np.repeat(starts, lengths)
+    shifted = (groups & 0x7F).astype(np.uint64) << (7 * places).astype(np.uint64)
+    values: np.ndarray = np.bitwise_or.reduceat(shifted, starts).view(np.int64)
+    return values
+
+
+def _submessages(message: bytes, wanted: int) -> Iterator[bytes]:
+    for number, value in _fields(message):
+        if number == wanted:
+            if not isinstance(value, bytes):
+                raise MessageError(f"field {wanted} is not a message")
+            yield value
+
+
+def _fields(message: bytes) -> Iterator[Tuple[int, Union[int, bytes]]]:
+    """Field numbers with values: an int for a varint, the bytes for every other type."""
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        kind = tag & 7
+        if kind == _VARINT:
+            value, at = _varint(message, at)
+            yield tag >> 3, value
+            continue
+        if kind == _BYTES:
+            length, at = _varint(message, at)
+        elif kind in (_FIXED64, _FIXED32):
+            length = 8 if kind == _FIXED64 else 4
+        else:
+            raise MessageError(f"unknown wire type {kind} at byte {at}")
+        if at + length > len(message):
+            raise MessageError(f"a field of {length} bytes at byte {at} goes beyond the end")
+        yield tag >> 3, message[at : at + length]
+        at += length
+
+
+def _varint(message: bytes, at: int) -> Tuple[int, int]:
+    value = shift = 0
+    while at < len(message) and shift < 70:
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & 0xFFFFFFFFFFFFFFFF, at
+        shift += 7
+    raise MessageError("a number is cut off or has more than 64 bits")
+
 
 FEATURES = (
     "input_ids",

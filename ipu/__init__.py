@@ -8,17 +8,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from ipu.device import DEVICES, DeviceChoice, DeviceError, select_device
+from ipu.device import (
+    DEVICES,
+    DROP_IN,
+    DeviceChoice,
+    DeviceError,
+    make_simulator_importable,
+    select_device,
+)
 from ipu.device import resolve as _resolve
-from ipu.distributed import ALONE, Instances, join_instances
+
+from .instances import ALONE, Instances, join_instances
 
 __all__ = [
     "ALONE",
     "DEVICES",
+    "DROP_IN",
     "DeviceChoice",
     "DeviceError",
     "Instances",
     "join_instances",
+    "make_simulator_importable",
     "poptorch",
     "select_device",
 ]

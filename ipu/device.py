@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Optional
+from typing import Any, Optional
 
 DEVICES = ("auto", "ipu", "ipu-model", "simulator")
 
@@ -52,6 +52,8 @@ class DeviceChoice:
 _asked: Optional[str] = None
 _chosen: Optional[DeviceChoice] = None
 _module: Optional[ModuleType] = None
+# Whether the drop-in is on sys.path for its ipu_simulator only.
+_appended = False
 
 
 def select_device(
@@ -90,6 +92,19 @@ def select_device(
     return _chosen
 
 
+def make_simulator_importable() -> None:
+    """Puts the drop-in's folder last on sys.path: `ipu_simulator` is importable from then on, and an
+    installed PopTorch keeps its name.
+
+    Raises DeviceError where Python is too old for the simulator.
+    """
+    global _appended
+    _check_python("the cost model is part of it")
+    if not any(_is_drop_in_folder(folder) for folder in sys.path):
+        sys.path.append(str(DROP_IN))
+        _appended = True
+
+
 def resolve() -> ModuleType:
     """The PopTorch of the device in use; `auto` if none was chosen."""
     if _module is None:
@@ -102,7 +117,7 @@ def _first_that_answers(offline: bool) -> tuple[ModuleType, DeviceChoice]:
     already = sys.modules.get("poptorch")
     if already is not None and _is_drop_in(already):
         return _simulator("the simulator's poptorch is the one in use already")
-    if already is None and any(_is_drop_in_folder(folder) for folder in sys.path):
+    if already is None and not _appended and any(_is_drop_in_folder(folder) for folder in sys.path):
         return _simulator("the program was started on the simulator's poptorch")
     try:
         module = _import_graphcore()
@@ -123,17 +138,10 @@ def _first_that_answers(offline: bool) -> tuple[ModuleType, DeviceChoice]:
 
 
 def _simulator(reason: str) -> tuple[ModuleType, DeviceChoice]:
-    if sys.version_info < _SIMULATORS_PYTHON:
-        wanted, found = (
-            ".".join(map(str, version[:2])) for version in (_SIMULATORS_PYTHON, sys.version_info)
-        )
-        raise DeviceError(
-            f"the simulator needs Python {wanted} or newer, and this is {found} ({reason}): start the "
-            "program with a newer one (pip install -r requirements.txt there), or on IPUs with --device ipu"
-        )
+    _check_python(reason)
     # The banner is the line that says so; the drop-in would print one of its own.
     os.environ["IPU_SIMULATOR_ANNOUNCED"] = "1"
-    if "poptorch" not in sys.modules:
+    if "poptorch" not in sys.modules and not _is_drop_in_folder(sys.path[0]):
         sys.path.insert(0, str(DROP_IN))
     module = importlib.import_module("poptorch")
     if not _is_drop_in(module):
@@ -143,6 +151,17 @@ def _simulator(reason: str) -> tuple[ModuleType, DeviceChoice]:
         )
     whose = "this program's own poptorch, PopTorch 3.4 semantics; no SDK in use"
     return module, DeviceChoice("simulator", whose, module.__version__, reason)
+
+
+def _check_python(reason: str) -> None:
+    if sys.version_info < _SIMULATORS_PYTHON:
+        wanted, found = (
+            ".".join(map(str, version[:2])) for version in (_SIMULATORS_PYTHON, sys.version_info)
+        )
+        raise DeviceError(
+            f"the simulator needs Python {wanted} or newer, and this is {found} ({reason}): start the "
+            "program with a newer one (pip install -r requirements.txt there), or on IPUs with --device ipu"
+        )
 
 
 def _graphcore(name: str, offline: bool) -> tuple[ModuleType, DeviceChoice]:
@@ -183,6 +202,21 @@ def _an_ipu_answers(module: ModuleType) -> bool:
 
 def _graphcore_choice(module: ModuleType, name: str, reason: str) -> DeviceChoice:
     return DeviceChoice(name, "Graphcore's PopTorch", _version(module), reason)
+
+
+def popdist() -> ModuleType:
+    """The popdist that belongs to the device's PopTorch."""
+    return importlib.import_module("popdist")
+
+
+def popdist_options(ipus_per_replica: int) -> Any:
+    """Options with this instance's share of PopRun's replicas, their place among all and its IPUs."""
+    return importlib.import_module("popdist.poptorch").Options(ipus_per_replica=ipus_per_replica)
+
+
+def popart() -> ModuleType:
+    """The popart that belongs to the device's PopTorch."""
+    return importlib.import_module("popart")
 
 
 def _import_graphcore() -> ModuleType:

@@ -6,7 +6,6 @@ said beside it. The simulator takes them all; those that only a compiler for IPU
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import Any, Dict, Optional, Tuple
 
@@ -14,7 +13,8 @@ import torch
 
 import ipu
 
-from .distributed import ALONE, Instances
+from . import device
+from .instances import ALONE, Instances
 from .placement import pipeline_stages
 
 # Both always come with Graphcore's recipes. The autoloader spreads the transfer of code over tiles;
@@ -74,14 +74,13 @@ def training_options(plan: DevicePlan, instances: Instances = ALONE) -> Any:
     options._Popart.set("disableGradAccumulationTensorStreams", True)
     # Frees the activations of gradients that no weight update waits for.
     options._Popart.set("scheduleNonWeightUpdateGradientConsumersEarly", True)
-    popart = importlib.import_module("popart")
     # The updates of an IPU's weights run in the order that overlaps them least in memory; IPU 0, whose tied
     # embedding is updated once for two gradients, is left to the scheduler.
-    schedule = popart.AccumulateOuterFragmentSchedule.OverlapMemoryOptimized
+    schedule = device.popart().AccumulateOuterFragmentSchedule.OverlapMemoryOptimized
     options._Popart.set("accumulateOuterFragmentSettings.schedule", int(schedule))
     options._Popart.set("accumulateOuterFragmentSettings.excludedVirtualGraphs", ["0"])
     # Copies the inputs of an outlined subgraph when it needs them, not all on entering it.
-    options._Popart.set("subgraphCopyingStrategy", int(popart.SubgraphCopyingStrategy.JustInTime))
+    options._Popart.set("subgraphCopyingStrategy", int(device.popart().SubgraphCopyingStrategy.JustInTime))
     options._Popart.setPatterns(dict(_PATTERNS))
     return options
 
@@ -100,9 +99,8 @@ def inference_options(plan: DevicePlan, instances: Instances = ALONE) -> Any:
 def _common(plan: DevicePlan, instances: Instances) -> Any:
     poptorch = ipu.poptorch
     if instances.launched:
-        # These have this instance's share of PopRun's replicas, their place among all and its IPUs: every
-        # program of an instance has to have the same.
-        options = importlib.import_module("popdist.poptorch").Options(ipus_per_replica=plan.ipus_per_replica)
+        # Every program of an instance has to have the same.
+        options = device.popdist_options(plan.ipus_per_replica)
     else:
         options = poptorch.Options()
         options.replicationFactor(plan.replication_factor)

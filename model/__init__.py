@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from .checkpoint_files import ConversionError
-from .classification import ClassificationModel
+from .annotate import Annotations, StagesError, annotate, placement
 from .config import PRESETS, ModelConfig, ModelConfigError
 from .conversion import from_pretrained, read_model_config, save_pretrained
+from .files import ConversionError
 from .flops import count_parameters, flops_per_sequence
-from .pretraining import PRETRAINING_OUTPUTS, PretrainingModel
-from .question_answering import SquadModel
-from .stages import Annotations, StagesError, annotate, placement
+from .heads import PRETRAINING_OUTPUTS, ClassificationModel, PretrainingModel, SquadModel
 
 __all__ = [
     "PRESETS",

@@ -12,11 +12,18 @@ from typing import Any, Dict, List, Optional, Union
 
 from torch import Tensor, nn
 
-from .checkpoint_files import CONFIG_FILE, ConversionError, check_vocabulary, read_config, read_weights, write
 from .config import ModelConfig, ModelConfigError
-from .parameter_names import from_file, to_file
-from .pretraining import PretrainingModel
-from .question_answering import SquadModel
+from .files import (
+    CONFIG_FILE,
+    ConversionError,
+    check_vocabulary,
+    from_file,
+    read_config,
+    read_weights,
+    to_file,
+    write,
+)
+from .heads import PretrainingModel, SquadModel
 
 # Ours -> theirs, for the settings that have a name of their own in config.json.
 _SETTINGS = {

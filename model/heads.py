@@ -5,6 +5,7 @@ Letters in shapes: B sequences, S tokens, M masked positions a sequence, h hidde
 
 from __future__ import annotations
 
+import math
 from typing import Callable, Optional, Tuple
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig
+from .encoder import Encoder
 
 
 def gather_positions(x_bsh: Tensor, positions_bm: Tensor) -> Tensor:
@@ -61,3 +63,213 @@ class PretrainingHeads(nn.Module):
         masked_lm_logits = self.masked_lm(gather_positions(x_bsh, masked_lm_positions), word_embeddings_vh)
         pooled_bh = torch.tanh(self.pooler(x_bsh[:, 0]))
         return masked_lm_logits, self.next_sentence(pooled_bh)
+
+
+# Losses and counts over the labels that aren't ignored.
+
+IGNORED = -100
+
+
+def mean_cross_entropy(logits_nc: Tensor, labels_n: Tensor) -> Tensor:
+    """Cross entropy, the mean over real labels: [N, classes], integers [N] -> 0-d float32; 0 if all are
+    ignored.
+
+    A label's loss is computed in the model's dtype, so that a float16 model never holds float32 logits of a
+    whole vocabulary; sum and mean are float32.
+    """
+    losses_n = F.cross_entropy(logits_nc, labels_n.long(), ignore_index=IGNORED, reduction="none").float()
+    return losses_n.sum() / real_labels(labels_n).clamp(min=1.0)
+
+
+def real_labels(labels_n: Tensor) -> Tensor:
+    """The number of labels that aren't ignored, 0-d float32."""
+    return (labels_n != IGNORED).float().sum()
+
+
+def correct_and_count(logits_nc: Tensor, labels_n: Tensor) -> Tuple[Tensor, Tensor]:
+    """How many real labels are the likeliest class, and how many there are: 0-d float32 each."""
+    correct_n = logits_nc.detach().argmax(dim=-1) == labels_n  # never so where ignored: no class is negative
+    return correct_n.float().sum(), real_labels(labels_n)
+
+
+# Weights before training.
+
+STANDARD_DEVIATION = 0.02
+CUT = 2.0  # in standard deviations
+
+
+def initialise(model: nn.Module, seed: Optional[int] = None) -> None:
+    """Sets every parameter of `model`: LayerNorm weights to 1, biases to 0, all others to the normal
+    distribution of standard deviation 0.02 cut at two of them (Devlin et al. 2018; their code's
+    `truncated_normal_initializer`). There is no other case, so that no parameter keeps a default of
+    PyTorch's.
+
+    With a `seed` the weights depend on it alone, without one they come from PyTorch's global generator.
+    Parameters on the meta device are left alone.
+    """
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta:
+                continue
+            if name == "bias":
+                nn.init.zeros_(parameter)
+            elif isinstance(module, nn.LayerNorm):
+                nn.init.ones_(parameter)
+            else:
+                _truncated_normal_(parameter, generator)
+
+
+@torch.no_grad()
+def _truncated_normal_(tensor: torch.Tensor, generator: Optional[torch.Generator]) -> None:
+    """By the inverse of the distribution function. torch.nn.init.trunc_normal_ does the same, but takes no
+    generator on torch 2.0."""
+    bound = math.erf(CUT / math.sqrt(2.0))
+    tensor.uniform_(-bound, bound, generator=generator)
+    tensor.erfinv_().mul_(STANDARD_DEVIATION * math.sqrt(2.0))
+    # Only rounding can put a weight beyond the cut.
+    tensor.clamp_(-CUT * STANDARD_DEVIATION, CUT * STANDARD_DEVIATION)
+
+
+# The pretraining model: encoder, heads and losses.
+
+# What `forward` returns, in order. Counts are floats, so that they sum over devices like the losses.
+PRETRAINING_OUTPUTS = (
+    "loss",
+    "mlm_loss",
+    "nsp_loss",
+    "mlm_correct",
+    "mlm_count",
+    "nsp_correct",
+    "nsp_count",
+)
+
+
+class PretrainingModel(nn.Module):
+    """Masked language modelling plus next sentence prediction (Devlin et al. 2018).
+
+    The weights come from `seed`, or from PyTorch's global generator if there is none.
+    """
+
+    def __init__(self, config: ModelConfig, seed: Optional[int] = None) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.heads = PretrainingHeads(config)
+        initialise(self, seed)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor,
+        masked_lm_positions: Tensor,
+        masked_lm_labels: Tensor,
+        next_sentence_labels: Tensor,
+    ) -> Tuple[Tensor, ...]:
+        """Integers [B, S], [B, S] (1 real, 0 padding), [B, S], [B, M], [B, M] and [B] ->
+        PRETRAINING_OUTPUTS, each a 0-d float32.
+
+        A label of -100 is ignored. A next sentence label is 1 where the second sentence is a random one, 0
+        where it continues the first. Losses are means over the real labels of this batch, 0 where there are
+        none; loss = mlm_loss + nsp_loss.
+        """
+        masked_lm_logits, next_sentence_logits = self.logits(
+            input_ids, attention_mask, token_type_ids, masked_lm_positions
+        )
+        labels_n = masked_lm_labels.reshape(-1)
+        mlm_loss = mean_cross_entropy(masked_lm_logits, labels_n)
+        nsp_loss = mean_cross_entropy(next_sentence_logits, next_sentence_labels)
+        return (
+            mlm_loss + nsp_loss,
+            mlm_loss,
+            nsp_loss,
+            *correct_and_count(masked_lm_logits, labels_n),
+            *correct_and_count(next_sentence_logits, next_sentence_labels),
+        )
+
+    def logits(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, masked_lm_positions: Tensor
+    ) -> Tuple[Tensor, Tensor]:
+        """The inputs of `forward` without labels -> masked LM logits [B * M, V], next sentence logits [B,
+        2]."""
+        x_bsh = self.encoder(input_ids, attention_mask, token_type_ids)
+        return self.heads(x_bsh, masked_lm_positions, self.encoder.embeddings.word.weight)
+
+
+# Question answering as in SQuAD: where in the text an answer starts and ends.
+
+
+class SquadModel(nn.Module):
+    """Encoder and two logits a token (Devlin et al. 2018, section 4.2).
+
+    The weights come from `seed`, or from PyTorch's global generator if there is none.
+    """
+
+    def __init__(self, config: ModelConfig, seed: Optional[int] = None) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.span = nn.Linear(config.hidden_size, 2)
+        initialise(self, seed)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor,
+        start_positions: Optional[Tensor] = None,
+        end_positions: Optional[Tensor] = None,
+    ) -> Tuple[Tensor, ...]:
+        """Integers [B, S] three times (and [B] twice) -> start and end logits, [B, S] each; with positions
+        the loss, 0-d float32, comes before them.
+
+        The loss is the mean of start and end cross entropy, each a mean over the positions in [0, S).
+        Others, -100 among them, are ignored; where all are, the loss is 0.
+        """
+        logits_bs2 = self.span(self.encoder(input_ids, attention_mask, token_type_ids))
+        start_logits_bs, end_logits_bs = logits_bs2[..., 0], logits_bs2[..., 1]
+        if start_positions is None or end_positions is None:
+            return start_logits_bs, end_logits_bs
+        start_loss = _position_loss(start_logits_bs, start_positions)
+        end_loss = _position_loss(end_logits_bs, end_positions)
+        return (start_loss + end_loss) / 2, start_logits_bs, end_logits_bs
+
+
+def _position_loss(logits_bs: Tensor, positions_b: Tensor) -> Tensor:
+    outside_b = (positions_b < 0) | (positions_b >= logits_bs.shape[1])
+    return mean_cross_entropy(logits_bs, positions_b.masked_fill(outside_b, IGNORED))
+
+
+# Classification of a sequence or a pair, as in GLUE: from the first token.
+
+
+class ClassificationModel(nn.Module):
+    """Encoder, pooler, dropout and one logit a class (Devlin et al. 2018, section 4.1).
+
+    The weights come from `seed`, or from PyTorch's global generator if there is none.
+    """
+
+    def __init__(self, config: ModelConfig, num_classes: int = 2, seed: Optional[int] = None) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.classes = nn.Linear(config.hidden_size, num_classes)
+        initialise(self, seed)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor,
+        labels: Optional[Tensor] = None,
+    ) -> Tuple[Tensor, ...]:
+        """Integers [B, S] three times (and [B]) -> logits [B, classes]; with labels the loss, the mean cross
+        entropy of the labels that aren't -100 and a 0-d float32, comes before them."""
+        x_bsh = self.encoder(input_ids, attention_mask, token_type_ids)
+        logits_bc = self.classes(self.dropout(torch.tanh(self.pooler(x_bsh[:, 0]))))
+        if labels is None:
+            return (logits_bc,)
+        return mean_cross_entropy(logits_bc, labels), logits_bc

@@ -6,8 +6,8 @@ import functools
 from dataclasses import replace
 from typing import Any
 
-import dry_run
 from config import Config, load
+from planning import dry_run
 
 # What the graph of a micro batch depends on.
 _OF_GRAPH = (

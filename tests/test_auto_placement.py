@@ -10,14 +10,14 @@ from dataclasses import replace
 from typing import Any, List
 
 import pytest
+from ipu_simulator.cost.constants import memory_constants
+from ipu_simulator.graph.stages import restage
+from ipu_simulator.report.sums import human_bytes
 
-import auto_placement
 import config
 from config import Config, ConfigError
-from dry_run import program_of, verdict_of
-from ipu_simulator.cost.memory_constants import memory_constants
-from ipu_simulator.graph.restage import restage
-from ipu_simulator.report.units import human_bytes
+from planning import placement
+from planning.dry_run import program_of, verdict_of
 
 LAYERS = 4
 SMALL = {
@@ -42,7 +42,7 @@ def placements(number: int, ipus: int) -> List[tuple]:
 def test_moved_blocks_are_as_if_captured_there(name: str, layers: tuple) -> None:
     wanted = small(name, layers_per_ipu=layers)
     deep, _ = program_of(wanted, layers_per_ipu=[0] + [1] * LAYERS)
-    candidate = auto_placement._candidate(wanted, layers, False)
+    candidate = placement._candidate(wanted, layers, False)
     moved = restage(deep, candidate.ipu_of_block)
     assert moved == program_of(wanted)[0]
 
@@ -50,11 +50,9 @@ def test_moved_blocks_are_as_if_captured_there(name: str, layers: tuple) -> None
 @pytest.fixture(scope="module")
 def search() -> Any:
     """A search on a machine whose memory only some placements fit."""
-    made = auto_placement._search(small())
+    made = placement._search(small())
     roomy = made._target
-    all_of_them = [
-        made.judge(auto_placement._candidate(small(), each, False)) for each in placements(LAYERS, 3)
-    ]
+    all_of_them = [made.judge(placement._candidate(small(), each, False)) for each in placements(LAYERS, 3)]
     imbalance = memory_constants().tile_imbalance
     used = [
         roomy.bytes_per_tile - judged.headroom_bytes * imbalance / roomy.tiles_per_ipu
@@ -66,7 +64,7 @@ def search() -> Any:
 
 @pytest.mark.parametrize("choices", [(0.25,), (0.1, 0.4)])
 def test_the_search_finds_what_trying_everything_finds(search: Any, choices: tuple) -> None:
-    candidates = [auto_placement._candidate(small(), each, False) for each in placements(LAYERS, 3)]
+    candidates = [placement._candidate(small(), each, False) for each in placements(LAYERS, 3)]
     everything = [
         search.judge(replace(candidate, proportions=tuple((share,) for share in shares)))
         for candidate in candidates
@@ -82,7 +80,7 @@ def test_the_search_finds_what_trying_everything_finds(search: Any, choices: tup
 
 def test_bounds_are_below_what_they_bound(search: Any) -> None:
     for layers in placements(LAYERS, 3):
-        candidate = auto_placement._candidate(small(), layers, False)
+        candidate = placement._candidate(small(), layers, False)
         judged = search.judge(candidate)
         micro_batches_s = SMALL["gradient_accumulation"] * judged.cycle_s
         bound_s = search.lower_bound_s(candidate)
@@ -90,24 +88,24 @@ def test_bounds_are_below_what_they_bound(search: Any) -> None:
 
 
 def test_placements_are_all_there_are_until_they_are_too_many() -> None:
-    free = auto_placement.ANY
-    assert sorted(auto_placement._placements(LAYERS, [free] * 3)) == sorted(placements(LAYERS, 3))
-    many = list(auto_placement._placements(24, [free] * 8))
+    free = placement.ANY
+    assert sorted(placement._placements(LAYERS, [free] * 3)) == sorted(placements(LAYERS, 3))
+    many = list(placement._placements(24, [free] * 8))
     assert len(many) == len(set(many)) < 10_000
     assert all(sum(each) == 24 and max(each) <= 4 for each in many)
     assert (2, 3, 3, 3, 3, 3, 3, 4) in many and (0, 3, 3, 3, 4, 4, 4, 3) in many  # published ones
-    assert list(auto_placement._placements(4, [4, free])) == [(4, 0)]
+    assert list(placement._placements(4, [4, free])) == [(4, 0)]
 
 
 def test_what_is_found_is_never_slower_than_what_was_known(search: Any) -> None:
-    candidates = [auto_placement._candidate(small(), each, False) for each in placements(LAYERS, 3)]
+    candidates = [placement._candidate(small(), each, False) for each in placements(LAYERS, 3)]
     best = search.fastest(candidates).best
     known = replace(candidates[0], ipu_of_block=best.ipu_of_block)
     assert search.fastest(candidates, max_judged=0, known=known).best == best
 
 
 def test_an_early_end_says_how_much_could_be_missed(search: Any) -> None:
-    candidates = [auto_placement._candidate(small(), each, False) for each in placements(LAYERS, 3)]
+    candidates = [placement._candidate(small(), each, False) for each in placements(LAYERS, 3)]
     whole, cut = search.fastest(candidates), search.fastest(candidates, max_judged=1)
     assert cut.judged == 1
     assert cut.best is None or cut.best.step_s * (1 - cut.gap) <= whole.best.step_s
@@ -115,7 +113,7 @@ def test_an_early_end_says_how_much_could_be_missed(search: Any) -> None:
 
 def load(**overrides: Any) -> Config:
     given = {**SMALL, **overrides}
-    return auto_placement.load("test_groupbert", overrides=given, report=lambda line: None)
+    return placement.load("test_groupbert", overrides=given, report=lambda line: None)
 
 
 def test_a_wildcard_keeps_what_is_fixed_and_all_is_concrete() -> None:
@@ -134,7 +132,7 @@ def test_a_free_micro_batch_keeps_the_sequences_of_an_update() -> None:
 
 
 def test_nothing_slower_than_what_another_search_found_is_looked_at(search: Any) -> None:
-    candidates = [auto_placement._candidate(small(), each, False) for each in placements(LAYERS, 3)]
+    candidates = [placement._candidate(small(), each, False) for each in placements(LAYERS, 3)]
     best = search.fastest(candidates).best
     none = search.fastest(candidates, faster_than_s=best.step_s)
     assert none.best is None and all(each.step_s < best.step_s for each in none.faster)
@@ -145,12 +143,12 @@ def test_nothing_slower_than_what_another_search_found_is_looked_at(search: Any)
 def test_a_free_micro_batch_is_the_fastest_of_all_that_are_searched_alone() -> None:
     lines: List[str] = []
     given = {**SMALL, "layers_per_ipu": "auto"}
-    free = auto_placement.load(
+    free = placement.load(
         "test_groupbert", overrides={**given, "micro_batch_size": "auto"}, report=lines.append
     )
     alone = {}
-    for sized in auto_placement._micro_batches(config.load("test_groupbert", overrides=SMALL), True):
-        found = auto_placement._found(sized, {"layers_per_ipu"}, [auto_placement.ANY] * 3, math.inf, 300)
+    for sized in placement._micro_batches(config.load("test_groupbert", overrides=SMALL), True):
+        found = placement._found(sized, {"layers_per_ipu"}, [placement.ANY] * 3, math.inf, 300)
         if found is not None and found.best is not None:
             alone[sized.micro_batch_size] = found.best.step_s
     assert len(alone) > 2
@@ -164,7 +162,7 @@ def test_without_free_keys_nothing_is_searched() -> None:
 
 def test_lines_say_what_was_chosen_and_why() -> None:
     lines: List[str] = []
-    found = auto_placement.load(
+    found = placement.load(
         "test_groupbert", overrides={**SMALL, "layers_per_ipu": "auto"}, report=lines.append
     )
     assert "layers_per_ipu " + " ".join(map(str, found.layers_per_ipu)) in lines[0]
@@ -191,7 +189,7 @@ def test_bad_patterns(overrides: dict, words: str) -> None:
 
 def test_where_nothing_fits_the_nearest_is_named() -> None:
     with pytest.raises(ConfigError, match=r"no value of layers_per_ipu makes .* lacks .* on IPU"):
-        auto_placement.load(
+        placement.load(
             "bert_large_512_pod16",
             overrides={
                 "layers_per_ipu": (0, 8, 8, -1),
@@ -222,10 +220,10 @@ def test_flags_take_auto_and_wildcards() -> None:
 @pytest.mark.parametrize("name", ["bert_base_128_pod16", "squad_groupbert_base_384"])
 def test_never_worse_than_the_published_placement(name: str) -> None:
     published = config.load(name)
-    made = auto_placement._search(published)
-    as_published = made.judge(auto_placement._candidate(published, published.layers_per_ipu, False))
-    pattern = [auto_placement.ANY] * published.ipus_per_replica
-    candidates = auto_placement._placements(published.num_layers, pattern)
-    found = made.fastest([auto_placement._candidate(published, each, False) for each in candidates])
+    made = placement._search(published)
+    as_published = made.judge(placement._candidate(published, published.layers_per_ipu, False))
+    pattern = [placement.ANY] * published.ipus_per_replica
+    candidates = placement._placements(published.num_layers, pattern)
+    found = made.fastest([placement._candidate(published, each, False) for each in candidates])
     assert as_published.fits
     assert found.best.step_s <= as_published.step_s

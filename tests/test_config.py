@@ -10,7 +10,7 @@ import torch
 
 import config
 from config import Config, ConfigError
-from config_rules import _divisors, balanced_layers
+from config.rules import _divisors, balanced_layers
 from ipu.placement import minimum_gradient_accumulation, pipeline_stages
 
 VALUES: Dict[str, Any] = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import config
-from config_loading import read_recipes
+from config.recipes import read_recipes
 
 # name: micro batch, accumulation, replicas, global batch, rate, updates (0: epochs), length, masks, placement
 PUBLISHED = """

@@ -10,17 +10,16 @@ from dataclasses import replace
 from typing import Any, Mapping
 
 import pytest
+from ipu_simulator.cost.constants import memory_constants
+from ipu_simulator.cost.memory import memory_of, plans_of
+from ipu_simulator.cost.ops import OpCost
+from ipu_simulator.environment import target
+from ipu_simulator.graph.stages import stages_of
 
 from config import Config, names
-from ipu_simulator.graph.stages import stages_of
-from ipu_simulator.cost.memory_constants import memory_constants
-from ipu_simulator.cost.op_cost import OpCost
-from ipu_simulator.cost.memory import plans_of
-from ipu_simulator.cost.memory import memory_of
-from ipu_simulator.targets import target
-from ipu.simulator.validate.known_fits import cases, judge
+from planning.known_fits import cases, judge
 
-from .recipe_programs import program, recipe, simulator
+from .recipe_programs import program, recipe
 
 PRETRAINING = [
     name for name in names() if not name.startswith("test_") and recipe(name).task == "pretraining"
@@ -102,7 +101,7 @@ def published() -> list[str]:
     return [name for name in names() if name.startswith(families)]
 
 
-def memory_of(name: str, changes: Mapping[str, Any]) -> Any:
+def memory_of_recipe(name: str, changes: Mapping[str, Any]) -> Any:
     config = recipe(name, **changes)
     graph, settings = program(config)
     return memory_of(
@@ -116,7 +115,7 @@ def memory_of(name: str, changes: Mapping[str, Any]) -> Any:
 
 @pytest.mark.parametrize("case", cases(published()), ids=lambda case: case.name)
 def test_what_ran_fits_and_what_cannot_is_refused(case):
-    estimate = memory_of(case.recipe, case.changes)
+    estimate = memory_of_recipe(case.recipe, case.changes)
     (judgement,) = judge([case], lambda _name, _changes: estimate.ipus)
     assert judgement.right is not False, judgement.filled
     assert estimate.fits == judgement.fits

@@ -8,9 +8,9 @@ from typing import Any, Tuple
 import pytest
 
 import config
-import remedies
 from config import Config
-from dry_run import verdict_of
+from planning import remedies
+from planning.dry_run import verdict_of
 
 SMALL = config.load("test_groupbert", overrides={"micro_batch_size": 8, "gradient_accumulation": 8})
 

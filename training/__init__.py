@@ -1,22 +1,24 @@
 """The run: schedules, optimisers, the loop, checkpoints, metrics and where they go."""
 
 from .answering import Answering, Examiner
-from .checkpoints import Checkpoint, resolve_weights_folder, save_checkpoint
-from .compiling import compile_pretraining
+from .checkpoints import Checkpoint, hold_folder, resolve_weights_folder, save_checkpoint, write_atomically
 from .errors import CheckpointError, DivergenceError, TrainingError
 from .evaluation import Evaluator, build_evaluator
-from .files import hold_folder, write_atomically
-from .fit import Job, Start, find_start, fit, place
+from .fit import Job, Start, compile_pretraining, find_start, fit, place
 from .loop import LoopPlan, Progress, refuse_bad_weights, train
-from .metrics import EvaluationMetrics, Record, plain
-from .optimizers import OptimizerPlan, build_optimizer
-from .plot import plot_loss
-from .reporting import Reporter
-from .resume import checkpoint_to_resume, progress_of, refuse_folder_of_a_run, resuming_arguments
-from .schedules import Schedule
+from .metrics import PRETRAINING, SQUAD, EvaluationMetrics, Record, plain
+from .optimizer import OptimizerPlan, Schedule, build_optimizer
+from .report import Reporter, plot_loss
 from .signals import RunInterrupted, StopRequest, ignore_interrupts, stop_on_signals
-from .tasks import PRETRAINING, SQUAD
-from .weights import check_vocabulary, check_weights_folder, initial_model
+from .start import (
+    check_vocabulary,
+    check_weights_folder,
+    checkpoint_to_resume,
+    initial_model,
+    progress_of,
+    refuse_folder_of_a_run,
+    resuming_arguments,
+)
 
 __all__ = [
     "PRETRAINING",

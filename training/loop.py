@@ -14,12 +14,10 @@ import ipu
 
 from .errors import DivergenceError
 from .evaluation import Evaluator
-from .metrics import Record
-from .optimizers import set_learning_rate
-from .reporting import Reporter
-from .schedules import Schedule
+from .metrics import Record, Task
+from .optimizer import Schedule, set_learning_rate
+from .report import Reporter
 from .signals import StopRequest
-from .tasks import Task
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,9 @@ import os
 from pathlib import Path
 from typing import Optional
 
-from ..errors import DataError
-from .corpus import Corpus
-from .hugging_face import HuggingFaceCorpus
+from ..files import DataError
 from .python_docs import PythonDocsCorpus
-from .text import TextCorpus, find_text_files
+from .text import Corpus, HuggingFaceCorpus, TextCorpus, find_text_files
 
 __all__ = ["Corpus", "open_corpus"]
 

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from data.squad.answers import Answered, AnswerOptions, Candidate, find_answers, prediction_files
-from data.squad.dataset import SquadDataset
-from data.squad.features import Features, prepare_features
 from data.squad.files import Answer, Question, QuestionSet, read_json, read_questions
-from data.squad.metrics import (
+from data.squad.preparation import (
+    PreparedQuestions,
+    SquadDataOptions,
+    prepare_questions,
+    read_split,
+    squad_tokenizer,
+)
+from data.squad.windows import Window, WindowOptions, make_windows
+
+from .files import PUBLISHED, open_questions
+from .scores import (
     QuestionScore,
     best_thresholds,
     evaluate,
@@ -15,15 +23,7 @@ from data.squad.metrics import (
     normalize_answer,
     score_questions,
 )
-from data.squad.preparation import (
-    PreparedQuestions,
-    SquadDataOptions,
-    prepare_questions,
-    read_split,
-    squad_tokenizer,
-)
-from data.squad.sources import PUBLISHED, open_questions
-from data.squad.windows import Window, WindowOptions, make_windows
+from .windows import Features, SquadDataset, prepare_features
 
 __all__ = [
     "PUBLISHED",

@@ -18,9 +18,10 @@ from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 import numpy as np
 
-from data.squad.features import Features
 from data.squad.files import Question, QuestionSet
 from data.squad.windows import CLS_POSITION
+
+from .windows import Features
 
 
 @dataclass(frozen=True)

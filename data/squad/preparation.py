@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from data.errors import DataError
-from data.pretraining_data import TRAINED_TOKENIZER, named_tokenizer, refuse_larger_vocabulary
-from data.squad.features import Features, prepare_features
 from data.squad.files import QuestionSet
-from data.squad.sources import PUBLISHED, open_questions
 from data.squad.windows import WindowOptions
 from data.tokenizer import Tokenizer, load_tokenizer
+
+from ..files import DataError
+from ..prepared import TRAINED_TOKENIZER, named_tokenizer, refuse_larger_vocabulary
+from .files import PUBLISHED, open_questions
+from .windows import Features, prepare_features
 
 CHECKPOINTS_TOKENIZER = "checkpoint"
 

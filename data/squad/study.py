@@ -15,9 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-from data.errors import DataError
 from data.squad.files import QuestionSet, read_json, read_questions
-from data.squad.metrics import evaluate
+
+from ..files import DataError
+from .scores import evaluate
 
 _SEED = 0
 _MOST_WORDS = 10

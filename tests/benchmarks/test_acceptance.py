@@ -5,10 +5,9 @@ import csv
 import pytest
 
 import config as configuration
-from benchmarks.acceptance import _check
-from benchmarks.published_row import published_row
+from benchmarks.acceptance import _check, published_row
 from ipu import DeviceChoice
-from ipu.simulator.validate.rows import COLUMNS, read_rows
+from planning.published_rows import COLUMNS, read_rows
 
 IPU = DeviceChoice("ipu", "Graphcore's PopTorch", "3.4.0", "asked for")
 

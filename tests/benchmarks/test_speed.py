@@ -6,10 +6,9 @@ import os
 import pytest
 import torch
 
-from benchmarks import contenders, speed
-from benchmarks.apart import Apart
-from benchmarks.contenders import Contender, plain_loop, simulator
-from benchmarks.speed import compare
+from benchmarks import speed
+from benchmarks import speed as contenders
+from benchmarks.speed import Apart, Contender, compare, plain_loop, simulator
 from config import ConfigError
 from run_benchmark import main
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 import config as configuration
-import dry_run
 from benchmarks.time_to_train import lines_of
 from benchmarks.trainings import Budget, trained
+from planning import dry_run
 from run_benchmark import main
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import config
 import run_benchmark
-from dry_run import verdict_of
+from planning.dry_run import verdict_of
 
 # BERT Large and GroupBERT Base of one phase would be compared with the other phase too.
 NAMES = ["bert_demo_tiny_128", "squad_bert_base_384"]

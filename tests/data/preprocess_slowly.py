@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Iterator
 
 from data.corpora import open_corpus
-from data.preprocessing import PairParameters, prepare_shards
+from data.make_shards import PairParameters, prepare_shards
 from data.tokenizer import load_tokenizer
 
 PARAMETERS = PairParameters(

@@ -19,7 +19,7 @@ from data.batches import (
     collate,
     require_examples,
 )
-from data.errors import DataError
+from data.files import DataError
 
 
 class Numbered(SampleDataset):

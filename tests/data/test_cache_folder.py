@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from data import DataError, PretrainingDataOptions, prepare_pretraining_data
-from data.atomic import write_atomically
 from data.corpora import Corpus
+from data.files import write_atomically
+from data.prepared import keep_tokenizer, kept_or_made, load_kept_tokenizer
 from data.tokenizer import Tokenizer
-from data.vocabulary_cache import keep_tokenizer, kept_or_made, load_kept_tokenizer
 
 
 @pytest.fixture

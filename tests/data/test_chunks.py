@@ -6,7 +6,7 @@ from typing import List
 
 import pytest
 
-from data.chunks import TRAIN, VALIDATION, Chunk, cut_chunks, is_held_out
+from data.shards import TRAIN, VALIDATION, Chunk, cut_chunks, is_held_out
 
 
 def cut(documents: List[str], validation_fraction: float = 0.0) -> List[Chunk]:

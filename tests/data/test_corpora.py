@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data.corpora import open_corpus, text
-from data.errors import DataError
+from data.files import DataError
 
 TEXT = "First  line.\nSecond\tline.\n\n \nAnother document.\r\n\n\n"
 DOCUMENTS = ["First line.\nSecond line.", "Another document."]

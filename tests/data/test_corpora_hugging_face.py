@@ -12,7 +12,7 @@ pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
 from data.corpora import open_corpus  # noqa: E402
-from data.errors import DataError  # noqa: E402
+from data.files import DataError  # noqa: E402
 
 ROWS = ["One paragraph.\n\nAnother   one.", "", "  \n ", "Second document.", None]
 DOCUMENTS = ["One paragraph.\nAnother one.", "Second document."]

@@ -7,7 +7,7 @@ from typing import List
 
 import pytest
 
-from data.examples import Pair, build_pairs, split_long_sentences
+from data.pairs import Pair, build_pairs, split_long_sentences
 
 MAX_TOKENS = 61
 

@@ -14,12 +14,10 @@ from typing import Dict, List
 import numpy as np
 import pytest
 
-from data.chunks import TRAIN, VALIDATION, is_held_out
 from data.corpora import Corpus
-from data.errors import DataError
-from data.locking import exclusive
-from data.preprocessing import prepare_shards
-from data.shards import MANIFEST, load_manifest, open_shards, shard_name
+from data.files import DataError, exclusive
+from data.make_shards import prepare_shards
+from data.shards import MANIFEST, TRAIN, VALIDATION, is_held_out, load_manifest, open_shards, shard_name
 from data.tokenizer import Tokenizer
 from tests.data import preprocess_slowly
 from tests.data.conftest import write_text_corpus

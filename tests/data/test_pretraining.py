@@ -12,9 +12,9 @@ import torch
 
 from data.batches import collate
 from data.corpora import Corpus
+from data.dataset import PretrainingDataset
+from data.make_shards import PairParameters, prepare_shards
 from data.masking import IGNORED_LABEL, Masker
-from data.preprocessing import PairParameters, prepare_shards
-from data.pretraining import PretrainingDataset
 from data.shards import ShardedExamples, open_shards
 from data.tokenizer import Tokenizer
 

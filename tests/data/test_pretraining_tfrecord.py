@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from data.batches import collate
-from data.errors import DataError
-from data.pretraining_tfrecord import TfRecordPretrainingDataset
+from data.dataset import TfRecordPretrainingDataset
+from data.files import DataError
 from data.tfrecord import TfRecordFile
 from tests.data.test_tfrecord import SAMPLES, message, needs_samples, record
 

@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 
 from data.corpora import open_corpus, python_docs
-from data.corpora.markup import paragraphs
-from data.corpora.prose import is_prose, split_sentences
-from data.corpora.python_docs import _documents_of
-from data.errors import DataError
+from data.corpora.python_docs import _documents_of, is_prose, paragraphs, split_sentences
+from data.files import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

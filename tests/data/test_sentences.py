@@ -6,7 +6,7 @@ from typing import List
 
 import pytest
 
-from data.sentences import split_sentences
+from data.pairs import split_sentences
 
 LONG = "This clause exists in order to make the line a long one, " * 4
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data import shards
-from data.errors import DataError
+from data.files import DataError
 from data.shards import (
     MANIFEST,
     RECORD,

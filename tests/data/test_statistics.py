@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from data.batches import SampleDataset
-from data.errors import DataError
-from data.statistics import unigram_entropy
+from data.dataset import unigram_entropy
+from data.files import DataError
 
 
 class Counted(SampleDataset):

@@ -12,10 +12,8 @@ import numpy as np
 import pytest
 
 from data import tfrecord
-from data.crc32c import crc32c, crc32c_of_many
-from data.errors import DataError
-from data.example_message import MessageError, int64_features
-from data.tfrecord import FEATURES, TfRecordFile
+from data.files import DataError
+from data.tfrecord import FEATURES, MessageError, TfRecordFile, crc32c, crc32c_of_many, int64_features
 
 SAMPLES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "graphcore_samples"
 needs_samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"{SAMPLES} is missing")

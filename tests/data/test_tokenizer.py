@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data.corpora import open_corpus
-from data.errors import DataError
+from data.files import DataError
 from data.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer, train_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[2]

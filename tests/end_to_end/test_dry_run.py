@@ -13,7 +13,7 @@ import pytest
 import config
 import run_pretraining
 import run_squad
-from dry_run import DryRun
+from planning.dry_run import DryRun
 
 ROOT = Path(__file__).resolve().parents[2]
 # Types of the fields that programs read from verdict.json.

@@ -13,7 +13,7 @@ import ipu
 
 ipu.select_device("simulator")
 poptorch = ipu.poptorch
-tracing = poptorch._trace.tracing
+tracing = poptorch._trace.run.tracing
 AutoIncrement = poptorch.AutoStage.AutoIncrement
 
 
@@ -241,7 +241,7 @@ def test_running_on_ipu_only_within_a_run():
     seen = []
     assert not poptorch.isRunningOnIpu()
     run(lambda x: seen.append(poptorch.isRunningOnIpu()))
-    with poptorch._trace.running():
+    with poptorch._trace.run.running():
         seen.append(poptorch.isRunningOnIpu())
         Layers([None])(torch.zeros(1, 2))  # blocks only matter to the compiling run
     with pytest.raises(RuntimeError), tracing(poptorch.Options()):

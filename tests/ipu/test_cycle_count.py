@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ipu_simulator.environment import target
 
 import ipu
-from ipu_simulator.targets import target
 
 ipu.select_device("simulator")
 import poptorch  # noqa: E402

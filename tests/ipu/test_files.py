@@ -14,8 +14,8 @@ import ipu
 
 ipu.select_device("simulator")
 poptorch = ipu.poptorch
-files = poptorch._files
-VERSION = poptorch._entry._POPTORCH_VERSION
+files = poptorch._run.files
+VERSION = poptorch.executor._POPTORCH_VERSION
 
 
 def _contents(**changes) -> files.Contents:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-
 from ipu_simulator.numerics import Arithmetic, Float16Arithmetic, FloatingPointException
 
 FLOAT_PARTIALS = Arithmetic()

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from ipu_simulator.numerics import GroupSettings, update_rules
 
 SIZES = [1, 7, 63, 64, 65, 70_001]

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
+from poptorch._run.compiled import trusted_kernels  # noqa: E402
 
 from .executor_models import poptorch
-
-_kernels = importlib.import_module("poptorch._kernels")
 
 
 @pytest.mark.parametrize("version, allowed", [("2.0.1+cu117", False), ("2.1.0", True), ("2.13.0+cpu", True)])
 def test_onednn_is_left_out_where_it_is_wrong(version, allowed):
     before = torch.backends.mkldnn.enabled
-    with _kernels.trusted_kernels(version):
+    with trusted_kernels(version):
         assert torch.backends.mkldnn.enabled == (before and allowed)
     assert torch.backends.mkldnn.enabled == before
 

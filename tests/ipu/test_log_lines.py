@@ -77,7 +77,7 @@ def test_ipu_print_tensor_prints_in_each_run(capfd):
 
 
 def test_processes_that_share_a_cache_take_turns(tmp_path):
-    from poptorch._compile_lock import compile_lock
+    from poptorch._run.compiled import compile_lock
 
     model, options = Linear(), poptorch.Options().enableExecutableCaching(str(tmp_path / "cache"))
     options.Distributed.configureProcessId(0, 2)
@@ -100,7 +100,7 @@ def test_processes_that_share_a_cache_take_turns(tmp_path):
 
 
 def test_processes_without_a_cache_are_warned(said):
-    from poptorch._compile_lock import compile_lock
+    from poptorch._run.compiled import compile_lock
 
     options = poptorch.Options()
     options.Distributed.configureProcessId(0, 2)

@@ -44,7 +44,7 @@ def test_identity_loss_reduces(reduction):
 
 
 def test_a_run_knows_its_identity_losses():
-    with poptorch._trace.running() as run:
+    with poptorch._trace.run.running() as run:
         x = torch.ones(2)
         loss = poptorch.identity_loss(x, "none")
     assert run.identity_losses == [loss] or run.identity_losses[0] is loss

@@ -91,7 +91,7 @@ def test_a_module_is_printed_with_its_blocks(capsys):
 def test_importing_prepares_the_process():
     done = _run(
         "import faulthandler, logging, os, signal, sys, json\n"
-        "import poptorch, poptorch._utils\n"
+        "import poptorch\n"
         "handler = logging.getLogger('poptorch::python').handlers[0]\n"
         "print(json.dumps([os.environ['RDMAV_FORK_SAFE'], sys.excepthook is not sys.__excepthook__,\n"
         "    faulthandler.is_enabled(), faulthandler.unregister(signal.SIGTERM),\n"

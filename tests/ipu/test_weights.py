@@ -308,15 +308,15 @@ def test_destroy_before_compiling_does_nothing():
 
 
 def test_unwrap_for_a_while_and_rewrap():
-    from poptorch import _impl
+    from poptorch._run import host_weights
 
     model = Classifier()
     trained(model)
-    _impl.unwrapModelIfNecessary(model)
+    host_weights.unwrapModelIfNecessary(model)
     assert type(model) is Classifier
-    _impl.rewrapModelIfNecessary(model)
+    host_weights.rewrapModelIfNecessary(model)
     assert type(model).__name__ == "PoptorchClassifier"
-    _impl.rewrapModelIfNecessary(model)
+    host_weights.rewrapModelIfNecessary(model)
 
 
 def test_detach_downloads_and_attach_uploads():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model import ModelConfig
-from model.initialisation import initialise
+from model.heads import initialise
 
 BERT = ModelConfig(hidden_size=32, num_layers=2, num_heads=4, vocab_size=96, max_position_embeddings=24)
 GROUPBERT = replace(BERT, norm="pre", convolution=True, feed_forward="grouped_projected", conv_group_size=8)

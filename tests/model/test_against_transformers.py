@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 
 from model import ModelConfig, PretrainingModel, SquadModel, from_pretrained, save_pretrained
-from model.parameter_names import to_file
+from model.files import to_file
 from tests.model.builders import BERT, batch, perturb
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}

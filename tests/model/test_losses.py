@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from model import PRETRAINING_OUTPUTS, PretrainingModel, SquadModel
-from model.losses import mean_cross_entropy
+from model.heads import mean_cross_entropy
 from tests.model.builders import GROUPBERT, batch, perturb
 
 

@@ -10,11 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import PretrainingModel, SquadModel
-from model.attention import Attention, additive_mask
-from model.convolution import Convolution
-from model.encoder import Residual
-from model.feed_forward import FeedForward
-from model.grouped import GroupedConvolution
+from model.encoder import Attention, Convolution, FeedForward, GroupedConvolution, Residual, additive_mask
 from model.heads import gather_positions
 from tests.model.builders import BERT, GROUPBERT, VARIANTS, perturb
 

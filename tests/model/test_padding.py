@@ -9,10 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model import ModelConfig, PretrainingModel, SquadModel
-from model.attention import Attention, additive_mask
-from model.convolution import Convolution
-from model.encoder import EncoderLayer, Residual
-from model.feed_forward import FeedForward
+from model.encoder import Attention, Convolution, EncoderLayer, FeedForward, Residual, additive_mask
 from tests.model.builders import GROUPBERT, VARIANTS, batch, perturb
 
 DTYPES = [torch.float32, torch.float16]

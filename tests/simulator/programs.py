@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-import dry_run
+from planning import dry_run
 
 
 @functools.cache

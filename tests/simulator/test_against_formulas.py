@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-
 from ipu_simulator.cost.constants import constants
-from ipu_simulator.cost.load import costs_of, stage_loads
+from ipu_simulator.cost.time import costs_of, stage_loads
+from ipu_simulator.environment import target
 from ipu_simulator.graph.stages import stages_of
-from ipu_simulator.targets import target
+
 from tests.simulator.analytic import bert_layer, groupbert_layer, stash_cycles
 from tests.simulator.programs import program
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from ipu_simulator.cost.verdict import COMPONENTS, IpuMemory
 
-from ipu_simulator.report.verdict import COMPONENTS, IpuMemory
-from ipu.simulator.validate.known_fits import Case, Judgement, cases, confusion, judge, markdown
+from planning.known_fits import Case, Judgement, cases, confusion, judge, markdown
 
 JUDGEMENTS = (
     Judgement(Case("a", "a", "published", True), (0.5, 1.0)),

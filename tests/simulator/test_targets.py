@@ -6,24 +6,24 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from ipu_simulator import environment
 
-from config_rules import TARGET_IPUS
-from ipu_simulator import targets
+from config.rules import TARGET_IPUS
 
 
 def test_configurations_and_simulator_know_the_same_machines():
-    assert {name: targets.target(name).num_ipus for name in targets.NAMES} == TARGET_IPUS
+    assert {name: environment.target(name).num_ipus for name in environment.TARGETS} == TARGET_IPUS
 
 
 def test_every_data_file_is_a_target_or_what_targets_share():
-    folder = Path(targets.__file__).resolve().parents[1] / "targets"
-    assert {path.stem for path in folder.glob("*.yml")} == {*targets.NAMES, "mk2", "gc200", "bow"}
+    folder = Path(environment.__file__).resolve().parent / "targets"
+    assert {path.stem for path in folder.glob("*.json")} == {*environment.TARGETS, "mk2", "gc200", "bow"}
 
 
-@pytest.mark.parametrize("name", targets.NAMES)
+@pytest.mark.parametrize("name", environment.TARGETS)
 def test_every_fact_has_unit_source_and_confidence(name):
-    facts = targets.facts(name)
-    assert {fact.name for fact in facts} == {field.name for field in fields(targets.Target)} - {"name"}
+    facts = environment.facts(name)
+    assert {fact.name for fact in facts} == {field.name for field in fields(environment.Target)} - {"name"}
     for fact in facts:
         assert fact.unit and len(fact.source) > 10 and fact.confidence in ("high", "medium", "low")
         assert fact.value > 0
@@ -34,27 +34,27 @@ def test_every_fact_has_unit_source_and_confidence(name):
 )
 def test_peak_is_the_datasheets(name, peak_petaflops):
     """POD64's is the source of its clock; Bow's follow from the clock in MLPerf's system descriptions."""
-    target = targets.target(name)
+    target = environment.target(name)
     assert target.peak_flops_per_s * target.num_ipus / 1e15 == pytest.approx(peak_petaflops, rel=1e-3)
 
 
 def test_memory_is_the_datasheets_900_mb():
-    target = targets.target("pod4")
+    target = environment.target("pod4")
     assert target.bytes_per_ipu == 940_572_672
     assert target.peak_flops_per_s == pytest.approx(249.66e12, rel=1e-4)
 
 
 def test_the_environment_names_the_machine(monkeypatch):
-    monkeypatch.delenv(targets.VARIABLE, raising=False)
-    assert targets.target().name == "pod16"
-    monkeypatch.setenv(targets.VARIABLE, "bow-pod64")
-    assert targets.target().num_ipus == 64
-    assert targets.target("pod4").num_ipus == 4
+    monkeypatch.delenv(environment.TARGET_VARIABLE, raising=False)
+    assert environment.target().name == "pod16"
+    monkeypatch.setenv(environment.TARGET_VARIABLE, "bow-pod64")
+    assert environment.target().num_ipus == 64
+    assert environment.target("pod4").num_ipus == 4
 
 
 def test_an_unknown_machine_gets_the_nearest_name(monkeypatch):
-    with pytest.raises(targets.UnknownTarget, match="target is 'bow-pod61'"):
-        targets.target("bow-pod61")
-    monkeypatch.setenv(targets.VARIABLE, "pod17")
-    with pytest.raises(targets.UnknownTarget, match="IPU_SIMULATOR_TARGET is 'pod17'"):
-        targets.target()
+    with pytest.raises(environment.UnknownTarget, match="target is 'bow-pod61'"):
+        environment.target("bow-pod61")
+    monkeypatch.setenv(environment.TARGET_VARIABLE, "pod17")
+    with pytest.raises(environment.UnknownTarget, match="IPU_SIMULATOR_TARGET is 'pod17'"):
+        environment.target()

@@ -7,14 +7,13 @@ from math import inf
 
 import pytest
 import torch
+from ipu_simulator.cost.constants import constants
+from ipu_simulator.cost.ops import op_cost
+from ipu_simulator.cost.time import load_of, pipeline_cycles, program_of, time_of
+from ipu_simulator.environment import target
+from ipu_simulator.graph.stages import stages_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from ipu_simulator.cost.constants import constants
-from ipu_simulator.cost.load import load_of
-from ipu_simulator.cost.rules import op_cost
-from ipu_simulator.cost.time import pipeline_cycles, program_of, time_of
-from ipu_simulator.graph.stages import stages_of
-from ipu_simulator.targets import target
 from model import PRESETS, PretrainingModel
 from tests.simulator.programs import program
 

@@ -11,7 +11,7 @@ import torch
 
 from training import CheckpointError, TrainingError, hold_folder, resolve_weights_folder, save_checkpoint
 from training.checkpoints import newest_checkpoint, read_checkpoint, step_folders
-from training.resume import checkpoint_to_resume, resuming_arguments
+from training.start import checkpoint_to_resume, resuming_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,7 +8,7 @@ import torch
 import ipu
 import model as models
 from training import OptimizerPlan, build_optimizer
-from training.optimizers import parameter_groups, set_learning_rate
+from training.optimizer import parameter_groups, set_learning_rate
 
 ipu.select_device("simulator")
 

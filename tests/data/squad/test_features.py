@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import data.squad.features
+import data.squad.windows
 from data import EvaluationDataset
-from data.errors import DataError
+from data.files import DataError
 from data.squad import QuestionSet, SquadDataset, WindowOptions, make_windows, prepare_features
 from data.tokenizer import Tokenizer
 
@@ -21,14 +21,14 @@ __all__ = ["tokenizer"]
 OPTIONS = WindowOptions(20, 5, 6)
 
 
-def arrays_of(features: data.squad.features.Features) -> dict[str, np.ndarray]:
-    return {name: getattr(features, name) for name in data.squad.features._ARRAYS}
+def arrays_of(features: data.squad.windows.Features) -> dict[str, np.ndarray]:
+    return {name: getattr(features, name) for name in data.squad.windows._ARRAYS}
 
 
 def test_features_are_the_windows(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data.squad.features, "_IN_A_CHUNK", 7)  # several chunks and a rest
+    monkeypatch.setattr(data.squad.windows, "_IN_A_CHUNK", 7)  # several chunks and a rest
     questions = question_set(0)
     windows = list(make_windows(questions, tokenizer, OPTIONS))
     assert len(windows) % 7
@@ -52,7 +52,7 @@ def test_the_second_time_they_come_from_the_cache(
 ) -> None:
     questions = question_set(1)
     first = prepare_features(questions, tokenizer, OPTIONS, cache_folder=tmp_path)
-    monkeypatch.setattr(data.squad.features, "make_windows", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(data.squad.windows, "make_windows", lambda *_: pytest.fail("made again"))
     second = prepare_features(replace(questions, name="moved"), tokenizer, OPTIONS, cache_folder=tmp_path)
     assert second.identity == first.identity
     for name, array in arrays_of(second).items():

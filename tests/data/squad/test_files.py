@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from data.errors import DataError
+from data.files import DataError
 from data.squad import Answer, Question, read_json, read_questions
 
 from .squad_files import CONTEXT, content, question, real, write

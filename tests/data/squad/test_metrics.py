@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from data.errors import DataError
+from data.files import DataError
 from data.squad import (
     Answer,
     Question,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from data.errors import DataError
+from data.files import DataError
 from data.squad import SquadDataOptions, open_questions, read_questions, read_split, squad_tokenizer
 from data.tokenizer import SPECIAL_TOKENS, Tokenizer
 

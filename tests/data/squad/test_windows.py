@@ -8,7 +8,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from data.errors import DataError
+from data.files import DataError
 from data.squad import Answer, Question, QuestionSet, Window, WindowOptions, make_windows, read_questions
 from data.squad.windows import context_spans, max_context_owners
 from data.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from ipu_simulator.report.verdict import (
+from ipu_simulator.cost.verdict import (
     EXPECTED_TIME_ERROR,
     Assumption,
     Bound,

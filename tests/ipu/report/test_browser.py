@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page
-
 from ipu_simulator import report
-from ipu_simulator.report.verdict import Verdict
+from ipu_simulator.cost.verdict import Verdict
+from playwright.sync_api import Browser, Page
 
 from .samples import fitting, overflowing
 from .test_html import EVIL

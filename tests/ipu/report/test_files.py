@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from ipu_simulator import report
-from ipu_simulator.report.files import write_together
+from ipu_simulator.report import write_together
 
 from .samples import fitting, overflowing
 

@@ -6,8 +6,8 @@ import json
 import math
 from dataclasses import replace
 
-from ipu_simulator.report.json import json_text
-from ipu_simulator.report.verdict import COMPONENTS
+from ipu_simulator.cost.verdict import COMPONENTS
+from ipu_simulator.report import json_text
 
 from .samples import fitting, overflowing
 

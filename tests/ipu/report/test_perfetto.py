@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser
-
 from ipu_simulator.report.trace import trace_text
+from playwright.sync_api import Browser
 
 from .samples import fitting
 

@@ -6,10 +6,10 @@ import functools
 from typing import Any
 
 import pytest
-
-import dry_run
 from ipu_simulator import report
 from ipu_simulator.report import sums
+
+from planning import dry_run
 from tests.recipe_programs import recipe
 
 from .test_html import Document

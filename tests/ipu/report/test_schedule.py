@@ -7,9 +7,8 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-
+from ipu_simulator.cost.verdict import Pipeline, StageTime, Verdict
 from ipu_simulator.report.schedule import Plan, plan_of
-from ipu_simulator.report.verdict import Pipeline, StageTime, Verdict
 
 from .samples import fitting
 

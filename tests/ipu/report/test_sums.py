@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-
+from ipu_simulator.cost.verdict import Verdict, Work
 from ipu_simulator.report import sums
-from ipu_simulator.report.verdict import Verdict, Work
 
 from .samples import LAYERS, fitting
 

@@ -6,10 +6,9 @@ import re
 from dataclasses import replace
 
 import pytest
-
 from ipu_simulator import report
-from ipu_simulator.report.units import human_bytes, percent
-from ipu_simulator.report.verdict import Buffer
+from ipu_simulator.cost.verdict import Buffer
+from ipu_simulator.report.sums import human_bytes, percent
 
 from .samples import fitting, overflowing
 from .test_schedule import pipelined, program

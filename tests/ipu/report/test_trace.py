@@ -7,7 +7,6 @@ import json
 from collections import Counter
 
 import pytest
-
 from ipu_simulator.report.trace import trace_text
 
 from .samples import fitting, overflowing

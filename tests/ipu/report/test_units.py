@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-
-from ipu_simulator.report.units import human_bytes, human_count, human_rate, human_seconds, plain_number
+from ipu_simulator.report.sums import human_bytes, human_count, human_rate, human_seconds, plain_number
 
 
 @pytest.mark.parametrize(

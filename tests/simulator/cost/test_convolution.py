@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
 from ipu_simulator.cost.convolution import Convolution, plan_convolution, tile_cycles
 from ipu_simulator.cost.matmul import plan
-from ipu_simulator.targets import target
+from ipu_simulator.environment import target
 
 CHIP = target("pod16")
 MEASURED = Path(__file__).resolve().parents[4] / "shared" / "vertex_cycles.csv"

@@ -9,15 +9,23 @@ import random
 
 import numpy as np
 import pytest
-
-from ipu_simulator.cost.liveness import Event, Lifetime, Timeline, live_bytes
-from ipu_simulator.cost.materialised import materialised
-from ipu_simulator.cost.op_cost import OpCost
-from ipu_simulator.cost.pipeline_cycle import Step, crossing_tensors, schedule, stashed_bytes, timeline
-from ipu_simulator.cost.weight_memory import homes
+from ipu_simulator.cost.aliases import materialised
+from ipu_simulator.cost.liveness import (
+    Event,
+    Lifetime,
+    Step,
+    Timeline,
+    crossing_tensors,
+    live_bytes,
+    schedule,
+    stashed_bytes,
+    timeline,
+)
+from ipu_simulator.cost.memory import homes
+from ipu_simulator.cost.ops import OpCost
+from ipu_simulator.cost.verdict import COMPONENTS, Buffer
 from ipu_simulator.graph.ir import Graph
 from ipu_simulator.graph.stages import Stage, stages_of
-from ipu_simulator.report.verdict import COMPONENTS, Buffer
 
 from .graphs import Builder, chain, settings
 

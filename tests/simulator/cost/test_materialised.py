@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipu_simulator.cost.materialised import materialised
+from ipu_simulator.cost.aliases import materialised
 
 from .graphs import Builder
 

@@ -8,9 +8,8 @@ from dataclasses import replace
 from math import ceil, inf
 
 import pytest
-
 from ipu_simulator.cost.matmul import SERIAL_K, SERIAL_N, Product, plan
-from ipu_simulator.targets import target
+from ipu_simulator.environment import target
 
 CHIP = target("bow-pod16")
 BERT_LARGE_PRODUCTS = [

@@ -6,14 +6,13 @@ import math
 from dataclasses import replace
 
 import pytest
-
+from ipu_simulator.cost.constants import memory_constants
 from ipu_simulator.cost.memory import memory_of, plans_of
-from ipu_simulator.cost.memory_constants import memory_constants
-from ipu_simulator.cost.op_cost import OpCost
+from ipu_simulator.cost.ops import OpCost
 from ipu_simulator.cost.settings import OptimizerSettings
+from ipu_simulator.cost.verdict import COMPONENTS
+from ipu_simulator.environment import target
 from ipu_simulator.graph.stages import stages_of
-from ipu_simulator.report.verdict import COMPONENTS
-from ipu_simulator.targets import target
 
 from .graphs import Builder, chain, settings
 

@@ -6,9 +6,8 @@ import itertools
 import random
 
 import pytest
-
-from ipu_simulator.cost.overflow import overflow
-from ipu_simulator.report.verdict import Buffer
+from ipu_simulator.cost.memory import overflow
+from ipu_simulator.cost.verdict import Buffer
 
 
 @pytest.mark.parametrize("seed", range(5))

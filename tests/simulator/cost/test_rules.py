@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
-
 from ipu_simulator.cost.matmul import Product, plan
-from ipu_simulator.cost.rules import op_cost
+from ipu_simulator.cost.ops import BOUND_CYCLES_PER_ELEMENT, op_cost, table
 from ipu_simulator.cost.settings import Settings
-from ipu_simulator.cost.vertices import BOUND_CYCLES_PER_ELEMENT, table
+from ipu_simulator.environment import target
 from ipu_simulator.graph.ir import Graph, Op, Tensor
-from ipu_simulator.targets import target
 
 CHIP = target("pod16")
 SETTINGS = Settings(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-
-from ipu_simulator.cost.materialised import materialised
-from ipu_simulator.cost.memory_constants import memory_constants
+from ipu_simulator.cost.aliases import materialised
+from ipu_simulator.cost.constants import memory_constants
+from ipu_simulator.cost.memory import WeightMemory, homes
 from ipu_simulator.cost.settings import OptimizerSettings
-from ipu_simulator.cost.weight_memory import WeightMemory, homes
 from ipu_simulator.graph.ir import Graph
 
 from .graphs import Builder, settings

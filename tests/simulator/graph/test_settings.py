@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from .programs import _capture, options, poptorch
+from .programs import capture, options, poptorch
 
 
 def _weights() -> list[torch.nn.Parameter]:
@@ -13,7 +13,7 @@ def _weights() -> list[torch.nn.Parameter]:
 
 
 def _settings(optimizer, made=None, **more):
-    return _capture.settings_of(made or options(), optimizer, 4, **more)
+    return capture.settings_of(made or options(), optimizer, 4, **more)
 
 
 HALF = {"accum_type": torch.float16, "first_order_momentum_accum_type": torch.float16}

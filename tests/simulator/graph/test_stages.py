@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from ipu_simulator.graph.stages import Stage, stages_of
 from torch import nn
 
 import model as models
-from ipu_simulator.graph.stages import Stage, stages_of
 from tests.model.builders import batch
 
 from .programs import BERT, GROUPBERT, captured, captured_pretraining, options, poptorch, pretraining

@@ -8,15 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-
 from ipu_simulator.cost import constants as shipped
 from ipu_simulator.cost.constants import constants
-from ipu.simulator.validate import command
-from ipu.simulator.validate.fitting import by_utilisation_s, fit, utilisation, with_values
-from ipu.simulator.validate.measured import measured
-from ipu.simulator.validate.rows import read_rows
-from ipu.simulator.validate.validation import validate
+
+from planning import validate as command
+from planning.fit_constants import by_utilisation_s, fit, measured, utilisation, validate, with_values
+from planning.published_rows import read_rows
 from tests.simulator.validate.rows import ROWS, rows_file
 
 PUBLISHED = Path(command.__file__).with_name("published.csv")
@@ -124,7 +121,7 @@ def test_sizes_without_a_name(tmp_path):
 
 
 def test_validate_never_changes_the_constants_and_fit_does(tmp_path, monkeypatch, small):
-    file = tmp_path / "constants.yml"
+    file = tmp_path / "constants.json"
     text = shipped.FILE.read_text()
     file.write_text(text)
     monkeypatch.setattr(shipped, "FILE", file)
@@ -142,7 +139,7 @@ def test_validate_never_changes_the_constants_and_fit_does(tmp_path, monkeypatch
         for row in small:
             error = row.predicted_s(made.constants) / row.row.step_s - 1
             assert entries["residuals"][row.row.id] == pytest.approx(error, abs=1e-3)
-        assert entries["assumed"] == yaml.safe_load(text)["assumed"]
+        assert entries["assumed"] == json.loads(text)["assumed"]
     finally:
         shipped.entries.cache_clear()
 

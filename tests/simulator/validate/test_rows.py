@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ipu.simulator.validate.rows import COLUMNS, RowsError, read_rows
+from planning.published_rows import COLUMNS, RowsError, read_rows
 from tests.simulator.validate.rows import HEADER, ROWS, rows_file
 
 

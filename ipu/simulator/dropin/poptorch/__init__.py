@@ -11,33 +11,32 @@ import os as _os
 import signal as _signal
 
 from ipu_simulator import POPTORCH_VERSION as _POPTORCH_VERSION
-from ipu_simulator.announcement import announce as _announce
+from ipu_simulator.environment import announce as _announce
 
-from . import _logging, _utils, enums, ops, optim, options, poptorch_core, profiling, testing
-from ._accessor import AsynchronousDataAccessor
-from ._custom_args import ICustomArgParser, registerCustomArgParser
-from ._dataloader import DataLoader, _SubDataset
-from ._entry import inferenceModel, trainingModel
-from ._files import importPoptorchMetadataFromFile, load
-from ._geometric import registerGeometricCustomArgParsers
-from ._hardware import ipuHardwareIsAvailable, ipuHardwareVersion
-from ._impl import registerPostCompileHook, registerPreCompileHook
+from . import _logging, enums, ops, optim, options, poptorch_core, profiling, testing, tools
 from ._logging import setLogLevel
-from ._poplar_executor import PoplarExecutor
-from ._trace import isRunningOnIpu
-from ._utils import (
+from ._run.files import importPoptorchMetadataFromFile, load
+from ._run.host_weights import registerPostCompileHook, registerPreCompileHook
+from ._run.structure import ICustomArgParser, registerCustomArgParser, registerGeometricCustomArgParsers
+from ._trace.run import isRunningOnIpu
+from .accessor import AsynchronousDataAccessor
+from .dataloader import DataLoader, _SubDataset
+from .enums import *
+from .executor import PoplarExecutor, inferenceModel, trainingModel
+from .ops import *
+from .options import *
+from .poptorch_core import Error, RecoverableError, UnrecoverableError, createPoptorchError
+from .tools import (
     accessAttributes,
     flattenTensorStructure,
     getIpuTensorId,
+    ipuHardwareIsAvailable,
+    ipuHardwareVersion,
     module_repr,
     poptorchAtExit,
     print,
     reconstructTensorStructure,
 )
-from .enums import *
-from .ops import *
-from .options import *
-from .poptorch_core import Error, RecoverableError, UnrecoverableError, createPoptorchError
 
 __version__ = _POPTORCH_VERSION
 

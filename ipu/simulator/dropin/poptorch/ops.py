@@ -8,12 +8,13 @@ from typing import ClassVar, NamedTuple
 import numpy
 import torch
 
-from . import _graph, _trace
-from ._blocks import BeginBlock, Block, BlockFunction, LegacyBeginBlockFn, removeBlocks
-from ._ops_control import cond, dynamic_slice, dynamic_update, for_loop
-from ._ops_points import ctc_beam_search_decoder, fps, nearest
-from ._ops_special import CPU, MultiConv, custom_op
+from ._trace import popart_ir
+from ._trace import run as trace
+from .blocks import BeginBlock, Block, BlockFunction, LegacyBeginBlockFn, removeBlocks
 from .enums import MatMulSerializationMode, OverlapMode
+from .ops_control import cond, dynamic_slice, dynamic_update, for_loop
+from .ops_custom import CPU, MultiConv, custom_op
+from .ops_points import ctc_beam_search_decoder, fps, nearest
 from .poptorch_core import createPoptorchError
 
 __all__ = [
@@ -58,7 +59,7 @@ def identity_loss(x: torch.Tensor, reduction: str) -> torch.Tensor:
     assert reduction in ("sum", "mean", "none"), "Unsupported reduction type!"
     # A new tensor also for "none": what is marked must be told from what it was made of.
     loss = x.view_as(x) if reduction == "none" else getattr(x, reduction)()
-    run = _trace.current()
+    run = trace.current()
     if run is not None:
         run.identity_losses.append(loss)
     return loss
@@ -77,7 +78,7 @@ def recomputationCheckpoint(*tensors):
     if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
         raise ValueError("All inputs must be tensors")
     marked = [nop(tensor) for tensor in tensors]
-    _graph.checkpoint(marked)
+    popart_ir.checkpoint(marked)
     if container is not None:
         # A namedtuple takes its fields one by one.
         return container(*marked) if hasattr(container, "_fields") else container(marked)
@@ -97,7 +98,7 @@ def serializedMatMul(
     assert isinstance(keep_precision, bool), "keep_precision must be a bool"
     assert isinstance(factor, int), "factor must be an int"
     assert isinstance(mode, MatMulSerializationMode), "mode must be a poptorch.MatMulSerializationMode"
-    with _graph.marked(serialization=(mode.name, factor)):
+    with popart_ir.marked(serialization=(mode.name, factor)):
         return torch.matmul(lhs, rhs)
 
 
@@ -110,7 +111,7 @@ def set_available_memory(tensor: torch.Tensor, available_memory_proportion: floa
             "You may only set available memory for torch.tensor values. "
             f"You have tried to set it for a value of type {type(tensor)}."
         )
-    _graph.mark_producer(tensor, available_memory_proportion=available_memory_proportion)
+    popart_ir.mark_producer(tensor, available_memory_proportion=available_memory_proportion)
     return tensor.view_as(tensor)
 
 
@@ -175,11 +176,11 @@ def ipu_print_tensor(
         close_bracket,
     )
     result = tensor.view_as(tensor)
-    run = _trace.current()
+    run = trace.current()
     if run is None:
         return result
     # A compilation computes nothing that could be printed.
-    show = run.at_each_run if isinstance(run, _trace.Trace) else lambda func, *args: func(*args)
+    show = run.at_each_run if isinstance(run, trace.Trace) else lambda func, *args: func(*args)
     show(style.show, title, tensor)
     if print_gradient and result.requires_grad:
         result.register_hook(lambda gradient: style.show(f"Gradient___{title}", gradient))
@@ -230,10 +231,10 @@ class Attribute:
         outer = Attribute._active
         self._outer.append(outer)
         inner = {name: {**outer.get(name, {}), **values} for name, values in self._attributes.items()}
-        Attribute._active = _graph.open_attributes = {**outer, **inner}
+        Attribute._active = popart_ir.open_attributes = {**outer, **inner}
 
     def __exit__(self, type, value, traceback):
-        Attribute._active = _graph.open_attributes = self._outer.pop()
+        Attribute._active = popart_ir.open_attributes = self._outer.pop()
 
 
 class NameScope:
@@ -244,7 +245,7 @@ class NameScope:
         self.name = name
 
     def __enter__(self):
-        _graph.enter_scope(self.name)
+        popart_ir.enter_scope(self.name)
 
     def __exit__(self, type, value, traceback):
-        _graph.leave_scope()
+        popart_ir.leave_scope()

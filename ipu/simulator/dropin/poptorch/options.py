@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from . import _options_files, enums
+from . import enums
 from ._logging import logger
-from ._options_dict import OptionsDict
-from ._options_files import ConfigFileError
-from ._options_namespaces import (
+from ._options import base
+from ._options.base import ConfigFileError, OptionsDict, PopartOptions
+from ._options.sections import (
     DistributedOptions,
     JitOptions,
     PrecisionOptions,
@@ -20,9 +20,15 @@ from ._options_namespaces import (
     TensorLocationSettings,
     TrainingOptions,
 )
-from ._options_phased import ParallelPhasedExecution, Phase, SerialPhasedExecution
-from ._options_popart import PopartOptions
-from ._options_strategies import PipelinedExecution, ShardedExecution, Stage, _IExecutionStrategy
+from ._options.strategies import (
+    ParallelPhasedExecution,
+    Phase,
+    PipelinedExecution,
+    SerialPhasedExecution,
+    ShardedExecution,
+    Stage,
+    _IExecutionStrategy,
+)
 from .poptorch_core import usesIpuModel
 
 __all__ = [
@@ -157,7 +163,7 @@ class Options(OptionsDict):
 
         A line that isn't Python is a ConfigFileError; whatever a setter raises passes through.
         """
-        _options_files.apply_file(self, filepath)
+        base.apply_file(self, filepath)
         return self
 
     def from_json(self, string: str):
@@ -166,7 +172,7 @@ class Options(OptionsDict):
 
         A list gives several arguments.
         """
-        _options_files.apply_json(self, string)
+        base.apply_json(self, string)
         return self
 
     # ---- how much a call processes, and what it returns

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from ipu_simulator import targets
+from ipu_simulator import environment
 
 
 class Error(Exception):
@@ -66,11 +66,11 @@ def ipuHardwareVersion(numIpus: int = 1) -> int:
     """2 when the machine that the simulator stands for has that many IPUs, else 0; 0 too when the IPU model
     is on. ValueError for a machine that it doesn't know (IPU_SIMULATOR_TARGET).
     """
-    return HARDWARE_VERSION if not usesIpuModel() and numIpus <= targets.target().num_ipus else 0
+    return HARDWARE_VERSION if not usesIpuModel() and numIpus <= environment.target().num_ipus else 0
 
 
 def _validateOptions(options: dict[str, Any]) -> None:
     """Refuses unknown option names and unfit value types in an `Options.toDict()`, as a compilation would."""
-    from ._options_known import validate
+    from ._options.known import validate
 
     validate(options)

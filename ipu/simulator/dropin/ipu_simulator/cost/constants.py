@@ -1,17 +1,16 @@
-"""The time model's constants, from constants.yml: fitted on published rows, or assumed."""
+"""The time model's constants, from constants.json: fitted on published rows, or assumed."""
 
 from __future__ import annotations
 
 import functools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping
 
-import yaml
+from .verdict import EXPECTED_TIME_ERROR, Assumption
 
-from ..report.verdict import EXPECTED_TIME_ERROR, Assumption
-
-FILE = Path(__file__).with_name("constants.yml")
+FILE = Path(__file__).with_name("constants.json")
 
 # By how much a program of each framework is slower than PopART's: the constant that says so, None for 1.
 FRAMEWORK_FACTORS: Mapping[str, str | None] = {
@@ -51,7 +50,7 @@ class Constants:
 @functools.cache
 def entries() -> Mapping[str, Mapping[str, Any]]:
     """The file: "fitted" and "assumed", each constant's entry by its name."""
-    return yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    return json.loads(FILE.read_text(encoding="utf-8"))
 
 
 @functools.cache
@@ -81,3 +80,38 @@ def assumptions() -> tuple[Assumption, ...]:
 def _fitted_on(entry: Mapping[str, Any]) -> str:
     rows = entry.get("rows")
     return f"{entry['source']}; fitted on rows {rows}" if rows else str(entry["source"])
+
+
+# The memory model's constants, from memory_constants.json: each with its unit, origin and source.
+
+_FILE = Path(__file__).with_name("memory_constants.json")
+
+
+@dataclass(frozen=True)
+class MemoryConstants:
+    """Values by name as in the file, which says what they are. `assumptions` are the same for reports."""
+
+    tile_imbalance: float
+    code_bytes_fixed: float
+    code_bytes_per_distinct_operation: float
+    code_bytes_per_call: float
+    exchange_code_bytes_per_compute_set: float
+    exchange_code_bytes_per_collective: float
+    stream_buffers_per_tensor: float
+    sharding_threshold_elements: float
+    update_bytes_per_element: float
+    assumptions: tuple[Assumption, ...] = ()
+
+
+@functools.cache
+def memory_constants() -> MemoryConstants:
+    """The shipped constants."""
+    entries = json.loads(_FILE.read_text(encoding="utf-8"))
+    del entries["about"]
+    return MemoryConstants(
+        **{name: float(entry["value"]) for name, entry in entries.items()},
+        assumptions=tuple(
+            Assumption(name, float(entry["value"]), entry["unit"], entry["origin"], entry["source"])
+            for name, entry in entries.items()
+        ),
+    )

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ..targets import Target
-from .amp import BLOCK, ceil_div, kernel_cycles, product_cycles, slic_cycles, unit_of
+from ..environment import Target
 from .matmul import Product, plan, tight_splits
+from .matrix_unit import BLOCK, ceil_div, kernel_cycles, product_cycles, slic_cycles, unit_of
 
 # Gradient of the weights against the forward pass: the planner's expansions for it can't be reproduced from
 # what is published; poplibs' costs lie between 2 and 4 times those of the forward pass.

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..targets import Target
-from .amp import BLOCK, ceil_div, product_cycles, reduction_cycles, unit_of
+from ..environment import Target
+from .matrix_unit import BLOCK, ceil_div, product_cycles, reduction_cycles, unit_of
 
 SERIAL_N = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 SERIAL_K = (1, 2, 4)

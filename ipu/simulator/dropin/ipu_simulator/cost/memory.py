@@ -12,27 +12,190 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Callable, Iterable, Mapping, Sequence
 
-from ..graph.ir import BYTES_OF_DTYPE, Graph, Op
+from ..environment import Target
+from ..graph.ir import BYTES_OF_DTYPE, Graph, Op, Tensor
 from ..graph.stages import Stage
-from ..report.verdict import (
-    COMPONENTS,
-    Assumption,
-    Buffer,
-    IpuMemory,
-    LivenessPoint,
-    Overflow,
-)
-from ..targets import Target
-from .code_memory import code, outline_key
-from .liveness import Timeline
-from .materialised import Materialised, materialised
-from .memory_constants import MemoryConstants
-from .op_cost import OpCost
-from .overflow import overflow
-from .pipeline_cycle import crossing_tensors, schedule, stashed_bytes, timeline
-from .rules import op_cost as cost_of
+from .aliases import Materialised, is_view, materialised, serialization_factors
+from .constants import MemoryConstants
+from .liveness import Event, Lifetime, Timeline, crossing_tensors, schedule, stashed_bytes, timeline
+from .ops import PRODUCTS, OpCost
+from .ops import op_cost as cost_of
 from .settings import Settings
-from .weight_memory import WeightMemory, homes
+from .verdict import COMPONENTS, Assumption, Buffer, IpuMemory, LivenessPoint, Overflow
+
+# What an IPU keeps for each weight, and what updating it takes.
+
+
+def homes(graph: Graph) -> dict[int, int]:
+    """The IPU that keeps each parameter, buffer and constant: that of its first use; IPU 0 if it has none."""
+    first_use: dict[int, int] = {}
+    for op in graph.ops:
+        for tensor_id in op.inputs:
+            first_use.setdefault(graph.owner(tensor_id).id, op.ipu)
+    return {
+        tensor.id: first_use.get(tensor.id, 0)
+        for tensor in graph.tensors
+        if tensor.role in ("parameter", "buffer", "constant") and tensor.base is None
+    }
+
+
+@dataclass(frozen=True)
+class WeightMemory:
+    """Sizes for weights under the settings of a program."""
+
+    graph: Graph
+    sizes: Materialised
+    settings: Settings
+    constants: MemoryConstants
+
+    def updated_elements(self, weight: Tensor) -> int:
+        """How many elements of a weight one replica updates: all, or its shard."""
+        optimizer, replicas = self.settings.optimizer, self.settings.replicas
+        if (
+            optimizer is None
+            or not optimizer.sharded
+            or weight.elements < self.constants.sharding_threshold_elements
+        ):
+            return weight.elements
+        return math.ceil(weight.elements / replicas)
+
+    def state_bytes(self, weight: Tensor) -> int:
+        """Optimiser state of one replica for a weight, wherever it is kept."""
+        optimizer = self.settings.optimizer
+        if optimizer is None or weight.id not in self.graph.gradients:
+            return 0
+        return self.updated_elements(weight) * sum(optimizer.state_bytes_per_element)
+
+    def kept(self, ipu: int, homes: Mapping[int, int]) -> list[Buffer]:
+        """Weights, accumulators and state that stand on an IPU all the time."""
+        buffers: list[Buffer] = []
+        optimizer = self.settings.optimizer
+        for tensor in (self.graph.tensors[tensor_id] for tensor_id, home in homes.items() if home == ipu):
+            name = tensor.name or f"constant {list(tensor.shape)}"
+            size = self.sizes.bytes.get(tensor.id, tensor.bytes)
+            buffers.append(Buffer(name, "weights", "", size))
+            if tensor.id in self.graph.gradients:
+                accumulator_bytes = tensor.elements * self.settings.accumulator_bytes
+                buffers.append(Buffer(name, "gradient_accumulators", "", accumulator_bytes))
+                if optimizer is not None and optimizer.location == "on_chip":
+                    buffers.append(Buffer(name, "optimizer_state", "", self.state_bytes(tensor)))
+        return [buffer for buffer in buffers if buffer.bytes]
+
+    def update(self, ipu: int, homes: Mapping[int, int]) -> Timeline:
+        """The weight update of an IPU, one weight after another."""
+        weights = [
+            weight
+            for weight in self.graph.parameters
+            if homes[weight.id] == ipu and weight.id in self.graph.gradients
+        ]
+        if self.settings.optimizer is None:
+            return Timeline((), ())
+        factors: dict[int, int] = {}
+        for (weight_id, _), factor in serialization_factors(self.graph).items():
+            factors[weight_id] = max(factor, factors.get(weight_id, 1))
+        lifetimes = tuple(
+            Lifetime(buffer, event, event)
+            for event, weight in enumerate(weights)
+            for buffer in self.update_buffers(weight, factors.get(weight.id, 1))
+        )
+        return Timeline(tuple(Event("update", weight.name) for weight in weights), lifetimes)
+
+    def update_buffers(self, weight: Tensor, slices: int) -> list[Buffer]:
+        """What the update of a weight takes, that of a serialised matmul slice by slice.
+
+        State that is kept off chip comes in and goes out with its weight. Where there is state, the update is
+        worked out in float32 first. Sharding adds the reduced shard of the gradient and the gathered weight.
+        """
+        optimizer = self.settings.optimizer
+        assert optimizer is not None
+        updated = self.updated_elements(weight)
+        elements = math.ceil(updated / slices)
+        buffers: list[Buffer] = []
+        if optimizer.state_bytes_per_element:
+            size = math.ceil(elements * self.constants.update_bytes_per_element)
+            buffers.append(Buffer(f"update of {weight.name}", "temporary", "", size))
+            if optimizer.location == "off_chip":
+                size = elements * sum(optimizer.state_bytes_per_element)
+                buffers.append(Buffer(f"state of {weight.name}", "optimizer_state", "", size))
+        if updated < weight.elements:
+            size = elements * self.settings.accumulator_bytes
+            buffers.append(Buffer(f"reduced gradient of {weight.name}", "temporary", "", size))
+            gathered = math.ceil(weight.bytes / slices)
+            buffers.append(Buffer(f"gathered {weight.name}", "temporary", "", gathered))
+        return buffers
+
+
+# Bytes of code on an IPU: a stated model, since nothing is published.
+#
+# Operations of equal shapes share their code, as PopART outlines repeated layers; recomputation shares the
+# forward pass's.
+
+# Operands to where the plan wants them, twice; products, sums of partial results.
+_OF_A_PRODUCT = 4
+
+
+def outline_key(op: Op, graph: Graph) -> tuple[object, ...]:
+    """Equal for operations that can share their code."""
+    shapes = tuple(
+        (graph.tensors[tensor_id].shape, graph.tensors[tensor_id].dtype)
+        for tensor_id in (*op.inputs, *op.outputs)
+    )
+    return (op.name, shapes, repr(sorted(op.attributes.items())))
+
+
+def _compute_sets(cost: OpCost) -> int:
+    """Compute sets that have code of their own: a series of products is a loop around those of one."""
+    return min(cost.compute_sets, _OF_A_PRODUCT) if cost.kind in PRODUCTS else cost.compute_sets
+
+
+def code(
+    graph: Graph,
+    ops: Sequence[Op],
+    weights: Iterable[Tensor],
+    replicas: int,
+    op_cost: Callable[[Op], OpCost],
+    constants: MemoryConstants,
+) -> list[Buffer]:
+    """Code and exchange code of an IPU that runs `ops`, recomputation included, and updates `weights`."""
+    calls = [op for op in ops if not is_view(op, graph)]
+    distinct = {outline_key(op, graph): op for op in calls}
+    compute_sets = sum(_compute_sets(op_cost(op)) for op in distinct.values())
+    collectives = len({weight.shape for weight in weights}) * math.log2(replicas)
+    sizes = {
+        ("control program and runtime", "code"): constants.code_bytes_fixed,
+        (f"vertices of {len(distinct)} distinct operations", "code"): (
+            constants.code_bytes_per_distinct_operation * len(distinct)
+        ),
+        (f"{len(calls)} calls of operations", "code"): constants.code_bytes_per_call * len(calls),
+        (f"exchanges of {compute_sets} compute sets", "exchange_code"): (
+            constants.exchange_code_bytes_per_compute_set * compute_sets
+        ),
+        ("exchanges of collectives", "exchange_code"): (
+            constants.exchange_code_bytes_per_collective * collectives
+        ),
+    }
+    return [Buffer(name, part, "", round(size)) for (name, part), size in sizes.items() if round(size)]
+
+
+# The proof that an IPU's memory doesn't suffice.
+
+
+def overflow(ipu: int, moment: str, live: Iterable[Buffer], usable_bytes: int) -> Overflow:
+    """The fewest of the buffers that are `live` at one moment and together exceed `usable_bytes`.
+
+    Taking the largest first gives the fewest. They must exceed it all together.
+    """
+    buffers = sorted(live, key=lambda buffer: -buffer.bytes)
+    over_bytes = sum(buffer.bytes for buffer in buffers) - usable_bytes
+    assert over_bytes > 0, f"{buffers} fit into {usable_bytes}"
+    taken: list[Buffer] = []
+    taken_bytes = 0
+    for buffer in buffers:
+        taken.append(buffer)
+        taken_bytes += buffer.bytes
+        if taken_bytes > usable_bytes:
+            break
+    return Overflow(ipu, moment, over_bytes, tuple(taken))
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,236 @@ Cycles of filling and emptying count as full. Without a pipeline, stages take tu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Mapping, Sequence
+from typing import Iterable, Mapping, Sequence
 
-from ..graph.ir import Graph, Op
+from ..environment import Target
+from ..graph.ir import BYTES_OF_DTYPE, Graph, Op
 from ..graph.stages import Stage
-from ..report.verdict import Assumption, Bound, Pipeline, StageTime, Work
-from ..targets import Target
+from .aliases import materialised
 from .constants import Constants, assumptions
-from .load import Load, StageLoad, costs_of, load_of, stage_loads
-from .op_cost import OpCost
+from .ops import OpCost, op_cost
 from .settings import Settings
-from .update import Update, update_of
+from .verdict import Assumption, Bound, Pipeline, StageTime, Work
+
+# What the stages of a program have to do in one pipeline cycle, before any constant makes seconds of it.
+
+
+@dataclass(frozen=True)
+class Load:
+    """Work on the fullest tile, by cause. Loads add up."""
+
+    matmul_cycles: float = 0.0
+    vertex_cycles: float = 0.0
+    compute_sets: float = 0.0
+    rearranged_elements: float = 0.0
+    flops: int = 0
+
+    def __add__(self, other: Load) -> Load:
+        return Load(
+            self.matmul_cycles + other.matmul_cycles,
+            self.vertex_cycles + other.vertex_cycles,
+            self.compute_sets + other.compute_sets,
+            self.rearranged_elements + other.rearranged_elements,
+            self.flops + other.flops,
+        )
+
+    def cycles(self, constants: Constants) -> float:
+        return (
+            constants.matmul_factor * self.matmul_cycles
+            + self.vertex_cycles
+            + constants.compute_set_cycles * self.compute_sets
+            + constants.rearrangement_cycles * self.rearranged_elements
+        )
+
+
+@dataclass(frozen=True)
+class StageLoad:
+    """One stage's work in a cycle. `accumulation` adds weights' gradients to their accumulators."""
+
+    stage: int
+    ipu: int
+    forward: Load
+    recompute: Load
+    backward: Load
+    accumulation: Load
+    stash: Load
+
+    @property
+    def total(self) -> Load:
+        return self.forward + self.recompute + self.backward + self.accumulation + self.stash
+
+
+def load_of(cost: OpCost, target: Target) -> Load:
+    return Load(
+        cost.matmul_cycles,
+        cost.vertex_cycles,
+        cost.compute_sets,
+        cost.rearranged_elements / target.tiles_per_ipu,
+        cost.flops,
+    )
+
+
+def costs_of(graph: Graph, settings: Settings, target: Target) -> Mapping[int, OpCost]:
+    """Costs by the index of the operation. Sums of a weight's gradients are free: the accumulator adds."""
+    sums = materialised(graph).sums if graph.training else frozenset()
+    free = OpCost("view", rule="added by the accumulator")
+    return {op.index: free if op.index in sums else op_cost(op, graph, settings, target) for op in graph.ops}
+
+
+def stage_loads(
+    graph: Graph,
+    stages: Sequence[Stage],
+    costs: Mapping[int, OpCost],
+    settings: Settings,
+    target: Target,
+    constants: Constants,
+) -> tuple[StageLoad, ...]:
+    """The work of each stage, in their order."""
+
+    def sum_of(ops: Iterable[Op]) -> Load:
+        return sum((load_of(costs[op.index], target) for op in ops), Load())
+
+    accumulated = _accumulation(graph, target, constants)
+    return tuple(
+        StageLoad(
+            stage=stage.index,
+            ipu=stage.ipu,
+            forward=sum_of(stage.forward),
+            recompute=sum_of(stage.recompute),
+            backward=sum_of(stage.backward),
+            accumulation=accumulated.get(stage.index, Load()),
+            stash=_stash(graph, stage, settings, target, constants),
+        )
+        for stage in stages
+    )
+
+
+def _accumulation(graph: Graph, target: Target, constants: Constants) -> dict[int, Load]:
+    """By stage: each weight's gradient is added once, where it is made."""
+    loads: dict[int, Load] = {}
+    for gradient in graph.gradients.values():
+        owner = graph.owner(gradient)
+        stage = graph.producers[owner.id].stage if owner.id in graph.producers else 0
+        cycles = constants.accumulation_cycles * -(-owner.elements // target.tiles_per_ipu)
+        loads[stage] = loads.get(stage, Load()) + Load(vertex_cycles=cycles, compute_sets=1)
+    return loads
+
+
+def _stash(graph: Graph, stage: Stage, settings: Settings, target: Target, constants: Constants) -> Load:
+    """Each tensor goes into its ring buffer after the forward pass and out of it before the backward pass."""
+    if settings.execution != "pipelined" or not stage.stash_slots:
+        return Load()
+    narrow = settings.stash_bytes_per_element == 1
+    per_element = constants.stash_in_8_bits_cycles if narrow else constants.stash_cycles
+    tensors = [graph.tensors[number] for number in stage.stashed]
+    on_a_tile = sum(-(-tensor.elements // target.tiles_per_ipu) for tensor in tensors)
+    compute_sets = 2 * len(tensors) * (2 if narrow else 1)
+    return Load(vertex_cycles=2 * per_element * on_a_tile, compute_sets=compute_sets)
+
+
+# The weight update: gradients are summed over replicas, then each IPU updates the weights that it holds.
+
+
+@dataclass(frozen=True)
+class Update:
+    """What the IPU with most weights does, in bytes and cycles of its fullest tile.
+
+    :param collective_bytes: sent by it: gradients reduced (scattered, if sharded), weights gathered.
+    :param remote_bytes: of optimiser state, from streaming memory and back.
+    :param collectives: of one weight each, that begin one after another; `remote_buffers` likewise.
+    :param ipus: of all replicas.
+    """
+
+    collective_bytes: float
+    remote_bytes: float
+    cycles: float
+    collectives: int
+    remote_buffers: int
+    ipus: int
+
+    def parts_s(self, target: Target, constants: Constants) -> dict[str, float]:
+        """Seconds by part. The IPUs of an M2000 that are in use share its streaming memory."""
+        each_s = constants.transfer_overhead_s
+        sharing = min(self.ipus, target.ipus_per_m2000)
+        remote_s = self.remote_bytes * sharing / target.streaming_memory_bytes_per_s
+        return {
+            "collectives": self.collectives * each_s
+            + self.collective_bytes / constants.collective_bytes_per_s,
+            "remote buffers": self.remote_buffers * each_s + remote_s,
+            "optimiser": self.cycles / target.clock_hz,
+        }
+
+
+@dataclass(frozen=True)
+class Held:
+    """Trained weights: elements, bytes, number of tensors. They add up."""
+
+    elements: int = 0
+    bytes: int = 0
+    tensors: int = 0
+
+    def __add__(self, other: Held) -> Held:
+        return Held(self.elements + other.elements, self.bytes + other.bytes, self.tensors + other.tensors)
+
+
+def update_of(
+    graph: Graph, stages: Sequence[Stage], settings: Settings, target: Target, constants: Constants
+) -> Update | None:
+    """The update of the IPU with most weights; None where nothing is trained."""
+    if settings.optimizer is None or not graph.training:
+        return None
+    ipu_of_stage = [stage.ipu for stage in stages]
+    weights = trained_weights(graph, stages)
+    return update_with(weights, ipu_of_stage, graph.num_ipus, settings, target, constants)
+
+
+def update_with(
+    weights: Mapping[int, Held],
+    ipu_of_stage: Sequence[int],
+    num_ipus: int,
+    settings: Settings,
+    target: Target,
+    constants: Constants,
+) -> Update:
+    """The update of a program that trains `weights`, by stage, with its stages on these IPUs."""
+    optimizer = settings.optimizer
+    assert optimizer is not None
+    of_ipu: dict[int, Held] = {}
+    for stage, held in weights.items():
+        ipu = ipu_of_stage[stage]
+        of_ipu[ipu] = of_ipu.get(ipu, Held()) + held
+    most = max(of_ipu.values(), key=lambda held: (held.elements, held.tensors), default=Held())
+    replicas = settings.replicas
+    ring = (replicas - 1) / replicas
+    gathered = most.bytes + settings.accumulator_bytes * most.elements
+    share = replicas if optimizer.sharded else 1
+    state_bytes = sum(optimizer.state_bytes_per_element) * most.elements / share
+    per_element = constants.update_cycles_per_tensor_of_state * (1 + len(optimizer.state_bytes_per_element))
+    remote = optimizer.location == "off_chip" and state_bytes > 0
+    return Update(
+        collective_bytes=gathered * ring,
+        remote_bytes=2 * state_bytes if remote else 0.0,
+        cycles=per_element * most.elements / share / target.tiles_per_ipu,
+        # A reduction and, of shards, a gathering; a load and a store.
+        collectives=most.tensors * (1 + optimizer.sharded) if replicas > 1 else 0,
+        remote_buffers=2 * most.tensors if remote else 0,
+        ipus=replicas * num_ipus,
+    )
+
+
+def trained_weights(graph: Graph, stages: Sequence[Stage]) -> dict[int, Held]:
+    """The trained weights by the stage that is the first to use them."""
+    home: dict[int, int] = {}
+    for stage in stages:
+        for op in stage.forward:
+            for number in op.inputs:
+                home.setdefault(graph.owner(number).id, stage.index)
+    held: dict[int, Held] = {}
+    for number in graph.gradients:
+        tensor, stage_index = graph.tensors[number], home.get(number, 0)
+        own = Held(tensor.elements, tensor.elements * BYTES_OF_DTYPE[tensor.dtype], 1)
+        held[stage_index] = held.get(stage_index, Held()) + own
+    return held
 
 
 @dataclass(frozen=True)

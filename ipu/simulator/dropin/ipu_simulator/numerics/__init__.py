@@ -5,18 +5,18 @@ moments are float32; or as an IPU, with `Float16Arithmetic` around the model, `T
 gradients and a `StateRounding` in the updater.
 """
 
-from .dtypes import device_dtype, to_device_dtype
-from .float16 import Arithmetic, Float16Arithmetic
-from .float32 import FloatingPointExceptions
-from .gradients import AccumulatorSettings, BackwardSums, Reduction, TypedAccumulators
-from .loss_scaling import AutomaticLossScale
-from .outputs import OutputCollector, Returned
-from .plan import MicroBatch, StepPlan
-from .processes import Processes
-from .randomness import KeyedRandomness, host_generator_kept
-from .rounding import FloatingPointException
+from .float16 import Arithmetic, Float16Arithmetic, FloatingPointExceptions
+from .gradients import (
+    AccumulatorSettings,
+    AutomaticLossScale,
+    BackwardSums,
+    Processes,
+    Reduction,
+    TypedAccumulators,
+)
+from .plan import MicroBatch, OutputCollector, Returned, StepPlan, device_dtype, to_device_dtype
+from .rounding import FloatingPointException, KeyedRandomness, StateRounding, host_generator_kept
 from .step import Program, run_inference, run_training
-from .stochastic import StateRounding
 from .update_rules import GroupSettings
 from .updater import OptimizerSettings, Rule, Updater
 

@@ -22,10 +22,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
-from . import products
-from .exceptions import check
-from .formats import FLOAT16
-from .rounding import FloatingPointException, overflows, round_to_nearest_, to_nearest
+from . import float16_products
+from .float16_products import check
+from .rounding import FLOAT16, FloatingPointException, overflows, round_to_nearest_, to_nearest
 
 aten = torch.ops.aten
 
@@ -191,7 +190,7 @@ class Float16Arithmetic(TorchDispatchMode):
     # ---- products
 
     def _mm(self, a: torch.Tensor, b: torch.Tensor, **_: Any) -> torch.Tensor:
-        return self._narrow(products.matmul(a.float(), b.float(), self._matmul_partials), "a product")
+        return self._narrow(float16_products.matmul(a.float(), b.float(), self._matmul_partials), "a product")
 
     def _narrow(self, wide: torch.Tensor, where: str) -> torch.Tensor:
         if self._arithmetic.exceptions and overflows(wide):
@@ -230,9 +229,9 @@ class Float16Arithmetic(TorchDispatchMode):
     ) -> torch.Tensor:
         wide = x.float(), weight.float()
         partials = self._convolution_partials
-        if partials is not None and products.can_lower(weight, transposed):
-            window = products.Window(stride, padding, dilation, groups)
-            out = products.convolution(*wide, window, partials)
+        if partials is not None and float16_products.can_lower(weight, transposed):
+            window = float16_products.Window(stride, padding, dilation, groups)
+            out = float16_products.convolution(*wide, window, partials)
         else:
             out = aten.convolution(*wide, None, stride, padding, dilation, transposed, output_padding, groups)
         out = self._narrow(out, "a convolution")
@@ -257,9 +256,9 @@ class Float16Arithmetic(TorchDispatchMode):
         wide = gradient.float(), x.float(), weight.float()
         found: List[Optional[torch.Tensor]]
         partials = self._convolution_partials
-        if partials is not None and products.can_lower(weight, transposed):
-            window = products.Window(stride, padding, dilation, groups)
-            found = list(products.convolution_gradients(*wide, window, wanted, partials))
+        if partials is not None and float16_products.can_lower(weight, transposed):
+            window = float16_products.Window(stride, padding, dilation, groups)
+            found = list(float16_products.convolution_gradients(*wide, window, wanted, partials))
         else:
             found = list(
                 aten.convolution_backward(
@@ -369,3 +368,26 @@ def _on_copies(
 
     wide_args, wide_kwargs = tree_map(widened, (args, kwargs))
     return func(*wide_args, **wide_kwargs), copies
+
+
+# Floating-point exceptions where nothing else of an IPU's arithmetic is emulated.
+
+
+class FloatingPointExceptions(TorchDispatchMode):
+    """Inside, forward and backward, an operation that makes an infinity or NaN of other numbers raises
+    FloatingPointException.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        operation = operation_of(func)
+        if not operation.computes:
+            return func(*args, **kwargs)
+        given = (args, kwargs)
+        if operation.writes or operation.writes_named:
+            given = tree_map_only(torch.Tensor, torch.Tensor.clone, given)
+        result = func(*args, **kwargs)
+        check(operation.name, given, result)
+        return result

@@ -13,9 +13,8 @@ from typing import Any, Callable, ContextManager, List, Optional, Sequence, Tupl
 import torch
 
 from .gradients import BackwardSums, Gradients, TypedAccumulators
-from .outputs import OutputCollector
-from .plan import MicroBatch, StepPlan
-from .randomness import KeyedRandomness, host_generator_kept
+from .plan import MicroBatch, OutputCollector, StepPlan
+from .rounding import KeyedRandomness, host_generator_kept
 
 # One micro batch's inputs -> (its loss or None, the tensors it returns).
 Forward = Callable[[List[torch.Tensor]], Tuple[Optional[torch.Tensor], List[torch.Tensor]]]

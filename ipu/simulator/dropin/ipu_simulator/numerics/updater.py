@@ -10,7 +10,7 @@ from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 import torch
 
 from . import update_rules
-from .stochastic import StateRounding
+from .rounding import StateRounding
 from .update_rules import GroupSettings, Tensors
 
 

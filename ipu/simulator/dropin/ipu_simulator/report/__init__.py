@@ -2,14 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
+import os
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from .files import write_together
+from ..cost.verdict import Verdict
 from .html import html
-from .json import json_text
 from .text import summary, text
 from .trace import trace_text
-from .verdict import Verdict
+
+# Files that are there whole or not at all.
+
+
+def write_together(folder: Path, contents: Mapping[str, str]) -> None:
+    """Writes texts by file name: all of them under other names first, then each takes its place at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written: dict[Path, Path] = {}
+    try:
+        for name, content in contents.items():
+            temporary = folder / f".{name}.{uuid.uuid4().hex}"
+            written[temporary] = folder / name
+            with temporary.open("x", encoding="utf-8", newline="\n") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+        for temporary, path in written.items():
+            temporary.replace(path)
+    except BaseException as error:
+        for temporary, path in written.items():
+            if isinstance(error, OSError) and error.filename is None and temporary.exists():
+                error.filename = str(path)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        raise
+
+
+# verdict.json: what programs read.
+
+
+def json_text(verdict: Verdict) -> str:
+    """The verdict's plain form. A number that JSON has no word for (an infinite time) becomes null."""
+    return json.dumps(_plain(verdict.to_dict()), indent=2, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
 
 __all__ = ["FILES", "html", "summary", "text", "trace_text", "write"]
 

@@ -2,13 +2,284 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jinja2
 import markupsafe
 
-from . import charts, sums, units
-from .verdict import COMPONENTS, Verdict
+from ..cost.verdict import COMPONENTS, IpuMemory, LivenessPoint, Verdict
+from . import sums
+from . import sums as units
+from .schedule import PARTS, Plan, Slice, plan_of
+from .sums import busy_s_of_ipus, human_bytes, human_seconds, percent
+
+# Geometry of the report's charts. Widths and positions are thousandths of a chart's width.
+#
+# Charts carry no text: what is to be read stands beside them, so that it keeps its size on a phone.
+
+WIDTH = 1000.0
+# Columns of a liveness chart: more than a screen of pixels shows nothing more.
+_MOST_COLUMNS = 360
+# The update is drawn at most this many pipeline cycles wide.
+_UPDATE_CYCLES = 4
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A coloured stretch of a row; `name` is its colour's name in the style sheet, `title` its tooltip."""
+
+    x: float
+    width: float
+    name: str
+    title: str
+
+
+def segment(start: float, size: float, whole: float, name: str, title: str) -> Segment:
+    """A stretch from `start` on, in units of which the chart's width holds `whole`."""
+    return Segment(_rounded(start / whole * WIDTH), _rounded(size / whole * WIDTH), name, title)
+
+
+@dataclass(frozen=True)
+class MemoryBar:
+    """One IPU's memory: at the peak, and what is always live.
+
+    :param usable_x: where the fullest tile is full; tiles are not filled evenly.
+    :param capacity_x: where its SRAM ends.
+    """
+
+    memory: IpuMemory
+    peak: tuple[Segment, ...]
+    always_live: tuple[Segment, ...]
+    usable_x: float
+    capacity_x: float
+
+
+@dataclass(frozen=True)
+class LivenessChart:
+    """Live bytes of an IPU over a step. Heights are thousandths of the highest value drawn.
+
+    :param outline: SVG path of the area, from bottom left to bottom right.
+    :param phases: the phase of each stretch.
+    :param peak: the highest point.
+    :param operations: how many points the chart stands for.
+    """
+
+    ipu: int
+    outline: str
+    phases: tuple[Segment, ...]
+    usable_y: float
+    peak: LivenessPoint
+    peak_x: float
+    peak_y: float
+    operations: int
+
+
+@dataclass(frozen=True)
+class CycleRow:
+    """What an IPU does in a pipeline cycle of the main phase."""
+
+    ipu: int
+    segments: tuple[Segment, ...]
+    busy: float
+    busy_s: float
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """What an IPU does in a weight update, as far as it is drawn."""
+
+    ipu: int
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class StepChart:
+    """The whole weight update: pipeline cycles that are drawn, the gap, the update (not to scale)."""
+
+    rows: tuple[StepRow, ...]
+    phases: tuple[Segment, ...]
+    gap_x: float | None
+    omitted: int
+
+
+def memory_bars(verdict: Verdict) -> list[MemoryBar]:
+    """A bar for each IPU, all on one scale."""
+    most = max(max(memory.capacity_bytes, memory.peak_bytes) for memory in verdict.ipus)
+    return [
+        MemoryBar(
+            memory,
+            _stacked([(name, memory.components.get(name, 0)) for name in COMPONENTS], most),
+            _stacked([(name, memory.always_live_components.get(name, 0)) for name in COMPONENTS], most),
+            _rounded(memory.usable_bytes / most * WIDTH),
+            _rounded(memory.capacity_bytes / most * WIDTH),
+        )
+        for memory in verdict.ipus
+    ]
+
+
+def _stacked(parts: Sequence[tuple[str, int]], most: int) -> tuple[Segment, ...]:
+    segments, start = [], 0
+    for name, size in parts:
+        if size > 0:
+            title = f"{name.replace('_', ' ')}: {human_bytes(size)}"
+            segments.append(segment(start, size, most, name, title))
+        start += size
+    return tuple(segments)
+
+
+def liveness_charts(verdict: Verdict) -> list[LivenessChart]:
+    """A chart for each IPU that has points, all on one scale."""
+    points: dict[int, list[LivenessPoint]] = {}
+    for point in verdict.details.liveness:
+        points.setdefault(point.ipu, []).append(point)
+    usable = {memory.ipu: memory.usable_bytes for memory in verdict.ipus}
+    most = max(
+        [point.live_bytes for point in verdict.details.liveness] + [*usable.values()],
+        default=1,
+    )
+    return [_liveness_chart(points[ipu], usable[ipu], most) for ipu in sorted(points)]
+
+
+def _liveness_chart(points: Sequence[LivenessPoint], usable_bytes: int, most: int) -> LivenessChart:
+    columns = min(_MOST_COLUMNS, len(points))
+    bounds = [column * len(points) // columns for column in range(columns + 1)]
+    # Each column shows its highest point: no peak gets lost.
+    highest = [
+        max(points[start:end], key=lambda point: point.live_bytes)
+        for start, end in itertools.pairwise(bounds)
+    ]
+    width = WIDTH / columns
+    path = ["M0,1000"]
+    for column, point in enumerate(highest):
+        path.append(f"V{_height(point.live_bytes, most)}H{_rounded((column + 1) * width)}")
+    peak = max(points, key=lambda point: point.live_bytes)
+    return LivenessChart(
+        peak.ipu,
+        "".join(path) + "V1000Z",
+        _phases([point.phase for point in highest]),
+        _height(usable_bytes, most),
+        peak,
+        _rounded((highest.index(peak) + 0.5) * width),
+        _height(peak.live_bytes, most),
+        len(points),
+    )
+
+
+def _phases(phases: Sequence[str]) -> tuple[Segment, ...]:
+    segments: list[Segment] = []
+    start = 0
+    for position in range(1, len(phases) + 1):
+        if position == len(phases) or phases[position] != phases[start]:
+            segments.append(segment(start, position - start, len(phases), phases[start], phases[start]))
+            start = position
+    return tuple(segments)
+
+
+def cycle_rows(verdict: Verdict) -> list[CycleRow]:
+    """A pipeline cycle in which every stage works, as wide as the chart."""
+    plan = plan_of(verdict)
+    busy_s = busy_s_of_ipus(verdict)
+    cycle_s = max([verdict.pipeline.cycle_s, *busy_s.values()])
+    by_cycle: dict[int, list[Slice]] = {cycle.index: [] for cycle in plan.cycles}
+    for slice_ in plan.slices:
+        by_cycle[slice_.cycle].append(slice_)
+    cycle = max(plan.cycles, key=lambda cycle: len(by_cycle[cycle.index]))
+    slices = by_cycle[cycle.index]
+    return [
+        CycleRow(
+            ipu,
+            tuple(
+                _work(slice_, slice_.start_s - cycle.start_s, cycle_s)
+                for slice_ in slices
+                if slice_.ipu == ipu
+            ),
+            seconds / cycle_s if cycle_s else 0.0,
+            seconds,
+        )
+        for ipu, seconds in sorted(busy_s.items())
+    ]
+
+
+def step_chart(verdict: Verdict) -> StepChart:
+    """Filling, main phase, flushing, weight update."""
+    plan = plan_of(verdict)
+    cycles_end_s = plan.cycles_end_s
+    after_s = plan.end_s - cycles_end_s
+    update_s = min(after_s, _UPDATE_CYCLES * verdict.pipeline.cycle_s)
+    span_s = cycles_end_s + update_s
+    update: list[Segment] = []
+    if after_s:
+        name = "update" if verdict.update_s else "host"
+        update = [segment(cycles_end_s, update_s, span_s, "update", f"{name}: {human_seconds(after_s)}")]
+    rows = [
+        StepRow(
+            memory.ipu,
+            (
+                *(
+                    _work(slice_, slice_.start_s, span_s)
+                    for slice_ in plan.slices
+                    if slice_.ipu == memory.ipu
+                ),
+                *update,
+            ),
+        )
+        for memory in verdict.ipus
+    ]
+    labels = [replace(each, title=each.title.partition(":")[0]) for each in update]
+    gap_x = None if plan.gap_s is None else _rounded(plan.gap_s / span_s * WIDTH)
+    return StepChart(tuple(rows), (*_cycle_phases(plan, span_s), *labels), gap_x, plan.omitted)
+
+
+def _cycle_phases(plan: Plan, span_s: float) -> list[Segment]:
+    starts = [cycle for cycle in plan.cycles if cycle.index == 0 or cycle.start_s == plan.gap_s]
+    starts += [
+        cycle
+        for before, cycle in itertools.pairwise(plan.cycles)
+        if before.phase != cycle.phase and cycle not in starts
+    ]
+    starts.sort(key=lambda cycle: cycle.index)
+    ends_s = [cycle.start_s for cycle in starts[1:]] + [plan.cycles_end_s]
+    return [
+        segment(cycle.start_s, end_s - cycle.start_s, span_s, cycle.phase, cycle.phase)
+        for cycle, end_s in zip(starts, ends_s, strict=True)
+    ]
+
+
+def _work(slice_: Slice, start_s: float, span_s: float) -> Segment:
+    assert slice_.part in PARTS
+    which = f", micro batch {slice_.micro_batch}" if slice_.micro_batch >= 0 else ""
+    title = f"{slice_.part}, stage {slice_.stage}{which}: {human_seconds(slice_.duration_s)}"
+    return segment(start_s, slice_.duration_s, span_s, slice_.part, title)
+
+
+def step_parts(verdict: Verdict) -> list[Segment]:
+    """A weight update to scale: all pipeline cycles, the update's parts, the host."""
+    pipeline = verdict.pipeline
+    cycles = "pipeline cycles" if pipeline.pipelined else "micro batches"
+    parts = [(cycles, "forward", pipeline.pipeline_cycles_per_update * pipeline.cycle_s)]
+    parts += [(name, "update", seconds) for name, seconds in verdict.details.update_parts_s.items()]
+    parts.append(("host", "copies", verdict.host_s))
+    total_s = sum(seconds for *_, seconds in parts) or 1.0
+    segments, start_s = [], 0.0
+    for name, colour, seconds in parts:
+        if seconds > 0:
+            title = f"{name.replace('_', ' ')}: {human_seconds(seconds)}, {percent(seconds / total_s)}"
+            segments.append(segment(start_s, seconds, total_s, colour, title))
+        start_s += seconds
+    return segments
+
+
+def _height(size: float, most: float) -> float:
+    """From the top, as SVG counts."""
+    return _rounded(1000 * (1 - size / most))
+
+
+def _rounded(value: float) -> float:
+    return round(value, 2)
+
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _MODULES_SHOWN = 16
@@ -47,11 +318,11 @@ def html(verdict: Verdict) -> str:
             other_modules=modules[_MODULES_SHOWN:],
             buffers_shown=_BUFFERS_SHOWN,
             ops=sums.costliest(verdict, _OPS_SHOWN),
-            memory_bars=charts.memory_bars(verdict),
-            liveness=charts.liveness_charts(verdict),
-            cycle_rows=charts.cycle_rows(verdict),
-            step=charts.step_chart(verdict),
-            step_parts=charts.step_parts(verdict),
+            memory_bars=memory_bars(verdict),
+            liveness=liveness_charts(verdict),
+            cycle_rows=cycle_rows(verdict),
+            step=step_chart(verdict),
+            step_parts=step_parts(verdict),
         )
     )
 

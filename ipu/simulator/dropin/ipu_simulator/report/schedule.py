@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .verdict import StageTime, Verdict
+from ..cost.verdict import StageTime, Verdict
 
 # Cycles of the main phase that are drawn on either side of those left out.
 _MAIN_CYCLES_DRAWN = 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..cost.verdict import IpuMemory, Overflow, Verdict
 from .sums import (
     Share,
     busiest_ipu,
@@ -13,11 +14,14 @@ from .sums import (
     expected_error,
     flags,
     fullest,
+    human_bytes,
+    human_count,
+    human_rate,
+    human_seconds,
+    percent,
     samples_per_step,
     step_name,
 )
-from .units import human_bytes, human_count, human_rate, human_seconds, percent
-from .verdict import IpuMemory, Overflow, Verdict
 
 _BAR_WIDTH = 30
 _WIDTH = 110

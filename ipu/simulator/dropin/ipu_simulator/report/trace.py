@@ -12,8 +12,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from ..cost.verdict import Verdict
 from .schedule import HOST, Plan, Slice, plan_of
-from .verdict import Verdict
 
 _PROCESS = 1
 _CYCLES, _FIRST_IPU = 1, 2

@@ -8,9 +8,6 @@ in spite of its documentation; LAMB obeys the argument.
 
 from __future__ import annotations
 
-from ._attributes import VariableAttributes
-from ._optimizer import Optimizer
-from .classes import SGD, Adam, AdamW, RMSprop
-from .lamb import LAMB
+from .optimizers import LAMB, SGD, Adam, AdamW, Optimizer, RMSprop, VariableAttributes
 
 __all__ = ["LAMB", "SGD", "Adam", "AdamW", "Optimizer", "RMSprop", "VariableAttributes"]

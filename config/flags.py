@@ -1,0 +1,108 @@
+"""The command-line flags of a dataclass of keys: one key, one flag, in kebab case.
+
+Which keys there are is the dataclass's affair (`config.Config`); nothing here knows one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import Field
+from typing import Any, Callable, Collection, Dict, List, Mapping, NoReturn, Optional, Sequence
+
+from .recipes import choices_of, describe, from_text, item_of, nearest, tuple_from_text
+
+
+class FlagParser(argparse.ArgumentParser):
+    """Takes flags only in full and suggests the nearest for a mistyped one; errors don't list all of them"""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        lead = "unrecognized arguments: "
+        if message.startswith(lead):
+            flags = [word.split("=")[0] for word in message[len(lead) :].split() if word.startswith("--")]
+            known = [option for option in self._option_string_actions if option.startswith("--")]
+            message += "".join(f"\n{flag}: {nearest(flag, known)}" for flag in flags)
+        self.exit(2, f"{self.prog}: error: {message}\n(--help explains all flags)\n")
+
+
+class _ListFlag(argparse.Action):
+    """A flag of several words, which `read` turns into a value."""
+
+    def __init__(self, read: Callable[[List[str]], Any], **options: Any) -> None:
+        super().__init__(**options)
+        self._read = read
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
+    ) -> None:
+        try:
+            setattr(namespace, self.dest, self._read(values))
+        except ValueError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
+
+
+def add_key_flags(
+    parser: argparse.ArgumentParser,
+    keys: Sequence[Field],
+    kinds: Mapping[str, Any],
+    *,
+    groups: Mapping[str, str],
+    searchable: Collection[str],
+    searched: str,
+) -> None:
+    """Gives `parser` one flag for each key; absent flags leave no trace in its result.
+
+    `kinds` are the keys' types. `groups` has the title of each group of flags by the name of its first key;
+    the first key has one. `searchable` keys may also have the value `searched`.
+    """
+    for entry in keys:
+        if entry.name in groups:
+            group = parser.add_argument_group(groups[entry.name])
+        kind = kinds[entry.name]
+        word = searched if entry.name in searchable else None
+        flag = "--" + entry.name.replace("_", "-")
+        notes = [describe(kind) + (f" or {word}" if word else "")] + (
+            [f"in {entry.metadata['bounds']}"] if entry.metadata["bounds"] else []
+        )
+        text = f"{entry.metadata['doc']} [{', '.join(notes)}]".replace("%", "%%")
+        common: Dict[str, Any] = {"dest": entry.name, "default": argparse.SUPPRESS}
+        if kind in (bool, Optional[bool]):
+            group.add_argument(flag, action="store_const", const=True, help=entry.metadata["doc"], **common)
+            group.add_argument(
+                flag.replace("--", "--no-", 1),
+                action="store_const",
+                const=False,
+                help="the opposite",
+                **common,
+            )
+        elif item_of(kind):
+            group.add_argument(
+                flag,
+                action=_ListFlag,
+                read=_list_reader(kind, word),
+                nargs="+",
+                metavar="N",
+                help=text,
+                **common,
+            )
+        else:
+            metavar = "WORD" if choices_of(kind) or kind in (str, Optional[str]) else "N"
+            group.add_argument(flag, type=_reader(kind, word), metavar=metavar, help=text, **common)
+
+
+def _list_reader(kind: Any, searched: Optional[str]) -> Callable[[List[str]], Any]:
+    return lambda words: searched if words == [searched] else tuple_from_text(words, kind)
+
+
+def _reader(kind: Any, searched: Optional[str]) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        if text == searched:
+            return searched
+        try:
+            return from_text(text, kind)
+        except ValueError as error:  # argparse would hide a ValueError's text
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read

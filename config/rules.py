@@ -1,0 +1,330 @@
+"""Combinations of configuration keys that cannot run, each with the nearest one that can.
+
+Every rule sees values that are legal by themselves (type and bounds are checked before) and yields a Problem.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from typing import TYPE_CHECKING, Dict, Iterator, List, Sequence, Tuple
+
+from ipu.placement import minimum_gradient_accumulation, pipeline_stages
+
+from .recipes import Problem, nearest
+
+if TYPE_CHECKING:
+    from .schema import Config
+
+# IPUs of a machine; the Bow generation has the same sizes, and a Pod256 besides.
+TARGET_IPUS: Dict[str, int] = {
+    "pod4": 4,
+    "pod16": 16,
+    "pod64": 64,
+    "pod128": 128,
+    "pod256": 256,
+    "bow-pod4": 4,
+    "bow-pod16": 16,
+    "bow-pod64": 64,
+    "bow-pod128": 128,
+    "bow-pod256": 256,
+}
+
+# Besides epochs, which has a rule of its own.
+FINE_TUNING_KEYS = (
+    "squad_version",
+    "train_data",
+    "validation_data",
+    "doc_stride",
+    "max_query_length",
+    "n_best_size",
+    "max_answer_length",
+    "null_score_diff_threshold",
+    "validation_micro_batch_size",
+    "validation_device_iterations",
+    "validation_matmul_proportion",
+    "validation_layers_per_ipu",
+    "validation_replication_factor",
+)
+CLIPPING_OPTIMIZERS = ("sgd", "adam", "adamw")
+
+
+def rule_problems(config: Config) -> List[Problem]:
+    """Everything that keeps this configuration from running."""
+    rules = (_length, _model, _data, _unread, _squad, _training, _placement, _memory, _device)
+    return [problem for rule in rules for problem in rule(config)]
+
+
+def default_validation_layers(num_layers: int) -> Tuple[int, ...]:
+    """The published placement of SQuAD validation: two IPUs with half of the layers each."""
+    return (num_layers // 2, num_layers - num_layers // 2)
+
+
+def balanced_layers(num_layers: int, ipus: int) -> List[int]:
+    """A placement like the published ones: IPU 0, with embeddings and heads, gets about 4 layers fewer."""
+    if ipus == 1:
+        return [num_layers]
+    first = max(0, (num_layers + 4) // ipus - 4)
+    share, rest = divmod(num_layers - first, ipus - 1)
+    return [first] + [share + (ipu < rest) for ipu in range(ipus - 1)]
+
+
+def _multiples(number: int, factor: int) -> str:
+    below = number // factor * factor
+    return " or ".join(str(legal) for legal in (below, below + factor) if legal > 0)
+
+
+def _divisors(number: int, wanted: int) -> str:
+    """The divisors of `number` next below and above `wanted`."""
+    small = [factor for factor in range(1, math.isqrt(number) + 1) if number % factor == 0]
+    divisors = small + [number // factor for factor in reversed(small)]
+    below = [divisor for divisor in divisors if divisor < wanted][-1:]
+    return " or ".join(str(legal) for legal in below + [d for d in divisors if d > wanted][:1])
+
+
+def _words(layers: Sequence[int]) -> str:
+    return " ".join(str(count) for count in layers)
+
+
+def _length(config: Config) -> Iterator[Problem]:
+    steps = config.training_steps
+    if not steps and (config.task == "pretraining" or config.epochs is None):
+        also = "" if config.task == "pretraining" else ", or give epochs"
+        yield Problem("training_steps", f"is missing; give the number of weight updates{also}")
+    if config.epochs is not None and config.task == "pretraining":
+        yield Problem("epochs", f"{config.epochs:g} is not read in pretraining; give training_steps instead")
+    elif config.epochs is not None and steps:
+        yield Problem(
+            "epochs",
+            f"{config.epochs:g} and training_steps {steps} both set the length; give one of them "
+            "(--epochs none or --training-steps 0)",
+        )
+    for key in ("training_steps", "eval_steps", "checkpoint_steps"):
+        count = getattr(config, key)
+        if count and count % config.device_iterations:
+            yield Problem(
+                key,
+                f"{count} is no multiple of device_iterations {config.device_iterations}, the updates "
+                f"of one device call; take {_multiples(count, config.device_iterations)}",
+            )
+
+
+def _model(config: Config) -> Iterator[Problem]:
+    hidden = config.hidden_size
+    divided_by = [("num_heads", "")]
+    if config.resolved_convolution:
+        divided_by.append(("conv_group_size", " (or turn convolution off)"))
+    if config.resolved_feed_forward != "dense":
+        divided_by.append(("ffn_groups", " (or make feed_forward dense)"))
+    for key, otherwise in divided_by:
+        parts = getattr(config, key)
+        if hidden % parts:
+            yield Problem(
+                key,
+                f"hidden_size {hidden} is no multiple of {parts}; take {key} {_divisors(hidden, parts)}, "
+                f"or hidden_size {_multiples(hidden, parts)}{otherwise}",
+            )
+    kernel = config.conv_kernel_size
+    if config.resolved_convolution and kernel % 2 == 0:
+        yield Problem(
+            "conv_kernel_size",
+            f"{kernel} is even, so it has no middle token; take {kernel - 1} or {kernel + 1}",
+        )
+
+
+def _data(config: Config) -> Iterator[Problem]:
+    length = config.sequence_length
+    if length > config.max_position_embeddings:
+        yield Problem(
+            "sequence_length",
+            f"{length} is {length - config.max_position_embeddings} above max_position_embeddings "
+            f"{config.max_position_embeddings}; shorten it or raise max_position_embeddings to {length}",
+        )
+    if config.task == "pretraining" and config.mask_tokens > length:
+        yield Problem(
+            "mask_tokens",
+            f"{config.mask_tokens} is more than sequence_length {length}; about "
+            f"{max(1, round(length * config.masked_lm_probability))} are needed at masked_lm_probability "
+            f"{config.masked_lm_probability:g}",
+        )
+
+
+def _unread(config: Config) -> Iterator[Problem]:
+    """Keys of fine-tuning that say something in pretraining, where nothing reads them."""
+    if config.task != "pretraining":
+        return
+    defaults = {entry.name: entry.default for entry in fields(config)}
+    for key in FINE_TUNING_KEYS:
+        value = getattr(config, key)
+        if value != defaults[key]:
+            default = "none" if defaults[key] is None else defaults[key]
+            given = _words(value) if isinstance(value, tuple) else value
+            yield Problem(key, f"{given} is not read by task pretraining; leave it at {default}")
+
+
+def _squad(config: Config) -> Iterator[Problem]:
+    if config.task == "pretraining":
+        return
+    if config.task == "squad":
+        window = config.sequence_length - config.max_query_length - 3  # [CLS] query [SEP] window [SEP]
+        if window < 1:
+            yield Problem(
+                "max_query_length",
+                f"{config.max_query_length} leaves no room for the document in sequence_length "
+                f"{config.sequence_length}; take at most {config.sequence_length - 4}",
+            )
+        elif config.doc_stride > window:
+            yield Problem(
+                "doc_stride",
+                f"{config.doc_stride} is more than the {window} tokens of a window, so text would be lost "
+                f"between them; take at most {window}",
+            )
+    if config.embedding_serialization_factor != 1:
+        yield Problem(
+            "embedding_serialization_factor",
+            f"{config.embedding_serialization_factor}: a {config.task} model has no vocabulary projection to "
+            "serialize; take 1",
+        )
+    layers = config.resolved_validation_layers_per_ipu
+    if sum(layers) != config.num_layers:
+        yield _wrong_sum("validation_layers_per_ipu", layers, config.num_layers)
+    stages = pipeline_stages(layers, config.task)
+    if config.validation_device_iterations < stages:
+        yield Problem(
+            "validation_device_iterations",
+            f"{config.validation_device_iterations} cannot fill a pipeline of {stages} stages "
+            f"({_words(layers)}); take at least {stages}",
+        )
+    replicas, available = config.validation_replication_factor, TARGET_IPUS.get(config.target)
+    if replicas is not None and available is not None and replicas * len(layers) > available:
+        yield Problem(
+            "validation_replication_factor",
+            f"{replicas} replicas of {len(layers)} IPUs need {replicas * len(layers)}, {config.target} has "
+            f"{available}; take at most {max(available // len(layers), 1)}",
+        )
+
+
+def _training(config: Config) -> Iterator[Problem]:
+    warmup, steps = config.lr_warmup, config.training_steps
+    if warmup >= 1 and warmup != round(warmup):
+        yield Problem(
+            "lr_warmup",
+            f"{warmup:g} is neither a fraction below 1 nor a whole number of steps; take {round(warmup)}",
+        )
+    elif steps and warmup >= 1 and warmup > steps:
+        yield Problem(
+            "lr_warmup",
+            f"{warmup:g} steps are {warmup - steps:g} more than training_steps {steps}; take at most "
+            f"{steps}, or a fraction below 1",
+        )
+    if config.lr_end and config.lr_schedule != "polynomial":
+        yield Problem(
+            "lr_end", f"{config.lr_end:g} is read by lr_schedule polynomial only, not {config.lr_schedule}"
+        )
+    elif config.lr_end > config.learning_rate:
+        yield Problem("lr_end", f"{config.lr_end:g} is above learning_rate {config.learning_rate:g}")
+    if config.lr_warmup_power != 1 and config.lr_schedule != "polynomial":
+        yield Problem(
+            "lr_warmup_power",
+            f"{config.lr_warmup_power:g} is read by lr_schedule polynomial only; {config.lr_schedule} warms "
+            "up in a line: take 1",
+        )
+    if config.max_grad_norm is not None and config.optimizer not in CLIPPING_OPTIMIZERS:
+        yield Problem(
+            "max_grad_norm",
+            f"{config.max_grad_norm:g} with optimizer {config.optimizer}: PopTorch clips gradients with "
+            f"{', '.join(CLIPPING_OPTIMIZERS)} only; take one of these, or none for max_grad_norm",
+        )
+    if config.auto_loss_scaling and config.reduction != "mean":
+        yield Problem("auto_loss_scaling", f"works with reduction mean only, not {config.reduction}")
+    if config.auto_loss_scaling and config.precision != "float16":
+        yield Problem("auto_loss_scaling", f"works with precision float16 only, not {config.precision}")
+
+
+def _wrong_sum(key: str, layers: Sequence[int], num_layers: int) -> Problem:
+    found = sum(layers)
+    off = f"{abs(found - num_layers)} too {'many' if found > num_layers else 'few'}"
+    suggestion = _words(balanced_layers(num_layers, len(layers)))
+    return Problem(
+        key, f"{_words(layers)} places {found} layers, num_layers is {num_layers}: {off}; try {suggestion}"
+    )
+
+
+def _placement(config: Config) -> Iterator[Problem]:
+    layers, ipus = config.layers_per_ipu, config.ipus_per_replica
+    if len(layers) != ipus:
+        suggestion = _words(balanced_layers(config.num_layers, ipus))
+        yield Problem(
+            "layers_per_ipu",
+            f"{_words(layers)} is for {len(layers)} IPUs, ipus_per_replica is {ipus}; try {suggestion}, or "
+            f"ipus_per_replica {len(layers)}",
+        )
+    elif sum(layers) != config.num_layers:
+        yield _wrong_sum("layers_per_ipu", layers, config.num_layers)
+    if len(config.matmul_proportion) != ipus:
+        yield Problem(
+            "matmul_proportion",
+            f"has {len(config.matmul_proportion)} values for ipus_per_replica {ipus}; give {ipus}, or one "
+            "for all",
+        )
+    stages = pipeline_stages(layers, config.task)
+    least = minimum_gradient_accumulation(layers, config.task)
+    if config.gradient_accumulation < least:
+        yield Problem(
+            "gradient_accumulation",
+            f"{config.gradient_accumulation} cannot fill the pipeline: layers_per_ipu {_words(layers)} makes "
+            f"n = {stages} stages and needs 2n - 1 = {least} micro batches; take at least {least}",
+        )
+
+
+def _memory(config: Config) -> Iterator[Problem]:
+    factor = config.embedding_serialization_factor
+    if config.vocab_size % factor:
+        yield Problem(
+            "embedding_serialization_factor",
+            f"{factor} does not divide vocab_size {config.vocab_size}; take "
+            f"{_divisors(config.vocab_size, factor)}, or vocab_size {_multiples(config.vocab_size, factor)}",
+        )
+    if config.replicated_tensor_sharding and config.replication_factor == 1:
+        yield Problem(
+            "replicated_tensor_sharding",
+            "has nothing to share with replication_factor 1; turn it off (--no-replicated-tensor-sharding) "
+            "or use more replicas",
+        )
+
+
+def _device(config: Config) -> Iterator[Problem]:
+    if config.compile_only and config.task != "pretraining":
+        yield Problem("compile_only", f"is read in pretraining only, not by {config.task}; leave it out")
+    if config.compile_only and config.executable_cache is None:
+        yield Problem("compile_only", "has nowhere to leave what it compiles; give an executable_cache")
+    if config.compile_only and config.device == "ipu-model":
+        yield Problem(
+            "compile_only", "is for IPUs; Poplar's IPU model compiles nothing to keep: take device ipu"
+        )
+    if config.device == "ipu-model" and config.replication_factor > 1:
+        yield Problem(
+            "replication_factor",
+            f"{config.replication_factor}: Poplar's IPU model has no replication; take 1",
+        )
+    if config.device == "ipu-model" and (config.validation_replication_factor or 1) > 1:
+        yield Problem(
+            "validation_replication_factor",
+            f"{config.validation_replication_factor}: Poplar's IPU model has no replication; take 1",
+        )
+    if config.target not in TARGET_IPUS:
+        yield Problem(
+            "target", f"{config.target!r} is no known machine; {nearest(config.target, TARGET_IPUS)}"
+        )
+        return
+    needed, available = config.ipus_per_replica * config.replication_factor, TARGET_IPUS[config.target]
+    if needed > available:
+        larger = [f"{name} ({ipus})" for name, ipus in TARGET_IPUS.items() if ipus >= needed]
+        replicas = available // config.ipus_per_replica
+        ways = [f"a target of {' or '.join(larger)}"] if larger else []
+        ways += [f"replication_factor {replicas}"] if replicas else []
+        yield Problem(
+            "target",
+            f"{config.target} has {available} IPUs; {config.replication_factor} replicas of "
+            f"{config.ipus_per_replica} need {needed}; take {' or '.join(ways) or 'fewer ipus_per_replica'}",
+        )

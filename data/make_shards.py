@@ -1,0 +1,247 @@
+"""A corpus becomes shards of sentence pairs, once, on all cores, and where it was interrupted it continues.
+
+The parent reads the documents and cuts them into chunks; workers turn a chunk into a shard. A shard is a pure
+function of its chunk, its number and the parameters, so the result is the same for any number of workers.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import random
+import signal
+import threading
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional
+
+import numpy as np
+from tqdm import tqdm
+
+from data.corpora import Corpus
+from data.shards import (
+    FORMAT_VERSION,
+    RECORD,
+    load_manifest,
+    shard_name,
+    verify_shard,
+    write_manifest,
+    write_shard,
+)
+from data.tokenizer import Tokenizer
+
+from .files import DataError, exclusive
+from .pairs import build_pairs, split_long_sentences, split_sentences
+from .shards import CHUNKS_OF_A_SIZE, TRAIN, VALIDATION, Chunk, cut_chunks
+
+_NUM_SPECIAL_TOKENS = 3  # [CLS] A [SEP] B [SEP]
+
+
+@dataclasses.dataclass(frozen=True)
+class PairParameters:
+    """All that shards depend on beside the corpus and the tokeniser."""
+
+    sequence_length: int
+    short_sequence_probability: float
+    validation_fraction: float
+    seed: int
+
+
+def prepare_shards(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    parameters: PairParameters,
+    cache_folder: Path,
+    *,
+    workers: Optional[int] = None,
+    progress: bool = True,
+) -> Path:
+    """The folder of the corpus' shards, written if it isn't finished yet.
+
+    workers: processes beside this one; 0 does all the work here; None takes one for each usable core, but
+    works here if the corpus is small or the cores are two. Another process preparing the same is waited for.
+    """
+    description: Dict[str, Any] = dict(
+        dataclasses.asdict(parameters),
+        format=FORMAT_VERSION,
+        corpus=corpus.fingerprint(),
+        tokenizer=tokenizer.fingerprint(),
+    )
+    key = hashlib.blake2b(json.dumps(description, sort_keys=True).encode(), digest_size=16).hexdigest()
+    folder = cache_folder / f"pairs-{key}"
+    if load_manifest(folder) is not None:
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / "lock") as locked:
+        if load_manifest(folder) is not None:
+            return folder
+        if locked:  # what a killed run left half-written
+            for path in folder.glob(".*"):
+                path.unlink()
+        chunks = cut_chunks(corpus.documents(), parameters.validation_fraction)
+        headers = _write_shards(chunks, tokenizer, parameters, folder, workers, progress)
+        if not any(headers.values()):
+            raise DataError(f"the corpus {corpus.name} holds no documents")
+        write_manifest(folder, dict(description, corpus_name=corpus.name), headers)
+    return folder
+
+
+def _write_shards(
+    chunks: Iterator[Chunk],
+    tokenizer: Tokenizer,
+    parameters: PairParameters,
+    folder: Path,
+    workers: Optional[int],
+    progress: bool,
+) -> Dict[str, List[Dict[str, Any]]]:
+    """Write the shards that aren't there yet; the headers of each split's shards, in order."""
+    if workers is None:
+        # Starting workers takes seconds: a corpus of few chunks is done sooner without. On two cores any is,
+        # for the tokenizers library, which takes four fifths of the time, has threads of its own.
+        first = list(itertools.islice(chunks, CHUNKS_OF_A_SIZE))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = cores if cores > 2 and len(first) == CHUNKS_OF_A_SIZE else 0
+        chunks = itertools.chain(first, chunks)
+    headers: Dict[str, Dict[int, Dict[str, Any]]] = {TRAIN: {}, VALIDATION: {}}
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(
+            tqdm(desc="preprocessing", unit=" tokens", unit_scale=True, disable=not progress, leave=False)
+        )
+
+        def finished(chunk_split: str, chunk_number: int, header: Dict[str, Any]) -> None:
+            headers[chunk_split][chunk_number] = header
+            bar.update(header["tokens"])
+
+        missing = _skip_written(chunks, folder, finished)
+        if workers == 0:
+            for chunk in missing:
+                finished(chunk.split, chunk.number, write_chunk(chunk, tokenizer, parameters, folder))
+        else:
+            _write_in_parallel(missing, tokenizer, parameters, folder, workers, finished)
+    return {split: [by_number[i] for i in sorted(by_number)] for split, by_number in headers.items()}
+
+
+_Finished = Callable[[str, int, Dict[str, Any]], None]
+
+
+def _skip_written(chunks: Iterator[Chunk], folder: Path, finished: _Finished) -> Iterator[Chunk]:
+    """The chunks whose shard isn't there whole: an interrupted run's shards are kept."""
+    for chunk in chunks:
+        path = folder / shard_name(chunk.split, chunk.number)
+        if path.exists():
+            with contextlib.suppress(DataError):
+                header = verify_shard(path)
+                if header["chunk"] == chunk.digest:
+                    finished(chunk.split, chunk.number, header)
+                    continue
+        yield chunk
+
+
+def write_chunk(
+    chunk: Chunk, tokenizer: Tokenizer, parameters: PairParameters, folder: Path
+) -> Dict[str, Any]:
+    """Tokenise a chunk, build its pairs, write the shard; returns the shard's header."""
+    sentences = [split_sentences(document) for document in chunk.documents]
+    encoded = tokenizer.encode_lines([sentence for document in sentences for sentence in document])
+    tokens = np.concatenate(encoded) if encoded else np.zeros(0, dtype=np.int32)
+    lengths = iter([len(ids) for ids in encoded])
+    max_tokens = parameters.sequence_length - _NUM_SPECIAL_TOKENS
+    pairs = build_pairs(
+        [
+            split_long_sentences(list(itertools.islice(lengths, len(document))), max_tokens)
+            for document in sentences
+        ],
+        max_tokens=max_tokens,
+        short_sequence_probability=parameters.short_sequence_probability,
+        rng=random.Random(f"{parameters.seed}/{chunk.split}/{chunk.number}"),
+    )
+    records = np.zeros(len(pairs), dtype=RECORD)
+    token_type = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    segments = []
+    if pairs:
+        a_start, a_end, b_start, b_end, is_random_next = np.array(pairs, dtype=np.int64).T
+        records["length_a"], records["length_b"] = a_end - a_start, b_end - b_start
+        records["start"][1:] = np.cumsum(a_end - a_start + b_end - b_start)[:-1]
+        records["is_random_next"] = is_random_next
+        segments = [
+            segment for pair in pairs for segment in (tokens[pair[0] : pair[1]], tokens[pair[2] : pair[3]])
+        ]
+    return write_shard(
+        folder / shard_name(chunk.split, chunk.number),
+        records,
+        (np.concatenate(segments) if segments else tokens[:0]).astype(token_type),
+        {
+            "chunk": chunk.digest,
+            "documents": len(chunk.documents),
+            "sentences": len(encoded),
+            "tokens": len(tokens),
+        },
+    )
+
+
+def _write_in_parallel(
+    chunks: Iterator[Chunk],
+    tokenizer: Tokenizer,
+    parameters: PairParameters,
+    folder: Path,
+    workers: int,
+    finished: _Finished,
+) -> None:
+    # Spawned, not forked: this process may hold threads (tokenizers, torch) whose locks a fork would copy.
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), _start_worker, (tokenizer, parameters, folder)
+    )
+    pending: Dict[concurrent.futures.Future[Dict[str, Any]], Chunk] = {}
+
+    def collect(limit: int) -> None:
+        while len(pending) > limit:
+            done, _ = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in done:
+                chunk = pending.pop(future)
+                finished(chunk.split, chunk.number, future.result())
+
+    try:
+        for chunk in chunks:
+            # Two chunks a worker keep it busy; more would only fill memory.
+            collect(limit=2 * workers - 1)
+            pending[pool.submit(_work, chunk)] = chunk
+        collect(limit=0)
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"one of {workers} preprocessing workers ended unexpectedly: killed for memory, or the script "
+            "that started it does its work outside of `if __name__ == '__main__'`. Finished shards are kept; "
+            "start again with fewer preprocessing_workers, or with 0 to work without"
+        ) from error
+    finally:
+        # What is begun is finished, and kept. Cancelling it would save seconds, but where a signal to all
+        # processes has ended the workers too, a pool with cancelled work waits for ever (Python 3.11).
+        pool.shutdown()
+
+
+_worker: Dict[str, Any] = {}
+
+
+def _start_worker(tokenizer: Tokenizer, parameters: PairParameters, folder: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker is one core's share
+    _worker.update(tokenizer=tokenizer, parameters=parameters, folder=folder)
+    # A killed parent can't stop its workers, and a worker waiting for work wouldn't notice.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _work(chunk: Chunk) -> Dict[str, Any]:
+    return write_chunk(chunk, _worker["tokenizer"], _worker["parameters"], _worker["folder"])

@@ -1,0 +1,159 @@
+"""Sentence pairs for next sentence prediction, as in BERT (Devlin et al. 2019, section 3.1 and appendix A.2).
+
+Legend: the tokens of all documents of a chunk lie one behind the other in one flat array. A sentence is a
+range of it, a document a range of sentences, and so are segments A and B of an example, because both are runs
+of consecutive sentences. So nothing is copied until the shard is written.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import List, NamedTuple, Sequence, Tuple
+
+
+class Pair(NamedTuple):
+    """Token ranges [a_start, a_end) and [b_start, b_end) of the flat array."""
+
+    a_start: int
+    a_end: int
+    b_start: int
+    b_end: int
+    is_random_next: bool
+
+
+def split_long_sentences(document: Sequence[int], max_tokens: int) -> List[int]:
+    """Sentence lengths (tokens), those above max_tokens cut into pieces: else the rest would be lost."""
+    lengths: List[int] = []
+    for length in document:
+        while length > max_tokens:
+            lengths.append(max_tokens)
+            length -= max_tokens
+        if length:
+            lengths.append(length)
+    return lengths
+
+
+def build_pairs(
+    documents: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    short_sequence_probability: float,
+    rng: random.Random,
+) -> List[Pair]:
+    """Pairs of segments with at least one token each and at most max_tokens together.
+
+    documents: the sentence lengths (tokens, > 0) of each document; their tokens follow one another.
+    max_tokens: the sequence length less its three special tokens.
+    Sentences of a document are gathered up to a target length: max_tokens, or with the given probability a
+    random shorter one, so that the model sees padding. They are cut at a random sentence into A and B. Half
+    of the time B comes from another document instead and the sentences it replaces are used again. A lone
+    last sentence has no continuation: its B is always random. Without another document B is never random, and
+    a lone sentence gives no example. Only rng.random() is drawn from, which Python promises to keep the same
+    in all versions.
+    """
+    bounds: List[
+        List[int]
+    ] = []  # bounds[d][i]: where sentence i of document d begins; one entry more: its end
+    start = 0
+    for lengths in documents:
+        edges = [start]
+        for length in lengths:
+            edges.append(edges[-1] + length)
+        start = edges[-1]
+        if len(edges) > 1:
+            bounds.append(edges)
+
+    pairs: List[Pair] = []
+    for d, edges in enumerate(bounds):
+        num_sentences = len(edges) - 1
+        first = 0
+        while first < num_sentences:
+            target = max_tokens
+            if rng.random() < short_sequence_probability:
+                target = _draw_between(rng, 2, max_tokens)
+            last = first + 1
+            while last < num_sentences and (edges[last] - edges[first] < target or last == first + 1):
+                last += 1
+            alone = last == first + 1
+            has_others = len(bounds) > 1
+            if alone and not has_others:
+                break
+            cut = last if alone else _draw_between(rng, first + 1, last - 1)
+            if alone or (has_others and rng.random() < 0.5):
+                b_start, b_end = _random_segment(bounds, d, target - (edges[cut] - edges[first]), rng)
+                pairs.append(_truncate(edges[first], edges[cut], b_start, b_end, True, target, rng))
+                first = cut
+            else:
+                pairs.append(_truncate(edges[first], edges[cut], edges[cut], edges[last], False, target, rng))
+                first = last
+    return pairs
+
+
+def _draw_between(rng: random.Random, low: int, high: int) -> int:
+    return low + int(rng.random() * (high - low + 1))
+
+
+def _random_segment(bounds: List[List[int]], own: int, wanted: int, rng: random.Random) -> Tuple[int, int]:
+    """A run of sentences of another document: from a random one on, until there are enough tokens."""
+    other = _draw_between(rng, 0, len(bounds) - 2)
+    edges = bounds[other + (other >= own)]
+    first = _draw_between(rng, 0, len(edges) - 2)
+    last = first + 1
+    while last < len(edges) - 1 and edges[last] - edges[first] < wanted:
+        last += 1
+    return edges[first], edges[last]
+
+
+def _truncate(
+    a_start: int, a_end: int, b_start: int, b_end: int, is_random: bool, max_tokens: int, rng: random.Random
+) -> Pair:
+    """Take tokens off the longer segment, from its front or back at random, until both fit."""
+    while (a_end - a_start) + (b_end - b_start) > max_tokens:
+        from_front = rng.random() < 0.5
+        if a_end - a_start > b_end - b_start:
+            a_start, a_end = (a_start + 1, a_end) if from_front else (a_start, a_end - 1)
+        else:
+            b_start, b_end = (b_start + 1, b_end) if from_front else (b_start, b_end - 1)
+    return Pair(a_start, a_end, b_start, b_end, is_random)
+
+
+# Documents to sentences: lines, and long lines cut at sentence ends.
+
+# A line up to this long is taken for a sentence: text that is one sentence a line stays as it is.
+_LONG_LINE_CHARACTERS = 200
+
+# A sentence ends at . ! or ? (and closing quotes or brackets) before a blank and what can begin a sentence.
+# Not after an initial (J. Smith) nor after a few titles and abbreviations that are followed by a capital.
+# Chinese and Japanese full stops need no blank.
+_SENTENCE_END = re.compile(
+    r"""(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b(?:Mr|Dr|St|Jr|No|Lt|cf|vs)\.)(?<!\b(?:Mrs|Rev|Gen|Col|e\.g|i\.e)\.)
+        (?P<close>["'”’)\]]*)\s+(?=["'“‘(\[]*[A-Z0-9])
+      | (?<=[。！？])""",
+    re.VERBOSE,
+)
+
+
+def split_sentences(document: str) -> List[str]:
+    """The sentences of a document in order, stripped, none empty."""
+    sentences: List[str] = []
+    for line in document.split("\n"):
+        line = line.strip()
+        if len(line) <= _LONG_LINE_CHARACTERS:
+            if line:
+                sentences.append(line)
+        else:
+            sentences.extend(_split_line(line))
+    return sentences
+
+
+def _split_line(line: str) -> List[str]:
+    sentences, start = [], 0
+    for match in _SENTENCE_END.finditer(line):
+        # Closing quotes stay with the sentence that they end.
+        end = match.end("close") if match.group("close") else match.start()
+        if end > start:
+            sentences.append(line[start:end].strip())
+        start = match.end()
+    sentences.append(line[start:].strip())
+    return [sentence for sentence in sentences if sentence]

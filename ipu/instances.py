@@ -1,0 +1,195 @@
+"""The instances of one run: the processes that PopRun, or torchrun on the simulator, started together.
+
+On IPUs the gradients of all replicas meet on the IPUs' own links; what instances tell each other here, over
+Gloo, is only what a person reads (metrics) and what keeps them together (stops, checkpoints). On the
+simulator the gradients take the same way.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Iterator, List, Sequence
+
+from . import device as device_module
+from .device import DeviceChoice, DeviceError
+
+if TYPE_CHECKING:
+    import torch
+
+_TOTAL_REPLICAS = "POPDIST_NUM_TOTAL_REPLICAS"
+_TORCHRUN = "WORLD_SIZE"
+# Where instances of one host meet unless MASTER_ADDR says otherwise; the port is torchrun's own default.
+_ADDRESS, _PORT = "127.0.0.1", "29500"
+
+
+@dataclass(frozen=True)
+class Instances:
+    """All processes of a run: this one's place among them, counted from 0, and what they do together.
+
+    Every method with a result must be called by all instances, in the same order.
+    """
+
+    index: int = 0
+    count: int = 1
+    launched: bool = False  # by PopRun or torchrun, be it a single one
+    launcher: str = ""  # the command that started them, as far as it is known here
+
+    @property
+    def is_first(self) -> bool:
+        """The one that logs and writes."""
+        return self.index == 0
+
+    def sum(self, values: Sequence[float]) -> List[float]:
+        """Each value summed over all instances, in float64."""
+        if self.count == 1:
+            return list(values)
+        import torch
+
+        total = torch.tensor(list(values), dtype=torch.float64)
+        torch.distributed.all_reduce(total)
+        return [float(value) for value in total]
+
+    def gather(self, tensors: Sequence[torch.Tensor]) -> List[List[torch.Tensor]]:
+        """Every instance's tensors, in the order of instances; shapes and dtypes are the same on all."""
+        if self.count == 1:
+            return [list(tensors)]
+        import torch
+
+        gathered: List[List[torch.Tensor]] = [[] for _ in range(self.count)]
+        for tensor in tensors:
+            parts = [torch.empty_like(tensor) for _ in range(self.count)]
+            torch.distributed.all_gather(parts, tensor.contiguous())
+            for instance, part in zip(gathered, parts):
+                instance.append(part)
+        return gathered
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is true on any instance."""
+        return self.sum([float(flag)])[0] > 0
+
+    def wait(self) -> None:
+        """Until all instances are here."""
+        if self.count > 1:
+            import torch
+
+            torch.distributed.barrier()
+
+    def refuse_difference(self, what: str, value: str) -> None:
+        """Raises DeviceError, on every instance, unless `value` is the same on all."""
+        if self.count == 1:
+            return
+        import torch
+
+        values: List[Any] = [None] * self.count
+        torch.distributed.all_gather_object(values, value)
+        for index, other in enumerate(values):
+            if other != values[0]:
+                raise DeviceError(
+                    f"{what} must be the same on all instances, but is {values[0]!r} on instance 0 and "
+                    f"{other!r} on instance {index}: give all hosts the same files (a shared file system for "
+                    "--output) and the same command"
+                )
+
+    @contextlib.contextmanager
+    def only_first_prints(self) -> Iterator[None]:
+        """Inside, what other instances than the first print goes nowhere; errors still reach stderr."""
+        if self.is_first:
+            yield
+            return
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield
+
+
+ALONE = Instances()
+
+
+def join_instances(device: DeviceChoice, *, replication_factor: int, ipus_per_replica: int) -> Instances:
+    """This process among those that were started together; alone where nothing says otherwise.
+
+    `replication_factor` counts the replicas of all instances. Raises DeviceError where PopRun or torchrun
+    started something else than the configuration asks for, or instances have no way to each other.
+    """
+    started_by_torchrun = _TORCHRUN in os.environ and _TOTAL_REPLICAS not in os.environ
+    if not started_by_torchrun and _TOTAL_REPLICAS not in os.environ:
+        return ALONE
+    if started_by_torchrun and device.name != "simulator":
+        if os.environ[_TORCHRUN] == "1":
+            return ALONE
+        raise DeviceError(
+            f"torchrun started {os.environ[_TORCHRUN]} instances, but IPUs are shared out by PopRun: start "
+            "them with poprun (docs/ipu_pod.md has the commands), or use --device simulator"
+        )
+    if started_by_torchrun:
+        # torchrun knows of processes only; popdist answers about replicas from this on.
+        os.environ[_TOTAL_REPLICAS] = str(replication_factor)
+    popdist = device_module.popdist()
+    popdist.init()
+    count, total = popdist.getNumInstances(), int(os.environ[_TOTAL_REPLICAS])
+    if device.name == "ipu-model" and (count > 1 or total > 1):
+        raise DeviceError(
+            f"{count} instances with {total} replicas were started, but Poplar's IPU model has no replicas: "
+            "start the program alone, without poprun"
+        )
+    if total != replication_factor:
+        raise DeviceError(
+            f"PopRun started {total} replicas, the configuration has replication_factor "
+            f"{replication_factor}: take poprun --num-replicas {replication_factor}, or "
+            f"--replication-factor {total} with a gradient_accumulation that keeps the global batch"
+        )
+    if replication_factor % count:
+        legal = [n for n in range(1, replication_factor + 1) if replication_factor % n == 0]
+        raise DeviceError(
+            f"replication_factor {replication_factor} can't be shared equally by {count} instances: start "
+            f"{max([n for n in legal if n < count], default=1)} of them"
+        )
+    try:
+        popdist.checkNumIpusPerReplica(ipus_per_replica)
+    except RuntimeError as error:
+        raise DeviceError(
+            f"ipus_per_replica is {ipus_per_replica}, PopRun reserved another number ({error}): take "
+            f"poprun --ipus-per-replica {ipus_per_replica}"
+        ) from error
+    if started_by_torchrun:
+        launcher = f"torchrun --nproc_per_node {os.environ.get('LOCAL_WORLD_SIZE', count)}"
+    else:
+        launcher = (
+            f"poprun --num-instances {count} --num-replicas {total} --ipus-per-replica {ipus_per_replica}"
+        )
+    instances = Instances(popdist.getInstanceIndex(), count, launched=True, launcher=launcher)
+    if count > 1:
+        _meet(instances)
+    return instances
+
+
+def _meet(instances: Instances) -> None:
+    import torch
+
+    if torch.distributed.is_initialized():
+        return
+    local = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE")
+    if "MASTER_ADDR" not in os.environ and local != str(instances.count):
+        raise DeviceError(
+            f"{instances.count} instances run on several hosts and have no address to meet: set MASTER_ADDR "
+            'to the first host\'s on all of them (poprun --mpi-local-args="-x MASTER_ADDR=...")'
+        )
+    address = os.environ.get("MASTER_ADDR", _ADDRESS)
+    port = os.environ.get("MASTER_PORT", _PORT)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"tcp://{address}:{port}",
+        rank=instances.index,
+        world_size=instances.count,
+    )
+    # Gloo's threads abort a process that ends while they are running.
+    atexit.register(_part)
+
+
+def _part() -> None:
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,80 @@
+"""The verdict put together: time and memory of a captured program on a machine."""
+
+from __future__ import annotations
+
+from ..environment import Target, facts
+from ..graph.ir import Graph
+from ..graph.stages import stages_of
+from .constants import constants, memory_constants
+from .memory import memory_of
+from .settings import Settings
+from .time import time_of
+from .verdict import Assumption, Details, Verdict
+
+
+def assess(
+    graph: Graph,
+    settings: Settings,
+    target: Target,
+    *,
+    name: str,
+    sequence_length: int = 0,
+    training_steps: int = 0,
+) -> Verdict:
+    """The verdict on a program, without remedies.
+
+    :param name: of the configuration or script.
+    :param sequence_length: tokens of a sample, for tokens_per_s; 0 where samples have none.
+    :param training_steps: weight updates of the whole run; 0 where nobody knows.
+    """
+    stages = stages_of(graph, settings)
+    time = time_of(graph, stages, settings, target, constants())
+    memory = memory_of(graph, stages, settings, target, memory_constants())
+    micro_batches = settings.gradient_accumulation if graph.training else settings.device_iterations
+    packs = settings.micro_batch_size * micro_batches * settings.replicas
+    flops_per_pack = time.flops_per_micro_batch / settings.micro_batch_size
+    peak_flops_per_s = target.peak_flops_per_s * graph.num_ipus * settings.replicas
+    samples = packs * settings.samples_per_sequence
+    return Verdict(
+        config=name,
+        device="simulator",
+        target=target.name,
+        fits=memory.fits,
+        parameters=sum(parameter.elements for parameter in graph.parameters),
+        ipus=memory.ipus,
+        pipeline=time.pipeline,
+        step_s=time.step_s,
+        update_s=time.update_s,
+        host_s=time.host_s,
+        samples_per_s=samples / time.step_s,
+        packs_per_s=packs / time.step_s,
+        tokens_per_s=packs * sequence_length / time.step_s,
+        flops_per_sample=flops_per_pack / settings.samples_per_sequence,
+        utilisation=packs * flops_per_pack / time.step_s / peak_flops_per_s,
+        training_steps=training_steps,
+        time_to_train_s=training_steps * time.step_s,
+        remedies=(),
+        details=Details(
+            stages=time.stages,
+            work=time.work,
+            liveness=memory.liveness,
+            update_parts_s=time.update_parts_s,
+            overflows=memory.overflows,
+            bounds=time.bounds,
+            assumptions=(*time.assumptions, *memory.assumptions, *_machine(target)),
+        ),
+    )
+
+
+def _machine(target: Target) -> tuple[Assumption, ...]:
+    """The facts about the machine; what rests on hearsay alone counts as assumed."""
+    return tuple(
+        Assumption(
+            fact.name,
+            fact.value,
+            fact.unit,
+            "assumed" if fact.confidence == "low" else "published",
+            f"{fact.source} (confidence: {fact.confidence})",
+        )
+        for fact in facts(target.name)
+    )

@@ -1,0 +1,212 @@
+"""The machines that the simulator can stand for: hardware facts, from data files with their sources.
+
+`targets/NAME.json` describes a machine; `extends` names the file that it adds to (a chip, then what all
+chips share).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import difflib
+import functools
+import json
+import os
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Mapping
+
+from . import POPTORCH_VERSION
+
+TARGET_VARIABLE = "IPU_SIMULATOR_TARGET"
+DEFAULT_TARGET = "pod16"
+
+# GC200 machines, and those of the Bow generation; the number in a name is that of its IPUs.
+TARGETS = "pod4 pod16 pod64 pod128 pod256 bow-pod4 bow-pod16 bow-pod64 bow-pod128 bow-pod256".split()
+
+_FOLDER = Path(__file__).resolve().parent / "targets"
+
+
+class UnknownTarget(ValueError):
+    """A machine that the simulator doesn't know."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A hardware fact with its source; confidence is high, medium or low."""
+
+    name: str
+    value: float
+    unit: str
+    source: str
+    confidence: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """A machine. Each field is a fact of the same name in the data files, which give unit and source.
+
+    Rates are of one tile, link or M2000 (a machine of four IPUs), as their units in the files say.
+    """
+
+    name: str
+    num_ipus: int
+    ipus_per_m2000: int
+    tiles_per_ipu: int
+    worker_threads_per_tile: int
+    bytes_per_tile: int
+    clock_hz: float
+    half_macs_per_cycle: int
+    half_float_partials_macs_per_cycle: int
+    float_macs_per_cycle: int
+    load_bytes_per_cycle: int
+    exchange_bytes_per_cycle: float
+    shared_exchange_bytes_per_cycle: float
+    link_bytes_per_s: float
+    links_between_ipus: int
+    link_efficiency: float
+    streaming_memory_bytes_per_s: float
+    streaming_memory_bytes: float
+    host_bytes_per_s: float
+
+    @property
+    def bytes_per_ipu(self) -> int:
+        return self.tiles_per_ipu * self.bytes_per_tile
+
+    @property
+    def peak_flops_per_s(self) -> float:
+        """Of one IPU: AMP, float16 with float16 partials, a multiply-add being two FLOPs."""
+        return 2.0 * self.half_macs_per_cycle * self.tiles_per_ipu * self.clock_hz
+
+    @property
+    def ipu_link_bytes_per_s(self) -> float:
+        """What passes between two IPUs of a pipeline in one direction."""
+        return self.link_bytes_per_s * self.links_between_ipus * self.link_efficiency
+
+
+def target(name: str | None = None) -> Target:
+    """A machine by name; without one, the machine that IPU_SIMULATOR_TARGET names now, else a pod16.
+
+    Raises UnknownTarget.
+    """
+    asked = name or os.environ.get(TARGET_VARIABLE) or DEFAULT_TARGET
+    if asked not in TARGETS:
+        likely = difflib.get_close_matches(asked.lower(), TARGETS, n=1, cutoff=0.0)
+        where = f"target is {asked!r}" if name else f"{TARGET_VARIABLE} is {asked!r}"
+        raise UnknownTarget(
+            f"{where}, which is no target of the simulator: the nearest is {likely[0]!r} "
+            f"(all: {', '.join(TARGETS)})"
+        )
+    return _load(asked)
+
+
+def facts(name: str) -> tuple[Fact, ...]:
+    """The hardware facts of a target, chip and machine, each with unit, source and confidence."""
+    return tuple(Fact(key, **fact) for key, fact in _entries(name).items())
+
+
+@functools.cache
+def _load(name: str) -> Target:
+    values: dict[str, Any] = {fact.name: fact.value for fact in facts(name)}
+    types = {field.name: field.type for field in fields(Target)}
+    counts = {key: int(value) for key, value in values.items() if types[key] == "int"}
+    return Target(name=name, **{**values, **counts})
+
+
+def _entries(name: str) -> dict[str, Mapping[str, Any]]:
+    content = json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    content.pop("about", None)
+    parent = content.pop("extends", None)
+    return {**(_entries(parent) if parent else {}), **content}
+
+
+# How the simulator computes: in float32, or as an IPU does.
+
+PRECISION_VARIABLE = "IPU_SIMULATOR_PRECISION"
+FLOAT32 = "float32"
+IPU_FLOAT16 = "ipu-float16"
+PRECISIONS = (FLOAT32, IPU_FLOAT16)
+
+
+class UnknownPrecision(ValueError):
+    """A precision that the simulator doesn't have."""
+
+
+def precision() -> str:
+    """What IPU_SIMULATOR_PRECISION names now, else float32. Raises UnknownPrecision."""
+    name = os.environ.get(PRECISION_VARIABLE) or FLOAT32
+    if name not in PRECISIONS:
+        likely = difflib.get_close_matches(name.lower(), PRECISIONS, n=1, cutoff=0.0)
+        raise UnknownPrecision(
+            f"{PRECISION_VARIABLE} is {name!r}, which is no precision of the simulator: the nearest is "
+            f"{likely[0]!r} (all: {', '.join(PRECISIONS)})"
+        )
+    return name
+
+
+# The line that says a simulator is at work: once in a run, first thing on stderr.
+
+# Set once the line was printed, and inherited by the processes that a program starts. Our own runners set it
+# too (ipu/device.py): their first line is the device's banner.
+_SAID = "IPU_SIMULATOR_ANNOUNCED"
+_IPU_MODEL_VARIABLES = ("POPTORCH_IPU_MODEL", "POPTORCH_SMALL_IPU_MODEL")
+
+
+def announcement() -> str:
+    """What stands for what. Raises UnknownTarget and UnknownPrecision."""
+    machine = target()
+    if any(os.environ.get(name, "").strip("0").isdigit() for name in _IPU_MODEL_VARIABLES):
+        stands_for = "Poplar's IPU model"
+    else:
+        stands_for = f"{machine.name} ({machine.num_ipus} IPUs)"
+    if precision() == IPU_FLOAT16:
+        stands_for += ", with its float16 numerics"
+    return f"ipu.simulator: no IPU and no SDK in use; poptorch {POPTORCH_VERSION} stands for {stands_for}"
+
+
+def announce() -> None:
+    """Prints the line, unless this process or the one that started it has done so."""
+    if os.environ.get(_SAID):
+        return
+    os.environ[_SAID] = "1"
+    try:
+        line = announcement()
+    except (UnknownTarget, UnknownPrecision) as error:
+        # Whoever asks for the hardware, or compiles, gets it as an error.
+        line = f"ipu.simulator: {error}"
+    # A notebook's or a service's process may have no stderr.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        print(line, file=sys.stderr, flush=True)
+
+
+# This host's memory, kept from one micro batch to the next.
+#
+# Large tensors come and go with every micro batch. glibc gives each back to the system and fetches it anew,
+# page by page, which takes a tenth to a quarter of a small model's step.
+
+# Parameters of mallopt, from glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_TOP_PAD = -2
+_M_MMAP_MAX = -4
+
+# Fetched at once where the heap has to grow: few calls, and less than a small model's activations.
+_TOP_PAD_BYTES = 64 << 20
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """From now on what this process frees stays its own; True where that could be arranged.
+
+    Left alone: an allocator that isn't glibc's, and one that the user has set up (MALLOC_...,
+    GLIBC_TUNABLES).
+    """
+    if any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ:
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    # No mappings of single tensors, and no heap that shrinks (-1: never).
+    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, _TOP_PAD_BYTES))
+    return [mallopt(parameter, value) for parameter, value in settings] == [1] * len(settings)

@@ -1,0 +1,210 @@
+"""The container behind every options class: typed values, chained setters, freezing."""
+
+from __future__ import annotations
+
+import copy
+import enum
+import json
+from pathlib import Path
+from typing import Any
+
+from .. import enums
+
+
+class _SealedAfterInit(type):
+    """Constructors may create private attributes; afterwards a misspelt one is an error."""
+
+    def __call__(cls, *args, **kwargs):
+        instance = super().__call__(*args, **kwargs)
+        object.__setattr__(instance, "_sealed", True)
+        return instance
+
+
+class OptionsDict(metaclass=_SealedAfterInit):
+    """Named values whose types are those of their defaults. `options.name` and `options("name")` read one."""
+
+    def __init__(self, **default_values: Any):
+        object.__setattr__(self, "_values", default_values)
+        object.__setattr__(self, "_is_frozen", False)
+
+    def __getattr__(self, option: str) -> Any:
+        # Reached only where ordinary look-up fails; private names aren't options.
+        if not option.startswith("_") and option in self._values:
+            return self._values[option]
+        raise AttributeError(f"Invalid attribute {option}.")
+
+    def __setattr__(self, option: str, value: Any) -> None:
+        if not option.startswith("_"):
+            self.set(**{option: value})
+        elif "_sealed" in self.__dict__ and option not in self.__dict__:
+            raise AttributeError(f"Invalid private attribute {option}")
+        else:
+            object.__setattr__(self, option, value)
+
+    def __call__(self, option: str) -> Any:
+        self._assert_exists(option)
+        return self._values[option]
+
+    def __deepcopy__(self, memo):
+        """An unfrozen copy."""
+        duplicate = type(self).__new__(type(self))
+        memo[id(self)] = duplicate
+        duplicate.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        duplicate.__dict__["_is_frozen"] = False
+        return duplicate
+
+    def __getstate__(self):
+        return dict(self.__dict__)
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+
+    def __repr__(self) -> str:
+        return repr(self._values)
+
+    def _assert_exists(self, option: str) -> None:
+        assert option in self._values, f"Invalid option {option}, valid options are {list(self._values)}"
+
+    def _freeze(self) -> None:
+        object.__setattr__(self, "_is_frozen", True)
+
+    def checkIsFrozen(self, option: str | None = None) -> None:
+        """Raises AttributeError where the options can't be changed any more."""
+        if self._is_frozen:
+            raise AttributeError("Can't modify frozen Options")
+
+    def set(self, **kwargs: Any):
+        """Changes existing options; each new value must be an instance of the old one's type."""
+        for option, value in kwargs.items():
+            self.checkIsFrozen(option)
+            self._assert_exists(option)
+            expected = type(self._values[option])
+            assert isinstance(value, expected), (
+                f"Unexpected type {type(value)} for option {option}. Expected {expected}"
+            )
+            self._values[option] = value
+        return self
+
+    def createOrSet(self, **kwargs: Any):
+        """Changes options, and makes those that aren't there yet."""
+        for option, value in kwargs.items():
+            self.checkIsFrozen(option)
+            if option in self._values:
+                self.set(**{option: value})
+            else:
+                self._values[option] = value
+        return self
+
+    def exists(self, option: str) -> bool:
+        """Whether the option has a value."""
+        return option in self._values
+
+    def deleteIfExists(self, option: str) -> None:
+        """Forgets an option."""
+        self.checkIsFrozen(option)
+        self._values.pop(option, None)
+
+    def update(self, other: dict[str, Any]) -> dict[str, Any]:
+        """Adds these values, enumerations as plain values, to a dictionary that has none of them yet."""
+        shared = set(other) & set(self._values)
+        assert not shared, f"Can't merge dictionaries, they have keys in common: {sorted(shared)}"
+        for option, value in self._values.items():
+            other[option] = value.value if isinstance(value, enum.Enum) else value
+        return other
+
+    def toDict(self) -> dict[str, Any]:
+        """The values in a dictionary of their own."""
+        return self.update({})
+
+
+# Options that go to PopART under PopART's own names.
+
+
+class PopartOptions:
+    """Holds what a program sets by PopART's names; they're checked when a model is compiled, not here."""
+
+    def __init__(self):
+        self._is_frozen = False
+        self.options: dict[str, Any] = {
+            "instrumentWithHardwareCycleCounter": False,
+            "rearrangeAnchorsOnHost": False,
+        }
+
+    def __deepcopy__(self, memo):
+        """An unfrozen copy."""
+        duplicate = type(self)()
+        memo[id(self)] = duplicate
+        duplicate.options = copy.deepcopy(self.options, memo)
+        return duplicate
+
+    def __repr__(self) -> str:
+        return repr(self.options)
+
+    def _freeze(self) -> None:
+        self._is_frozen = True
+
+    def checkIsFrozen(self, option: str | None = None) -> None:
+        """Raises AttributeError where the options can't be changed any more."""
+        if self._is_frozen:
+            raise AttributeError("Can't modify frozen Options")
+
+    def set(self, key: str, value: Any) -> PopartOptions:
+        """Sets one of PopART's session options."""
+        self.checkIsFrozen(key)
+        self.options[key] = value
+        return self
+
+    def setPatterns(self, patterns: dict[str, bool], level: int = 2) -> PopartOptions:
+        """Turns PopART's graph patterns on and off, on top of a level."""
+        self.checkIsFrozen("patterns")
+        assert isinstance(patterns, dict), "patterns must be a dictionary of names to bool"
+        self.options["patterns_level"] = level
+        self.options["patterns"] = patterns
+        return self
+
+    def setEngineOptions(self, engine_options: dict[str, str]) -> PopartOptions:
+        """Replaces the options of Poplar's engine."""
+        return self.set("engineOptions", engine_options)
+
+
+# Options from a file of setter calls and from JSON.
+
+
+class ConfigFileError(Exception):
+    """A line of an options file isn't a setter call."""
+
+
+def apply_file(options: Any, filepath: str) -> None:
+    """Executes each line of the file as `options.<line>`."""
+    import poptorch
+
+    path = Path(filepath)
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        call = line.strip()
+        if not call or call.startswith("#"):
+            continue
+        try:
+            code = compile(f"options.{call}", str(path), "exec")
+        except SyntaxError as error:
+            detail = f"SyntaxError at line {number} of {path.name}: {error.msg}\n> {call}"
+            raise ConfigFileError(detail) from error
+        exec(code, {"options": options, "poptorch": poptorch})
+
+
+def apply_json(options: Any, text: str) -> None:
+    """Calls the setter that each dotted key names; a list's elements are separate arguments."""
+    for dotted, value in json.loads(text).items():
+        setter = options
+        for name in dotted.split("."):
+            setter = getattr(setter, name)
+        arguments = value if isinstance(value, list) else [value]
+        setter(*(_enumeration(argument) for argument in arguments))
+
+
+def _enumeration(value: Any) -> Any:
+    """ "OutputMode.All" as the enumeration's member; anything else as it is."""
+    if isinstance(value, str) and value.count(".") == 1:
+        class_name, member = value.split(".")
+        if class_name in enums.__all__:
+            return getattr(enums, class_name)[member]
+    return value

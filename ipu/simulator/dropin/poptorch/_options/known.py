@@ -1,0 +1,82 @@
+"""Which options a compilation knows, and which types of value it takes.
+
+PopART's names are those of its SessionOptions, as its user guide lists them.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ..poptorch_core import createBackendError, usesIpuModel
+
+_POPTORCH = frozenset(
+    """
+    replication_factor input_group_size input_cgt broadcast_buffers device_iterations log_dir max_repeat_logs
+    auto_round_num_ipus anchored_tensors output_mode output_return_period connection_type sync_pattern
+    available_memory_proportion source_location_excludes module_namescope_enabled
+    show_compilation_progress_bar relax_optimizer_checks updatable_named_buffers random_seed use_model ipu_id
+    ipu_version model_name gradient_accumulation accumulation_and_replication_reduction_type
+    meanAccumulationAndReplicationReductionStrategy num_distributed_processes distributed_process_id
+    execution_mode location_activation location_weight location_optimizer location_accumulator numIOTiles
+    patterns patterns_level separate_backward_phase tensors_liveness serial_phases_execution
+    """.split()
+)
+
+_POPART = frozenset(
+    """
+    accumulationAndReplicationReductionType accumulationFactor accumulationReductionType aliasZeroCopy
+    autoRecomputation autodiffSettings cachePath compilationProgressTotal compileEngine constantWeights
+    convolutionOptions createHostTransferableTensorWithOffset createImplicitPipeliningFwdOnlyProgram
+    customCodeletCompileFlags customCodelets debugInfo decomposeGradSum defaultBufferingDepth
+    defaultPrefetchBufferingDepth delayVarUpdates developerSettings disableGradAccumulationTensorStreams
+    disableOptimizerStateTensorStreams dotChecks dotOpNames enableConstantFoldingOfMultipleConsumers
+    enableDistributedReplicatedGraphs enableEngineCaching enableExplicitIR enableExplicitMainLoops
+    enableFloatingPointChecks enableFullyConnectedPass enableGradientAccumulation enableGroupedMatmuls
+    enableInplaceAmbiguityChecking enableLoadAndOffloadRNGState enableMergeExchange enableNonStableSoftmax
+    enableOutlining enableOutliningCopyCostPruning enablePipelining enablePrefetchDatastreams
+    enableReplicatedGraphs enableRngStateManagement enableSerializedMatmuls enableStableNorm
+    enableStochasticRounding enableSupportedDataTypeCasting enableVariablesCaching engineOptions
+    ensureFp32LossScaleTensor explicitPipeliningEnabled explicitRecomputation exportPoplarComputationGraph
+    exportPoplarVertexGraph finalDotOp firstDotOp gclOptions globalReplicaOffset globalReplicationFactor
+    groupHostSync groupNormStridedChannelGrouping hardwareInstrumentations
+    instrumentWithHardwareCycleCounter kahnTieBreaker logDir looseThresholdAtPeak lstmOptions
+    matmulOptions mergeVarUpdate mergeVarUpdateMemThreshold opxAliasChecking opxModifyChecking
+    outlineSequenceBreakCost outlineThreshold partialsTypeMatMuls prefetchBufferingDepthMap
+    bufferingDepthMap printDotOps rearrangeAnchorsOnHost rearrangeStreamsOnHost replicatedGraphCount
+    reportOptions saveInitializersToFile scheduleNonWeightUpdateGradientConsumersEarly separateCallOpPdfs
+    shouldDelayVarUpdates stashAllTensorsInferencePipeline strictOpVersions subgraphCopyingStrategy
+    swapLimitScheduler syntheticDataMode throwIfLog2ScaleFactorNotExact timeLimitScheduler
+    timePartitionLogger transitiveClosureOptimizationThreshold updatableNamedBuffers useHostCopyOps
+    useLoopCandidateCreator virtualGraphMode
+    """.split()
+)
+
+# Settings that have settings of their own, named "settings.name".
+_POPART_GROUPS = frozenset(
+    """
+    accumulateOuterFragmentSettings activationTensorLocationSettings weightTensorLocationSettings
+    optimizerStateTensorLocationSettings accumulatorTensorLocationSettings automaticLossScalingSettings
+    autodiffSettings batchSerializationSettings developerSettings executionPhaseSettings
+    experimentalSettings replicatedCollectivesSettings tensorLocationSettingsOverride
+    """.split()
+)
+
+# POPTORCH_IPU_MODEL_VERSION: 1216, 1472 and 1472 tiles.
+_IPU_MODELS = ("ipu1", "ipu2", "ipu21")
+
+_VALUE_TYPES = (bool, float, int, str, list, tuple, set, dict)
+
+
+def validate(options: dict[str, Any]) -> None:
+    """Raises poptorch.Error for a name or a type of value that a compilation doesn't know, and where the IPU
+    model is asked for, for a version that there is no model of.
+    """
+    if usesIpuModel(options) and os.environ.get("POPTORCH_IPU_MODEL_VERSION", "ipu2") not in _IPU_MODELS:
+        raise createBackendError(f"Invalid IPU model version. Valid versions: {', '.join(_IPU_MODELS)}.")
+    for name, value in options.items():
+        if not isinstance(value, _VALUE_TYPES):
+            raise createBackendError(f"Unknown value type {type(value)} for option {name}")
+        if name in _POPTORCH or name in _POPART or name.split(".")[0] in _POPART_GROUPS:
+            continue
+        raise createBackendError(f"Unknown {type(value).__name__} option '{name}' for value {value!r}")

@@ -1,0 +1,213 @@
+"""The sub-namespaces of Options: Training, Precision, Jit, TensorLocations, Distributed."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from .. import enums
+from .._logging import logger
+from .base import OptionsDict, PopartOptions
+
+
+class TrainingOptions(OptionsDict):
+    """Options that only training models have."""
+
+    def __init__(self, popart_options: PopartOptions):
+        super().__init__(
+            gradient_accumulation=1,
+            accumulation_and_replication_reduction_type=enums.ReductionType.Mean,
+            meanAccumulationAndReplicationReductionStrategy=enums.MeanReductionStrategy.Post,
+        )
+        self._popart_options = popart_options
+
+    def gradientAccumulation(self, gradient_accumulation: int):
+        """The number of micro batches a replica processes for one weight update."""
+        return self.set(gradient_accumulation=gradient_accumulation)
+
+    def accumulationAndReplicationReductionType(self, reduction_type: enums.ReductionType):
+        """Sum or Mean: how the gradients of accumulation steps and replicas are joined. Else ValueError."""
+        if reduction_type not in (enums.ReductionType.Sum, enums.ReductionType.Mean):
+            raise ValueError(
+                "accumulationAndReplicationReductionType must be set to poptorch.ReductionType.Mean or "
+                "poptorch.ReductionType.Sum"
+            )
+        return self.set(accumulation_and_replication_reduction_type=reduction_type)
+
+    def setMeanAccumulationAndReplicationReductionStrategy(
+        self, mean_reduction_strategy: enums.MeanReductionStrategy
+    ):
+        """When the mean's division happens."""
+        return self.set(meanAccumulationAndReplicationReductionStrategy=mean_reduction_strategy)
+
+    def setAutomaticLossScaling(self, enabled: bool):
+        """Lets the device find the loss scale; it also makes `loss_scaling` a variable of the optimizer."""
+        self._popart_options.set("automaticLossScalingSettings.enabled", enabled)
+        return self
+
+    def setConvolutionDithering(self, enabled: bool):
+        """Starts convolutions on pseudorandom tiles. Replaces other convolution options."""
+        self._popart_options.set(
+            "convolutionOptions", {"enableConvDithering": "true" if enabled else "false"}
+        )
+        return self
+
+
+class PrecisionOptions(OptionsDict):
+    """Options of number formats and rounding."""
+
+    def __init__(self, popart_options: PopartOptions):
+        super().__init__()
+        self._popart_options = popart_options
+
+    def enableFloatingPointExceptions(self, enabled: bool):
+        """Stops the program on the device at a NaN or an overflow."""
+        assert isinstance(enabled, bool), "You must provide a bool value"
+        self._popart_options.set("enableFloatingPointChecks", enabled)
+        return self
+
+    def enableStochasticRounding(self, enabled: bool):
+        """Rounds float16 results up or down by chance, so that the mean is the exact value."""
+        self._popart_options.set("enableStochasticRounding", enabled)
+        return self
+
+    def setPartialsType(self, dtype: torch.dtype):
+        """The type in which products and convolutions accumulate: torch.float or torch.half. Else
+        ValueError.
+        """
+        names = {torch.float: "float", torch.half: "half"}
+        if dtype not in names:
+            raise ValueError("partialsType must be one of torch.float, torch.half")
+        self._popart_options.set("partialsTypeMatMuls", names[dtype])
+        self._popart_options.set("convolutionOptions", {"partialsType": names[dtype]})
+        return self
+
+    def halfFloatCasting(self, half_float_casting: enums.HalfFloatCastingBehavior):
+        """Deprecated, without effect."""
+        logger.warning("Precision.halfFloatCasting is deprecated and has no effect: operands become float32")
+        return self
+
+    def runningStatisticsAlwaysFloat(self, value: bool):
+        """Deprecated, without effect."""
+        logger.warning("Precision.runningStatisticsAlwaysFloat is deprecated and has no effect")
+        return self
+
+
+class JitOptions(OptionsDict):
+    """What is left of the choice between two ways to trace."""
+
+    def traceModel(self, trace_model: bool):
+        """Deprecated: False is what happens anyway, True is a ValueError."""
+        if trace_model:
+            raise ValueError("options.Jit.traceModel(True) is no longer supported")
+        logger.warning("Jit.traceModel is deprecated and has no effect")
+        return self
+
+
+class TensorLocationSettings(OptionsDict):
+    """Where one kind of tensor lives; options that aren't set are left to PopART."""
+
+    def _store(self, **kwargs):
+        for option, value in kwargs.items():
+            if value is None:
+                self.deleteIfExists(option)
+            else:
+                self.createOrSet(**{option: int(value)})
+        return self
+
+    def minElementsForOffChip(self, min_elements: int):
+        """Smaller tensors stay on the chip."""
+        assert isinstance(min_elements, int), "min_elements must be an int"
+        return self._store(minElementsForOffChip=min_elements)
+
+    def minElementsForReplicatedTensorSharding(self, min_elements: int):
+        """Smaller tensors are whole on every replica."""
+        assert isinstance(min_elements, int), "min_elements must be an int"
+        return self._store(minElementsForReplicatedTensorSharding=min_elements)
+
+    def useOnChipStorage(self, use: bool = True):
+        """On the chip, off it, or (None) wherever PopART puts it."""
+        assert use is None or isinstance(use, bool), "use must be a bool or None"
+        return self._store(onChip=use)
+
+    def useReplicatedTensorSharding(self, use: bool = True):
+        """Each replica holds a part."""
+        assert isinstance(use, bool), "use must be a bool"
+        return self._store(useReplicatedTensorSharding=use)
+
+    def useIOTilesToLoad(self, use: bool = True):
+        """The tiles kept for transfers read it."""
+        assert isinstance(use, bool), "use must be a bool"
+        return self._store(useIOTilesToLoad=use)
+
+    def useIOTilesToStore(self, use: bool = True):
+        """The tiles kept for transfers write it."""
+        assert isinstance(use, bool), "use must be a bool"
+        return self._store(useIOTilesToStore=use)
+
+
+class TensorLocationOptions(OptionsDict):
+    """Where activations, weights, optimizer states and accumulators live. Each setter takes a snapshot."""
+
+    def numIOTiles(self, num_tiles: int):
+        """Tiles kept for transfers: even, 32 to 192. Else AssertionError."""
+        valid = isinstance(num_tiles, int) and 32 <= num_tiles <= 192 and num_tiles % 2 == 0
+        assert valid, "numIOTiles must be an even number between 32 and 192."
+        return self.createOrSet(numIOTiles=num_tiles)
+
+    def _store(self, kind: str, location: TensorLocationSettings):
+        assert isinstance(location, TensorLocationSettings), (
+            f"Invalid type {type(location)}: a poptorch.TensorLocationSettings is expected"
+        )
+        return self.createOrSet(**{kind: location.toDict()})
+
+    def setActivationLocation(self, location: TensorLocationSettings):
+        """Where activations live."""
+        return self._store("location_activation", location)
+
+    def setWeightLocation(self, location: TensorLocationSettings):
+        """Where weights live."""
+        return self._store("location_weight", location)
+
+    def setOptimizerLocation(self, location: TensorLocationSettings):
+        """Where the optimizer's states live."""
+        return self._store("location_optimizer", location)
+
+    def setAccumulatorLocation(self, location: TensorLocationSettings):
+        """Where the gradients' accumulators live."""
+        return self._store("location_accumulator", location)
+
+
+class DistributedOptions(OptionsDict):
+    """How many processes run the model together, and which one this is; OpenMPI's variables say so by
+    default.
+    """
+
+    def __init__(self):
+        super().__init__(num_distributed_processes=1, distributed_process_id=0)
+        self.setEnvVarNames("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
+
+    def disable(self):
+        """One process, whatever the environment says."""
+        return self.configureProcessId(0, 1)
+
+    def setEnvVarNames(self, var_num_processes: str, var_process_id: str):
+        """Reads the number of processes and this one's id from these environment variables."""
+        num_processes = int(os.environ.get(var_num_processes, "1"))
+        process_id = int(os.environ.get(var_process_id, "0"))
+        return self.configureProcessId(process_id, num_processes)
+
+    def configureProcessId(self, process_id: int, num_processes: int):
+        """Sets this process's id and the number of processes."""
+        return self.set(distributed_process_id=process_id, num_distributed_processes=num_processes)
+
+    @property
+    def processId(self) -> int:
+        """This process, from 0 on."""
+        return self._values["distributed_process_id"]
+
+    @property
+    def numProcesses(self) -> int:
+        """All processes."""
+        return self._values["num_distributed_processes"]

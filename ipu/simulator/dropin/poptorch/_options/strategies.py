@@ -1,0 +1,295 @@
+"""Execution strategies: how blocks become pipeline stages, and stages stand on IPUs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import enums
+from ..poptorch_core import createBackendError
+
+
+class Stage:
+    """Blocks, by id, that form one pipeline stage."""
+
+    def __init__(self, *block_ids: str):
+        for block_id in block_ids:
+            assert isinstance(block_id, str), f"Block IDs are supposed to be strings but got {type(block_id)}"
+        self._blocks = list(block_ids)
+        self._stage_id = -1
+        self._ipu: int | None = None
+
+    def ipu(self, ipu: int) -> Stage:
+        """Places the stage on an IPU, whatever its blocks say."""
+        assert isinstance(ipu, int), "ipu must be an int"
+        self._ipu = ipu
+        return self
+
+    @property
+    def blocks(self) -> list[str]:
+        """The blocks' ids."""
+        return self._blocks
+
+
+class _IExecutionStrategy:
+    """What every strategy can do."""
+
+    def onStartTracing(self) -> None:
+        """Called before a model is traced."""
+
+    def onEndTracing(self) -> None:
+        """Called after a model has been traced."""
+
+    def stage(self, block_id: str) -> Stage:
+        """The stage that a block belongs to."""
+        raise NotImplementedError
+
+    def backendOptions(self) -> dict[str, Any]:
+        """The strategy's share of Options.toDict()."""
+        raise NotImplementedError
+
+    def _place(self, block_id: str, ipu_id: int | None) -> tuple[int, int]:
+        """(stage, IPU) of a block that a trace enters."""
+        raise NotImplementedError
+
+    def _check_depth(self, options: Any, num_stages: int, training: bool) -> None:
+        """Raises poptorch.Error where a model of so many pipeline stages can't run with these options."""
+
+
+def _as_stage(argument: Any) -> Stage:
+    if isinstance(argument, Stage):
+        return argument
+    if isinstance(argument, (list, tuple)):
+        return Stage(*argument)
+    return Stage(argument)
+
+
+class PipelinedExecution(_IExecutionStrategy):
+    """Stages work on successive micro batches at the same time.
+
+    PipelinedExecution(): a stage for each IPU. PipelinedExecution(AutoStage): stages by that rule.
+    PipelinedExecution("A", ["B", "C"], Stage("D").ipu(3)): these stages; every other block is an error.
+    """
+
+    def __init__(self, *args: enums.AutoStage | str | list[str] | Stage):
+        self._auto = enums.AutoStage.SameAsIpu if not args else None
+        if len(args) == 1 and isinstance(args[0], enums.AutoStage):
+            self._auto = args[0]
+            args = ()
+        self._stages: dict[str, Stage] = {}
+        for stage_id, argument in enumerate(args):
+            stage = _as_stage(argument)
+            stage._stage_id = stage_id
+            for block_id in stage.blocks:
+                assert block_id not in self._stages, f"{block_id} associated with more than one stage"
+                self._stages[block_id] = stage
+
+    def onStartTracing(self) -> None:
+        """Automatic stages are found anew by each trace."""
+        if self._auto is not None:
+            self._stages.clear()
+
+    def stage(self, block_id: str) -> Stage:
+        """The stage that a block belongs to; AssertionError for a block that has none."""
+        assert block_id in self._stages, f"Unknown block {block_id}"
+        return self._stages[block_id]
+
+    def backendOptions(self) -> dict[str, Any]:
+        """PopTorch numbers its modes: 0 pipelined, 1 sharded, 2 phased."""
+        return {"execution_mode": 0}
+
+    def _place(self, block_id: str, ipu_id: int | None) -> tuple[int, int]:
+        if self._auto is None:
+            assert block_id in self._stages, (
+                f"Unknown Block '{block_id}' list of expected Blocks: {list(self._stages)}"
+            )
+        elif block_id not in self._stages:
+            self._stages[block_id] = self._automatic_stage(block_id, ipu_id)
+        stage = self._stages[block_id]
+        if stage._ipu is not None:
+            return stage._stage_id, stage._ipu
+        return stage._stage_id, stage._stage_id if ipu_id is None else ipu_id
+
+    def _automatic_stage(self, block_id: str, ipu_id: int | None) -> Stage:
+        stage = Stage()
+        stage._blocks.append(block_id)
+        if self._auto is enums.AutoStage.AutoIncrement:
+            # Stages count from 1, in the order in which blocks are first seen.
+            stage._stage_id = 1 + len(self._stages)
+        else:
+            assert ipu_id is not None, (
+                f"poptorch.AutoStage.SameAsIpu was selected but no IPU was specified for block {block_id}"
+            )
+            stage._stage_id = ipu_id
+        return stage
+
+    def _check_depth(self, options: Any, num_stages: int, training: bool) -> None:
+        if training:
+            needed = 2 * num_stages - 1
+            if options.Training.gradient_accumulation < needed:
+                raise createBackendError(
+                    "poptorch.Options().Training.gradientAccumulation must be greater than or equal to the "
+                    "number "
+                    f"of pipeline stages ({needed}) when using poptorch.PipelinedExecution. Please note that "
+                    f"a "
+                    f"model with {num_stages} pipeline stages in PopTorch will have an additional "
+                    f"{num_stages - 1} stages when training."
+                )
+        elif options.device_iterations < num_stages:
+            raise createBackendError(
+                "poptorch.Options().deviceIterations must be greater than or equal to the number of pipeline "
+                f"stages ({num_stages}) when using PopTorch.PipelinedExecution."
+            )
+
+
+class ShardedExecution(PipelinedExecution):
+    """The same stages, one working at a time: no pipeline, so no rule on its depth."""
+
+    def backendOptions(self) -> dict[str, Any]:
+        """See PipelinedExecution."""
+        return {"execution_mode": 1}
+
+    def _check_depth(self, options: Any, num_stages: int, training: bool) -> None:
+        return None
+
+
+# Phased execution: parts of a model run one after another, with tensors leaving the chip in between.
+#
+# The simulator has memory for everything at once, so phases only place blocks: results are those of sharded
+# execution.
+
+
+class Phase:
+    """Stages that run at the same time. Phase("A", "B") is one stage of two blocks, Phase(Stage("A"),
+    Stage("B")) and Phase(["A"], ["B"]) are two stages.
+    """
+
+    def __init__(self, *arg: str | list[str] | Stage):
+        if arg and all(isinstance(one, str) for one in arg):
+            self.stages = [Stage(*arg)]
+        else:
+            self.stages = [_as_stage(one) for one in arg]
+
+    def ipus(self, *ipus: int) -> Phase:
+        """Places each stage on an IPU of its own; AssertionError unless there is one for each."""
+        assert len(ipus) == len(self.stages), (
+            f"Expected one IPU for each of the phase's {len(self.stages)} stages but got {len(ipus)}"
+        )
+        for stage, ipu in zip(self.stages, ipus):
+            stage.ipu(ipu)
+        return self
+
+    def stage(self, idx: int) -> Stage:
+        """The idx-th stage."""
+        return self.stages[idx]
+
+
+def _as_phase(argument: Any) -> Phase:
+    if isinstance(argument, Phase):
+        return argument
+    if isinstance(argument, (list, tuple)):
+        return Phase(*argument)
+    return Phase(argument)
+
+
+class _IPhasedExecution(_IExecutionStrategy):
+    """What both kinds of phased execution share."""
+
+    def __init__(self, *phases: Phase | list[Stage] | list[str] | str):
+        explicit = phases and not any(isinstance(phase, enums.AutoStage) for phase in phases)
+        assert explicit, (
+            "There is currently no AutoStage for PhasedExecution, please explicitly specify the phases"
+        )
+        self._phases = [_as_phase(phase) for phase in phases]
+        self._separate_backward_phase = False
+        self._liveness = enums.Liveness.AlwaysLive
+        self._phase_of: dict[str, int] = {}
+        self._stage_of: dict[str, Stage] = {}
+        for phase_id, phase in enumerate(self._phases):
+            for stage in phase.stages:
+                stage._stage_id = phase_id
+                for block_id in stage.blocks:
+                    assert block_id not in self._stage_of, f"{block_id} associated with more than one stage"
+                    self._stage_of[block_id] = stage
+                    self._phase_of[block_id] = phase_id
+
+    def phase(self, phase: int) -> Phase:
+        """The phase of this number, from 0 on; AssertionError beyond the last."""
+        assert isinstance(phase, int), f"phase must be an int, not {type(phase)}"
+        assert 0 <= phase < len(self._phases), f"Unknown phase {phase}: there are {len(self._phases)}"
+        return self._phases[phase]
+
+    def stage(self, block_id: str) -> Stage:
+        """The stage that a block belongs to; AssertionError for a block that has none."""
+        assert block_id in self._stage_of, f"Unknown block {block_id}"
+        return self._stage_of[block_id]
+
+    def useSeparateBackwardPhase(self, use: bool = True):
+        """Gives the backward pass of the last phase a phase of its own."""
+        assert isinstance(use, bool), "use must be a bool"
+        self._separate_backward_phase = use
+        return self
+
+    def backendOptions(self) -> dict[str, Any]:
+        """See PipelinedExecution."""
+        return {
+            "execution_mode": 2,
+            "separate_backward_phase": self._separate_backward_phase,
+            "tensors_liveness": self._liveness.value,
+        }
+
+    def _default_ipu(self, phase_id: int, position: int) -> int:
+        """The IPU of a phase's `position`-th stage, where the program names none."""
+        raise NotImplementedError
+
+    def _place(self, block_id: str, ipu_id: int | None) -> tuple[int, int]:
+        assert block_id in self._stage_of, (
+            f"Unknown Block '{block_id}' list of expected Blocks: {list(self._stage_of)}"
+        )
+        stage, phase_id = self._stage_of[block_id], self._phase_of[block_id]
+        if stage._ipu is not None:
+            return phase_id, stage._ipu
+        if ipu_id is not None:
+            return phase_id, ipu_id
+        return phase_id, self._default_ipu(phase_id, self._phases[phase_id].stages.index(stage))
+
+
+class ParallelPhasedExecution(_IPhasedExecution):
+    """Two groups of IPUs take turns: even phases run on even IPUs, odd phases on odd ones."""
+
+    def sendTensorsOffChipAfterFwd(self, off_chip: bool = True):
+        """Sends a phase's tensors off the chip when its forward is done."""
+        assert isinstance(off_chip, bool), "off_chip must be a bool"
+        self._liveness = enums.Liveness.OffChipAfterFwd if off_chip else enums.Liveness.AlwaysLive
+        return self
+
+    def backendOptions(self) -> dict[str, Any]:
+        """See PipelinedExecution."""
+        return {**super().backendOptions(), "serial_phases_execution": False}
+
+    def _default_ipu(self, phase_id: int, position: int) -> int:
+        return 2 * position + phase_id % 2
+
+    def _place(self, block_id: str, ipu_id: int | None) -> tuple[int, int]:
+        phase_id, ipu = super()._place(block_id, ipu_id)
+        assert ipu % 2 == phase_id % 2, (
+            f"Block {block_id} of phase {phase_id} is on IPU {ipu}: in parallel phased execution even phases "
+            "run on even IPUs and odd phases on odd IPUs"
+        )
+        return phase_id, ipu
+
+
+class SerialPhasedExecution(_IPhasedExecution):
+    """All phases run on the same IPUs, one after another."""
+
+    def setTensorsLiveness(self, liveness: enums.Liveness):
+        """When a phase's tensors leave the chip."""
+        assert isinstance(liveness, enums.Liveness), "liveness must be a poptorch.Liveness"
+        self._liveness = liveness
+        return self
+
+    def backendOptions(self) -> dict[str, Any]:
+        """See PipelinedExecution."""
+        return {**super().backendOptions(), "serial_phases_execution": True}
+
+    def _default_ipu(self, phase_id: int, position: int) -> int:
+        return position

@@ -1,0 +1,152 @@
+"""Tensors that `Options.anchorTensor` keeps for `getAnchoredTensor`.
+
+What can be kept goes by the names that `getTensorNames` gives: a weight's own, `Gradient___<weight>` (of each
+micro batch, before accumulation), `UpdatedVar___<weight>` (once in a weight update), and those of the
+operations' results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any, Callable, Iterator
+
+import torch
+from ipu_simulator import numerics
+
+from .. import enums
+from .._trace import popart_ir
+from ..poptorch_core import createBackendError
+
+_GRADIENT, _UPDATED = "Gradient___", "UpdatedVar___"
+RETURNED = {
+    enums.OutputMode.All: numerics.Returned.ALL,
+    enums.OutputMode.EveryN: numerics.Returned.EVERY_N,
+    enums.OutputMode.Final: numerics.Returned.FINAL,
+    enums.OutputMode.Sum: numerics.Returned.SUM,
+}
+
+
+def names(ir: str, weights: list[str], training: bool) -> list[str]:
+    """Every name that can be anchored: weights, in training their gradients and updates, then results."""
+    found = list(weights)
+    if training:
+        found += [f"{kind}{name}" for kind in (_GRADIENT, _UPDATED) for name in weights]
+    for node in json.loads(ir)["maingraph"]:
+        found += [tensor["name"] for tensor in node["outputs"] if tensor["name"] not in found]
+    return found
+
+
+def check(options: Any, known: list[str]) -> None:
+    """Raise poptorch.Error for an anchor that names no tensor of the model."""
+    for short_name, (long_name, _, _) in options.anchored_tensors.items():
+        if long_name not in known:
+            raise createBackendError(
+                f"Anchor tensor '{long_name}' (of anchorTensor('{short_name}', ...)) isn't in the model: "
+                "getTensorNames() lists those that are.",
+                "popart_exception",
+            )
+
+
+class Anchors:
+    """One call's anchored tensors.
+
+    :param weights: the model's parameters by name, which hold the device's data during the call.
+    :param module_names: the modules' names by id, as the compilation had them.
+    """
+
+    def __init__(
+        self, options: Any, plan: Any, weights: dict[str, torch.Tensor], module_names: dict[int, str]
+    ) -> None:
+        self._weights = weights
+        self._module_names = module_names
+        self._each_update = numerics.StepPlan(
+            device_iterations=plan.device_iterations, replicas=plan.replicas, processes=plan.processes
+        )
+        self._wanted: dict[str, tuple[str, Any]] = {}
+        for short_name, (long_name, mode, period) in options.anchored_tensors.items():
+            returned = RETURNED[options.output_mode if mode is None else mode]
+            counts = self._each_update if long_name.startswith(_UPDATED) else plan
+            period = options.output_return_period if mode is None else period
+            self._wanted[short_name] = (long_name, numerics.OutputCollector(counts, returned, period))
+        self._order = [
+            numerics.MicroBatch(iteration, step, replica)
+            for iteration in range(plan.device_iterations)
+            for replica in range(plan.replicas)
+            for step in range(plan.gradient_accumulation)
+        ]
+        self._next = 0
+        self._updates = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._wanted)
+
+    @property
+    def need_operations(self) -> bool:
+        """Whether any of them is an operation's result, which needs the forward's modules for its name."""
+        kinds = ("", _GRADIENT, _UPDATED)
+        of_weights = {f"{kind}{name}" for kind in kinds for name in self._weights}
+        return any(long_name not in of_weights for long_name, _ in self._wanted.values())
+
+    def _keep(self, name: str, which: Any, tensor: torch.Tensor) -> None:
+        for long_name, collector in self._wanted.values():
+            if long_name == name:
+                collector.add(which, [tensor])
+
+    @contextlib.contextmanager
+    def gradients(self) -> Iterator[None]:
+        """Inside, backward passes hand over the gradients that are wanted."""
+        handles = []
+        for name, weight in self._weights.items():
+            if any(long_name == f"{_GRADIENT}{name}" for long_name, _ in self._wanted.values()):
+
+                def kept(gradient: torch.Tensor, name: str = name) -> None:
+                    self._keep(f"{_GRADIENT}{name}", self._order[self._next - 1], gradient)
+
+                handles.append(weight.register_hook(kept))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextlib.contextmanager
+    def micro_batch(self, inputs: list[torch.Tensor]) -> Iterator[None]:
+        """Stands around the forward of the next micro batch."""
+        which = self._order[self._next]
+        self._next += 1
+        for name, weight in self._weights.items():
+            self._keep(name, which, weight)
+        if not self.need_operations:
+            yield
+            return
+        watcher = popart_ir.Watcher(
+            self._module_names,
+            self._weights,
+            inputs,
+            {long_name for long_name, _ in self._wanted.values()},
+        )
+        with watcher.recording():
+            yield
+        for name, tensor in watcher.found.items():
+            self._keep(name, which, tensor)
+
+    def following(
+        self, update: Callable[[Any], None], enter_replica: Callable[[int], None]
+    ) -> Callable[[Any], None]:
+        """`update`, after which updated weights that are wanted are kept, of each replica entered."""
+
+        def update_and_keep(gradients: Any) -> None:
+            update(gradients)
+            for replica in range(self._each_update.replicas):
+                enter_replica(replica)
+                which = numerics.MicroBatch(self._updates, 0, replica)
+                for name, weight in self._weights.items():
+                    self._keep(f"{_UPDATED}{name}", which, weight)
+            self._updates += 1
+
+        return update_and_keep if self._wanted else update
+
+    def result(self) -> dict[str, torch.Tensor]:
+        """By short name."""
+        return {short_name: collector.result()[0] for short_name, (_, collector) in self._wanted.items()}

@@ -1,0 +1,62 @@
+"""The engine that executes steps, from inside the drop-in, and how the options ask it to compute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ipu_simulator import environment as _precision
+from ipu_simulator import numerics
+from ipu_simulator.numerics import update_rules
+
+from .. import enums
+from ..poptorch_core import createPoptorchError
+
+_MEANS = {
+    enums.MeanReductionStrategy.Post: numerics.Reduction.MEAN_POST,
+    enums.MeanReductionStrategy.PostAndLoss: numerics.Reduction.MEAN_POST_AND_LOSS,
+    enums.MeanReductionStrategy.Running: numerics.Reduction.MEAN_RUNNING,
+}
+
+
+def computes_as_ipu() -> bool:
+    """Whether IPU_SIMULATOR_PRECISION asks for an IPU's numerics. Raises poptorch.Error if it is unknown."""
+    try:
+        return _precision.precision() == _precision.IPU_FLOAT16
+    except _precision.UnknownPrecision as problem:
+        raise createPoptorchError(str(problem)) from problem
+
+
+def arithmetic(options: Any) -> Any:
+    """A numerics.Float16Arithmetic with the partials types and exceptions that the options ask for."""
+    popart = options._Popart.options
+    return numerics.Float16Arithmetic(
+        numerics.Arithmetic(
+            half_matmul_partials=popart.get("partialsTypeMatMuls") == "half",
+            half_convolution_partials=popart.get("convolutionOptions", {}).get("partialsType") == "half",
+            exceptions=_stops(popart),
+        )
+    )
+
+
+def exceptions(options: Any) -> Any:
+    """A numerics.FloatingPointExceptions where the options ask for them, else None."""
+    return numerics.FloatingPointExceptions() if _stops(options._Popart.options) else None
+
+
+def state_rounding(options: Any, randomness: Any) -> Any:
+    """A numerics.StateRounding: by chance where the options ask for it."""
+    popart = options._Popart.options
+    by_chance = bool(popart.get("enableStochasticRounding", False))
+    return numerics.StateRounding(randomness, by_chance=by_chance, stops=_stops(popart))
+
+
+def _stops(popart: dict[str, Any]) -> bool:
+    return bool(popart.get("enableFloatingPointChecks", False))
+
+
+def reduction(options: Any) -> Any:
+    """The numerics.Reduction of the options."""
+    training = options.Training
+    if training.accumulation_and_replication_reduction_type == enums.ReductionType.Sum:
+        return numerics.Reduction.SUM
+    return _MEANS[training.meanAccumulationAndReplicationReductionStrategy]

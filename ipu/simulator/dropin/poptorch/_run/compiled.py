@@ -1,0 +1,506 @@
+"""A compiled model: what its forward showed when run once, its weights on the device, and its runs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import warnings
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import torch
+from ipu_simulator import numerics
+from ipu_simulator.environment import keep_freed_memory
+
+from .. import enums, poptorch_core
+from .._logging import logger
+from .._trace import popart_ir
+from .._trace import run as _trace
+from .._trace.casts import ImplicitCasts, IndexCasts, IpuDevice, version_of
+from .._trace.tape import Program, Tape
+from .._trace.watch import CompileTap, LossPlace, LossTap, find_loss
+from ..poptorch_core import createBackendError, createPoptorchError, usesIpuModel
+from . import anchors as _anchors
+from . import host_weights
+from .arguments import Arguments, FrozenArguments, check_batch_dimension
+from .arithmetic import arithmetic, computes_as_ipu, exceptions, reduction, state_rounding
+from .device_weights import DeviceWeights, ReplicaGrouping
+from .structure import check_types, map_leaves, tensors, with_tensors
+
+# What a compilation leaves in the folder of Options.enableExecutableCaching.
+#
+# Compiling takes the simulator no time, so there is nothing to read back: a note of what was compiled stands
+# for PopART's executable, under a name that is the same for the same program and options.
+
+
+def leave_note(options: Any, ir: str) -> None:
+    """Writes the note if the options ask for a cache, unless it is there already."""
+    values = options._Popart.options
+    if not values.get("enableEngineCaching") or not values.get("cachePath") or usesIpuModel(options._values):
+        return
+    folder = Path(values["cachePath"])
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"options": repr(options), "graph": json.loads(ir)})
+    note = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.popef"
+    if not note.exists():
+        partial = note.with_suffix(".part")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(note)
+
+
+# Processes that train one model take turns to compile it: one fills the cache, the others read it.
+
+
+@contextlib.contextmanager
+def compile_lock(model: Any, options: Any) -> Iterator[None]:
+    """Inside, no other process compiles this model; only where several run and the options name a cache.
+
+    The lock is a file in the cache's folder, named after the model. Nothing that waits for another process
+    may happen inside.
+    """
+    if options.Distributed.numProcesses == 1:
+        yield
+        return
+    folder = options._Popart.options.get("cachePath")
+    if not folder or not options._Popart.options.get("enableEngineCaching"):
+        logger.warning(
+            "%d processes compile the same model, each for itself: options.enableExecutableCaching lets one "
+            "compile it for all",
+            options.Distributed.numProcesses,
+        )
+        yield
+        return
+    import fcntl  # not on Windows, where nobody has several processes
+
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    name = hashlib.md5(repr(model).encode(), usedforsecurity=False).hexdigest()
+    with (path / f"{name}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+# Which of PyTorch's kernels a run may use.
+
+# Before this version, oneDNN's gradients of one-dimensional convolutions can be garbage: seen with 2.0.1 in
+# plain PyTorch, where 2.13, and 2.0.1 without oneDNN, give what float64 does.
+_WRONG_ONEDNN = (2, 1)
+
+
+@contextlib.contextmanager
+def trusted_kernels(version: str = torch.__version__) -> Iterator[None]:
+    """Inside, nothing computes by a kernel that is known to be wrong in this version of PyTorch."""
+    major, minor = version.split(".")[:2]
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = before and (int(major), int(minor)) >= _WRONG_ONEDNN
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
+
+
+# What a compilation finds out; the rest is made again from the model and its options.
+_SAVED = ("_inputs", "_flags", "_mixes_types", "_narrow_indices", "_names_ipu", "_loss", "_output", "ir")
+_SAYS = {"plan": "counts of the options", "weights": "weights"}
+# Norms with statistics; and what TorchScript compiled, which can't replace its members.
+_MAY_REPLACE = (torch.nn.modules.batchnorm._NormBase, torch.jit.ScriptModule)
+
+
+class Executable:
+    """A model compiled for one kind of input.
+
+    Making one runs the model's forward on the first micro batch; no weight, buffer, random state or
+    input changes by that. Raises poptorch.Error where the model or its options can't be compiled.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        options: Any,
+        training: bool,
+        randomness: Any,
+        compiled: Arguments | dict,
+        update_types: tuple[str, ...] = (),
+        replica_groupings: dict[int, ReplicaGrouping] | None = None,
+    ) -> None:
+        self._model = model
+        self._options = options
+        self._training = training
+        self._randomness = randomness
+        self._update_types = update_types
+        keep_freed_memory()
+        # Around what the model computes, and for what training keeps: None in float32.
+        as_ipu = computes_as_ipu()
+        self._arithmetic = arithmetic(options) if as_ipu else None
+        # A compilation's values mean nothing: only runs stop.
+        self._run_arithmetic = self._arithmetic if as_ipu else exceptions(options)
+        self.rounding = state_rounding(options, randomness) if as_ipu else None
+        accumulation = options.Training.gradient_accumulation if training else 1
+        if isinstance(compiled, Arguments):
+            check_batch_dimension(compiled, options, accumulation)
+        _check_target(options)
+        self.processes = _processes(options, training)
+        self.plan = numerics.StepPlan(
+            device_iterations=options.device_iterations,
+            gradient_accumulation=accumulation,
+            replicas=options.replication_factor,
+            input_group_size=options.input_group_size,
+            groups_are_orthogonal=options.input_cgt == enums.CommGroupType.Orthogonal,
+            processes=self.processes.count,
+        )
+        groupings = {
+            name: replica_groupings[id(parameter)]
+            for name, parameter in model.named_parameters()
+            if id(parameter) in (replica_groupings or {})
+        }
+        if isinstance(compiled, dict):
+            groupings = compiled["replica_groupings"]
+        if groupings and self.processes.count > 1:
+            raise createPoptorchError(
+                "The simulator's replicas in several processes share every weight: replicaGrouping needs all "
+                "replicas in one process."
+            )
+        self.weights = DeviceWeights(model, self.plan.replicas, options.broadcast_buffers, groupings)
+        self._loss: LossPlace | None = None
+        self._calls: Program | None = None  # in place of the forward, where that is possible
+        self.anchored: dict[str, torch.Tensor] = {}  # of the last run, by short name
+        self._is_traced = isinstance(compiled, Arguments)  # else its first run has the tensors for it
+        if isinstance(compiled, Arguments):
+            self._inputs = compiled.frozen()
+            # The graph holds what training flags said when it was traced.
+            self._flags = {name: module.training for name, module in model.named_modules()}
+            with compile_lock(model, options):
+                self._trace_model(compiled)
+                leave_note(options, self.ir)
+        else:
+            self._restore(compiled)
+        _anchors.check(options, self.tensor_names)
+
+    @property
+    def inputs(self) -> FrozenArguments:
+        """What the model was compiled for."""
+        return self._inputs
+
+    @property
+    def tensor_names(self) -> list[str]:
+        """What options.anchorTensor can name."""
+        return _anchors.names(self.ir, self.weights.names, self._training)
+
+    @property
+    def num_micro_batches(self) -> tuple[int, int]:
+        """Those of a call, and those whose outputs it returns (or, for Sum, sums of them)."""
+        plan, mode = self.plan, self._options.output_mode
+        by_iteration = plan.gradient_accumulation * plan.replicas
+        kept_iterations = plan.device_iterations // self._options.output_return_period
+        returned = {
+            enums.OutputMode.All: plan.device_iterations * by_iteration,
+            enums.OutputMode.EveryN: kept_iterations * by_iteration,
+        }
+        return plan.device_iterations * by_iteration, returned.get(mode, plan.replicas)
+
+    def _module_names(self) -> dict[int, str]:
+        if not self._options.module_namescope_enabled:
+            return {}
+        return {id(module): name.rpartition(".")[2] for name, module in self._model.named_modules()}
+
+    def saved(self) -> dict[str, Any]:
+        """What a file needs so that another process can go on from here without a compilation."""
+        return {
+            **{name: getattr(self, name) for name in _SAVED},
+            "plan": self.plan,
+            "weights": self._weights(),
+            "replica_groupings": self.weights.groupings,
+        }
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        for what, here in (("plan", self.plan), ("weights", self._weights())):
+            if saved[what] != here:
+                raise createPoptorchError(
+                    f"The executable in the file was compiled for other {_SAYS[what]}: {saved[what]} there, "
+                    f"{here} here."
+                )
+        for name in _SAVED:
+            setattr(self, name, saved[name])
+
+    def _weights(self) -> dict[str, tuple[Any, ...]]:
+        return {
+            name: (*tensor.shape, str(tensor.dtype))
+            for name, tensor in zip(self.weights.names, self.weights.device_parameters)
+        }
+
+    def _float16(self) -> Any:
+        return contextlib.nullcontext() if self._arithmetic is None else self._arithmetic
+
+    def _in_run(self) -> Any:
+        return contextlib.nullcontext() if self._run_arithmetic is None else self._run_arithmetic
+
+    @contextlib.contextmanager
+    def _casts(self, names_ipu: bool) -> Iterator[None]:
+        with (
+            ImplicitCasts() if self._mixes_types else contextlib.nullcontext(),
+            IndexCasts() if self._narrow_indices else contextlib.nullcontext(),
+            IpuDevice() if names_ipu else contextlib.nullcontext(),
+        ):
+            yield
+
+    def _trace_model(self, arguments: Arguments) -> None:
+        first = numerics.MicroBatch(0, 0, 0)
+        inputs = [self.plan.micro_input(_on_device(tensor), first).clone() for tensor in arguments.tensors]
+        args, kwargs = arguments.replaced(inputs)
+        with (
+            self.weights.swapped_in(),
+            self.weights.buffers_kept(),
+            numerics.host_generator_kept(),
+            _members_kept(self._model),
+            torch.set_grad_enabled(self._training),
+            self._float16(),
+            _stopping(),
+            trusted_kernels(),
+        ):
+            self._randomness.seed_micro_batch(0, 0)
+            with _trace.tracing(self._options) as trace:
+                recorder = popart_ir.Recorder(
+                    trace,
+                    self._module_names(),
+                    dict(zip(self.weights.names, self.weights.of_replica(0))),
+                    inputs,
+                )
+                known = [*inputs, *self._model.parameters(), *self._model.buffers()]
+                tap = CompileTap(known)
+                casts = ImplicitCasts()
+                tape = Tape(inputs)
+
+                def mark_on_device(*made: list[torch.Tensor]) -> None:
+                    tape.leave()  # the host's work in the middle of a run
+                    tap.mark_on_device(*made)
+
+                trace.mark_on_device = mark_on_device
+                trace.at_each_run = tape.call_later
+                with recorder.recording(), tape.recording(), tap.below(), tap, casts, tape:
+                    output = self._model(*args, **kwargs)
+            check_types(output, "An output")
+            self._narrow_indices = tap.has_narrow_indices
+            self._names_ipu = tap.names_ipu
+            self._mixes_types = casts.has_cast
+            for tensor in tensors(output):
+                if not tap.is_on_device(tensor):
+                    warnings.warn("Output expected to be on the IPU but is on cpu", stacklevel=2)
+            trace.validate(self._training)
+            self.ir = recorder.ir(
+                [self.weights.names[i] for i in self.weights.trainable] if self._training else [],
+                self._update_types,
+                trace.num_pipeline_stages > 1
+                and self._options._execution_strategy.backendOptions()["execution_mode"] == 0,
+                self._options._Popart.options.get("autoRecomputation"),
+            )
+            if self._training:
+                self._loss = find_loss(tap.losses, trace.identity_losses, tensors(output), tap.sources)
+            if not trace.runs_python:
+                loss = self._final_loss(tensors(output), trace.identity_losses, tap.losses)
+                self._calls = tape.finish(loss, tensors(output))
+                self._paths = arguments.paths
+        self._output = map_leaves(output, _placeholder)
+
+    def run(self, arguments: Arguments, optimizer: Any) -> Any:
+        """One call: every micro batch forward -> the outputs.
+
+        In training also backward and `optimizer.update`; an OptimizerOnDevice is needed for it.
+        """
+        self._inputs.check(arguments)
+        if not self._is_traced:
+            self._trace_model(arguments)
+            self._is_traced = True
+        inputs = [_on_device(tensor) for tensor in arguments.tensors]
+        synthetic = bool(self._options._Popart.options.get("syntheticDataMode", 0))
+        if synthetic:
+            # Zeros, whatever the mode: other made-up integers could point outside a table.
+            inputs = [torch.zeros_like(tensor) for tensor in inputs]
+        versions = [version_of(tensor) for tensor in inputs]
+        collector = numerics.OutputCollector(
+            self.plan, _anchors.RETURNED[self._options.output_mode], self._options.output_return_period
+        )
+        anchors = _anchors.Anchors(
+            self._options,
+            self.plan,
+            dict(zip(self.weights.names, self.weights.parameters)),
+            self._module_names(),
+        )
+        program = numerics.Program(
+            self.plan,
+            self._forward(arguments, anchors),
+            self._randomness,
+            self.weights.enter_replica,
+            self._in_run,
+        )
+        with (
+            self.weights.swapped_in(),
+            self._flags_of_compilation(),
+            _stopping(),
+            trusted_kernels(),
+            anchors.gradients(),
+        ):
+            if self._training:
+                trainable = [self.weights.parameters[i] for i in self.weights.trainable]
+                update = anchors.following(optimizer.update, self.weights.enter_replica)
+                results = numerics.run_training(
+                    program, inputs, trainable, update, collector, self._gradients(optimizer)
+                )
+            else:
+                results = numerics.run_inference(program, inputs, collector)
+            self.anchored = anchors.result()
+        if not synthetic:
+            _copy_back(arguments.tensors, inputs, versions)
+        for result in results:
+            host_weights.mark(result)
+        return with_tensors(self._output, results)
+
+    def _gradients(self, optimizer: Any) -> Any:
+        """What takes the micro batches' gradients together."""
+        groups = [self.weights.groups.get(i) for i in self.weights.trainable]
+        if self.rounding is None:
+            return numerics.BackwardSums(self.plan, reduction(self._options), self.processes, groups)
+        settings = numerics.AccumulatorSettings(
+            optimizer.accumulator_type, reduction(self._options), optimizer.loss_scaling, optimizer.watch
+        )
+        names = [self.weights.names[i] for i in self.weights.trainable]
+        return numerics.TypedAccumulators(self.plan, settings, self.processes, self.rounding, names, groups)
+
+    def _forward(
+        self, arguments: Arguments, anchors: _anchors.Anchors
+    ) -> Callable[[list[torch.Tensor]], Any]:
+        by_calls = self._calls is not None and not anchors.need_operations
+        order = _order(self._paths, arguments.paths) if by_calls else None
+
+        def forward(inputs):
+            kept = anchors.micro_batch(inputs) if anchors else contextlib.nullcontext()
+            if order is not None:
+                with _trace.running(), kept, self._casts(names_ipu=False):
+                    return self._calls([inputs[i] for i in order])
+            args, kwargs = arguments.replaced(inputs)
+            tap = LossTap() if self._loss is not None and self._loss.kind == "function" else None
+            with _trace.running() as run, kept, tap or contextlib.nullcontext(), self._casts(self._names_ipu):
+                output = self._model(*args, **kwargs)
+            outputs = tensors(output)
+            called = tap.losses if tap is not None else []
+            return self._final_loss(outputs, run.identity_losses, called), outputs
+
+        return forward
+
+    def _final_loss(
+        self, outputs: list[torch.Tensor], marked: list[torch.Tensor], called: list[torch.Tensor]
+    ) -> torch.Tensor | None:
+        if self._loss is None:
+            return None
+        return {"output": outputs, "identity": marked, "function": called}[self._loss.kind][self._loss.index]
+
+    @contextlib.contextmanager
+    def _flags_of_compilation(self) -> Iterator[None]:
+        changed = [
+            m for name, m in self._model.named_modules() if m.training != self._flags.get(name, m.training)
+        ]
+        for module in changed:
+            module.training = not module.training
+        try:
+            yield
+        finally:
+            for module in changed:
+                module.training = not module.training
+
+
+def _order(compiled: list[tuple[Any, ...]], given: list[tuple[Any, ...]]) -> list[int] | None:
+    """Which of a call's tensors take the compiled ones' places; None where they aren't the same arguments."""
+    index = {path: i for i, path in enumerate(given)}
+    return [index[path] for path in compiled] if set(compiled) == set(index) else None
+
+
+def _on_device(tensor: torch.Tensor) -> torch.Tensor:
+    """The caller's tensor as the device has it; the same memory where nothing is to be converted."""
+    tensor = numerics.to_device_dtype(tensor).contiguous()
+    # Autograd takes none that were made in torch.inference_mode.
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _copy_back(callers: list[torch.Tensor], inputs: list[torch.Tensor], versions: list[int]) -> None:
+    """What the model changed in place changes in the caller's tensor, also where the device had a copy."""
+    for caller, tensor, version in zip(callers, inputs, versions):
+        if version_of(tensor) != version and tensor.data_ptr() != caller.data_ptr():
+            with torch.inference_mode(caller.is_inference()), torch.no_grad():
+                caller.copy_(tensor)
+
+
+def _check_target(options: Any) -> None:
+    poptorch_core._validateOptions(options.toDict())
+    never = options.connection_type == enums.ConnectionType.Never.value
+    on_model = poptorch_core.usesIpuModel(options._values)
+    if on_model and never:
+        raise createBackendError(
+            "ConnectionType.Never / poptorch.Options.useOfflineIpuTarget not supported for the IPU model"
+        )
+    if on_model and options.replication_factor > 1:
+        raise createBackendError(
+            f"Replicated graphs are not supported on the IPU model: replicationFactor is "
+            f"{options.replication_factor}, take 1.",
+            "popart_exception",
+        )
+    if on_model and options._Popart.options["instrumentWithHardwareCycleCounter"]:
+        raise createBackendError("Cycle count logging is only supported on actual IPU hardware.")
+
+
+def _processes(options: Any, training: bool) -> Any:
+    """Those that train together. Inference needs nothing of other processes."""
+    count = options.Distributed.numProcesses if training else 1
+    try:
+        return numerics.Processes(options.Distributed.processId, count)
+    except ValueError as problem:
+        raise createPoptorchError(str(problem)) from problem
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """A floating-point exception inside is a poptorch.Error, as on the device."""
+    try:
+        yield
+    except numerics.FloatingPointException as exception:
+        raise createBackendError(
+            f"{exception}. Precision.enableFloatingPointExceptions(True) stops the program there; a lower "
+            "loss_scaling or learning rate may help.",
+            "poplar_application_runtime_error",
+        ) from exception
+
+
+@contextlib.contextmanager
+def _members_kept(model: torch.nn.Module) -> Iterator[None]:
+    """If a forward replaces or removes parameters or buffers: put them back, raise poptorch.Error."""
+    before = [
+        (path, module, kind, dict(getattr(module, kind)))
+        for path, module in model.named_modules()
+        if not isinstance(module, _MAY_REPLACE)
+        for kind in ("_parameters", "_buffers")
+    ]
+    yield
+    for path, module, kind, members in before:
+        now = getattr(module, kind)
+        for name, tensor in members.items():
+            if now.get(name) is tensor:
+                continue
+            full_name = f"{path}.{name}" if path else name
+            removed = name not in now
+            now[name] = tensor
+            if tensor is None:  # there was nothing yet: it is made when first needed
+                continue
+            if removed:
+                problem = "is removed from the model when calling the forward method."
+            else:
+                problem = (
+                    "is reassigned within the model when calling the forward method. This is not "
+                    f"supported. Consider using self.{full_name}.copy_(src) to copy data from a source "
+                    "tensor, where src is the name of the source tensor."
+                )
+            what = "Parameter" if kind == "_parameters" else "Buffer"
+            raise createPoptorchError(f"{what} {full_name} {problem}")
+
+
+def _placeholder(leaf: Any) -> Any:
+    """Stands for a tensor in the structure of the outputs, without the graph and memory of the real one."""
+    return torch.empty(0) if isinstance(leaf, torch.Tensor) else leaf

@@ -1,0 +1,264 @@
+"""The device's weights: tensors of their own, which stand in for the model's during a run.
+
+Parameters and buffers keep their identity (tied ones stay tied, closures keep working): only the
+data that they hold is exchanged for the time of a run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from dataclasses import dataclass
+from typing import Any, Iterator
+
+import torch
+from ipu_simulator import numerics
+
+from ..enums import CommGroupType, VariableRetrievalMode
+from ..poptorch_core import createPoptorchError
+from .host_weights import original_class
+
+# Weights that differ between replicas: which replicas share a value, and where a program says so.
+
+
+@dataclass(frozen=True)
+class ReplicaGrouping:
+    """Which replicas hold the same value of a weight, and what the host gets back of it.
+
+    The weight has one more dimension on the host, the first: one value for each group (with
+    CommGroupType.All, none). `group_size`: the replicas of a group, where they are consecutive or orthogonal.
+    """
+
+    kind: CommGroupType
+    group_size: int
+    returned: VariableRetrievalMode
+
+    def groups(self, name: str, replicas: int) -> tuple[int, ...] | None:
+        """The group of each replica; None where one group has no dimension of its own.
+
+        Raises poptorch.Error where replicas can't be grouped so.
+        """
+        if self.kind == CommGroupType.All:
+            return None
+        if self.kind == CommGroupType.NoGrouping:
+            return tuple(range(replicas))
+        if self.group_size < 1 or replicas % self.group_size:
+            raise createPoptorchError(
+                f"replicaGrouping of {name}: groups of {self.group_size} replicas don't divide "
+                f"replicationFactor({replicas})."
+            )
+        if self.kind == CommGroupType.Consecutive:
+            return tuple(replica // self.group_size for replica in range(replicas))
+        return tuple(replica % (replicas // self.group_size) for replica in range(replicas))
+
+    @property
+    def returns_every_replica(self) -> bool:
+        """Whether a download gives one value for each replica, rather than for each group."""
+        return self.returned == VariableRetrievalMode.AllReplicas
+
+
+def checked(kind: Any, group_size: int, returned: Any) -> ReplicaGrouping:
+    """Raises poptorch.Error for arguments that aren't of the enumerations."""
+    if not isinstance(kind, CommGroupType):
+        raise createPoptorchError("comm_group_type must be a poptorch.CommGroupType")
+    if not isinstance(returned, VariableRetrievalMode):
+        raise createPoptorchError("variable_retrieval_mode must be a poptorch.VariableRetrievalMode")
+    return ReplicaGrouping(kind, int(group_size), returned)
+
+
+# All executors alive: a parameter is the user's own object and doesn't know its executors.
+executors: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _replica_grouping(
+    self: torch.nn.Parameter,
+    comm_group_type: CommGroupType,
+    shards: int,
+    variable_retrieval_mode: VariableRetrievalMode,
+) -> None:
+    """Say which replicas share this weight, to every executor of its model that isn't compiled yet.
+
+    The weight's first dimension holds one value for each group; a forward sees its replica's, without that
+    dimension. `shards`: the replicas in a group, where they are consecutive or orthogonal.
+
+    Raises poptorch.Error for a weight of no executor, or where all are compiled.
+    """
+    grouping = checked(comm_group_type, shards, variable_retrieval_mode)
+    of = [e for e in executors if any(self is weight for weight in e._user_model.parameters())]
+    if not of:
+        raise createPoptorchError("replicaGrouping is for parameters of an executor's model")
+    waiting = [executor for executor in of if not executor.isCompiled()]
+    if not waiting:
+        raise createPoptorchError("replicaGrouping has to be called before the model is compiled")
+    for executor in waiting:
+        executor.replica_groupings[id(self)] = grouping
+
+
+torch.nn.Parameter.replicaGrouping = _replica_grouping
+
+
+class DeviceWeights:
+    """One executor's copy of a model's parameters and buffers.
+
+    Each replica has its own buffers; all share the parameters, which are identical on real replicas, but
+    for those with a ReplicaGrouping, by name. `names` are those of the parameters, the first where one is
+    tied. `broadcast` as in Options.broadcastBuffers: a buffer on the host is every replica's, else either
+    all buffers are [replicas, ...], one for each, or every replica begins with the whole of each.
+
+    Raises poptorch.Error for a weight that isn't [groups, ...], and for one without a shape.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        replicas: int,
+        broadcast: bool = True,
+        groupings: dict[str, ReplicaGrouping] | None = None,
+    ) -> None:
+        self.names = [name for name, _ in model.named_parameters()]
+        self.parameters = list(model.parameters())
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if torch.nn.parameter.is_lazy(tensor):
+                raise createPoptorchError(
+                    f"{name} has no shape yet: run lazy layers once on the host before they compile."
+                )
+        # Those that want a gradient, by index, as of now.
+        self.trainable = [i for i, parameter in enumerate(self.parameters) if parameter.requires_grad]
+        self._buffer_names = [name for name, _ in model.named_buffers()]
+        self._buffers = list(model.buffers())
+        self.groupings = groupings or {}
+        self._replicas = replicas
+        self._returned_every: set[int] = set()  # weights that the host has one value of for each replica
+        # By index: the group of each replica, where the device's tensor is [groups, ...].
+        self.groups: dict[int, tuple[int, ...]] = {}
+        for i, name in enumerate(self.names):
+            found = self.groupings[name].groups(name, replicas) if name in self.groupings else None
+            if found is not None:
+                self.groups[i] = found
+                self._check_groups(i)
+        # broadcastBuffers(False): the host has one part for each replica, or what all of them begin with
+        # (optimum-graphcore's Whisper, whose replicas then have caches and steps of their own).
+        self._divided = (
+            not broadcast
+            and replicas > 1
+            and all(buffer.shape[:1] == (replicas,) for buffer in self._buffers)
+        )
+        with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+            self.device_parameters = [_on_device(self._host_weight(i)) for i in range(len(self.names))]
+            self._device_buffers = [
+                [_on_device(part) for part in self._host_buffers(replica)] for replica in range(replicas)
+            ]
+
+    def _check_groups(self, i: int) -> None:
+        shape, groups = self.parameters[i].shape, 1 + max(self.groups[i])
+        every = self._replicas if self.groupings[self.names[i]].returns_every_replica else groups
+        if not shape or shape[0] not in (groups, every):
+            raise createPoptorchError(
+                f"replicaGrouping of {self.names[i]}: its first dimension must hold one value for each of "
+                f"{groups} groups of replicas, its shape is {list(shape)}."
+            )
+
+    def _host_weight(self, i: int) -> torch.Tensor:
+        """The host's side of a weight, [groups, ...] where it differs between replicas."""
+        host, grouping = self.parameters[i], self.groupings.get(self.names[i])
+        if grouping is None or not grouping.returns_every_replica:
+            return host
+        groups = self.groups.get(i)
+        if groups is None:  # one value on the device; after a download, one for each replica on the host
+            return host[0] if i in self._returned_every else host
+        if host.shape[0] == 1 + max(groups):
+            return host
+        return torch.stack([host[groups.index(group)] for group in range(1 + max(groups))])
+
+    def _return_weight(self, i: int) -> None:
+        host, device = self.parameters[i], self.device_parameters[i]
+        grouping = self.groupings.get(self.names[i])
+        if grouping is None or not grouping.returns_every_replica:
+            host.data.copy_(device)
+            return
+        groups = self.groups.get(i)
+        replicas = range(self._replicas)
+        values = torch.stack([device if groups is None else device[groups[replica]] for replica in replicas])
+        self._returned_every.add(i)
+        host.data = values.to(host.dtype)
+
+    def of_replica(self, replica: int) -> list[torch.Tensor]:
+        """The device's parameters as a replica has them."""
+        return [
+            device[self.groups[i][replica]] if i in self.groups else device
+            for i, device in enumerate(self.device_parameters)
+        ]
+
+    def _host_buffers(self, replica: int) -> list[torch.Tensor]:
+        """The host's side of a replica's buffers."""
+        return [buffer[replica] if self._divided else buffer for buffer in self._buffers]
+
+    def upload(self) -> None:
+        """Host to device."""
+        with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+            for i, device in enumerate(self.device_parameters):
+                device.copy_(self._host_weight(i))
+            for replica, buffers in enumerate(self._device_buffers):
+                for device, host in zip(buffers, self._host_buffers(replica)):
+                    device.copy_(host)
+
+    def upload_buffers(self, names: list[str]) -> None:
+        """Host to device, of these buffers only."""
+        with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+            for replica, buffers in enumerate(self._device_buffers):
+                for name, device, host in zip(self._buffer_names, buffers, self._host_buffers(replica)):
+                    if name in names:
+                        device.copy_(host)
+
+    def download(self) -> None:
+        """Device to host; buffers that replicas share are the first one's."""
+        with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+            for i in range(len(self.parameters)):
+                self._return_weight(i)
+            for replica, buffers in enumerate(self._device_buffers):
+                if replica and not self._divided:
+                    break
+                for device, host in zip(buffers, self._host_buffers(replica)):
+                    host.data.copy_(device)
+
+    def enter_replica(self, replica: int) -> None:
+        """Inside swapped_in: from now on buffers, and weights that differ, are this replica's."""
+        for i, groups in self.groups.items():
+            self.parameters[i].data = self.device_parameters[i][groups[replica]]
+        if len(self._device_buffers) > 1:
+            for buffer, device in zip(self._buffers, self._device_buffers[replica]):
+                buffer.data = device
+
+    @contextlib.contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Inside, parameters and buffers hold the device's data, no gradients, and have plain classes."""
+        tensors = self.parameters + self._buffers
+        classes = [type(tensor) for tensor in tensors]
+        for tensor in tensors:
+            tensor.__class__ = original_class(tensor)
+        hosts = [(tensor.data, tensor.grad) for tensor in tensors]
+        try:
+            for tensor, device in zip(tensors, self.of_replica(0) + self._device_buffers[0]):
+                tensor.grad = None
+                tensor.data = device
+            yield
+        finally:
+            for tensor, class_, (data, grad) in zip(tensors, classes, hosts):
+                tensor.grad = None
+                tensor.data = data
+                tensor.grad = grad
+                tensor.__class__ = class_
+
+    @contextlib.contextmanager
+    def buffers_kept(self) -> Iterator[None]:
+        """Whatever happens inside to the first replica's buffers is undone."""
+        kept = [device.clone() for device in self._device_buffers[0]]
+        try:
+            yield
+        finally:
+            for device, data in zip(self._device_buffers[0], kept):
+                device.copy_(data)
+
+
+def _on_device(tensor: torch.Tensor) -> torch.Tensor:
+    return numerics.to_device_dtype(tensor.detach(), copy=True)

@@ -1,0 +1,183 @@
+"""Nested tuples, lists, dictionaries and named tuples, as arguments and results of a model."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any, Callable, Iterator
+
+import torch
+
+from ..poptorch_core import createPoptorchError
+
+# Argument types of a program's own: how to find the tensors in them.
+
+
+class ICustomArgParser:
+    """Takes a type's values apart and puts them together again; the order of the tensors must not change."""
+
+    def yieldTensors(self, struct: Any) -> Iterator[torch.Tensor]:
+        """Every tensor in `struct`, in an order that depends on its structure alone."""
+        raise NotImplementedError
+
+    def reconstruct(self, original_structure: Any, tensor_iterator: Iterator[torch.Tensor]) -> Any:
+        """A value like `original_structure` with the iterator's next tensors in place of its own."""
+        raise NotImplementedError
+
+
+_parsers: dict[type, ICustomArgParser] = {}
+
+
+def registerCustomArgParser(arg_data_type: type, arg_parser: ICustomArgParser) -> None:
+    """Lets models and data loaders take arguments of this type, and of its subclasses.
+
+    Raises poptorch.Error unless the parser is an ICustomArgParser.
+    """
+    if not isinstance(arg_parser, ICustomArgParser):
+        raise createPoptorchError("arg_parser must inherit from ICustomArgParser")
+    _parsers[arg_data_type] = arg_parser
+
+
+def parser_of(value: Any) -> ICustomArgParser | None:
+    """The parser of the nearest registered class that `value` is an instance of."""
+    if not _parsers:
+        return None
+    return next((_parsers[kind] for kind in type(value).__mro__ if kind in _parsers), None)
+
+
+def _map_values(structure: Any, function: Callable[[Any], Any]) -> Any:
+    """As map_leaves, but for values of custom types, which are leaves here."""
+    if parser_of(structure) is not None:
+        return function(structure)
+    if isinstance(structure, tuple):
+        parts = [_map_values(part, function) for part in structure]
+        # torch.Size and what torch.max returns take their parts as one.
+        return type(structure)(*parts) if hasattr(structure, "_fields") else type(structure)(parts)
+    if isinstance(structure, list):
+        return [_map_values(part, function) for part in structure]
+    if isinstance(structure, dict):
+        mapped = _copy_of(structure)
+        for key, value in structure.items():
+            mapped[key] = _map_values(value, function)
+        return mapped
+    return function(structure)
+
+
+def _copy_of(structure: dict[Any, Any]) -> dict[Any, Any]:
+    """A copy keeps what subclasses (OrderedDict, transformers' outputs) hold beside their items."""
+    try:
+        return copy.copy(structure)
+    except TypeError:
+        # A dataclass too (diffusers' outputs), whose copy would be made without the arguments that it needs.
+        duplicate = type(structure).__new__(type(structure))
+        duplicate.__dict__.update(structure.__dict__)
+        return duplicate
+
+
+def map_leaves(structure: Any, function: Callable[[Any], Any]) -> Any:
+    """The same structure with `function` applied to each leaf, in order; containers keep their type."""
+
+    def apply(value: Any) -> Any:
+        parser = parser_of(value)
+        if parser is None:
+            return function(value)
+        mapped = [function(tensor) for tensor in parser.yieldTensors(value)]
+        return parser.reconstruct(value, iter(mapped))
+
+    return _map_values(structure, apply)
+
+
+def expanded(structure: Any) -> Any:
+    """The same structure with values of custom types as [type, tensor, ...], which can be compared."""
+
+    def expand(value: Any) -> Any:
+        parser = parser_of(value)
+        return value if parser is None else [type(value), *parser.yieldTensors(value)]
+
+    return _map_values(structure, expand)
+
+
+def leaves(structure: Any) -> Iterator[Any]:
+    """Every leaf, in order."""
+    parser = parser_of(structure)
+    if parser is not None:
+        yield from parser.yieldTensors(structure)
+    elif isinstance(structure, (tuple, list)):
+        for part in structure:
+            yield from leaves(part)
+    elif isinstance(structure, dict):
+        for part in structure.values():
+            yield from leaves(part)
+    else:
+        yield structure
+
+
+def tensor_paths(structure: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where each of `tensors(structure)` is: the keys and indices that lead there."""
+    parser = parser_of(structure)
+    if parser is not None or isinstance(structure, (tuple, list)):
+        for index, part in enumerate(structure if parser is None else parser.yieldTensors(structure)):
+            yield from tensor_paths(part, (*path, index))
+    elif isinstance(structure, dict):
+        for key, part in structure.items():
+            yield from tensor_paths(part, (*path, key))
+    elif isinstance(structure, torch.Tensor):
+        yield path
+
+
+def check_types(structure: Any, what: str) -> None:
+    """Raise poptorch.Error for tensors in a dataclass that has no custom parser: nothing would find them."""
+    for leaf in leaves(structure):
+        fields = dataclasses.fields(leaf) if dataclasses.is_dataclass(leaf) else ()
+        if any(isinstance(getattr(leaf, field.name, None), torch.Tensor) for field in fields):
+            raise createPoptorchError(
+                f"{what} of type {type(leaf)} holds tensors: take a tuple, list or dictionary, or make the "
+                "type known with poptorch.registerCustomArgParser."
+            )
+
+
+def tensors(structure: Any) -> list[torch.Tensor]:
+    """Every leaf that is a tensor, in order."""
+    return [leaf for leaf in leaves(structure) if isinstance(leaf, torch.Tensor)]
+
+
+def with_tensors(structure: Any, replacements: list[torch.Tensor]) -> Any:
+    """The same structure with its tensors replaced, in order."""
+    remaining = iter(replacements)
+    return map_leaves(structure, lambda leaf: next(remaining) if isinstance(leaf, torch.Tensor) else leaf)
+
+
+# PyTorch Geometric's graphs as arguments: Data, HeteroData and Batch.
+
+
+class _GraphParser(ICustomArgParser):
+    """The tensors of a graph's stores, in the order in which stores and attributes were made."""
+
+    def yieldTensors(self, struct: Any) -> Iterator[torch.Tensor]:
+        for store in struct.stores:
+            yield from (value for value in store.values() if isinstance(value, torch.Tensor))
+
+    def reconstruct(self, original_structure: Any, tensor_iterator: Iterator[torch.Tensor]) -> Any:
+        graph = copy.copy(original_structure)
+        for store in graph.stores:
+            for name, value in list(store.items()):
+                if isinstance(value, torch.Tensor):
+                    store[name] = next(tensor_iterator)
+        return graph
+
+
+def registerGeometricCustomArgParsers() -> None:
+    """Lets models and data loaders take PyTorch Geometric's graphs. poptorch.Error where it isn't installed.
+
+    As on an IPU, shapes are final once a model is compiled: pad graphs to equal numbers of nodes and edges.
+    """
+    try:
+        from torch_geometric.data import Data, HeteroData
+    except ImportError as error:
+        raise createPoptorchError(
+            "registerGeometricCustomArgParsers needs PyTorch Geometric: pip install torch_geometric "
+            f"({error})"
+        ) from error
+    # A Batch is of one of these classes too.
+    for kind in (Data, HeteroData):
+        registerCustomArgParser(kind, _GraphParser())

@@ -1,0 +1,238 @@
+"""Captures a model's graph for the cost model: forward and backward of one micro batch, on fake tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import itertools
+from typing import Any, Iterable, Iterator
+
+import torch
+from ipu_simulator import numerics
+from ipu_simulator.cost import settings as _settings
+from ipu_simulator.graph import fake as _stand_ins
+from ipu_simulator.graph import recorder as _capture
+from ipu_simulator.graph.fake import without_memory
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .. import enums
+from .._run.structure import tensors, with_tensors
+from ..optim.settings import Extracted, extract
+from ..poptorch_core import MAX_IPUS_PER_PROCESS
+from . import run as _trace
+from .casts import ImplicitCasts
+from .watch import CompileTap, find_loss
+
+# What a program's cost depends on beside its graph, read off its options and its optimizer.
+#
+# Not covered: weights, accumulators and activations that the options place off the chip (they are costed on
+# it), input/output tiles, automatic loss scaling's histograms.
+
+# PopTorch: setAvailableMemoryProportion, "default 0.6".
+_DEFAULT_PROPORTION = 0.6
+# PopTorch's number of pipelined execution among its execution modes.
+_PIPELINED = 0
+# PopART's RecomputationType.None.
+_NO_RECOMPUTATION = 0
+
+Rule = numerics.Rule
+_NAMES = {
+    Rule.SGD: "sgd",
+    Rule.ADAM: "adam",
+    Rule.ADAMW: "adamw",
+    Rule.LAMB: "lamb",
+    Rule.LAMB_NO_BIAS: "lamb",
+    Rule.RMSPROP: "rmsprop",
+    Rule.RMSPROP_CENTERED: "rmsprop",
+}
+
+
+def settings_of(
+    options: Any,
+    optimizer: torch.optim.Optimizer | None,
+    micro_batch_size: int,
+    num_ipus: int = MAX_IPUS_PER_PROCESS,
+) -> Any:
+    """Settings (ipu_simulator/cost/settings.py) of a program.
+
+    :param optimizer: None for inference.
+    :param num_ipus: IPUs of a replica, of which each gets its available memory proportion.
+    """
+    popart = options._Popart.options
+    mode = options._execution_strategy.backendOptions()["execution_mode"]
+    recomputation = popart.get("autoRecomputation")
+    proportions = options.available_memory_proportion
+    training = optimizer is not None
+    return _settings.Settings(
+        micro_batch_size=micro_batch_size,
+        gradient_accumulation=options.Training.gradient_accumulation if training else 1,
+        replicas=options.replication_factor * options.Distributed.numProcesses,
+        device_iterations=options.device_iterations,
+        matmul_proportions=tuple(proportions.get(ipu, _DEFAULT_PROPORTION) for ipu in range(num_ipus)),
+        half_partials=popart.get("partialsTypeMatMuls") == "half",
+        execution="pipelined" if mode == _PIPELINED else "sharded",
+        # PopTorch turns it on by itself where there is a pipeline.
+        recompute=mode == _PIPELINED if recomputation is None else recomputation != _NO_RECOMPUTATION,
+        optimizer=_optimizer(options, optimizer) if training else None,
+        accumulator_bytes=_bytes_of(optimizer, "accum_type"),
+        framework="PopTorch",
+    )
+
+
+def _optimizer(options: Any, optimizer: torch.optim.Optimizer) -> Any:
+    location = getattr(options.TensorLocations, "location_optimizer", {})
+    return _settings.OptimizerSettings(
+        name=_NAMES[extract(optimizer).settings.rule],
+        state_bytes_per_element=_state_bytes(optimizer, extract(optimizer)),
+        # PopART's own choice is the chip.
+        location="on_chip" if location.get("onChip", True) else "off_chip",
+        sharded=bool(location.get("useReplicatedTensorSharding", False)),
+    )
+
+
+def _state_bytes(optimizer: torch.optim.Optimizer, found: Extracted) -> tuple[int, ...]:
+    """Bytes of each state tensor's element. SGD's combined accumulator is the gradient accumulator itself."""
+    rule, settings = found.settings.rule, found.settings
+    if rule is Rule.SGD:
+        if not settings.with_momentum or settings.combined_accumulator:
+            return ()
+        return (_bytes_of(optimizer, "velocity_accum_type"),)
+    if rule in (Rule.RMSPROP, Rule.RMSPROP_CENTERED):
+        second = _bytes_of(optimizer, "second_order_momentum_accum_type")
+        first = _bytes_of(optimizer, "first_order_momentum_accum_type")
+        means = (first,) if rule is Rule.RMSPROP_CENTERED else ()
+        return (*means, second, *((first,) if settings.with_momentum else ()))
+    return (
+        _bytes_of(optimizer, "first_order_momentum_accum_type"),
+        _bytes_of(optimizer, "second_order_momentum_accum_type"),
+    )
+
+
+def _bytes_of(optimizer: torch.optim.Optimizer | None, name: str) -> int:
+    """Element size of what an optimizer's argument gives a type; float32 where it has no such argument."""
+    return getattr(optimizer, name, torch.float32).itemsize
+
+
+__all__ = ["capture", "settings_of", "without_memory"]
+
+
+class _Placement:
+    """The forward pipeline stage that a trace is in: a new one begins where the IPU changes, from 0 on."""
+
+    def __init__(self, trace: _trace.Trace) -> None:
+        self._trace = trace
+        self._seen = 0
+        self._now = (0, 0)
+
+    def __call__(self) -> tuple[int, int]:
+        entries = self._trace.entries
+        while self._seen < len(entries):
+            stage, ipu = self._now
+            to = entries[self._seen].ipu
+            self._now = (stage + (to != ipu), to)
+            self._seen += 1
+        return self._now
+
+    @property
+    def stage_ipus(self) -> tuple[int, ...]:
+        ipus = [0] + [entry.ipu for entry in self._trace.entries]
+        return (0, *(after for before, after in itertools.pairwise(ipus) if before != after))
+
+
+class _Tap(CompileTap):
+    """Also gives a function the fake of a weight that it holds outside any module."""
+
+    def __init__(self, weights: Any, inputs: Iterable[torch.Tensor]) -> None:
+        super().__init__([*weights.parameters.values(), *weights.buffers.values(), *inputs])
+        self._weights = weights
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        args = tuple(self._weights.of(arg) if isinstance(arg, torch.Tensor) else arg for arg in args)
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def capture(
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: Any,
+    training: bool,
+    with_values: bool = False,
+) -> Any:
+    """The graph (ipu_simulator/graph/ir.py) of one micro batch.
+
+    :param model: its weights may be real, fake or on the meta device; nothing about it changes.
+    :param args, kwargs: one micro batch; of its tensors only shapes and dtypes count.
+    :param with_values: computes with copies of real weights and inputs, for a model whose way through its
+        operations depends on values.
+
+    Raises poptorch.Error where the model or its options can't be compiled; whether the machine has IPUs
+    enough isn't asked.
+    """
+    mode = None if with_values else _stand_ins.fake_mode()
+    weights = _stand_ins.WeightsStandIns(mode, model, numerics.device_dtype)
+    named = dict(_named_tensors(model, args, kwargs))
+    inputs = {
+        name: _stand_ins.stand_in(mode, tensor, numerics.device_dtype) for name, tensor in named.items()
+    }
+    args, kwargs = with_tensors((tuple(args), dict(kwargs)), list(inputs.values()))
+    given = {"parameter": weights.parameters, "buffer": weights.buffers, "input": inputs}
+    paths = {id(module): name for name, module in model.named_modules()}
+    offline = options.clone()
+    offline.connectionType(enums.ConnectionType.Never)
+    with (
+        weights.swapped_in(),
+        mode or contextlib.nullcontext(),
+        numerics.host_generator_kept(),
+        torch.set_grad_enabled(training),
+        _plain_kernels(),
+        _trace.tracing(offline) as trace,
+    ):
+        placement = _Placement(trace)
+        recorder = trace.recorder = _capture.Recorder(placement, paths)
+        for role, tensors_of_role in given.items():
+            for name, tensor in tensors_of_role.items():
+                recorder.declare(tensor, role, name)
+        tap = _Tap(weights, inputs.values())
+        trace.mark_on_device = tap.mark_on_device
+        with recorder.recording():
+            with tap, ImplicitCasts():
+                outputs = tensors(model(*args, **kwargs))
+            trace.validate(training)
+            if training:
+                recorder.backward(_loss(tap, trace, outputs), weights.parameters.values())
+        return recorder.graph(placement.stage_ipus, inputs.values(), outputs)
+
+
+def _named_tensors(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors among a call's arguments, in their order, by the names of the forward's parameters."""
+    parameters = list(inspect.signature(model.forward).parameters)
+    for index, (name, value) in enumerate(
+        [*itertools.zip_longest(parameters[: len(args)], args), *kwargs.items()]
+    ):
+        found = tensors(value)
+        for position, tensor in enumerate(found):
+            base = name or f"argument{index}"
+            yield base if len(found) == 1 else f"{base}.{position}", tensor
+
+
+def _loss(tap: CompileTap, trace: _trace.Trace, outputs: list[torch.Tensor]) -> torch.Tensor:
+    place = find_loss(tap.losses, trace.identity_losses, outputs, tap.sources)
+    found = {"output": outputs, "identity": trace.identity_losses, "function": tap.losses}
+    return found[place.kind][place.index]
+
+
+@contextlib.contextmanager
+def _plain_kernels():
+    """Inside, tensors are made on the CPU unless a program says otherwise, and nothing runs as a kernel that
+    only CPUs have: such would hide what it is composed of.
+    """
+    on_cpu = torch.get_default_device().type == "cpu"
+    had_mkldnn, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
+    try:
+        with sdpa_kernel(SDPBackend.MATH), contextlib.nullcontext() if on_cpu else torch.device("cpu"):
+            yield
+    finally:
+        torch.backends.mkldnn.enabled = had_mkldnn

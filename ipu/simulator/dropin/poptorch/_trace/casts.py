@@ -1,0 +1,354 @@
+"""Implicit casts: an operation on float16 and float32 operands computes in float32.
+
+PyTorch promotes in arithmetic but refuses the same mixture in products, normalisations and scatters. And what
+it has no float16 kernel for on a CPU, it computes in float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from .._run.structure import map_leaves, tensors
+from .run import called_by_library
+
+_REFUSED_BY_PYTORCH = frozenset(
+    {
+        "__matmul__",
+        "__rmatmul__",
+        "addbmm",
+        "addmm",
+        "addmv",
+        "baddbmm",
+        "batch_norm",
+        "bilinear",
+        "binary_cross_entropy",
+        "binary_cross_entropy_with_logits",
+        "bmm",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+        "cross_entropy",
+        "dot",
+        "einsum",
+        "group_norm",
+        "gru",
+        "gru_cell",
+        "heaviside",
+        "hinge_embedding_loss",
+        "huber_loss",
+        "index_add",
+        "index_copy",
+        "index_put",
+        "inner",
+        "instance_norm",
+        "layer_norm",
+        "lerp",
+        "linalg_multi_dot",
+        "linear",
+        "lstm",
+        "lstm_cell",
+        "masked_scatter",
+        "matmul",
+        "mm",
+        "multi_dot",
+        "multi_head_attention_forward",
+        "mv",
+        "nll_loss",
+        "prelu",
+        "rms_norm",
+        "rnn_relu",
+        "rnn_relu_cell",
+        "rnn_tanh",
+        "rnn_tanh_cell",
+        "scaled_dot_product_attention",
+        "scatter",
+        "scatter_add",
+        "scatter_reduce",
+        "soft_margin_loss",
+        "tensordot",
+        "vdot",
+    }
+)
+
+
+# The same, but the result is written into the first operand: the others take its type.
+_REFUSED_IN_PLACE = frozenset(
+    {
+        "index_add_",
+        "index_copy_",
+        "index_put_",
+        "lerp_",
+        "masked_scatter_",
+        "scatter_",
+        "scatter_add_",
+        "scatter_reduce_",
+    }
+)
+# Running statistics may be of another type than all else, and have no say in the result's.
+_NORMS = frozenset({"batch_norm", "instance_norm"})
+# PyTorch has no float16 kernels for these on a CPU, and says so too late (in a backward pass) or not at all.
+_WITHOUT_FLOAT16 = frozenset({"cdist", "ctc_loss", "local_response_norm", "rrelu"})
+# These refuse numbers that float16 hasn't got, which masks are full of; the device takes the largest it has.
+_TAKES_NUMBER = frozenset(
+    {
+        "clamp",
+        "clamp_",
+        "clip",
+        "clip_",
+        "fill_",
+        "full",
+        "full_like",
+        "masked_fill",
+        "masked_fill_",
+        "new_full",
+        "pad",
+    }
+)
+_LARGEST = torch.finfo(torch.float16).max
+
+
+class ImplicitCasts(TorchFunctionMode):
+    """Inside, float16 operands become float32 where they meet float32 ones, and numbers fit into float16.
+
+    `has_cast`: whether there was any need of it; a compilation finds out, so that other programs are spared
+    the look at every call.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_cast = False
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in _WITHOUT_FLOAT16 and _first(args, kwargs).dtype is torch.float16:
+            return self._widened(func, args, kwargs)
+        if name in _REFUSED_BY_PYTORCH or name in _REFUSED_IN_PLACE:
+            if _is_mixture(_dtypes(args, kwargs)):
+                self.has_cast = True
+                dtype = args[0].dtype if name in _REFUSED_IN_PLACE else torch.float32
+                result = _computed_in(dtype, func, args, kwargs)
+                return _cast(result, _dtype_of_norm(func, args, kwargs)) if name in _NORMS else result
+        elif name in _TAKES_NUMBER and _makes_float16(args, kwargs):
+            self.has_cast = True
+            args, kwargs = map_leaves((tuple(args), dict(kwargs)), _saturated)
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError:
+            # What PyTorch refuses for other reasons it refuses in float32 as well.
+            if torch.float16 not in _dtypes(args, kwargs):
+                raise
+            with contextlib.suppress(RuntimeError):
+                return self._widened(func, args, kwargs)
+            raise
+
+    def _widened(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Computed in float32; the result is float16 again, but for a mixture's."""
+        result = _computed_in(torch.float32, func, args, kwargs)
+        self.has_cast = True
+        if _is_mixture(_dtypes(args, kwargs)) or any(result is arg for arg in args):
+            return result
+        return map_leaves(result, lambda leaf: _cast(leaf, torch.float16))
+
+    def __enter__(self):
+        torch.nn.RNNBase.check_input = _check_input_of_any_float
+        return super().__enter__()
+
+    def __exit__(self, *exception):
+        torch.nn.RNNBase.check_input = _CHECK_INPUT
+        super().__exit__(*exception)
+
+
+_CHECK_INPUT = torch.nn.RNNBase.check_input
+
+
+def _check_input_of_any_float(layer: torch.nn.RNNBase, input: torch.Tensor, batch_sizes: Any) -> None:
+    """What a recurrent layer checks of its input, but for the type."""
+    _CHECK_INPUT(layer, input.to(layer._flat_weights[0].dtype), batch_sizes)
+
+
+def _computed_in(dtype: torch.dtype, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What `func` gives for floats of `dtype`; what it writes to is written to."""
+    copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def cast(leaf: Any) -> Any:
+        if id(leaf) in copies:
+            return copies[id(leaf)][1]
+        copy = _cast(leaf, dtype)
+        if copy is not leaf:
+            copies[id(leaf)] = leaf, copy
+        return copy
+
+    cast_args, cast_kwargs = map_leaves((tuple(args), dict(kwargs)), cast)
+    versions = [version_of(copy) for _, copy in copies.values()]
+    result = func(*cast_args, **cast_kwargs)
+    for (original, copy), version in zip(copies.values(), versions):
+        # PyTorch doesn't count what it writes to running statistics.
+        if version_of(copy) != version or any(original is one for one in _statistics(func, args, kwargs)):
+            original.copy_(copy)
+        if result is copy:
+            result = original
+    return result
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """Counts changes in place; tensors of torch.inference_mode have no count."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _dtypes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[torch.dtype]:
+    return {tensor.dtype for tensor in tensors((list(args), dict(kwargs)))}
+
+
+def _is_mixture(dtypes: set[torch.dtype]) -> bool:
+    return torch.float16 in dtypes and torch.float32 in dtypes
+
+
+def _statistics(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Running means and variances, in the order of torch.nn.functional: (input, mean, variance, ...)."""
+    if getattr(func, "__name__", "") not in _NORMS:
+        return []
+    return [*args[1:3], kwargs.get("running_mean"), kwargs.get("running_var")]
+
+
+def _dtype_of_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.dtype:
+    statistics = _statistics(func, args, kwargs)
+    others = [arg for arg in (*args, *kwargs.values()) if not any(arg is one for one in statistics)]
+    return torch.float32 if _is_mixture(_dtypes(tuple(others), {})) else _first(args, kwargs).dtype
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    return tensors((list(args), dict(kwargs)))[0]
+
+
+def _cast(leaf: Any, dtype: torch.dtype) -> Any:
+    both = (torch.float16, torch.float32)
+    return leaf.to(dtype) if isinstance(leaf, torch.Tensor) and leaf.dtype in both else leaf
+
+
+def _makes_float16(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    source = args[0].dtype if args and isinstance(args[0], torch.Tensor) else None
+    return (kwargs.get("dtype") or source) is torch.float16
+
+
+def _saturated(leaf: Any) -> Any:
+    """Numbers only: a positive integer may be a size."""
+    if isinstance(leaf, float) or (isinstance(leaf, int) and leaf < 0):
+        return leaf if math.isinf(leaf) or math.isnan(leaf) else max(-_LARGEST, min(leaf, _LARGEST))
+    if isinstance(leaf, torch.Tensor) and leaf.dim() == 0 and leaf.dtype is torch.float32:
+        return torch.where(leaf.isinf(), leaf, leaf.clamp(-_LARGEST, _LARGEST))
+    return leaf
+
+
+# Integers of 32 bits and fewer as indices and labels.
+#
+# The device has no others; some of PyTorch's CPU kernels take nothing but 64 bits.
+
+_LABELS, _INDEX = (1, "target"), (2, "index")
+# Where the indices of a function stand, by its name: positional and by keyword.
+_PLACES = {
+    "cross_entropy": _LABELS,
+    "gather": _INDEX,
+    "index_copy": _INDEX,
+    "index_copy_": _INDEX,
+    "index_fill": _INDEX,
+    "index_fill_": _INDEX,
+    "multi_margin_loss": _LABELS,
+    "multilabel_margin_loss": _LABELS,
+    "nll_loss": _LABELS,
+    "nll_loss_nd": _LABELS,
+    "one_hot": (0, "tensor"),
+    "put": (1, "index"),
+    "put_": (1, "index"),
+    "scatter": _INDEX,
+    "scatter_": _INDEX,
+    "scatter_add": _INDEX,
+    "scatter_add_": _INDEX,
+    "scatter_reduce": _INDEX,
+    "scatter_reduce_": _INDEX,
+    "take": (1, "index"),
+    "take_along_dim": (1, "indices"),
+}
+_NARROW = frozenset({torch.int32, torch.int16, torch.int8, torch.uint8})
+
+
+def widened(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict, bool]:
+    """(args, kwargs, whether anything changed): indices and labels as the function's kernel takes them."""
+    place = _PLACES.get(getattr(func, "__name__", ""))
+    if place is None:
+        return args, kwargs, False
+    position, keyword = place
+    if position < len(args):
+        index = args[position]
+        if isinstance(index, torch.Tensor) and index.dtype in _NARROW:
+            return (*args[:position], index.long(), *args[position + 1 :]), kwargs, True
+    elif isinstance(kwargs.get(keyword), torch.Tensor) and kwargs[keyword].dtype in _NARROW:
+        return args, {**kwargs, keyword: kwargs[keyword].long()}, True
+    return args, kwargs, False
+
+
+class IndexCasts(TorchFunctionMode):
+    """Stands around the runs of a model whose compilation met such indices."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        args, kwargs, _ = widened(func, args, kwargs or {})
+        return func(*args, **kwargs)
+
+
+# The device "ipu" by its name: `torch.ones(3, device="ipu")`, `x.to("ipu")`, `x.device` in a forward.
+
+# The simulator's device has the host's memory, and torch no kernels for the name.
+_STANDS_FOR = torch.device("cpu")
+_IPU = torch.device("ipu", 0)
+_ANSWERS = {torch.Tensor.device: _IPU, torch.Tensor.is_ipu: True, torch.Tensor.is_cpu: False}
+
+
+def asks_for_device(func: Any) -> bool:
+    """Whether a call reads a tensor's device, or whether it is on one."""
+    return getattr(func, "__self__", None) in _ANSWERS
+
+
+def device_answer(func: Any) -> Any:
+    """What such a call gives on the device."""
+    return _ANSWERS[func.__self__]
+
+
+def placed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple, dict, bool]:
+    """(func, args, kwargs, whether anything changed): what stands for an IPU where the call names one."""
+    if func is torch.Tensor.ipu:
+        return torch.Tensor.to, (args[0], _STANDS_FOR), _moving(args[0]), True
+    if func is torch.Tensor.to and len(args) > 1 and _is_ipu(args[1]):
+        return func, (args[0], _STANDS_FOR, *args[2:]), {**kwargs, **_moving(args[0])}, True
+    if _is_ipu(kwargs.get("device")):
+        moving = _moving(args[0]) if func is torch.Tensor.to else {}
+        return func, args, {**kwargs, "device": _STANDS_FOR, **moving}, True
+    return func, args, kwargs, False
+
+
+def _moving(tensor: torch.Tensor) -> dict[str, bool]:
+    """A host's constant is another tensor on the device, which may change; weights are there already."""
+    return {} if isinstance(tensor, torch.nn.Parameter) else {"copy": True}
+
+
+def _is_ipu(device: Any) -> bool:
+    if isinstance(device, str):
+        return device.partition(":")[0] == "ipu"
+    return isinstance(device, torch.device) and device.type == "ipu"
+
+
+class IpuDevice(TorchFunctionMode):
+    """Stands around the runs of a model whose compilation met the name."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if asks_for_device(func) and not called_by_library():
+            return device_answer(func)
+        func, args, kwargs, _ = placed(func, args, kwargs or {})
+        return func(*args, **kwargs)

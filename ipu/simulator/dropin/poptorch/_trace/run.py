@@ -1,0 +1,304 @@
+"""What is known while a model runs "on the IPU": the blocks it enters and the losses it marks.
+
+`tracing(options)` stands around the one run that compiles a model, `running()` around every later run. In
+both, isRunningOnIpu() is True; only the first records blocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import torch
+from ipu_simulator.environment import TARGET_VARIABLE, target
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_flatten
+
+from .. import enums
+from ..poptorch_core import MAX_IPUS_PER_PROCESS, createBackendError, usesIpuModel
+
+# Who calls an operation: the program, or a library that it uses.
+
+# PyTorch's own functions in front of operations: whoever calls them is the caller.
+_WRAPPERS = tuple(
+    str(Path(torch.__file__).parent / name)
+    for name in (
+        "overrides.py",
+        "_tensor.py",
+        "functional.py",
+        "_jit_internal.py",
+        "nn/functional.py",
+        "_compile.py",  # around our own modes
+        "_dynamo/eval_frame.py",
+    )
+)
+_TORCH = str(Path(torch.__file__).parent)
+# Where Python's installers put packages; torch may have come otherwise.
+_LIBRARIES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}", _TORCH)
+_HERE = str(Path(__file__).parents[1])
+_SIMULATOR = str(Path(__file__).parents[2])
+_OPERATIONS = (str(Path(__file__).parents[1] / "ops"),)
+
+
+def called_by_library() -> bool:
+    """Whether the call that a mode intercepts stands in a library's code, or in that of our operations.
+
+    Libraries newer than PopTorch look at values (transformers: whether a mask is all ones), and do without
+    where they can't: a program shouldn't fail for that.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((_HERE, *_WRAPPERS)):
+        if frame.f_code.co_filename.startswith(_OPERATIONS):
+            return True
+        frame = frame.f_back
+    return any(folder in frame.f_code.co_filename for folder in _LIBRARIES)
+
+
+def computed_by_library() -> bool:
+    """Whether an operation that runs now stands in another library's code than PyTorch's, whose layers and
+    functions compute for whoever calls them.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((_SIMULATOR, _TORCH)):
+        frame = frame.f_back
+    return any(folder in frame.f_code.co_filename for folder in _LIBRARIES)
+
+
+# Tensor classes of a program's own, made in a forward: PyTorch can't make them where a mode looks at
+# operations, as the tensor that it would turn into one has been seen by Python then.
+
+
+def _new(cls: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    if cls is torch.Tensor:
+        return _original(cls, *args, **kwargs)
+    if len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor):
+        return args[0].as_subclass(cls)  # the same as an operation, which is seen
+    with _disable_current_modes():  # of numbers or sizes: the host's
+        return _original(cls, *args, **kwargs)
+
+
+_original = torch.Tensor.__new__
+
+
+@contextlib.contextmanager
+def subclasses_can_be_made() -> Iterator[None]:
+    """Stands inside the modes that look at operations."""
+    if "__new__" in vars(torch.Tensor):  # a model inside a model
+        yield
+        return
+    if "torch._compile" in sys.modules:
+        # PyTorch imports this with the first operation that a mode sees, and looks at the constructor then.
+        importlib.import_module("torch._dynamo")
+    torch.Tensor.__new__ = staticmethod(_new)
+    try:
+        yield
+    finally:
+        del torch.Tensor.__new__
+
+
+@dataclass(frozen=True)
+class BlockEntry:
+    """One entering of a block; blocks may be entered several times."""
+
+    block_id: str
+    stage: int
+    ipu: int
+
+
+class Run:
+    """A model's forward on the device."""
+
+    def __init__(self) -> None:
+        self.identity_losses: list[torch.Tensor] = []
+        self.inference_only: list[str] = []  # operations that can't be trained
+        # Of tensors that no operation seen made: they, and what they were made of.
+        self.mark_on_device: Callable[[list[torch.Tensor], list[torch.Tensor]], None] = lambda made, of: None
+        self.recorder: Any = None  # graph.capture.Recorder, where the graph is captured
+
+    def begin_block(self, user_id: str | None, ipu_id: int | None) -> None:
+        """Blocks only matter to the run that compiles."""
+
+    def end_block(self) -> None:
+        """See begin_block."""
+
+    def reset_auto_id(self) -> None:
+        """See begin_block."""
+
+
+class Trace(Run):
+    """The compiling run: `entries` lists the blocks in the order in which they were entered."""
+
+    def __init__(self, options: Any) -> None:
+        super().__init__()
+        self._options = options
+        self._strategy = options._execution_strategy
+        self._next_auto_id = 0
+        self._active: BlockEntry | None = None
+        self.entries: list[BlockEntry] = []
+        self.computes_outside_block = False
+        self.follows_values = False
+        # Takes a function and arguments for it: what later runs do at this point, and a compilation doesn't.
+        self.at_each_run: Callable[..., None] = lambda func, *args: None
+
+    def begin_block(self, user_id: str | None, ipu_id: int | None) -> None:
+        if user_id is None:
+            user_id = str(self._next_auto_id)
+            self._next_auto_id += 1
+        stage, ipu = self._strategy._place(user_id, ipu_id)
+        self._active = BlockEntry(user_id, stage, ipu)
+        self.entries.append(self._active)
+
+    def end_block(self) -> None:
+        self._active = None
+
+    def reset_auto_id(self) -> None:
+        self._next_auto_id = 0
+
+    @property
+    def runs_python(self) -> bool:
+        """Whether each run needs the forward's Python: where a graph would have a loop or a branch, or where
+        something looked at values.
+        """
+        return bool(self.inference_only) or self.follows_values
+
+    @property
+    def in_block(self) -> bool:
+        """Whether a block is in force."""
+        return self._active is not None
+
+    @property
+    def active_ipu(self) -> int:
+        """The IPU of the block in force; 0 where there's none."""
+        return self._active.ipu if self._active else 0
+
+    @property
+    def num_pipeline_stages(self) -> int:
+        """The depth of the forward pipeline: one more than the IPU changes along the blocks, from IPU 0
+        on.
+        """
+        ipus = [0] + [entry.ipu for entry in self.entries]
+        return 1 + sum(before != after for before, after in pairwise(ipus))
+
+    @property
+    def ipus_per_replica(self) -> int:
+        """The highest IPU in use and all below it."""
+        return 1 + max((entry.ipu for entry in self.entries), default=0)
+
+    def validate(self, training: bool) -> None:
+        """Raises poptorch.Error where blocks, pipeline depth or number of IPUs can't be compiled."""
+        if self.entries and self.computes_outside_block:
+            raise createBackendError("No active Block, all the ops must belong to a Block")
+        if training and self.inference_only:
+            raise createBackendError(f"{self.inference_only[0]} is only supported in inference")
+        self._strategy._check_depth(self._options, self.num_pipeline_stages, training)
+        self._check_num_ipus()
+
+    def _check_num_ipus(self) -> None:
+        num_ipus = self.ipus_per_replica * self._options.replication_factor
+        reserved = 1 << (num_ipus - 1).bit_length()
+        on_hardware = not usesIpuModel(self._options._values)
+        if num_ipus > MAX_IPUS_PER_PROCESS:
+            raise createBackendError(
+                f"Too many IPUs requested ({num_ipus}). Experiments that need more than 64 IPUs require "
+                "distributed execution."
+            )
+        if on_hardware and reserved != num_ipus and not self._options.auto_round_num_ipus:
+            raise createBackendError(
+                f"The model specifies the use of {num_ipus} IPUs, however PopTorch must reserve a minimum of "
+                f"{reserved} in order to allow the model to run, because PopTorch must reserve a power of 2 "
+                "or maximum of 64 IPUs per process. Please reconfigure your model to use a different number "
+                "of IPUs or set poptorch.Options().autoRoundNumIPUs(True)."
+            )
+        offline = self._options.connection_type == enums.ConnectionType.Never.value
+        machine = target()
+        if on_hardware and not offline and reserved > machine.num_ipus:
+            raise createBackendError(
+                f"Failed to acquire {reserved} IPU(s)\n"
+                f"No device found on the system with {reserved} IPUs: the configuration needs changing "
+                f"({machine.name} has {machine.num_ipus}; {TARGET_VARIABLE} names the simulator's machine)"
+            )
+
+
+# These make another name for a tensor and leave nothing to run.
+_NOT_COMPUTING = frozenset(
+    {torch.ops.aten.alias.default, torch.ops.aten.detach.default, torch.ops.aten.lift_fresh.default}
+)
+
+
+class _OutsideBlocks(TorchDispatchMode):
+    """Notes whether the model computes anything before its first block, or after leaving a `with Block`.
+
+    What a library computes before the first block stands on IPU 0, as PopTorch has it: transformers' BERT
+    makes its mask before its embeddings, where pipelined models on IPUs begin their first block.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self._trace = trace
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        # A constant is made where it is first used, so only what takes a tensor counts.
+        if (
+            not self._trace.in_block
+            and func not in _NOT_COMPUTING
+            and any(isinstance(arg, torch.Tensor) for arg in tree_flatten(args)[0])
+            and (self._trace.entries or not computed_by_library())
+        ):
+            self._trace.computes_outside_block = True
+        return func(*args, **(kwargs or {}))
+
+
+_current: Run | None = None
+
+
+def current() -> Run | None:
+    """The run under way, or None on the host."""
+    return _current
+
+
+def isRunningOnIpu() -> bool:
+    """Whether the caller runs as part of a model on the IPU; False in a plain call of the same module."""
+    return _current is not None
+
+
+@contextmanager
+def _as_current(run: Run | None) -> Iterator[None]:
+    global _current
+    outer, _current = _current, run
+    try:
+        yield
+    finally:
+        _current = outer
+
+
+def as_host():
+    """Stands around what the host does in the middle of a run."""
+    return _as_current(None)
+
+
+@contextmanager
+def tracing(options: Any) -> Iterator[Trace]:
+    """Stands around the forward that compiles a model; `Trace.validate` afterwards says whether it can be."""
+    trace = Trace(options)
+    strategy = options._execution_strategy
+    strategy.onStartTracing()
+    try:
+        with _as_current(trace), _OutsideBlocks(trace), subclasses_can_be_made():
+            yield trace
+    finally:
+        strategy.onEndTracing()
+
+
+@contextmanager
+def running() -> Iterator[Run]:
+    """Stands around every later forward."""
+    run = Run()
+    with _as_current(run), subclasses_can_be_made():
+        yield run

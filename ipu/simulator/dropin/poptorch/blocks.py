@@ -1,0 +1,132 @@
+"""Blocks: which part of a model stands in which pipeline stage, on which IPU."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Callable
+
+import torch
+
+from ._trace import run as trace
+from .poptorch_core import createPoptorchError
+
+
+def _begin(user_id: str | None, ipu_id: int | None) -> None:
+    run = trace.current()
+    if run is not None:
+        run.begin_block(user_id, ipu_id)
+
+
+class Block(torch.nn.Module):
+    """A context whose operations form one block.
+
+    :param user_id: names the block; None takes the next automatic number.
+    :param ipu_id: the IPU it stands on, unless the execution strategy says otherwise.
+    """
+
+    def __init__(self, user_id: str | None = None, ipu_id: int | None = None):
+        super().__init__()
+        self._user_id = user_id
+        self._ipu_id = ipu_id
+
+    def __enter__(self):
+        _begin(self._user_id, self._ipu_id)
+
+    def __exit__(self, type, value, traceback):
+        run = trace.current()
+        if run is not None:
+            run.end_block()
+
+    @staticmethod
+    def start(user_id: str | None = None, ipu_id: int | None = None):
+        """Begins a block here; it lasts until the next one begins."""
+        _begin(user_id, ipu_id)
+
+    @staticmethod
+    def useAutoId():
+        """Numbers the nameless blocks from 0 again; call it first in forward()."""
+        run = trace.current()
+        if run is not None:
+            run.reset_auto_id()
+
+
+class _BeginBlockHook:
+    """The forward pre-hook that begins a block. It survives deepcopy and pickling with its module."""
+
+    def __init__(self, user_id: str | None, ipu_id: int | None):
+        self._user_id = user_id
+        self._ipu_id = ipu_id
+
+    def __call__(self, module, inputs):
+        _begin(self._user_id, self._ipu_id)
+
+    def __repr__(self) -> str:
+        return f"BeginBlock(user_id={self._user_id}, ipu_id={self._ipu_id})"
+
+
+class LegacyBeginBlockFn(torch.nn.Module):
+    """A callable that isn't a module, and begins a block when called."""
+
+    def __init__(
+        self, layer_to_call: Callable[..., Any], user_id: str | None = None, ipu_id: int | None = None
+    ):
+        super().__init__()
+        self._layer_to_call = layer_to_call
+        self._user_id = user_id
+        self._ipu_id = ipu_id
+
+    def __call__(self, *input, **kwargs):
+        _begin(self._user_id, self._ipu_id)
+        return self._layer_to_call(*input, **kwargs)
+
+
+def _hook_keys(module: torch.nn.Module) -> list[int]:
+    return [key for key, hook in module._forward_pre_hooks.items() if isinstance(hook, _BeginBlockHook)]
+
+
+def begin_block_hook(module: torch.nn.Module) -> _BeginBlockHook | None:
+    """What BeginBlock put on the module, if anything; its repr says which block."""
+    keys = _hook_keys(module)
+    return module._forward_pre_hooks[keys[0]] if keys else None
+
+
+def BeginBlock(
+    layer_to_call: torch.nn.Module | Callable[..., Any],
+    user_id: str | None = None,
+    ipu_id: int | None = None,
+) -> torch.nn.Module | LegacyBeginBlockFn:
+    """Begins a block each time the layer is called; the block lasts until the next one begins.
+
+    Returns the same module, with a forward pre-hook (a plain callable is wrapped instead). Raises
+    poptorch.Error for a module that begins a block already, and for anything that can't be called.
+    """
+    if not isinstance(layer_to_call, torch.nn.Module):
+        if not callable(layer_to_call):
+            raise createPoptorchError("module is not an instance of torch.nn.Module or function.")
+        return LegacyBeginBlockFn(layer_to_call, user_id, ipu_id)
+    if _hook_keys(layer_to_call):
+        raise createPoptorchError("module has already been assigned to a block.")
+    layer_to_call.register_forward_pre_hook(_BeginBlockHook(user_id, ipu_id))
+    return layer_to_call
+
+
+def removeBlocks(module: torch.nn.Module) -> None:
+    """Takes every BeginBlock off a module and all inside it; other hooks stay."""
+    assert isinstance(module, torch.nn.Module), "removeBlocks needs a torch.nn.Module"
+    for part in module.modules():
+        for key in _hook_keys(part):
+            del part._forward_pre_hooks[key]
+
+
+def BlockFunction(user_id: str | None = None, ipu_id: int | None = None):
+    """A decorator: the function's operations form one block."""
+
+    def decorate(function):
+        @functools.wraps(function)
+        def wrapped(*args, **kwargs):
+            with Block(user_id, ipu_id):
+                return function(*args, **kwargs)
+
+        return wrapped
+
+    return decorate

@@ -1,0 +1,254 @@
+"""The data loader that makes one combined batch for each call of a model."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Iterator
+
+import torch
+from torch.utils.data import Dataset, IterableDataset, Sampler
+
+from ._logging import logger
+from .accessor import AsynchronousDataAccessor, Rebatched
+from .enums import DataLoaderMode
+from .options import Options
+from .poptorch_core import createPoptorchError
+
+
+class _SubDataset(Dataset):
+    """One process's part of a data set: a contiguous slice, after a shuffle that all processes share.
+
+    `step` is the combined batch size of one process. Without drop_last the last process's slice may be
+    shorter. With drop_last every process has the same number of whole steps; what is left over at the end of
+    the data set takes turns: every other epoch, all slices begin that many elements later.
+    """
+
+    def __init__(self, dataset: Dataset, opts: Options, step: int, drop_last: bool, shuffle: bool = False):
+        num_elements = len(dataset)
+        processes = opts.Distributed.numProcesses
+        if drop_last:
+            length = step * (num_elements // (step * processes))
+            self._leftovers = num_elements - length * processes
+            self._length = length
+        else:
+            length = (num_elements + processes - 1) // processes
+            self._leftovers = 0
+            self._length = max(0, min(length, num_elements - length * opts.Distributed.processId))
+        self._dataset = dataset
+        self._offset = length * opts.Distributed.processId
+        self._seed = opts.random_seed if shuffle else None
+        # In shared memory: worker processes that outlive an epoch hold a copy of this object.
+        self._epoch = torch.full((), -1, dtype=torch.int64).share_memory_()
+        self._order: tuple[int, torch.Tensor] | None = None
+
+    def next_epoch(self) -> None:
+        """Moves the window and shuffles again; the first call begins epoch 0."""
+        self._epoch += 1
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Any:
+        if not 0 <= index < self._length:
+            raise IndexError(f"Invalid index {index}: this process's part has {self._length} elements")
+        epoch = max(0, int(self._epoch))
+        window = self._leftovers if epoch % 2 else 0
+        return self._dataset[self._element(epoch, self._offset + window + index)]
+
+    def _element(self, epoch: int, position: int) -> int:
+        if self._seed is None:
+            return position
+        if self._order is None or self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self._seed + epoch)
+            self._order = (epoch, torch.randperm(len(self._dataset), generator=generator))
+        return int(self._order[1][position])
+
+
+class _JoinedBatches(Sampler):
+    """A batch sampler whose batches are so many batches of another one, one after the other."""
+
+    def __init__(self, batches: Any, factor: int, drop_last: bool):
+        self._batches = batches
+        self._factor = factor
+        self._drop_last = drop_last
+
+    def __len__(self) -> int:
+        rounding = 0 if self._drop_last else self._factor - 1
+        return (len(self._batches) + rounding) // self._factor
+
+    def __iter__(self) -> Iterator[list[int]]:
+        joined: list[int] = []
+        for count, batch in enumerate(self._batches, start=1):
+            joined.extend(batch)
+            if count % self._factor == 0:
+                yield joined
+                joined = []
+        if joined and not self._drop_last:
+            yield joined
+
+
+class _SyncLoader(torch.utils.data.DataLoader):
+    """Torch's loader, which also tells a process's part of the data set that an epoch begins."""
+
+    def __iter__(self):
+        if isinstance(self.dataset, _SubDataset):
+            self.dataset.next_epoch()
+        return super().__iter__()
+
+
+def _batches_per_call(options: Options) -> int:
+    """Micro batches that one call of a model takes from each stream of inputs."""
+    groups = options.replication_factor // options.input_group_size
+    return options.device_iterations * groups * options.Training.gradient_accumulation
+
+
+class DataLoader(_SyncLoader):
+    """Yields combined batches: batch_size * device iterations * replicas (or groups) * gradient accumulation.
+
+    The options freeze. `drop_last` is True by default, unlike torch's: a short batch doesn't fit a compiled
+    model. With several processes (options.Distributed) each gets its own part of the data set, unless
+    `auto_distributed_partitioning` is False. Further keyword arguments are torch's.
+
+    Asynchronous modes load in the background, into a ring of buffers: see AsynchronousDataAccessor, to which
+    `async_options` are passed. `rebatched_worker_size` is the workers' batch in AsyncRebatched mode.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        dataset: Dataset,
+        batch_size: int | None = 1,
+        shuffle: bool | None = None,
+        num_workers: int = 0,
+        drop_last: bool = True,
+        persistent_workers: bool | None = None,
+        auto_distributed_partitioning: bool = True,
+        mode: DataLoaderMode = DataLoaderMode.Sync,
+        async_options: dict[str, Any] | None = None,
+        rebatched_worker_size: int | None = None,
+        batch_sampler: Any = None,
+        **kwargs: Any,
+    ):
+        assert isinstance(options, Options), "Expected poptorch.Options"
+        options._freeze()
+        batches_per_call = _batches_per_call(options)
+        distributed = options.Distributed.numProcesses > 1 and auto_distributed_partitioning
+        if batch_sampler is not None:
+            _check_batch_sampler(batch_size, shuffle, distributed)
+            combined = None
+            if getattr(batch_sampler, "batch_size", None) is not None:
+                combined = batch_sampler.batch_size * batches_per_call
+        else:
+            combined = None if batch_size is None else batch_size * batches_per_call
+
+        if mode == DataLoaderMode.Async and not drop_last and batch_size is not None:
+            # Otherwise each worker would end with a short batch of its own.
+            mode = DataLoaderMode.AsyncRebatched
+        rebatched = mode == DataLoaderMode.AsyncRebatched
+
+        if isinstance(dataset, IterableDataset):
+            _check_iterable(num_workers, kwargs.get("worker_init_fn"), distributed)
+        elif distributed and combined is not None:
+            dataset = _partition(dataset, options, combined, drop_last, bool(shuffle))
+            if shuffle:
+                shuffle = None
+        if not drop_last and combined is not None and not isinstance(dataset, IterableDataset):
+            _warn_of_remainder(len(dataset), combined)
+
+        loading = {
+            "num_workers": num_workers,
+            "persistent_workers": num_workers > 0 if persistent_workers is None else persistent_workers,
+            **kwargs,
+        }
+        if batch_sampler is not None:
+            loading["batch_sampler"] = _JoinedBatches(batch_sampler, batches_per_call, drop_last)
+        else:
+            worker_size = rebatched_worker_size if rebatched and rebatched_worker_size else combined
+            loading.update(batch_size=worker_size, shuffle=shuffle)
+            # Torch refuses drop_last without a batch size.
+            loading["drop_last"] = drop_last and combined is not None and not rebatched
+        super().__init__(dataset, **loading)
+
+        self._options = options
+        self._combined_batch_size = combined
+        self._accessor: AsynchronousDataAccessor | None = None
+        if mode != DataLoaderMode.Sync:
+            # The background worker has a loader of its own, so that it doesn't keep this one alive, which
+            # draws from a generator of its own, so that what it draws doesn't depend on when.
+            if loading.get("generator") is None:
+                seed = int(torch.empty((), dtype=torch.int64).random_())
+                loading["generator"] = torch.Generator().manual_seed(seed)
+            loader = _SyncLoader(dataset, **loading)
+            joined = Rebatched(loader, combined, drop_last) if rebatched and combined else loader
+            self._accessor = AsynchronousDataAccessor(joined, **(async_options or {}))
+
+    @property
+    def combinedBatchSize(self) -> int | None:
+        """The number of elements in a batch; None without automatic batching."""
+        return self._combined_batch_size
+
+    @property
+    def options(self) -> Options:
+        """The options given, now frozen."""
+        return self._options
+
+    def terminate(self) -> None:
+        """Ends the background worker of an asynchronous loader."""
+        if self._accessor is not None:
+            self._accessor.terminate()
+
+    def __len__(self) -> int:
+        return super().__len__() if self._accessor is None else len(self._accessor)
+
+    def __iter__(self):
+        return super().__iter__() if self._accessor is None else iter(self._accessor)
+
+
+def _check_batch_sampler(batch_size: int | None, shuffle: bool | None, distributed: bool) -> None:
+    if batch_size not in (1, None) or shuffle:
+        raise createPoptorchError("`batch_sampler` option is mutually exclusive with batch_size, shuffle.")
+    if distributed:
+        raise createPoptorchError(
+            "`batch_sampler` option is mutually exclusive with auto_distributed_partitioning=True."
+        )
+
+
+def _check_iterable(
+    num_workers: int, worker_init_fn: Callable[[int], None] | None, distributed: bool
+) -> None:
+    assert not distributed, (
+        "auto_distributed_partitioning=True does not work with IterableDataset: partition the data set "
+        "yourself "
+        "and pass auto_distributed_partitioning=False"
+    )
+    if num_workers > 0 and worker_init_fn is None:
+        logger.warning(
+            "Each of the %d workers reads the whole IterableDataset: pass a worker_init_fn that gives each "
+            "its part",
+            num_workers,
+        )
+
+
+def _partition(
+    dataset: Dataset, options: Options, combined: int, drop_last: bool, shuffle: bool
+) -> _SubDataset:
+    if shuffle:
+        assert options.exists("random_seed"), (
+            "When using auto_distributed_partitioning you must set poptorch.Options.randomSeed() so that "
+            "every "
+            "process shuffles the data set in the same way"
+        )
+    return _SubDataset(dataset, options, combined, drop_last, shuffle)
+
+
+def _warn_of_remainder(num_elements: int, combined: int) -> None:
+    remainder = num_elements % combined
+    if remainder:
+        logger.warning(
+            "The number of elements in the data set (%d) isn't a multiple of the combined batch size (%d): "
+            "with "
+            "drop_last=False the last batch has %d elements, which a model compiled for %d refuses",
+            num_elements,
+            combined,
+            remainder,
+            combined,
+        )

@@ -1,0 +1,539 @@
+"""PoplarExecutor: what trainingModel and inferenceModel return."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from typing import Any, Callable
+
+import torch
+from ipu_simulator import numerics
+
+from . import enums, optim
+from ._logging import limit_repeats, logger
+from ._run import files, host_weights, predictions
+from ._run.arguments import ArgumentParser, Arguments, CompiledCall
+from ._run.compiled import Executable
+from ._run.device_weights import ReplicaGrouping, executors
+from ._run.predictions import Measured, Predictions
+from ._run.structure import tensors
+from .optim.on_device import OptimizerOnDevice
+from .optim.settings import Extracted, extract
+from .options import Options, PipelinedExecution
+from .poptorch_core import createPoptorchError
+
+# torch.inference_mode is the program's: the device trains, and keeps its weights, whatever it says.
+
+
+def left(method: Callable[..., Any]) -> Callable[..., Any]:
+    """An executor's method, run outside torch.inference_mode, in which PyTorch records no gradients and makes
+    tensors that can't be changed elsewhere. A model whose own tensors are such stays inside.
+    """
+
+    @functools.wraps(method)
+    def outside(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_inference_mode_enabled() or executor.is_of_inference_mode:
+            return method(executor, *args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            return method(executor, *args, **kwargs)
+
+    return outside
+
+
+def is_of_inference_mode(model: torch.nn.Module) -> bool:
+    """Whether a model was made in torch.inference_mode, so that it can't train."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return any(not torch.nn.parameter.is_lazy(tensor) and tensor.is_inference() for tensor in tensors)
+
+
+class PoplarExecutor(Measured):
+    """Runs a wrapped model: the first call compiles it for the inputs given, whose shapes are final then.
+
+    Attributes that an executor doesn't have are the user model's.
+
+    :param model: what runs: a shallow copy of the user's model.
+    :param options: resolved options; frozen here.
+    :param user_model: the model that was wrapped; default: `model`.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        options: Any,
+        training: bool,
+        poptorch_version: str,
+        optimizer: torch.optim.Optimizer | None = None,
+        user_model: torch.nn.Module | None = None,
+    ) -> None:
+        self._model = model
+        self._user_model = model if user_model is None else user_model
+        self._options = options
+        self._training = training
+        self._poptorch_version = poptorch_version
+        self._parser = ArgumentParser(model.forward)
+        seed = (
+            options.random_seed if options.exists("random_seed") else int.from_bytes(os.urandom(4), "little")
+        )
+        first_replica = options.Distributed.processId * options.replication_factor
+        self._randomness = numerics.KeyedRandomness(seed, first_replica)
+        self._executable: Executable | None = None
+        self._optimizer_on_device: OptimizerOnDevice | None = None
+        self._attached = False
+        self._host_version = 0
+        self._optimizer = optimizer
+        self.replica_groupings: dict[int, ReplicaGrouping] = {}  # by the id of the parameter
+        self._found: Extracted | None = None
+        self._first_found: Extracted | None = None
+        self._logged: set[str] = set()
+        limit_repeats(options.max_repeat_logs)
+        host_weights.check_buffers(self._user_model)
+        self.is_of_inference_mode = is_of_inference_mode(model)
+        if training:
+            assert optimizer is not None, "A training model needs an optimizer"
+            self.setOptimizer(optimizer)
+            host_weights.wrap(self._user_model, host_weights.HostWeights(self))
+        executors.add(self)
+        options._freeze()
+
+    # ---- what it is made of
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The user's model."""
+        return self._user_model
+
+    @property
+    def options(self) -> Any:
+        """The options in force: a frozen copy of the user's with the output mode resolved."""
+        return self._options
+
+    @property
+    def _executable_inputs(self) -> CompiledCall | None:
+        # Private in PopTorch too, but optimum-graphcore's pipelines look up the compiled batch size here.
+        executable = self._executable
+        return None if executable is None else executable.inputs.as_call(self._parser.positional)
+
+    @property
+    def rng_state(self) -> list[int]:
+        """The device's random state: [seed, device iterations done]."""
+        return self._randomness.state
+
+    @rng_state.setter
+    def rng_state(self, state: list[int]) -> None:
+        self._randomness.state = state
+
+    def __getattr__(self, attribute: str) -> Any:
+        # Reached only where ordinary look-up fails, also before __init__ has run (copy, pickle).
+        if attribute.startswith("__") or "_user_model" not in self.__dict__:
+            raise AttributeError(attribute)
+        return getattr(self._user_model, attribute)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True) -> Any:
+        """Load weights into the user's model, and on to the device if there is one."""
+        result = self._user_model.load_state_dict(state_dict, strict)
+        if self.isAttachedToDevice():
+            self.copyWeightsToDevice()
+        return result
+
+    # ---- compile and run
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run on a combined batch: deviceIterations * gradientAccumulation * replicas micro batches.
+
+        Raises poptorch.Error where the arguments differ from those the model was compiled for.
+        """
+        assert not self._offline, (
+            "Trying to run a model on an offline device (ConnectionType.Never): use model.compile(inputs) "
+            "instead of model(inputs)"
+        )
+        arguments = self._parser.parse(args, kwargs)
+        if self._executable is None:
+            self._compile(arguments)
+        if not self._attached:
+            self.attachToDevice()
+        self._fetch_training_weights()
+        return self._run(arguments)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile for these inputs without running."""
+        arguments = self._parser.parse(args, kwargs)
+        if self._executable is not None:
+            logger.warning("Call to compile() ignored: the executable is already compiled")
+            return
+        self._compile(arguments)
+
+    @left
+    def _compile(self, compiled: Arguments | dict[str, Any]) -> None:
+        """`compiled`: what to compile for, or what a file holds of a compilation."""
+        for hook in list(host_weights.pre_compile_hooks.values()):
+            hook()
+        start_s = time.perf_counter()
+        host = self._host
+        if host is not None:
+            host.sync()
+            self._host_version = host.version
+            host.running = True
+        try:
+            executable = Executable(
+                self._model,
+                self._options,
+                self._training,
+                self._randomness,
+                compiled,
+                self._found.update_types if self._found is not None else (),
+                self.replica_groupings,
+            )
+        finally:
+            if host is not None:
+                host.running = False
+        if self._training:
+            popart = self._options._Popart.options
+            self._optimizer_on_device = OptimizerOnDevice(
+                self._optimizer,
+                self._found,
+                executable.weights,
+                accumulators=executable.plan.gradient_accumulation > 1
+                and not popart.get("disableGradAccumulationTensorStreams", False),
+                rounding=executable.rounding,
+                automatic_scale=popart.get("automaticLossScalingSettings.enabled", False),
+                processes=executable.processes,
+            )
+        self._executable = executable
+        self._attached = not self._offline
+        self._compilation_s = time.perf_counter() - start_s
+        self._predictions = None
+        if isinstance(compiled, Arguments):
+            self._predictions = Predictions(
+                self._model, compiled, executable.plan, self._options, self._optimizer
+            )
+        with self._weights_of_groups():
+            predictions.compiled(self._predictions, self._options, self._training)
+        for hook in list(host_weights.post_compile_hooks.values()):
+            hook()
+
+    @left
+    def _run(self, arguments: Arguments) -> Any:
+        host = self._host
+        start_s = time.time()
+        if host is not None:
+            # Set before: whatever stops a run in the middle, the device may hold newer weights.
+            host.stale = host.stale or self._training
+            host.running = True
+        try:
+            output = self._executable.run(arguments, self._optimizer_on_device)
+        finally:
+            if host is not None:
+                host.running = False
+        end_s = time.time()
+        steps, returned = self._executable.num_micro_batches
+        self._note_call(start_s, end_s, (len(arguments.tensors), steps), (len(tensors(output)), returned))
+        return output
+
+    @property
+    def _offline(self) -> bool:
+        return self._options.connection_type == enums.ConnectionType.Never.value
+
+    @property
+    def _host(self) -> host_weights.HostWeights | None:
+        """The host's side of the weights while the user's model trains."""
+        model = self._user_model
+        return type(model)._poptorch_host if host_weights.is_wrapped(model) else None
+
+    def _fetch_training_weights(self) -> None:
+        """Before inference: take over what training has done to a shared model since."""
+        host = self._host
+        if self._training or host is None:
+            return
+        host.sync()
+        if host.version != self._host_version:
+            logger.debug("Implicit copyWeightsToDevice()")
+            self.copyWeightsToDevice()
+
+    # ---- weights and device
+
+    def _compiled(self) -> Executable:
+        if self._executable is None:
+            raise createPoptorchError("Model has not been compiled or has been destroyed.")
+        return self._executable
+
+    @left
+    def copyWeightsToHost(self) -> None:
+        """Download the weights into the user's model."""
+        executable = self._compiled()
+        host = self._host
+        if host is not None:
+            # First: the copy below touches the wrapped tensors.
+            host.stale = False
+            host.version += 1
+        executable.weights.download()
+
+    def copyWeightsToHostIfNeeded(self) -> bool:
+        """Download the weights if the device has newer ones; returns whether it did."""
+        host = self._host
+        return host is not None and host.sync()
+
+    @left
+    def copyWeightsToDevice(self) -> None:
+        """Upload the user's model's weights: edits on the host have no effect before."""
+        executable = self._compiled()
+        host = self._host
+        if host is not None:
+            if self._training:
+                host.stale = False
+            else:
+                host.sync()
+            self._host_version = host.version
+        executable.weights.upload()
+
+    @left
+    def copyNamedBuffersToDevice(self) -> None:
+        """Upload the buffers that options.updatableNamedBuffers lists."""
+        names = self._options.updatable_named_buffers
+        if not names:
+            raise createPoptorchError("No named buffers marked as updatable via updatableNamedBuffers option")
+        self._compiled().weights.upload_buffers(names)
+
+    def isCompiled(self) -> bool:
+        """Whether there is an executable."""
+        return self._executable is not None
+
+    def isAttachedToDevice(self) -> bool:
+        """Whether the executable is on the device."""
+        return self._attached
+
+    def detachFromDevice(self) -> None:
+        """Download weights and optimizer state and leave the device to others."""
+        self._compiled()
+        if not self._attached:
+            raise createPoptorchError("Device is not attached")
+        self.copyWeightsToHostIfNeeded()
+        if self._training:
+            self._optimizer_on_device.refresh()
+        self._attached = False
+
+    def attachToDevice(self) -> None:
+        """Take the device again and upload everything."""
+        self._compiled()
+        assert not self._offline, "Can't attach to an offline device (ConnectionType.Never)"
+        if self._attached:
+            raise createPoptorchError("Device is already attached")
+        self.copyWeightsToDevice()
+        self._attached = True
+
+    def destroy(self) -> None:
+        """Download the weights, drop the executable, unwrap the user's model. No-op if not compiled."""
+        if self._executable is None:
+            return
+        if self._training:
+            self.copyWeightsToHostIfNeeded()
+            self._optimizer_on_device.release()
+            host_weights.unwrap(self._user_model)
+        self._executable = None
+        self._optimizer_on_device = None
+        self._attached = False
+
+    # ---- optimizer
+
+    def setOptimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take over the optimizer's present attributes; a scheduler's change has no effect before.
+
+        Raises AssertionError for an unsupported class, ValueError for one that would change the mean
+        reduction strategy of a compiled model, poptorch.Error for a changed constant.
+        """
+        assert self._training, "setOptimizer is only for training models"
+        found = extract(optimizer)
+        self._choose_reduction_strategy(found)
+        if self._first_found is None:
+            self._first_found = found
+        relaxed = self._options.relax_optimizer_checks
+        self._log_once(found.unexpected(self._first_found), logger.debug if relaxed else logger.warning)
+        self._log_once([found.warning] if found.warning else [], logger.warning)
+        if self._optimizer_on_device is not None:
+            self._optimizer_on_device.follow(optimizer, found)
+        self._optimizer = optimizer
+        self._found = found
+
+    def _log_once(self, texts: list[str], log: Callable[[str], None]) -> None:
+        for text in texts:
+            if text not in self._logged:
+                self._logged.add(text)
+                log(text)
+
+    def _choose_reduction_strategy(self, found: Extracted) -> None:
+        """float16 accumulators would overflow before a division at the end: they need a running mean."""
+        training = self._options.Training
+        running = enums.MeanReductionStrategy.Running
+        if (
+            not found.needs_running_mean
+            or training.meanAccumulationAndReplicationReductionStrategy == running
+        ):
+            return
+        if self._executable is not None:
+            raise ValueError(
+                "Invalid optimizer: the new optimizer would require changing options.Training."
+                "meanAccumulationAndReplicationReductionStrategy to poptorch.MeanReductionStrategy.Running "
+                "but the executable is already compiled."
+            )
+        self._options = self._options.clone()
+        self._options.Training.setMeanAccumulationAndReplicationReductionStrategy(running)
+        self._options._freeze()
+
+    # ---- what the compilation found
+
+    def getTensorNames(self) -> list[str]:
+        """What options.anchorTensor can name: weights, their gradients and updates, results."""
+        assert self._executable is not None, "Model must be compiled first"
+        return self._executable.tensor_names
+
+    def getAnchoredTensor(self, short_name: str) -> torch.Tensor:
+        """A tensor that options.anchorTensor kept of the last run, laid out as an output is."""
+        kept = self._executable.anchored if self._executable is not None else {}
+        assert short_name in kept, f"No tensor with name {short_name} found."
+        return kept[short_name]
+
+    def _debugGetPopartIR(self) -> str:
+        """JSON: {"maingraph": [{name, type, attributes, inputs, outputs}, ...]}, what the compilation saw."""
+        return self._compiled().ir
+
+    # ---- executables in files
+
+    def compileAndExport(self, filename: str, *args: Any, export_model: bool = True, **kwargs: Any) -> None:
+        """Compile for these inputs, if that isn't done, and save()."""
+        arguments = self._parser.parse(args, kwargs)
+        if self._executable is None:
+            self._compile(arguments)
+        self.save(filename, export_model)
+
+    def save(self, filename: str, export_model: bool = True, save_rng_state: bool = True) -> None:
+        """Write the executable to a file, by default with the model, its optimizer and the random state.
+
+        A folder gets a model.poptorch; missing parents are made. poptorch.load reads a file that has the
+        model, loadExecutable any.
+        """
+        executable = self._compiled()
+        if export_model and any(isinstance(m, torch.jit.ScriptModule) for m in self._user_model.modules()):
+            raise createPoptorchError(
+                "PyTorch can't write a TorchScript module beside other things: save the executable with "
+                "export_model=False, and the module with torch.jit.save."
+            )
+        saved = executable.saved()
+        if save_rng_state:
+            saved["rng_state"] = self.rng_state
+        files.write(
+            filename,
+            files.Contents(
+                version=self._poptorch_version,
+                training=self._training,
+                options=self._options,
+                model=self._user_model if export_model else None,
+                optimizer=self._optimizer if export_model else None,
+                executable=saved,
+            ),
+        )
+
+    def loadExecutable(self, filename: str) -> None:
+        """Take the executable from a file in place of compiling; weights stay this model's own.
+
+        The file is a pickle: load only files that you trust. Raises AssertionError for another version's
+        file or where there is an executable, poptorch.Error for a file of another kind of model.
+        """
+        assert self._executable is None, "The model is compiled already: call destroy() first"
+        contents = files.read(filename, self._poptorch_version)
+        if contents.training != self._training:
+            kinds = {True: "training", False: "inference"}
+            raise createPoptorchError(
+                f"{filename} holds an executable for {kinds[contents.training]}, this model is for "
+                f"{kinds[self._training]}."
+            )
+        self._compile(contents.executable)
+        if "rng_state" in contents.executable:
+            self.rng_state = contents.executable["rng_state"]
+
+
+# trainingModel and inferenceModel: a PyTorch model becomes an executor.
+
+_POPTORCH_VERSION = "3.4.0"
+
+
+def trainingModel(
+    model: torch.nn.Module | PoplarExecutor,
+    options: Options | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> PoplarExecutor:
+    """Wrap a model for training; its forward must have one final loss.
+
+    The model is changed in place: touching its weights from now on fetches them from the device. The
+    optimizer is poptorch.optim.SGD(lr=0.01) unless given.
+
+    Raises poptorch.Error for options of another type and for a model of torch.inference_mode, RuntimeError
+    for one that is wrapped already.
+    """
+    model = _user_model(model)
+    if host_weights.is_wrapped(model):
+        host_weights.wrap(model, None)  # raises
+    if is_of_inference_mode(model):
+        raise createPoptorchError(
+            "A model that was made in torch.inference_mode can't be trained: make it outside."
+        )
+    executor_options = _resolved(options, enums.OutputMode.Final)
+    if optimizer is None:
+        optimizer = optim.SGD(model.parameters(), lr=0.01)
+    return PoplarExecutor(
+        model=host_weights.shallow_copy(model),
+        options=executor_options,
+        training=True,
+        poptorch_version=_POPTORCH_VERSION,
+        optimizer=optimizer,
+        user_model=model,
+    )
+
+
+def inferenceModel(model: torch.nn.Module | PoplarExecutor, options: Options | None = None) -> PoplarExecutor:
+    """Wrap a model for inference; the model itself doesn't change.
+
+    If it also trains, every call sees the weights of the training before it. Raises poptorch.Error for
+    options of another type, and for gradient accumulation.
+    """
+    model = _user_model(model)
+    executor_options = _resolved(options, enums.OutputMode.All)
+    if executor_options.Training.gradient_accumulation != 1:
+        message = (
+            "You must set poptorch.Options().Training.gradientAccumulation to 1 or leave it as its default "
+            "value (1) when running a poptorch.inferenceModel()."
+        )
+        if isinstance(executor_options._execution_strategy, PipelinedExecution):
+            message += (
+                " Use poptorch.Options().deviceIterations to process a sufficient number of batches each run "
+                "for pipelined execution instead."
+            )
+        raise createPoptorchError(message)
+    return PoplarExecutor(
+        model=host_weights.shallow_copy(model),
+        options=executor_options,
+        training=False,
+        poptorch_version=_POPTORCH_VERSION,
+        user_model=model,
+    )
+
+
+def _user_model(model: Any) -> torch.nn.Module:
+    if isinstance(model, PoplarExecutor):
+        model = model._user_model
+    assert isinstance(model, torch.nn.Module), f"A torch.nn.Module is expected, not {type(model)}"
+    return model
+
+
+def _resolved(options: Options | None, default_mode: enums.OutputMode) -> Options:
+    """Freeze the user's options; the executor's own copy has an output mode."""
+    if options is None:
+        options = Options()
+    if not isinstance(options, Options):
+        raise createPoptorchError(
+            f"Invalid type: 'options' is of type {type(options)} (Expected poptorch.Options)"
+        )
+    options._freeze()
+    clone = options.clone()
+    if clone.defaultOutputMode():
+        clone.outputMode(default_mode)
+    return clone

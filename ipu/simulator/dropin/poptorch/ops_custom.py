@@ -1,0 +1,228 @@
+"""Operations that a program brings itself, and the planning of convolutions."""
+
+from __future__ import annotations
+
+import functools
+import os
+import runpy
+from typing import Any, Callable, ClassVar
+
+import torch
+from ipu_simulator import numerics
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ._run.structure import tensors
+from ._trace import run as trace
+from .enums import MultiConvPlanType
+from .poptorch_core import createBackendError, createPoptorchError
+
+# A program's own operations, as PyTorch functions that stand for PopART's code.
+#
+# The file that IPU_SIMULATOR_CUSTOM_OPS names holds CUSTOM_OPS, a dictionary: (name, domain, version) -> a
+# function of (list of input tensors, dictionary of attributes) that returns the outputs.
+
+VARIABLE = "IPU_SIMULATOR_CUSTOM_OPS"  # set by `python -m ipu.simulator --custom-ops FILE.py`
+
+Operation = tuple[str, str, int]  # name, domain, version
+Function = Callable[[list[torch.Tensor], dict[str, Any]], Any]
+
+
+def _fast_gather_last_dim(inputs: list[torch.Tensor], attributes: dict[str, Any]) -> torch.Tensor:
+    """Takes along the last dimension: data [..., n], indices [..., m] -> [..., m]."""
+    data, indices = inputs
+    return torch.gather(data, -1, indices.long())
+
+
+# What comes with PopTorch, without a library to load; optimum-graphcore's DeBERTa calls it so.
+_OF_POPTORCH: dict[Operation, Function] = {
+    ("FastGatherLastDim", "poptorch.custom_ops", 1): _fast_gather_last_dim,
+}
+
+
+def _run_function(
+    operation: Operation, inputs: list[torch.Tensor], attributes: dict[str, Any], examples: list[torch.Tensor]
+) -> list[torch.Tensor]:
+    """The outputs of the function for `operation`, which have the shapes and types of `examples`.
+
+    Raises poptorch.Error where there is no such function or its outputs differ.
+    """
+    name, domain, version = operation
+    what = f"The custom operation {domain}.{name} (version {version})"
+    path = os.environ.get(VARIABLE)
+    function = (_functions(path) if path else {}).get(operation) or _OF_POPTORCH.get(operation)
+    if function is None:
+        where = f" {path} has none for {operation!r}." if path else ""
+        raise createPoptorchError(
+            f"{what} is written for PopART: the simulator needs a PyTorch function in its place.{where} "
+            "A file with CUSTOM_OPS = {(name, domain, version): function of (inputs, attributes)} brings it: "
+            f"python -m ipu.simulator --custom-ops FILE.py SCRIPT, or {VARIABLE}=FILE.py"
+        )
+    outputs = function(list(inputs), dict(attributes))
+    made = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+    if len(made) != len(examples):
+        raise createPoptorchError(
+            f"{what} has {len(examples)} example_outputs, but its function returns {len(made)}"
+        )
+    for index, (output, example) in enumerate(zip(made, examples)):
+        types = [numerics.device_dtype(tensor.dtype, integers=True) for tensor in (output, example)]
+        if output.shape != example.shape or types[0] != types[1]:
+            raise createPoptorchError(
+                f"{what}: example_outputs[{index}] is {list(example.shape)} of {types[1]}, but its "
+                f"function returns {list(output.shape)} of {types[0]}"
+            )
+    return made
+
+
+@functools.cache
+def _functions(path: str) -> dict[Operation, Function]:
+    try:
+        functions = runpy.run_path(path)["CUSTOM_OPS"]
+    except Exception as error:
+        raise createPoptorchError(f"{VARIABLE}={path}: {type(error).__name__}: {error}") from error
+    if not isinstance(functions, dict) or not all(callable(function) for function in functions.values()):
+        raise createPoptorchError(
+            f"{VARIABLE}={path}: CUSTOM_OPS must be a dictionary of functions by (name, domain, version)"
+        )
+    return functions
+
+
+def _check_attributes(attributes: dict[str, Any]) -> None:
+    for key, value in attributes.items():
+        if not isinstance(key, str):
+            raise ValueError(f"Attributes must have string keys: got {key!r}")
+        elements = value if isinstance(value, (list, tuple)) else [value]
+        if not elements:
+            raise ValueError(f"Attribute {key} is an empty list")
+        if len({type(element) for element in elements}) > 1:
+            raise ValueError(f"Attribute {key} has elements of several types")
+        if not isinstance(elements[0], (int, float, str)):
+            raise ValueError(f"Attribute {key} has elements of an unsupported type, {type(elements[0])}")
+
+
+def custom_op(
+    inputs: Any,
+    name: str,
+    domain: str,
+    domain_version: int,
+    example_outputs: Any,
+    attributes: dict[str, Any] | None = None,
+) -> list[torch.Tensor]:
+    """On the host, zeros like `example_outputs`.
+
+    On the device PopART's code for the operation would run; here the PyTorch function that stands for it
+    (--custom-ops), else poptorch.Error. Raises ValueError for attributes that PopART can't take.
+    """
+    _check_attributes(attributes or {})
+    run = trace.current()
+    if run is None:
+        return [torch.zeros_like(example) for example in example_outputs]
+    with trace.as_host(), torch._C.DisableTorchFunction():
+        outputs = _run_function(
+            (name, domain, domain_version), list(inputs), attributes or {}, list(example_outputs)
+        )
+    run.mark_on_device(outputs, list(inputs))
+    return outputs
+
+
+class CPU:
+    """Calls a layer on the host in the middle of a model on the device."""
+
+    def __init__(self, layer_to_call: Callable[..., Any], ID: str):
+        self._layer_to_call = layer_to_call
+        self._id = ID
+        self._inputs: tuple[Any, ...] = ()
+        self._outputs: Any = None
+
+    def __call__(self, *input, **kwargs):
+        self._inputs = input
+        run = trace.current()
+        # What a traced model may not do (.item(), .cpu()) is the point here.
+        with trace.as_host(), torch._C.DisableTorchFunction():
+            self._outputs = self._layer_to_call(*input, **kwargs)
+        if run is not None:
+            run.mark_on_device(tensors(self._outputs), tensors(input))
+        return self._outputs
+
+    def execute(self) -> None:
+        """Calls the layer once more with the tensors of the last call."""
+        self(*self._inputs)
+
+    def registerPersistentData(self) -> None:
+        """The simulator's device shares the host's memory: nothing needs to be kept."""
+
+
+class _CountsConvolutions(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten.convolution.default
+        return func(*args, **(kwargs or {}))
+
+
+class MultiConv:
+    """A context whose convolutions are planned together. A setting is one value, or one for each.
+
+    poptorch.Error on the device for contexts in each other, and for lists of another length.
+    """
+
+    _open: ClassVar[_CountsConvolutions | None] = None
+
+    def __init__(self):
+        self._settings: dict[str, Any] = {}
+
+    def _set(self, name: str, value: Any, kind: type | tuple[type, ...], single: bool = False) -> MultiConv:
+        values = [value] if single or not isinstance(value, (list, tuple)) else value
+        if not all(isinstance(one, kind) for one in values):
+            raise AssertionError(f"Invalid value for {name}: {value!r}")
+        self._settings[name] = value
+        return self
+
+    def availableMemoryProportions(self, value: float | list[float]) -> MultiConv:
+        """The share of a tile's memory for temporary values."""
+        return self._set("availableMemoryProportions", value, float)
+
+    def partialsTypes(self, value: torch.dtype | list[torch.dtype]) -> MultiConv:
+        """The types in which products accumulate: torch.float or torch.half."""
+        values = value if isinstance(value, (list, tuple)) else [value]
+        if any(one not in (torch.float, torch.half) for one in values):
+            raise ValueError("Invalid partials types. Expecting torch.float or torch.half")
+        return self._set("partialsTypes", value, torch.dtype)
+
+    def enableConvDithering(self, value: bool | list[bool]) -> MultiConv:
+        """Starts convolutions on pseudorandom tiles."""
+        return self._set("enableConvDithering", value, bool)
+
+    def planType(self, value: MultiConvPlanType) -> MultiConv:
+        """Side by side, or one after another."""
+        return self._set("planType", value, MultiConvPlanType, single=True)
+
+    def perConvReservedTiles(self, value: int) -> MultiConv:
+        """The tiles that each convolution keeps for itself."""
+        return self._set("perConvReservedTiles", value, int, single=True)
+
+    def cycleBackOff(self, value: float) -> MultiConv:
+        """The share of cycles that may be given up for memory."""
+        return self._set("cycleBackOff", value, float, single=True)
+
+    def __enter__(self):
+        if not isinstance(trace.current(), trace.Trace):
+            return
+        if MultiConv._open is not None:
+            raise createBackendError("Nested poptorch.MultiConv operations are not supported.")
+        MultiConv._open = _CountsConvolutions()
+        MultiConv._open.__enter__()
+
+    def __exit__(self, type, value, traceback):
+        counter = MultiConv._open
+        if counter is None:
+            return
+        MultiConv._open = None
+        counter.__exit__(type, value, traceback)
+        for name, values in self._settings.items():
+            if type is None and isinstance(values, (list, tuple)) and len(values) != counter.count:
+                raise createBackendError(
+                    f"poptorch.MultiConv().{name} has {len(values)} values for {counter.count} convolutions: "
+                    "give one for each, or one for all."
+                )

@@ -1,0 +1,225 @@
+"""An optimizer's attributes as the device takes them: settings, constants, names of what may vary."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ipu_simulator import numerics
+
+from . import optimizers
+
+Rule = numerics.Rule
+
+# Subclasses first: PyTorch's AdamW is an Adam since 2.7.
+_KINDS = (
+    (optimizers.LAMB, Rule.LAMB, ("lr", "betas", "eps", "weight_decay", "max_weight_norm")),
+    (torch.optim.AdamW, Rule.ADAMW, ("lr", "betas", "eps", "weight_decay")),
+    (torch.optim.Adam, Rule.ADAM, ("lr", "betas", "eps", "weight_decay")),
+    (torch.optim.RMSprop, Rule.RMSPROP, ("lr", "alpha", "eps", "weight_decay", "momentum")),
+    (torch.optim.SGD, Rule.SGD, ("lr", "momentum", "dampening", "weight_decay", "nesterov")),
+)
+_KNOWN_CLASSES = tuple(kind[0] for kind in _KINDS) + (
+    optimizers.SGD,
+    optimizers.Adam,
+    optimizers.AdamW,
+    optimizers.RMSprop,
+)
+# PyTorch optimizers: what is compiled in where it has this value. lr never is.
+_CONSTANT_AT = {"momentum": 0, "dampening": 0, "eps": 1e-8, "weight_decay": 0}
+_ALWAYS_CONSTANT = ("betas", "alpha", "nesterov")
+# PyTorch's own keys that mean nothing to the device.
+_IGNORED_KEYS = {
+    "params",
+    "initial_lr",
+    "amsgrad",
+    "foreach",
+    "maximize",
+    "capturable",
+    "differentiable",
+    "fused",
+    "centered",
+    "decoupled_weight_decay",
+    "param_names",
+}
+
+
+_ADAM = ("Accumulate", "Accumulate", "AdamUpdater", "AdamVarUpdate")
+_LAMB = (*_ADAM[:-1], "LambSquare", "LambSquare", "AdamVarUpdate")
+_UPDATE_TYPES = {
+    Rule.ADAM: _ADAM,
+    Rule.ADAMW: _ADAM,
+    Rule.LAMB: _LAMB,
+    Rule.LAMB_NO_BIAS: _LAMB,
+    Rule.RMSPROP: ("Accumulate", "RMSPropUpdater", "ScaledVarUpdate"),
+    Rule.RMSPROP_CENTERED: ("Accumulate", "Accumulate", "RMSPropUpdater", "ScaledVarUpdate"),
+}
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What one look at an optimizer found."""
+
+    settings: Any  # numerics.OptimizerSettings
+    values: dict[tuple[int, str], Any]  # (group, attribute) -> value
+    loss_scaling: float
+    loss_scaling_is_variable: bool
+    group_of: dict[int, int]  # id of parameter -> index of its group
+    constants: dict[tuple[int, str], Any]  # (group, attribute) -> compiled-in value
+    needs_running_mean: bool
+    extra_keys: frozenset[tuple[str, str]]  # (where, name) of what the device doesn't know
+    warning: str | None  # on a class whose own step isn't what the device runs
+
+    def value(self, group: int, name: str) -> Any:
+        """An attribute of a group."""
+        return self.values[group, name]
+
+    def variable(self, group: int) -> set[str]:
+        """The attributes of a group that aren't compiled in."""
+        return {name for index, name in self.values if index == group} - {
+            name for index, name in self.constants if index == group
+        }
+
+    def unexpected(self, first: Extracted) -> list[str]:
+        """Texts on what wasn't there when the program's first optimizer was looked at."""
+        new = self.extra_keys - first.extra_keys
+        return [
+            f"Ignoring unexpected {place} in {self.type_name} optimizer: "
+            f"{sorted(name for where, name in new if where == place)}"
+            for place in sorted({where for where, _ in new})
+        ]
+
+    @property
+    def update_types(self) -> tuple[str, ...]:
+        """PopART's types of the operations that update one weight."""
+        rule, settings = self.settings.rule, self.settings
+        if rule is not Rule.SGD:
+            return _UPDATE_TYPES[rule]
+        if not settings.with_momentum:
+            return ("SGD0VarUpdate",)
+        if settings.combined_accumulator:
+            return ("Accumulate", "SGD1VarUpdate", "SGD1AcclUpdate")
+        return ("Accumulate", "SGD2PartialAcclUpdate", "SGD2VarUpdate")
+
+    @property
+    def type_name(self) -> str:
+        """The name that messages use."""
+        if self.settings.rule is Rule.SGD:
+            return "SGD1" if self.settings.combined_accumulator else "SGD2"
+        return self.settings.rule.name
+
+
+def extract(optimizer: torch.optim.Optimizer) -> Extracted:
+    """Read an optimizer's present attributes.
+
+    Raises AssertionError for an unsupported class and ValueError for amsgrad or maximize.
+    """
+    kind, rule, attributes = _kind(optimizer)
+    groups = optimizer.param_groups
+    if any(group.get("amsgrad") for group in groups):
+        raise ValueError("Only non-amsgrad Adam/AdamW optimizers are supported.")
+    if any(group.get("maximize") for group in groups):
+        raise ValueError("maximize=True is not supported: negate the loss instead.")
+    if rule is Rule.LAMB and not optimizer.bias_correction:
+        rule = Rule.LAMB_NO_BIAS
+    if rule is Rule.RMSPROP and any(group["centered"] for group in groups):
+        rule = Rule.RMSPROP_CENTERED
+    values = {(i, name): _value(group, name) for i, group in enumerate(groups) for name in attributes}
+    constants = {
+        (i, name): value for (i, name), value in values.items() if _is_constant(optimizer, groups[i], name)
+    }
+    settings = numerics.OptimizerSettings(
+        rule=rule,
+        groups=tuple(_group_settings(group, attributes) for group in groups),
+        max_grad_norm=getattr(optimizer, "max_grad_norm", math.inf),
+        with_momentum="momentum" in attributes
+        and any(group["momentum"] or (i, "momentum") not in constants for i, group in enumerate(groups)),
+        tf_variant=getattr(optimizer, "use_tf_variant", False),
+        combined_accumulator=getattr(optimizer, "use_combined_accum", False),
+        **_types(optimizer),
+    )
+    half = settings.accumulator_type is torch.float16
+    return Extracted(
+        settings=settings,
+        values=values,
+        loss_scaling=float(getattr(optimizer, "loss_scaling", 1.0)),
+        loss_scaling_is_variable=isinstance(optimizer, optimizers.Optimizer)
+        and not optimizer.variable_attrs.isConstant("loss_scaling"),
+        group_of={id(weight): i for i, group in enumerate(groups) for weight in group["params"]},
+        constants=constants,
+        needs_running_mean=half and not settings.combined_accumulator,
+        extra_keys=_extra_keys(optimizer, attributes),
+        warning=None if type(optimizer) in _KNOWN_CLASSES else _subclass_warning(type(optimizer), kind),
+    )
+
+
+def _types(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The settings that say in which types the device keeps its state; PyTorch's optimizers have none."""
+    velocity = getattr(optimizer, "velocity_accum_type", torch.float32)
+    combined = getattr(optimizer, "use_combined_accum", False)
+    return {
+        "velocity_scaling": float(optimizer.velocity_scaling) if combined else 1.0,
+        "accumulator_type": getattr(optimizer, "accum_type", torch.float32),
+        "first_moment_type": getattr(optimizer, "first_order_momentum_accum_type", velocity),
+        "second_moment_type": getattr(optimizer, "second_order_momentum_accum_type", torch.float32),
+    }
+
+
+def _kind(optimizer: torch.optim.Optimizer) -> tuple[type, Any, tuple[str, ...]]:
+    for kind, rule, attributes in _KINDS:
+        if isinstance(optimizer, kind):
+            return kind, rule, attributes
+    raise AssertionError(
+        "Unsupported optimizer type. Types supported "
+        f"{[f'{known.__module__}.{known.__name__}' for known in _KNOWN_CLASSES]}"
+    )
+
+
+def _subclass_warning(subclass: type, kind: type) -> str:
+    return (
+        f"Optimizer `{subclass.__name__}` subclassed from classes in poptorch.optim or torch.optim are "
+        f"unlikely to behave as intended: the device runs the update rule of {kind.__name__}."
+    )
+
+
+def _value(group: dict[str, Any], name: str) -> Any:
+    if name == "max_weight_norm" and group.get(name) is None:
+        return optimizers.NO_WEIGHT_NORM_LIMIT
+    value = group[name]
+    return tuple(value) if name == "betas" else value
+
+
+def _group_settings(group: dict[str, Any], attributes: tuple[str, ...]) -> Any:
+    values = {name: _value(group, name) for name in attributes}
+    if "betas" in values:
+        values["beta1"], values["beta2"] = values.pop("betas")
+    # A learning rate may be a 0-d tensor.
+    return numerics.GroupSettings(
+        **{name: value if isinstance(value, bool) else float(value) for name, value in values.items()}
+    )
+
+
+def _is_constant(optimizer: torch.optim.Optimizer, group: dict[str, Any], name: str) -> bool:
+    if isinstance(optimizer, optimizers.Optimizer):
+        return optimizer.variable_attrs.isConstant(name)
+    if name in _ALWAYS_CONSTANT:
+        return True
+    if name == "weight_decay" and isinstance(optimizer, torch.optim.AdamW):
+        return group[name] == 0.01
+    return name in _CONSTANT_AT and group[name] == _CONSTANT_AT[name]
+
+
+def _extra_keys(optimizer: torch.optim.Optimizer, attributes: tuple[str, ...]) -> frozenset[tuple[str, str]]:
+    known = _IGNORED_KEYS | set(attributes)
+    extra = {("default group variable", name) for name in optimizer.defaults if name not in known}
+    for index, group in enumerate(optimizer.param_groups):
+        extra |= {(f"group {index} attribute", name) for name in group if name not in known}
+    known_attributes = {"defaults", "param_groups", "state", "step", *optimizers.Optimizer._KEPT}
+    extra |= {
+        ("optimizer attribute", name)
+        for name in vars(optimizer)
+        if not name.startswith("_") and name not in known_attributes
+    }
+    return frozenset(extra)

@@ -1,0 +1,257 @@
+"""What others call our parameters.
+
+Three layouts: Hugging Face's for a BERT, optimum-graphcore's for a GroupBERT (both have `bert.` and `cls.`
+before their names), and our own for every other point of the space. Tables name modules; `weight` or `bias`
+follows. A GroupBERT's values and gates are one matrix in optimum-graphcore: gates in the first half of its
+rows, values in the second.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any, Dict, Mapping, Optional
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .config import ModelConfig
+
+# Reads and writes the files of a model's folder; nothing unsafe is unpickled.
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+PICKLED_WEIGHTS_FILE = "pytorch_model.bin"
+VOCABULARY_FILE = "vocab.txt"
+
+
+class ConversionError(ValueError):
+    """A folder that holds no model, or not the one asked for."""
+
+
+def read_config(folder: Path) -> Dict[str, Any]:
+    """config.json as a dictionary. Raises ConversionError."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise ConversionError(f"{folder} has no {CONFIG_FILE}: give a folder that holds a saved model")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConversionError(f"{path} can't be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConversionError(f"{path} holds a {type(content).__name__}, but must hold an object of settings")
+    return content
+
+
+def read_weights(folder: Path) -> Dict[str, Tensor]:
+    """The tensors of model.safetensors or, without one, of pytorch_model.bin, by name. Raises
+    ConversionError."""
+    if (folder / WEIGHTS_FILE).is_file():
+        return _read_safetensors(folder / WEIGHTS_FILE)
+    if (folder / PICKLED_WEIGHTS_FILE).is_file():
+        return _read_pickle(folder / PICKLED_WEIGHTS_FILE)
+    raise ConversionError(f"{folder} has neither {WEIGHTS_FILE} nor {PICKLED_WEIGHTS_FILE}")
+
+
+def _read_safetensors(path: Path) -> Dict[str, Tensor]:
+    try:
+        return load_file(str(path))
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise ConversionError(f"{path} is damaged or no safetensors file ({error}): copy it anew") from error
+
+
+def _read_pickle(path: Path) -> Dict[str, Tensor]:
+    try:
+        content = torch.load(str(path), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ConversionError(
+            f"{path} is damaged, or holds more than tensors, which could run code when read, and was refused "
+            f"({_first_line(error)}): save it as {WEIGHTS_FILE} with the library it comes from"
+        ) from error
+    # A damaged archive or pickle stream can end in any of these.
+    except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ConversionError(
+            f"{path} is damaged or no PyTorch file ({_first_line(error)}): copy it anew"
+        ) from error
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    ):
+        raise ConversionError(f"{path} doesn't hold a dictionary of tensors, as a model's state has to be")
+    return dict(content)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def check_vocabulary(folder: Path, vocab_size: int) -> None:
+    """Raises ConversionError if the folder's vocab.txt, where there is one, has more entries than the
+    model."""
+    path = folder / VOCABULARY_FILE
+    if not path.is_file():
+        return
+    with path.open("rb") as lines:
+        entries = sum(1 for _ in lines)
+    if entries > vocab_size:
+        raise ConversionError(
+            f"{path} has {entries} entries, {entries - vocab_size} more than the model's vocabulary of "
+            f"{vocab_size}: it belongs to another model"
+        )
+
+
+def write(folder: Path, config: Dict[str, Any], weights: Dict[str, Tensor]) -> None:
+    """Writes config.json and model.safetensors into `folder`, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    # transformers refuses a file without this note.
+    save_file(contiguous, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
+
+
+# ours -> both of theirs
+_AROUND_THE_LAYERS = {
+    "encoder.embeddings.word": "bert.embeddings.word_embeddings",
+    "encoder.embeddings.position": "bert.embeddings.position_embeddings",
+    "encoder.embeddings.token_type": "bert.embeddings.token_type_embeddings",
+    "encoder.embeddings.norm": "bert.embeddings.LayerNorm",
+    "encoder.norm": "bert.encoder.LayerNorm",
+    "heads.pooler": "bert.pooler.dense",
+    "heads.masked_lm": "cls.predictions",
+    "heads.masked_lm.transform": "cls.predictions.transform.dense",
+    "heads.masked_lm.norm": "cls.predictions.transform.LayerNorm",
+    "heads.next_sentence": "cls.seq_relationship",
+    "span": "qa_outputs",
+}
+_IN_EVERY_LAYER = {
+    "attention.body.query": "attention.self.query",
+    "attention.body.key": "attention.self.key",
+    "attention.body.value": "attention.self.value",
+    "attention.body.output": "attention.output.dense",
+}
+_IN_A_BERT_LAYER = {
+    **_IN_EVERY_LAYER,
+    "attention.norm": "attention.output.LayerNorm",
+    "feed_forward.body.expansion": "intermediate.dense",
+    "feed_forward.body.contraction": "output.dense",
+    "feed_forward.norm": "output.LayerNorm",
+}
+_IN_A_GROUPBERT_LAYER = {
+    **_IN_EVERY_LAYER,
+    "convolution.norm": "convolution.prenorm",
+    "convolution.body.gates_and_values": "convolution.glu",
+    "convolution.body.convolution": "convolution.groupconv",
+    "convolution.body.norm": "convolution.conv_norm",
+    "convolution.body.output": "convolution.output_projection",
+    "first_feed_forward.norm": "intermediate_first.LayerNorm",
+    "first_feed_forward.body.expansion": "intermediate_first.dense",
+    "first_feed_forward.body.contraction": "output_first.grouped_matmul",
+    "first_feed_forward.body.projection": "output_first.dense_output_projection",
+    "attention.norm": "attention.LayerNorm",
+    "feed_forward.norm": "intermediate_second.LayerNorm",
+    "feed_forward.body.expansion": "intermediate_second.dense",
+    "feed_forward.body.contraction": "output_second.grouped_matmul",
+    "feed_forward.body.projection": "output_second.dense_output_projection",
+}
+
+_OUR_LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)")
+_THEIR_LAYER = re.compile(r"bert\.encoder\.layer\.(\d+)\.(.+)")
+_WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
+
+
+def to_file(weights: Mapping[str, Tensor], config: ModelConfig) -> Dict[str, Tensor]:
+    """A model's state -> what its file holds, in the layout that `config` calls for."""
+    table = _layer_table(config)
+    if table is None:
+        return dict(weights)
+    file = {}
+    for name, tensor in _join_gates_and_values(weights).items():
+        module, _, leaf = name.rpartition(".")
+        layer = _OUR_LAYER.fullmatch(module)
+        if layer:
+            module = f"bert.encoder.layer.{layer[1]}.{table[layer[2]]}"
+        else:
+            module = _AROUND_THE_LAYERS[module]
+        file[f"{module}.{leaf}"] = tensor
+    return file
+
+
+def from_file(weights: Mapping[str, Tensor], config: ModelConfig) -> Dict[str, Tensor]:
+    """What a file of any layout holds -> a model's state. Names that no table knows stay as they are.
+
+    Raises ConversionError if the vocabulary projection isn't tied to the word embeddings.
+    """
+    theirs = _normalised(weights)
+    if _WORD_EMBEDDINGS not in theirs:
+        return theirs  # our own layout
+    _drop_tied_copies(theirs)
+    around = {theirs: ours for ours, theirs in _AROUND_THE_LAYERS.items()}
+    table = {theirs: ours for ours, theirs in (_layer_table(config) or {}).items()}
+    ours = {}
+    for name, tensor in theirs.items():
+        module, _, leaf = name.rpartition(".")
+        layer = _THEIR_LAYER.fullmatch(module)
+        if layer and layer[2] in table:
+            name = f"encoder.layers.{layer[1]}.{table[layer[2]]}.{leaf}"
+        elif module in around:
+            name = f"{around[module]}.{leaf}"
+        ours[name] = tensor
+    return _split_gates_and_values(ours)
+
+
+def _layer_table(config: ModelConfig) -> Optional[Dict[str, str]]:
+    if config.is_bert:
+        return _IN_A_BERT_LAYER
+    return _IN_A_GROUPBERT_LAYER if config.is_groupbert else None
+
+
+def _normalised(weights: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+    """Files as old as BERT's own: LayerNorms of gamma and beta, a buffer of positions; and bare encoders'
+    files, whose names lack `bert.`."""
+    bare = "embeddings.word_embeddings.weight" in weights
+    normalised = {}
+    for name, tensor in weights.items():
+        if name.endswith("embeddings.position_ids"):
+            continue
+        if bare and name.startswith(("embeddings.", "encoder.", "pooler.")):
+            name = f"bert.{name}"
+        name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+        normalised[re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)] = tensor
+    return normalised
+
+
+def _drop_tied_copies(weights: Dict[str, Tensor]) -> None:
+    """The vocabulary projection shares its matrix with the word embeddings; some files hold both."""
+    for copy, original in (
+        ("cls.predictions.decoder.weight", _WORD_EMBEDDINGS),
+        ("cls.predictions.decoder.bias", "cls.predictions.bias"),
+    ):
+        tensor = weights.pop(copy, None)
+        if tensor is not None and not torch.equal(tensor, weights.setdefault(original, tensor)):
+            raise ConversionError(
+                f"{copy} differs from {original}: this model's vocabulary projection isn't tied to its word "
+                "embeddings, which no model here can express"
+            )
+
+
+def _join_gates_and_values(weights: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+    joined = dict(weights)
+    for name in weights:
+        if ".convolution.body.gates." in name:
+            halves = joined.pop(name), joined.pop(name.replace(".gates.", ".values."))
+            joined[name.replace(".gates.", ".gates_and_values.")] = torch.cat(halves)
+    return joined
+
+
+def _split_gates_and_values(weights: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+    split = dict(weights)
+    for name, tensor in weights.items():
+        if ".gates_and_values." in name:
+            del split[name]
+            half = (tensor.shape[0] + 1) // 2
+            split[name.replace(".gates_and_values.", ".gates.")] = tensor[:half]
+            split[name.replace(".gates_and_values.", ".values.")] = tensor[half:]
+    return split

@@ -1,0 +1,270 @@
+"""The verdict on a configuration before anything runs: does it fit, how fast is it, and why.
+
+The program is built as a run would build it (model, stages, options, optimiser), but without memory for a
+single weight; the simulator captures its graph and costs it. Needs no IPU and no SDK, whatever the device.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence, Tuple
+
+from ipu_simulator import report
+from ipu_simulator.cost import assess as assemble
+from ipu_simulator.cost.verdict import Remedy, Verdict
+from ipu_simulator.environment import target
+
+import ipu
+from config import Config, ConfigError
+from config.recipes import nearest
+from config.rules import balanced_layers
+from planning import remedies
+
+if TYPE_CHECKING:
+    from ipu_simulator.cost.settings import Settings
+    from ipu_simulator.graph.ir import Graph
+
+    from model import ModelConfig
+
+    Program = Tuple[Graph, Settings]
+
+# Questions of SQuAD's training sets (Rajpurkar et al. 2016 and 2018); long contexts make a few more windows.
+_SQUAD_QUESTIONS = {"1.1": 87_599, "2.0": 130_319}
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a dry run leaves: its verdict, and the folder with verdict.json, report.html and trace.json."""
+
+    output: Path
+    verdict: Verdict
+
+    @property
+    def fits(self) -> bool:
+        return self.verdict.fits
+
+
+def dry_run(config: Config, name: str, output: Path) -> DryRun:
+    """Makes the verdict, prints it and writes it to `output`, beside the configuration it is about.
+
+    What a training run left in `output` stays as it is, resolved.yml included.
+    """
+    from training import hold_folder, write_atomically
+    from training.checkpoints import step_folders
+
+    with hold_folder(output):
+        verdict = verdict_of(config, name)
+        report.write(verdict, output)
+        if not step_folders(output):
+            write_atomically(output / "resolved.yml", config.to_yaml())
+    print(report.text(verdict))
+    print(f"report {output / 'report.html'}, trace {output / 'trace.json'}")
+    return DryRun(output, verdict)
+
+
+def verdict_beside(config: Config, name: str, output: Path, *, measured_host_s: float) -> None:
+    """At the end of a run on the simulator: the same verdict, beside what an update took on this host."""
+    verdict = verdict_of(config, name)
+    report.write(verdict, output)
+    print(report.summary(verdict, measured_host_s))
+
+
+def verdict_of(config: Config, name: str) -> Verdict:
+    """The verdict on a run of `config`, on the machine that its `target` names.
+
+    Chooses the simulator as this process's device; raises ipu.DeviceError where another is in use already.
+    """
+    program = program_of(config)
+    verdict = assess(config, name, program)
+    if verdict.fits:
+        return verdict
+    return replace(verdict, remedies=_remedies(config, program, verdict))
+
+
+def assess(config: Config, name: str, program: Program) -> Verdict:
+    """The verdict without remedies, on a program that was captured before (see program_of)."""
+    graph, settings = program
+    return assemble.assess(
+        graph,
+        settings,
+        target(config.target),
+        name=name,
+        sequence_length=config.sequence_length,
+        training_steps=config.training_steps or _training_steps(config),
+    )
+
+
+def _remedies(config: Config, program: Program, verdict: Verdict) -> Tuple[Remedy, ...]:
+    programs = {_graph_key(config): program}
+
+    def judge(changed: Config) -> Tuple[float, int, bool]:
+        key = _graph_key(changed)
+        if key not in programs:
+            programs[key] = program_of(changed)
+        graph, settings = programs[key]
+        judged = assess(changed, "", (graph, _with_options(settings, changed)))
+        return judged.step_s, _fullest_bytes(judged), judged.fits
+
+    before_bytes = _fullest_bytes(verdict)
+    return tuple(
+        Remedy(
+            change=remedies.words(trial.changes),
+            saves_bytes=before_bytes - trial.peak_bytes,
+            costs_s=remedies.seconds_lost(verdict.step_s, config, trial),
+            fits=trial.fits,
+        )
+        for trial in remedies.trials(config, judge)
+    )
+
+
+def _graph_key(config: Config) -> Tuple[object, ...]:
+    """Equal for configurations whose programs differ in nothing but what `_with_options` sets."""
+    return tuple(getattr(config, each.name) for each in fields(config) if each.name not in remedies.OPTIONS)
+
+
+def _with_options(settings: Settings, config: Config) -> Settings:
+    """Settings of the same graph with this configuration's options."""
+    optimizer = settings.optimizer
+    if optimizer is not None:
+        optimizer = replace(
+            optimizer, location=config.optimizer_state, sharded=config.replicated_tensor_sharding
+        )
+    return replace(settings, optimizer=optimizer, matmul_proportions=config.matmul_proportion)
+
+
+def _fullest_bytes(verdict: Verdict) -> int:
+    """What is live at the worst moment of the fullest IPU."""
+    return max(memory.peak_bytes for memory in verdict.ipus)
+
+
+def _training_steps(config: Config) -> int:
+    """Weight updates of the epochs over SQuAD, before its windows are counted: a few too few."""
+    update = config.micro_batch_size * config.gradient_accumulation * config.replication_factor
+    return math.ceil((config.epochs or 0) * _SQUAD_QUESTIONS[config.squad_version] / update)
+
+
+def program_of(config: Config, *, layers_per_ipu: Optional[Sequence[float]] = None) -> Tuple[Graph, Settings]:
+    """The captured graph of one micro batch of training, and the settings that it runs with.
+
+    `layers_per_ipu`, where given, takes the place of the configuration's and may have halves.
+    """
+    ipu.select_device("simulator")
+    import torch
+    from poptorch._trace import capture as capture
+
+    import model as models
+    import training
+    from ipu.options import DevicePlan, training_options
+
+    kinds = {
+        "pretraining": models.PretrainingModel,
+        "squad": models.SquadModel,
+        "glue": models.ClassificationModel,
+    }
+    with capture.without_memory():
+        model = kinds[config.task](config.model_config())
+        if config.precision == "float16":
+            model.half()
+        models.annotate(
+            model,
+            config.layers_per_ipu if layers_per_ipu is None else layers_per_ipu,
+            embedding_serialization_factor=config.embedding_serialization_factor,
+            recompute_checkpoint_every_layer=config.recompute_checkpoint_every_layer,
+        )
+        optimizer = training.build_optimizer(model, config.section(training.OptimizerPlan))
+        plan = config.section(DevicePlan)
+        # One replica shows all; more than a process may have (64 IPUs) are no concern of a dry run.
+        options = training_options(replace(plan, replication_factor=1, replicated_tensor_sharding=False))
+        inputs = [torch.zeros(shape, dtype=torch.int32) for shape in _input_shapes(config)]
+        graph = capture.capture(model, inputs, {}, options, training=True)
+    settings = capture.settings_of(
+        training_options(plan), optimizer, micro_batch_size=config.micro_batch_size
+    )
+    return graph, replace(settings, matmul_proportions=config.matmul_proportion)
+
+
+def program_of_row(
+    model: str,
+    *,
+    target: str,
+    sequence_length: int,
+    mask_tokens: int,
+    micro_batch_size: int,
+    gradient_accumulation: int,
+    replication_factor: int,
+    layers_per_ipu: Sequence[float],
+    optimizer_state: str,
+    replicated_tensor_sharding: bool,
+    matmul_proportion: Sequence[float],
+    embedding_serialization_factor: int,
+) -> Tuple[Graph, Settings]:
+    """The program of a published measurement: pretraining with LAMB, float16 and half partials.
+
+    `model` is a family and a size, such as "bert-large" or "bert-6x512" (layers x hidden size, heads of 64);
+    `layers_per_ipu` may have halves. A vocabulary that the serialization factor does not divide is padded, as
+    its trainers did. What rows don't say is as in the recipes: BERT has dropout 0.1 but in the attention,
+    GroupBERT none. Raises ConfigError.
+    """
+    preset = _model_of_row(model)
+    factor = embedding_serialization_factor
+    if factor > preset.vocab_size:
+        raise ConfigError(
+            f"embedding_serialization_factor: {factor} slices of a vocabulary of {preset.vocab_size}"
+        )
+    family = "groupbert" if preset.convolution else "bert"
+    values: Dict[str, Any] = {
+        "model": family,
+        "hidden_size": preset.hidden_size,
+        "num_layers": preset.num_layers,
+        "num_heads": preset.num_heads,
+        "vocab_size": -(-preset.vocab_size // factor) * factor,
+        "max_position_embeddings": max(preset.max_position_embeddings, sequence_length),
+        "hidden_dropout": preset.hidden_dropout,
+        "training_steps": 1,
+        "sequence_length": sequence_length,
+        "mask_tokens": mask_tokens,
+        "micro_batch_size": micro_batch_size,
+        "gradient_accumulation": gradient_accumulation,
+        "replication_factor": replication_factor,
+        "optimizer": "lamb",
+        "learning_rate": 0.001,
+        "target": target,
+        "ipus_per_replica": len(layers_per_ipu),
+        "layers_per_ipu": tuple(balanced_layers(preset.num_layers, len(layers_per_ipu))),  # a stand-in
+        "matmul_proportion": tuple(matmul_proportion),
+        "embedding_serialization_factor": factor,
+        "replicated_tensor_sharding": replicated_tensor_sharding,
+        "optimizer_state": optimizer_state,
+    }
+    return program_of(Config(**values), layers_per_ipu=layers_per_ipu)
+
+
+def _model_of_row(name: str) -> ModelConfig:
+    """The preset that a row names, or one of its family with other numbers of layers and hidden units."""
+    from model.config import PRESETS
+
+    key = name.replace("-", "_")
+    if key in PRESETS:
+        return PRESETS[key]
+    known = [preset.replace("_", "-") for preset in PRESETS]
+    sizes = re.fullmatch(r"(bert|groupbert)_(\d{1,3})x(\d{1,5})", key)
+    if sizes is None:
+        raise ConfigError(f"model {name!r} is unknown; {nearest(name, known)}")
+    family, layers, hidden = sizes[1], int(sizes[2]), int(sizes[3])
+    like = PRESETS[f"{family}_base"]
+    if not layers or hidden < like.head_size or hidden % like.head_size:
+        raise ConfigError(
+            f"model {name!r} has no layer, or a hidden size that is no multiple of {like.head_size}"
+        )
+    return replace(like, num_layers=layers, hidden_size=hidden, num_heads=hidden // like.head_size)
+
+
+def _input_shapes(config: Config) -> Sequence[Tuple[int, ...]]:
+    """Shapes of one micro batch, in the order of the model's arguments."""
+    batch, tokens = config.micro_batch_size, (config.micro_batch_size, config.sequence_length)
+    if config.task == "pretraining":
+        return [tokens] * 3 + [(batch, config.mask_tokens)] * 2 + [(batch,)]
+    return [tokens] * 3 + [(batch,)] * (2 if config.task == "squad" else 1)

@@ -1,0 +1,307 @@
+"""Keys left to a search: `layers_per_ipu`, `micro_batch_size` and `matmul_proportion` may be "auto", and an
+entry of `layers_per_ipu` may be -1, for any number of layers.
+
+The search takes the fastest values that fit, by the models that `--dry-run` judges with.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Callable, Collection, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+from ipu_simulator.cost import search as placement_search
+from ipu_simulator.environment import target
+from ipu_simulator.report import sums
+
+import config as configuration
+from config import ANY, CONFIGS, Config, ConfigError
+from config.rules import balanced_layers
+from ipu.placement import minimum_gradient_accumulation
+
+from .dry_run import program_of
+
+# What an IPU may choose from where matmul_proportion is auto; published recipes range from 0.05 to 1.
+PROPORTIONS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6, 0.8)
+# Twice the largest micro batch of a published recipe.
+_LARGEST_MICRO_BATCH = 64
+_MOST_PLACEMENTS = 5000
+# Placements whose memory is looked at: of the only micro batch, or of each of several.
+_JUDGED, _JUDGED_OF_A_SIZE = 300, 60
+
+
+def load(
+    name: str,
+    *,
+    path: Path = CONFIGS,
+    overrides: Optional[Mapping[str, object]] = None,
+    report: Callable[[str], None] = print,
+) -> Config:
+    """The recipe `name` with `overrides`, as config.load gives it, with the free keys found.
+
+    `report` gets the lines that say what was chosen and why. With micro_batch_size free, a weight update
+    keeps its sequences: gradient_accumulation follows (a recipe that says auto itself counts there as for a
+    micro batch of 1). Raises ConfigError, also where nothing fits.
+    """
+    free = configuration.free_keys(name, Path(path), overrides)
+    if not free:
+        return configuration.load(name, path=path, overrides=overrides)
+    recipe = configuration.read_recipe(name, Path(path))
+    given = {**recipe, **(overrides or {})}
+    layers = given.get("layers_per_ipu")
+    start = configuration.load(
+        name, path=path, overrides={**(overrides or {}), **_stand_ins(free, given, recipe)}
+    )
+    pattern = [ANY] * start.ipus_per_replica
+    if "layers_per_ipu" in free and isinstance(layers, (list, tuple)):
+        pattern = _checked_pattern(layers, start)
+    found = search(start, free, pattern) if start.device == "simulator" else _apart(start, free, pattern)
+    for line in found.lines:
+        report(line)
+    return found.config
+
+
+def _apart(config: Config, free: Collection[str], pattern: Sequence[int]) -> Outcome:
+    """`search` in a process of its own: Graphcore's poptorch and the simulator's don't fit into one."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as child:
+        return child.submit(search, config, free, pattern).result()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A search's configuration, and in words what it chose and why."""
+
+    config: Config
+    lines: Tuple[str, ...]
+
+
+def search(config: Config, free: Collection[str], pattern: Sequence[int]) -> Outcome:
+    """The fastest configuration that fits, with the values of `free` keys changed.
+
+    :param pattern: for each IPU its encoder layers, or ANY; read where layers_per_ipu is free.
+    """
+    sizes = list(_micro_batches(config, "micro_batch_size" in free))
+    own = next((at for at, sized in enumerate(sizes) if sized == config), 0)
+    best: Optional[Tuple[Config, Any]] = None
+    looked_at: List[Tuple[Config, Any]] = []
+
+    def look_at(sized: Config) -> Any:
+        nonlocal best
+        limit_s = math.inf if best is None else best[1].step_s
+        found = _found(sized, free, pattern, limit_s, _JUDGED if len(sizes) == 1 else _JUDGED_OF_A_SIZE)
+        if found is not None:
+            looked_at.append((sized, found))
+            if found.best is not None:
+                best = sized, found.best
+        return found
+
+    # Upwards until nothing fits, as memory grows with the micro batch; then down, for what is faster yet.
+    too_large: Optional[Config] = None
+    for sized in sizes[own:]:
+        found = look_at(sized)
+        if found is not None and found.best is None and found.nearest is not None:
+            too_large = sized
+            break
+    for sized in reversed(sizes[:own]):
+        look_at(sized)
+    if best is None:
+        misses = [(sized, found.nearest) for sized, found in looked_at]
+        raise ConfigError(_nothing_fits(misses, sorted(free)))
+    sized, chosen = best
+    final = replace(
+        sized,
+        layers_per_ipu=_layers(chosen.ipu_of_block, sized),
+        matmul_proportion=tuple(chosen.proportions),
+    )
+    skipped = too_large if too_large not in (None, sizes[-1]) else None
+    return Outcome(
+        final, tuple(_why(final, sorted(free), chosen, [found for _, found in looked_at], skipped))
+    )
+
+
+def _found(
+    sized: Config, free: Collection[str], pattern: Sequence[int], faster_than_s: float, max_judged: int
+) -> Any:
+    """The search for one micro batch; None where no placement fills its pipeline."""
+    placements = [sized.layers_per_ipu]
+    if "layers_per_ipu" in free:
+        placements = list(_placements(sized.num_layers, pattern))
+    placements = [
+        each
+        for each in placements
+        if minimum_gradient_accumulation(each, sized.task) <= sized.gradient_accumulation
+    ]
+    if not placements:
+        return None
+    known = sized.layers_per_ipu in placements
+    return _search(sized).fastest(
+        [_candidate(sized, each, "matmul_proportion" in free) for each in placements],
+        max_judged=max_judged,
+        known=_candidate(sized, sized.layers_per_ipu, False) if known else None,
+        faster_than_s=faster_than_s,
+    )
+
+
+def _stand_ins(
+    free: Collection[str], given: Mapping[str, object], recipe: Mapping[str, object]
+) -> Dict[str, object]:
+    """Values with which the rest of a configuration can be checked; those of the recipe where it has any."""
+    ipus, layers = given.get("ipus_per_replica"), given.get("num_layers")
+    values: Dict[str, object] = {}
+    if "layers_per_ipu" in free and isinstance(ipus, int) and isinstance(layers, int):
+        values["layers_per_ipu"] = balanced_layers(layers, max(1, ipus))
+        own: Any = recipe.get("layers_per_ipu")
+        concrete = isinstance(own, list) and all(isinstance(entry, int) and entry >= 0 for entry in own)
+        if concrete and len(own) == ipus and sum(own) == layers:
+            values["layers_per_ipu"] = own
+    for key, otherwise in (("micro_batch_size", 1), ("matmul_proportion", 0.25)):
+        if key in free:
+            values[key] = (
+                otherwise if recipe.get(key, configuration.AUTO) == configuration.AUTO else recipe[key]
+            )
+    return values
+
+
+def _checked_pattern(layers: Sequence[Any], config: Config) -> List[int]:
+    ipus = config.ipus_per_replica
+    if len(layers) != ipus:
+        raise ConfigError(
+            f"layers_per_ipu {_words(layers)} is for {len(layers)} IPUs, ipus_per_replica is {ipus}"
+        )
+    bad = [entry for entry in layers if not isinstance(entry, int) or entry < ANY]
+    if bad:
+        raise ConfigError(
+            f"layers_per_ipu {_words(layers)}: {bad[0]!r} is neither a number of layers nor {ANY} (any)"
+        )
+    fixed = sum(entry for entry in layers if entry != ANY)
+    if fixed > config.num_layers:
+        raise ConfigError(
+            f"layers_per_ipu {_words(layers)} fixes {fixed} layers, {fixed - config.num_layers} more than "
+            f"num_layers {config.num_layers}"
+        )
+    return list(layers)
+
+
+def _placements(layers: int, pattern: Sequence[int]) -> Iterator[Tuple[int, ...]]:
+    """The ways to put `layers` layers on the IPUs of a pattern.
+
+    Where there are too many to look at (24 layers on 8 IPUs: 2.6 million), no free IPU gets two layers more
+    than the fullest one must have: a pipeline lasts as long as its busiest IPU.
+    """
+    free = pattern.count(ANY)
+    rest = layers - sum(entry for entry in pattern if entry != ANY)
+    most = rest
+    if free and math.comb(rest + free - 1, free - 1) > _MOST_PLACEMENTS:
+        most = -(-rest // free) + 1
+    return _ways(layers, pattern, most)
+
+
+def _ways(layers: int, pattern: Sequence[int], most: int) -> Iterator[Tuple[int, ...]]:
+    if not pattern:
+        if layers == 0:
+            yield ()
+        return
+    if pattern[0] != ANY:
+        counts = range(pattern[0], pattern[0] + 1)
+    else:
+        fixed = sum(entry for entry in pattern if entry != ANY)
+        rest_is_fixed = ANY not in pattern[1:]
+        counts = range(layers - fixed if rest_is_fixed else 0, min(most, layers - fixed) + 1)
+    for count in counts:
+        for others in _ways(layers - count, pattern[1:], most):
+            yield (count, *others)
+
+
+def _micro_batches(config: Config, free: bool) -> Iterator[Config]:
+    """The configuration at every micro batch size that divides the sequences of a replica's update."""
+    if not free:
+        yield config
+        return
+    sequences = config.micro_batch_size * config.gradient_accumulation
+    for size in range(1, min(sequences, _LARGEST_MICRO_BATCH) + 1):
+        if sequences % size == 0:
+            accumulation = sequences // size
+            if accumulation >= minimum_gradient_accumulation(config.layers_per_ipu, config.task):
+                yield replace(config, micro_batch_size=size, gradient_accumulation=accumulation)
+
+
+def _search(config: Config) -> Any:
+    """A search over placements of this configuration's layers."""
+    layers = config.num_layers
+    # Every block on an IPU of its own makes a deep pipeline, which has to be filled to be captured.
+    deep = replace(config, gradient_accumulation=max(config.gradient_accumulation, 2 * layers + 4))
+    graph, settings = program_of(deep, layers_per_ipu=[0] + [1] * layers)
+    settings = replace(settings, gradient_accumulation=config.gradient_accumulation)
+    machine = target(config.target)
+    return placement_search.PlacementSearch(graph, settings, machine)
+
+
+def _candidate(config: Config, layers_per_ipu: Sequence[int], free_proportions: bool) -> Any:
+    """The embeddings' block, one for each layer (the last has a fine-tuning head), the pretraining heads."""
+    blocks = [0, *(ipu for ipu, count in enumerate(layers_per_ipu) for _ in range(count))]
+    if config.task == "pretraining":
+        blocks.append(0)
+    choices: List[Tuple[float, ...]] = [(share,) for share in config.matmul_proportion]
+    if free_proportions:
+        choices = [tuple(sorted({*PROPORTIONS, share})) for share in config.matmul_proportion]
+    return placement_search.Candidate(tuple(blocks), tuple(choices))
+
+
+def _layers(ipu_of_block: Sequence[int], config: Config) -> Tuple[int, ...]:
+    of_layers = ipu_of_block[1 : 1 + config.num_layers]
+    return tuple(of_layers.count(ipu) for ipu in range(config.ipus_per_replica))
+
+
+def _why(
+    config: Config, free: Sequence[str], chosen: Any, searches: Sequence[Any], skipped: Optional[Config]
+) -> Iterator[str]:
+    accumulation = f"gradient_accumulation {config.gradient_accumulation}"
+    values = {
+        "layers_per_ipu": _words(config.layers_per_ipu),
+        "micro_batch_size": f"{config.micro_batch_size} ({accumulation})",
+        "matmul_proportion": _words(config.matmul_proportion),
+    }
+    yield "auto: " + ", ".join(f"{key} {values[key]}" for key in free)
+    yield (
+        f"auto: a weight update takes {sums.human_seconds(chosen.step_s)} (predicted); IPU "
+        f"{chosen.busiest_ipu} is the busiest, IPU {chosen.fullest_ipu} the fullest, with "
+        f"{sums.human_bytes(chosen.headroom_bytes)} of headroom"
+    )
+    gap = 1 - min(found.unjudged_s for found in searches) / chosen.step_s
+    best = "none is faster and fits" if gap <= 0 else f"none is more than {gap:.1%} faster"
+    candidates, judged = (
+        sum(getattr(found, each) for found in searches) for each in ("candidates", "judged")
+    )
+    yield f"auto: of {candidates} placements {judged} were judged as to memory: {best}"
+    if skipped is not None:
+        size = skipped.micro_batch_size
+        yield f"auto: micro batches larger than {size}, at which nothing faster fits, were left out"
+    misses = next(found.faster for found in searches if found.best is chosen)
+    if misses:
+        miss = misses[0]
+        yield (
+            f"auto: {_words(_layers(miss.ipu_of_block, config))} would take "
+            f"{sums.human_seconds(miss.step_s)}, but IPU {miss.fullest_ipu} lacks "
+            f"{sums.human_bytes(-miss.headroom_bytes)}"
+        )
+
+
+def _nothing_fits(misses: Sequence[Tuple[Config, Any]], free: Sequence[str]) -> str:
+    tried = f"no value of {', '.join(free)} makes the program fit"
+    with_nearest = [(config, near) for config, near in misses if near is not None]
+    if not with_nearest:
+        return f"{tried}: no placement fills the pipeline; raise gradient_accumulation"
+    config, near = max(with_nearest, key=lambda pair: pair[1].headroom_bytes)
+    return (
+        f"{tried}; the nearest, layers_per_ipu {_words(_layers(near.ipu_of_block, config))} with "
+        f"micro_batch_size {config.micro_batch_size}, lacks {sums.human_bytes(-near.headroom_bytes)} on IPU "
+        f"{near.fullest_ipu}. Take more ipus_per_replica, a smaller micro_batch_size, or see the remedies of "
+        "--dry-run with concrete values"
+    )
+
+
+def _words(values: Sequence[Any]) -> str:
+    return " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)

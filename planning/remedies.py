@@ -1,0 +1,151 @@
+"""What to change where a configuration doesn't fit: each is judged by the models that found it too large.
+
+Changes come one at a time, and in pairs where none suffices alone. Seconds are those of an equal number of
+sequences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Tuple
+
+from config import Config, ConfigError
+from config.rules import TARGET_IPUS, balanced_layers
+
+# Published recipes go as low as 0.05.
+_LOWEST_PROPORTION = 0.05
+# How many changes that save most are tried in pairs.
+_PAIRED = 4
+# Keys that change the program's options but not its graph.
+OPTIONS = frozenset(("optimizer_state", "replicated_tensor_sharding", "matmul_proportion"))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A changed configuration and what the models say of it: time of an update, bytes of its fullest IPU."""
+
+    changes: Mapping[str, Any]
+    config: Config
+    step_s: float
+    peak_bytes: int
+    fits: bool
+
+
+Judge = Callable[[Config], Tuple[float, int, bool]]
+
+
+def trials(config: Config, judge: Judge) -> List[Trial]:
+    """Changed configurations: those that fit first, the fastest first; then those that save memory.
+
+    :param judge: (step_s, bytes of the fullest IPU, fits) of a configuration.
+    """
+    _, peak_bytes, _ = judge(config)
+    single = [_try(config, changes, judge) for changes in _changes(config)]
+    useful = sorted(
+        (trial for trial in single if trial is not None and (trial.fits or trial.peak_bytes < peak_bytes)),
+        key=lambda trial: trial.peak_bytes,
+    )
+    if not any(trial.fits for trial in useful):
+        for first, second in combinations(useful[:_PAIRED], 2):
+            if not set(first.changes) & set(second.changes):
+                both = _try(config, {**first.changes, **second.changes}, judge)
+                if both is not None and both.fits:
+                    useful.append(both)
+    sequences = _sequences(config)
+    return sorted(
+        useful,
+        key=lambda trial: (
+            not trial.fits,
+            trial.step_s * sequences / _sequences(trial.config) if trial.fits else trial.peak_bytes,
+        ),
+    )
+
+
+def seconds_lost(before_s: float, config: Config, trial: Trial) -> float:
+    """By how much longer an update's sequences take than the `before_s` of `config`; negative: less long."""
+    return trial.step_s * _sequences(config) / _sequences(trial.config) - before_s
+
+
+def words(changes: Mapping[str, Any]) -> str:
+    """Changes as command-line flags."""
+    flags = []
+    for key, value in changes.items():
+        flag = key.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, tuple):
+            flags.append(f"--{flag} " + " ".join(f"{entry:g}" for entry in value))
+        else:
+            flags.append(f"--{flag} {value}")
+    return " ".join(flags)
+
+
+def _try(config: Config, changes: Mapping[str, Any], judge: Judge) -> Any:
+    try:
+        changed = replace(config, **changes)
+    except ConfigError:
+        return None  # the change isn't legal here, for example for want of IPUs
+    step_s, peak_bytes, fits = judge(changed)
+    return Trial(changes, changed, step_s, peak_bytes, fits)
+
+
+def _changes(config: Config) -> Iterator[Dict[str, Any]]:
+    if config.optimizer_state == "on_chip":
+        yield {"optimizer_state": "off_chip"}
+    if config.replication_factor > 1 and not config.replicated_tensor_sharding:
+        yield {"replicated_tensor_sharding": True}
+    if not config.enable_half_first_order_momentum and config.optimizer != "sgd":
+        yield {"enable_half_first_order_momentum": True}
+    for share in (0.7, 0.4):
+        lower = tuple(max(_LOWEST_PROPORTION, round(share * each, 2)) for each in config.matmul_proportion)
+        if lower != config.matmul_proportion:
+            yield {"matmul_proportion": lower}
+    if config.task == "pretraining":
+        slices = _next_divisor(config.vocab_size, config.embedding_serialization_factor)
+        if slices:
+            yield {"embedding_serialization_factor": slices}
+    samples = config.micro_batch_size * config.gradient_accumulation
+    for size in sorted({_divisor(samples, config.micro_batch_size // parts) for parts in (2, 4)} - {0}):
+        yield {"micro_batch_size": size, "gradient_accumulation": samples // size}
+    if config.precision == "float32":
+        yield {"precision": "float16"}
+    if not config.recompute_checkpoint_every_layer:
+        yield {"recompute_checkpoint_every_layer": True}
+    yield from _more_ipus(config)
+
+
+def _more_ipus(config: Config) -> Iterator[Dict[str, Any]]:
+    """Twice the IPUs for a replica; fewer replicas where the machine is full, with the same sequences."""
+    ipus = 2 * config.ipus_per_replica
+    machine = TARGET_IPUS[config.target]
+    if ipus > machine:
+        return
+    wide: Dict[str, Any] = {
+        "ipus_per_replica": ipus,
+        "layers_per_ipu": tuple(balanced_layers(config.num_layers, ipus)),
+        "matmul_proportion": (min(config.matmul_proportion),),
+    }
+    replicas = config.replication_factor
+    if ipus * replicas > machine:
+        if replicas % 2:
+            return
+        wide["replication_factor"] = replicas // 2
+        wide["gradient_accumulation"] = 2 * config.gradient_accumulation
+        if replicas == 2:
+            wide["replicated_tensor_sharding"] = False
+    yield wide
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor of `number` that is at most `most`; 0 where there is none."""
+    return next((part for part in range(most, 0, -1) if number % part == 0), 0)
+
+
+def _next_divisor(number: int, above: int) -> int:
+    """The next divisor of `number` above `above`, 0 where none is below 32."""
+    return next((part for part in range(above + 1, 32) if number % part == 0), 0)
+
+
+def _sequences(config: Config) -> int:
+    return config.micro_batch_size * config.gradient_accumulation * config.replication_factor

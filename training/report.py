@@ -1,0 +1,168 @@
+"""Where a run's numbers go: metrics.jsonl always, a progress bar or plain lines, W&B when asked."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, Mapping, Optional
+
+from tqdm import tqdm
+
+from .errors import TrainingError
+from .metrics import MetricsFile, Record, Task, is_evaluated, read_metrics
+
+
+class Reporter:
+    """Writes each record to every place. `total_steps` and `start_step` give the ETA.
+
+    Lines of steps after `keep_until` that an earlier process wrote are dropped (-1: a new file).
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        *,
+        task: Task,
+        start_step: int,
+        keep_until: int,
+        total_steps: int,
+        log_steps: int,
+        progress_bar: bool,
+        wandb_project: Optional[str],
+        config: Mapping[str, Any],
+    ) -> None:
+        self._file = MetricsFile(output / "metrics.jsonl", continue_from=keep_until)
+        self._task = task
+        self._start_step, self._total_steps, self._log_steps = start_step, total_steps, log_steps
+        self._began = time.perf_counter()
+        self._wandb = _start_wandb(output, wandb_project, config) if wandb_project is not None else None
+        # Lines that are kept, in a file or a pipe, beat a bar that redraws itself.
+        self._bar = (
+            tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True)
+            if progress_bar and sys.stderr.isatty()
+            else None
+        )
+
+    def write(self, record: Record) -> None:
+        self._file.write(record)
+        if self._wandb is not None:
+            self._wandb.log(
+                {key: value for key, value in record.items() if key != "step"}, step=int(record["step"])
+            )
+        step = int(record["step"])
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+            if "loss" in record:
+                self._bar.set_postfix_str(f"loss {record['loss']:.3f} lr {record['learning_rate']:.2e}")
+        if is_evaluated(record) or (
+            self._bar is None and (step % self._log_steps == 0 or step == self._total_steps)
+        ):
+            self._say(self._line(record, step))
+
+    def _line(self, record: Record, step: int) -> str:
+        parts = [f"step {step}/{self._total_steps}"]
+        if "loss" in record:
+            parts += [
+                *self._task.training_parts(record),
+                f"lr {record['learning_rate']:.3e}",
+                f"{record['samples_per_s']:.1f} samples/s",
+                f"ETA {_duration(self._remaining_s(step))}",
+            ]
+        if is_evaluated(record):
+            parts.append(self._task.evaluation_part(record))
+        return " | ".join(parts)
+
+    def _remaining_s(self, step: int) -> float:
+        done = max(step - self._start_step, 1)
+        return (time.perf_counter() - self._began) / done * (self._total_steps - step)
+
+    def _say(self, line: str) -> None:
+        if self._bar is None:
+            print(line, flush=True)
+        else:
+            self._bar.write(line)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._bar is not None:
+            self._bar.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+class NoReporter(Reporter):
+    """Of the instances that don't report: the first speaks for all."""
+
+    def __init__(self, output: Path, **_: Any) -> None:
+        pass
+
+    def write(self, record: Record) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+
+
+def _start_wandb(output: Path, project: str, config: Mapping[str, Any]) -> Any:
+    """A W&B run, offline unless WANDB_MODE says otherwise; a resumed run continues the same one."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise TrainingError(f"--wandb needs the package wandb ({error}): pip install wandb") from error
+
+    identity = output / "wandb_id"
+    settings: Dict[str, Any] = {"project": project, "dir": str(output), "config": dict(config)}
+    settings["mode"] = os.environ.get("WANDB_MODE", "offline")
+    if identity.exists():
+        settings.update(id=identity.read_text(encoding="utf-8").strip(), resume="allow")
+    try:
+        run = wandb.init(**settings)
+    except Exception as error:  # W&B raises errors of many kinds, its own and its libraries'
+        raise TrainingError(
+            f"W&B can't start ({' '.join(str(error).split())[:300]}): run `wandb login`, set "
+            "WANDB_MODE=offline, or leave --wandb out"
+        ) from error
+    identity.write_text(run.id, encoding="utf-8")
+    return run
+
+
+# A picture of the loss from `metrics.jsonl`.
+
+
+def plot_loss(
+    metrics: Path,
+    picture: Path,
+    *,
+    loss: str = "mlm_loss",
+    named: str = "masked-LM loss",
+    unigram_entropy_nats: Optional[float] = None,
+) -> None:
+    """Training and held-out loss (nats) against weight updates, as a PNG; `loss` is its key in `metrics`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    records = read_metrics(metrics)
+    trained = [record for record in records if record.get(loss) is not None]
+    evaluated = [record for record in records if record.get(f"eval_{loss}") is not None]
+    figure, axes = pyplot.subplots(figsize=(8, 5), constrained_layout=True)
+    axes.plot([r["step"] for r in trained], [r[loss] for r in trained], lw=0.8, alpha=0.6, label="training")
+    axes.plot([r["step"] for r in evaluated], [r[f"eval_{loss}"] for r in evaluated], "o-", label="held-out")
+    if unigram_entropy_nats is not None:
+        axes.axhline(
+            unigram_entropy_nats, color="grey", ls="--", label="unigram entropy of the validation set"
+        )
+    axes.set(xlabel="weight updates", ylabel=f"{named} (nats)", title=named.capitalize())
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(picture, dpi=120)
+    pyplot.close(figure)
