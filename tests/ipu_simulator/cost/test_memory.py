@@ -1,0 +1,158 @@
+"""Memory of small programs made by hand, on a machine of few small tiles."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from ipu_simulator.cost.constants import memory_constants
+from ipu_simulator.cost.memory import memory_of, plans_of
+from ipu_simulator.cost.ops import OpCost
+from ipu_simulator.cost.settings import OptimizerSettings
+from ipu_simulator.cost.verdict import COMPONENTS
+from ipu_simulator.environment import target
+from ipu_simulator.graph.stages import stages_of
+
+from tests.ipu_simulator.cost.graphs import Builder, chain, settings
+
+CONSTANTS = memory_constants()
+WITHOUT_CODE = replace(
+    CONSTANTS,
+    code_bytes_fixed=0,
+    code_bytes_per_distinct_operation=0,
+    code_bytes_per_call=0,
+    exchange_code_bytes_per_compute_set=0,
+    exchange_code_bytes_per_collective=0,
+)
+STAGES, WIDTHS = (0, 1, 2, 0), [[16, 16], [16, 16, 16], [16], [16]]
+
+
+def machine(bytes_per_tile: int = 638_976, tiles: int = 16):
+    return replace(target("pod4"), bytes_per_tile=bytes_per_tile, tiles_per_ipu=tiles)
+
+
+def estimate(program, constants=WITHOUT_CODE, on=None):
+    graph = chain(STAGES, WIDTHS)
+    return memory_of(graph, stages_of(graph, program), program, on or machine(), constants)
+
+
+def test_components_sum_to_the_peak_and_to_what_is_always_live():
+    for memory in estimate(settings(3), CONSTANTS).ipus:
+        assert set(memory.components) == set(memory.always_live_components) == set(COMPONENTS)
+        assert sum(memory.components.values()) == memory.peak_bytes
+        assert sum(memory.always_live_components.values()) == memory.always_live_bytes
+        assert memory.capacity_bytes == 16 * 638_976 == 16 * memory.tile_capacity_bytes
+        assert memory.fullest_tile_bytes == math.ceil(memory.peak_bytes / 16 * CONSTANTS.tile_imbalance)
+        assert all(memory.components[part] >= memory.always_live_components[part] for part in COMPONENTS)
+
+
+def test_stashes_have_a_slot_for_each_micro_batch_under_way():
+    found = [memory.always_live_components["stashes"] for memory in estimate(settings(3)).ipus]
+    tensor = 8 * 16 * 2
+    # Kept are a stage's input and its checkpoints but the last, which its own backward pass doesn't read.
+    assert found == [7 * 2 * tensor, 5 * 3 * tensor, 3 * 1 * tensor]
+    in_8_bits = estimate(settings(3, stash_bytes_per_element=1)).ipus
+    assert [2 * memory.always_live_components["stashes"] for memory in in_8_bits] == found
+
+
+def test_without_a_pipeline_nothing_is_stashed():
+    program = settings(3, execution="sharded", recompute=False)
+    assert all(not memory.always_live_components["stashes"] for memory in estimate(program).ipus)
+
+
+def test_recomputation_takes_less_than_keeping_everything():
+    kept, again = estimate(settings(3, recompute=False)), estimate(settings(3))
+    for more, less in zip(kept.ipus[:2], again.ipus[:2], strict=True):
+        assert less.always_live_components["stashes"] < more.always_live_components["stashes"]
+
+
+def test_what_comes_from_the_host_and_goes_there_has_buffers_where_it_is_used():
+    streams = [memory.always_live_components["stream_buffers"] for memory in estimate(settings(3)).ipus]
+    assert streams == [8 * 16 * 2 + 4, 0, 0]  # the input, and the loss in float32
+
+
+def test_liveness_is_told_for_every_operation_and_weight_of_the_step():
+    found = estimate(settings(3))
+    for memory in found.ipus:
+        points = [point for point in found.liveness if point.ipu == memory.ipu]
+        phases = {point.phase for point in points}
+        assert {"forward", "backward", "update"} <= phases
+        assert max(point.live_bytes for point in points) == memory.peak_bytes
+        assert min(point.live_bytes for point in points) >= memory.always_live_bytes
+    updates = [point.label for point in found.liveness if point.phase == "update"]
+    assert sorted(updates) == [f"layer{index}.weight" for index in range(7)]
+
+
+def test_an_overflow_names_buffers_that_exceed_the_ipu_alone():
+    roomy = estimate(settings(3))
+    assert roomy.fits and not roomy.overflows
+    tight = machine(bytes_per_tile=roomy.ipus[1].always_live_bytes // 16)
+    found = estimate(settings(3), on=tight)
+    assert not found.fits
+    assert {overflow.ipu for overflow in found.overflows} == {
+        memory.ipu for memory in found.ipus if memory.filled > 1
+    }
+    for overflow in found.overflows:
+        usable = found.ipus[overflow.ipu].peak_bytes - overflow.over_bytes
+        assert sum(buffer.bytes for buffer in overflow.buffers) > usable
+        assert "layer" in overflow.moment
+
+
+def test_a_working_set_counts_while_its_operation_runs():
+    graph = chain(STAGES, WIDTHS)
+    program = settings(3)
+    stages = stages_of(graph, program)
+
+    def only_products(op):
+        if op.name != "mm" or op.phase != "forward":
+            return OpCost("elementwise")
+        return OpCost("matmul", working_set_bytes=10**9, rearranged_elements=7)
+
+    plan = plans_of(graph, stages, program, WITHOUT_CODE, only_products)[1]
+    live = plan.timeline.live_bytes()[COMPONENTS.index("matmul_working_set")]
+    at_work = [
+        event.label.startswith("mm") and event.phase in ("forward", "recompute")
+        for event in plan.timeline.events
+    ]
+    assert live.tolist() == [10**9 * busy for busy in at_work]
+    names = [lifetime.buffer.name for lifetime in plan.timeline.lifetimes]
+    assert names.count("rearranged operands of mm") == sum(at_work)
+
+
+def test_equal_layers_share_their_code():
+    def code(widths) -> list[int]:
+        graph, program = chain((0, 1, 0), widths), settings(2)
+        constants = replace(CONSTANTS, code_bytes_per_call=0)
+        found = memory_of(graph, stages_of(graph, program), program, machine(), constants)
+        return [memory.components["code"] + memory.components["exchange_code"] for memory in found.ipus]
+
+    three = code([[16], [16, 16, 16], [16]])
+    assert code([[16], [16] * 6, [16]]) == three
+    assert code([[16], [16, 32, 16], [16]])[1] > three[1]
+
+
+def test_collectives_cost_exchange_code_where_weights_are():
+    one, four, sixteen = (
+        estimate(settings(3, replicas=replicas), CONSTANTS).ipus[1].components["exchange_code"]
+        for replicas in (1, 4, 16)
+    )
+    assert one < four < sixteen and sixteen - four == four - one
+
+
+@pytest.mark.parametrize("execution", ["pipelined", "sharded"])
+def test_a_program_that_only_infers_keeps_its_weights_alone(execution):
+    builder = Builder((0, 1))
+    x, w = builder.tensor([8, 16], "input", "input/0"), builder.tensor([16, 16], "parameter", "w")
+    y, z = builder.tensor([8, 16]), builder.tensor([8, 16])
+    builder.op("mm", [x, w], [y])
+    builder.stage = 1
+    builder.op("relu", [y], [z])
+    graph = builder.graph([x], [z])
+    program = settings(2, optimizer=OptimizerSettings("adam", (4, 4)), execution=execution)
+    found = memory_of(graph, stages_of(graph, program), program, machine(), WITHOUT_CODE)
+    assert [memory.always_live_components["weights"] for memory in found.ipus] == [512, 0]
+    for memory in found.ipus:
+        for part in ("gradient_accumulators", "optimizer_state", "stashes", "recompute"):
+            assert memory.components[part] == 0
+    assert found.ipus[1].components["stream_buffers"] == 256

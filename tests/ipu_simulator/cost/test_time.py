@@ -1,0 +1,282 @@
+"""Time: the pipeline against a simulation by events, bounds that nothing beats, and what never hurts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import inf
+
+import pytest
+import torch
+from ipu_simulator.cost.constants import constants
+from ipu_simulator.cost.ops import op_cost
+from ipu_simulator.cost.time import load_of, pipeline_cycles, program_of, time_of
+from ipu_simulator.environment import target
+from ipu_simulator.graph.stages import stages_of
+from torch.utils.flop_counter import FlopCounterMode
+
+from model import PRESETS, PretrainingModel
+from tests.ipu_simulator.cost.programs import program
+
+BOW = target("bow-pod16")
+MODELS = ["bert-medium", "groupbert-medium"]
+
+
+def estimate(graph, settings, machine=BOW):
+    return time_of(graph, stages_of(graph, settings), settings, machine, constants())
+
+
+def by_events(stages, micro_batches):
+    """(seconds, cycles) until all went forth and back through [(forward, backward)], each on its own IPU.
+
+    Each pipeline cycle ends for all when the slowest of those that have work is done. A micro batch is in
+    stage s one cycle after stage s - 1, and in its backward pass one cycle after that of stage s + 1; the
+    last stage does both at once.
+    """
+    last = len(stages) - 1
+    time, cycle, left = 0.0, 0, len(stages) * micro_batches
+    while left:
+        busy = []
+        for index, (forward, backward) in enumerate(stages):
+            work = 0.0
+            if 0 <= cycle - index < micro_batches:
+                work += forward
+            if 0 <= cycle - (2 * last - index) < micro_batches:
+                work += backward
+                left -= 1
+            busy.append(work)
+        time += max(busy)
+        cycle += 1
+    return time, cycle
+
+
+@pytest.mark.parametrize("stages", range(1, 9))
+@pytest.mark.parametrize("extra", [0, 1, 7, 64])
+def test_as_many_cycles_as_a_simulation_by_events_needs(stages, extra):
+    micro_batches = 2 * stages - 1 + extra
+    time, cycles = by_events([(1.0, 2.0)] * stages, micro_batches)
+    assert pipeline_cycles(micro_batches, stages) == cycles == micro_batches + 2 * stages - 2
+    # Cycles of filling and emptying count as full: never too few seconds, too many by their share at most.
+    analytic = 3.0 * cycles
+    assert time <= analytic <= time * (1 + (2 * stages - 2) / micro_batches)
+
+
+def test_a_pipeline_of_one_direction():
+    assert pipeline_cycles(20, 4, training=False) == 23
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_cycle_is_that_of_the_busiest_ipu(model):
+    graph, settings = program(model, layers_per_ipu=(0, 2, 4, 2))
+    found = estimate(graph, settings)
+    seconds = {}
+    for stage in found.stages:
+        total = stage.forward_s + stage.recompute_s + stage.backward_s + stage.stash_s
+        seconds[stage.ipu] = seconds.get(stage.ipu, 0.0) + total
+    assert max(seconds, key=seconds.get) == 2
+    factor = constants().poptorch_factor
+    between = max(sum(stage.copies_s for stage in found.stages if stage.ipu == ipu) for ipu in range(4))
+    expected = seconds[2] + between + factor * constants().cycle_overhead_s
+    assert found.pipeline.cycle_s == pytest.approx(expected)
+    assert found.pipeline.forward_stages == 5
+    assert found.pipeline.pipeline_cycles_per_update == 16 + 8
+    assert found.pipeline.bubble_fraction == pytest.approx(8 / 24)
+    assert found.step_s == pytest.approx(24 * expected + found.update_s + found.host_s)
+    assert found.update_s == pytest.approx(sum(found.update_parts_s.values()))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_work_adds_up_to_the_stages(model):
+    graph, settings = program(model)
+    found = estimate(graph, settings)
+    for stage in found.stages:
+        seconds = stage.forward_s + stage.recompute_s + stage.backward_s + stage.stash_s
+        cycles = sum(work.cycles for work in found.work if work.stage == stage.stage)
+        assert constants().poptorch_factor * cycles / BOW.clock_hz == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_forward_flops_are_torchs(model):
+    """Torch's counter counts the backward of grouped convolutions as if they were dense: forward alone."""
+    graph, settings = program(model)
+    counted = sum(op_cost(op, graph, settings, BOW).flops for op in graph.ops if op.phase == "forward")
+    preset = PRESETS[model.replace("-", "_")]
+    with torch.device("meta"):
+        network = PretrainingModel(replace(preset, hidden_dropout=0.0)).float()
+        batch = [torch.zeros(2, 128, dtype=torch.int64)] * 3
+        batch += [torch.zeros(2, 20, dtype=torch.int64)] * 2 + [torch.zeros(2, dtype=torch.int64)]
+        with FlopCounterMode(display=False) as counter:
+            network(*batch)
+    assert counted == counter.get_total_flops()
+    # A product has two gradients of the same cost each.
+    found = estimate(graph, settings)
+    assert found.flops_per_micro_batch == 3 * counted
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("layers_per_ipu", [(0, 2, 3, 3), (8, 0, 0, 0)])
+def test_never_below_the_roofline_or_the_critical_path(model, layers_per_ipu):
+    graph, settings = program(model, layers_per_ipu=layers_per_ipu)
+    settings = replace(settings, framework="PopART")
+    found = estimate(graph, settings)
+    micro_batches, ipus = settings.gradient_accumulation, graph.num_ipus
+    at_peak = found.flops_per_micro_batch * micro_batches / (BOW.peak_flops_per_s * ipus)
+    assert found.step_s > at_peak
+    # One micro batch through all stages, and the busiest IPU's work for all of them.
+    through = sum(stage.forward_s + stage.backward_s for stage in found.stages)
+    assert found.step_s > through
+    of_ipu = {}
+    for stage in found.stages:
+        of_ipu[stage.ipu] = (
+            of_ipu.get(stage.ipu, 0.0) + stage.forward_s + stage.recompute_s + stage.backward_s
+        )
+    assert found.step_s > micro_batches * max(of_ipu.values())
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("key", "factors"),
+    [
+        ("tiles_per_ipu", (0.5, 0.9, 1.0)),
+        ("bytes_per_tile", (1.0, 1.5, 2.0)),
+        ("clock_hz", (0.5, 1.0, 2.0)),
+        ("exchange_bytes_per_cycle", (0.5, 1.0, 2.0)),
+        ("shared_exchange_bytes_per_cycle", (1.0, 2.0)),
+        ("link_bytes_per_s", (0.1, 1.0, 10.0)),
+        ("streaming_memory_bytes_per_s", (0.1, 1.0, 10.0)),
+        ("host_bytes_per_s", (0.1, 1.0, 10.0)),
+    ],
+)
+def test_a_better_machine_is_never_slower(model, key, factors):
+    graph, settings = program(model, matmul_proportion=(0.6,) * 4)
+    seconds = []
+    for factor in factors:
+        value = getattr(BOW, key)
+        seconds.append(estimate(graph, settings, replace(BOW, **{key: type(value)(value * factor)})).step_s)
+    assert seconds == sorted(seconds, reverse=True)
+    assert key in ("bytes_per_tile",) or seconds[0] > seconds[-1]
+
+
+def test_more_work_takes_longer():
+    base = estimate(*program("bert-medium")).step_s
+    for change in (
+        {"micro_batch_size": 4},
+        {"sequence_length": 256},
+        {"gradient_accumulation": 32},
+        {"layers_per_ipu": (0, 1, 3, 4)},
+    ):
+        assert estimate(*program("bert-medium", **change)).step_s > base, change
+
+
+def test_the_update_by_hand():
+    """IPU 0, with the embeddings, has most weights."""
+    graph, settings = program("bert-medium")
+    program_ = program_of(graph, stages_of(graph, settings), settings, BOW, constants())
+    hidden, vocabulary, positions = 512, 30522, 512
+    embeddings = (vocabulary + positions + 2) * hidden + 2 * hidden
+    heads = 2 * (hidden * hidden + hidden) + 2 * hidden + vocabulary + 2 * hidden + 2
+    layer = 12 * hidden**2 + 13 * hidden
+    weights = max(embeddings + heads, 3 * layer)
+    assert program_.update.collective_bytes == (2 + 2) * weights * (1 - 1 / 2)
+    assert program_.update.remote_bytes == 2 * (4 + 4) * weights / 2
+    assert program_.update.cycles == pytest.approx(30 * weights / 2 / BOW.tiles_per_ipu)
+    parts = program_.update.parts_s(BOW, constants())
+    tensors = 5 + 9 if embeddings + heads > 3 * layer else 3 * 16
+    each = constants().transfer_overhead_s
+    assert parts["remote buffers"] == pytest.approx(8 * weights / 5e9 + 2 * tensors * each)
+    rate = constants().collective_bytes_per_s
+    assert parts["collectives"] == pytest.approx(2 * weights / rate + 2 * tensors * each)
+
+    unsharded = replace(settings, replicas=1, optimizer=replace(settings.optimizer, sharded=False))
+    alone = program_of(graph, stages_of(graph, unsharded), unsharded, BOW, constants()).update
+    assert alone.collective_bytes == 0 and alone.remote_bytes == 16 * weights
+    assert alone.collectives == 0 and alone.remote_buffers == 2 * tensors
+    on_chip = replace(settings, optimizer=replace(settings.optimizer, location="on_chip"))
+    kept = program_of(graph, stages_of(graph, on_chip), on_chip, BOW, constants()).update
+    assert kept.remote_bytes == 0 == kept.remote_buffers
+
+
+def test_ipus_of_an_m2000_share_its_ways():
+    """One replica of an IPU has the streaming memory and the host's link for itself, four share them."""
+    graph, settings = program("bert-medium", layers_per_ipu=(8,), matmul_proportion=(0.2,))
+    adam = replace(settings.optimizer, sharded=False)
+    one, four, eight = (
+        replace(settings, replicas=replicas, execution="sharded", optimizer=adam) for replicas in (1, 4, 8)
+    )
+    made = [program_of(graph, stages_of(graph, each), each, BOW, constants()) for each in (one, four, eight)]
+    starts = constants().transfer_overhead_s * made[0].update.remote_buffers
+    remote = [each.update.parts_s(BOW, constants())["remote buffers"] - starts for each in made]
+    inputs = [each.host_s(BOW, constants()) - constants().call_overhead_s for each in made]
+    for seconds in (remote, inputs):
+        assert seconds == pytest.approx([seconds[0], 4 * seconds[0], 4 * seconds[0]])
+
+
+def test_a_call_returns_to_the_host_once():
+    graph, settings = program("bert-medium")
+    often = replace(settings, device_iterations=10)
+    once_s, tenth_s = (estimate(graph, each).host_s for each in (settings, often))
+    assert once_s - tenth_s == pytest.approx(0.9 * constants().call_overhead_s)
+
+
+def test_without_a_pipeline_stages_take_turns():
+    graph, settings = program("bert-medium")
+    sharded = replace(settings, execution="sharded")
+    found = estimate(graph, sharded)
+    stages = sum(
+        stage.forward_s + stage.recompute_s + stage.backward_s + stage.copies_s for stage in found.stages
+    )
+    assert found.pipeline.pipeline_cycles_per_update == settings.gradient_accumulation
+    assert found.pipeline.cycle_s == pytest.approx(
+        stages + constants().poptorch_factor * constants().cycle_overhead_s
+    )
+    assert all(stage.stash_s == 0 for stage in found.stages)
+    assert found.step_s > estimate(graph, settings).step_s
+
+
+def test_a_stash_in_8_bits_costs_casts():
+    graph, settings = program("bert-medium")
+    narrow = replace(settings, stash_bytes_per_element=1)
+    wide_s, narrow_s = (
+        [stage.stash_s for stage in estimate(graph, one).stages] for one in (settings, narrow)
+    )
+    assert all(a < b for a, b in zip(wide_s[:-1], narrow_s[:-1]))
+    assert wide_s[-1] == narrow_s[-1] == 0
+
+
+def test_constants_act_where_they_say():
+    graph, settings = program("bert-medium")
+    stages, shipped = stages_of(graph, settings), constants()
+    made = program_of(graph, stages, settings, BOW, shipped)
+    base = made.step_s(BOW, shipped)
+    for name, sign in (
+        ("matmul_factor", 1),
+        ("compute_set_cycles", 1),
+        ("rearrangement_cycles", 1),
+        ("poptorch_factor", 1),
+        ("collective_bytes_per_s", -1),
+        ("tf1_factor", 0),
+    ):
+        other = made.step_s(BOW, replace(shipped, **{name: 1.1 * getattr(shipped, name)}))
+        assert (other > base) - (other < base) == sign, name
+    assert shipped.framework_factor("PopART") == 1
+
+
+def test_operations_without_a_rule_are_named_and_bounded():
+    graph, settings = program("bert-medium")
+    strange = replace(
+        graph, ops=tuple(replace(op, name="zeta") if op.name == "gelu" else op for op in graph.ops)
+    )
+    found = estimate(strange, settings)
+    assert {bound.op for bound in found.bounds} == {"zeta"}
+    modules = {bound.module for bound in found.bounds}
+    assert "encoder.layers.3.feed_forward.body" in modules
+    op = next(op for op in strange.ops if op.name == "zeta")
+    known = op_cost(next(op for op in graph.ops if op.name == "gelu"), graph, settings, BOW)
+    bound = op_cost(op, strange, settings, BOW)
+    assert not bound.known and bound.vertex_cycles > known.vertex_cycles
+    assert load_of(bound, BOW).cycles(constants()) < inf
+    assert found.step_s > estimate(graph, settings).step_s
+
+
+def test_our_models_have_rules_for_all_their_operations():
+    for model in MODELS:
+        assert estimate(*program(model)).bounds == ()

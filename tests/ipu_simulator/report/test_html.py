@@ -1,0 +1,182 @@
+"""report.html as a document: whole, self-contained, escaped. What a browser makes of it: test_browser.py."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from ipu_simulator import report
+from ipu_simulator.cost.verdict import COMPONENTS, Assumption, Buffer, Work
+from ipu_simulator.report import html
+
+from tests.ipu_simulator.report.samples import fitting, overflowing
+from tests.ipu_simulator.report.test_schedule import pipelined
+
+VOID = {"meta", "link", "img", "br", "hr", "wbr", "input"}
+EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>&amp;{{ 7 * 7 }}"
+
+
+class Document(HTMLParser):
+    """Elements in order, with their attributes; AssertionError where tags don't match."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        assert len(dict(attrs)) == len(attrs), (tag, attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+    def attribute(self, name: str) -> list[str]:
+        return [value for _, attributes in self.elements if (value := attributes.get(name)) is not None]
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [fitting(), overflowing(), pipelined((0,), 1), pipelined((0, 1, 2), 9, trained=False)],
+    ids=["fits", "overflows", "one IPU", "inference"],
+)
+def test_the_document_is_whole(verdict) -> None:  # type: ignore[no-untyped-def]
+    document = Document(report.html(verdict))
+    ids = document.attribute("id")
+    assert len(ids) == len(set(ids))
+    for reference in document.attribute("aria-labelledby"):
+        assert reference in ids
+    for link in document.attribute("href"):
+        assert link.startswith("#") and link[1:] in ids
+
+
+def test_nothing_comes_from_elsewhere_and_nothing_runs() -> None:
+    text = report.html(overflowing())
+    document = Document(text)
+    assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in document.elements}
+    assert document.attribute("src") == []
+    assert not re.search(r"url\(|@import|https?:", text)
+    policy = next(a["content"] for tag, a in document.elements if a.get("http-equiv"))
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def test_users_text_stays_text() -> None:
+    verdict = overflowing(name=EVIL)
+    details = verdict.details
+    overflow = details.overflows[0]
+    buffers = tuple(replace(buffer, name=EVIL, module=EVIL) for buffer in overflow.buffers)
+    evil = replace(
+        verdict,
+        target=EVIL,
+        remedies=tuple(replace(remedy, change=EVIL) for remedy in verdict.remedies),
+        details=replace(
+            details,
+            work=(*details.work, Work(1, 1, "forward", EVIL, EVIL, EVIL, 1e9, 1, 0)),
+            overflows=(replace(overflow, moment=EVIL, buffers=buffers),),
+            liveness=tuple(replace(point, label=EVIL) for point in details.liveness),
+            bounds=tuple(replace(bound, op=EVIL, module=EVIL) for bound in details.bounds),
+            assumptions=(Assumption(EVIL, 1.0, EVIL, "assumed", EVIL),),
+        ),
+    )
+    document, tame = Document(report.html(evil)), Document(report.html(verdict))
+    assert {tag for tag, _ in document.elements} == {tag for tag, _ in tame.elements}
+    attributes = {name for _, attributes in document.elements for name in attributes}
+    assert not [name for name in attributes if name.startswith("on")]
+    assert "".join(document.text).count("alert(2)") >= 12
+
+
+def test_the_page_holds_every_part_of_the_verdict() -> None:
+    verdict = overflowing()
+    text = " ".join("".join(Document(report.html(verdict)).text).split())
+    for heading in (
+        "Does not fit",
+        "Why it does not fit",
+        "What to change",
+        "Memory of each IPU",
+        "Liveness over the step",
+        "One pipeline cycle of the main phase",
+        "One weight update",
+        "By kind of operation",
+        "By module",
+        "The costliest operations",
+        "Without a cost rule",
+        "What this rests on",
+    ):
+        assert heading in text
+    for assumption in verdict.details.assumptions:
+        assert assumption.name in text and assumption.source in text
+    for component in COMPONENTS:
+        assert component.replace("_", " ") in text
+    for buffer in verdict.details.overflows[0].buffers:
+        assert buffer.name in text
+    assert "predicted by a model" in text
+
+
+def test_memory_bars_are_to_one_scale_and_without_gaps() -> None:
+    verdict = overflowing()
+    most = max(memory.peak_bytes for memory in verdict.ipus)
+    for bar in html.memory_bars(verdict):
+        for segments, total in (
+            (bar.peak, bar.memory.peak_bytes),
+            (bar.always_live, bar.memory.always_live_bytes),
+        ):
+            end = 0.0
+            for segment in segments:
+                assert segment.x == pytest.approx(end, abs=0.011)
+                end = segment.x + segment.width
+            assert end == pytest.approx(1000 * total / most, abs=0.011)
+        for segment in bar.peak:
+            size = bar.memory.components[segment.name]
+            assert segment.width == pytest.approx(1000 * size / most, abs=0.006)
+        assert bar.usable_x < bar.capacity_x < 1000
+
+
+def test_a_liveness_chart_loses_no_peak() -> None:
+    verdict = fitting()
+    points = list(verdict.details.liveness)
+    spike = 2 * max(point.live_bytes for point in points)
+    points[1238] = replace(points[1238], live_bytes=spike, label="spike")
+    found = html.liveness_charts(replace(verdict, details=replace(verdict.details, liveness=tuple(points))))
+    chart = found[points[1238].ipu]
+    assert chart.peak.label == "spike"
+    heights = [float(number) for number in re.findall(r"V([\d.]+)H", chart.outline)]
+    assert min(heights) == chart.peak_y == 0
+    # The others are drawn to the same scale.
+    assert found[0].peak_y == pytest.approx(1000 * (1 - verdict.ipus[0].peak_bytes / spike), abs=0.01)
+    assert sum(segment.width for segment in chart.phases) == pytest.approx(1000, abs=0.1)
+
+
+def test_the_cycle_chart_is_as_full_as_the_busiest_ipu_is_busy() -> None:
+    rows = html.cycle_rows(fitting())
+    assert [row.ipu for row in rows] == [0, 1, 2, 3]
+    assert rows[1].busy == pytest.approx(1)
+    for row in rows:
+        assert sum(segment.width for segment in row.segments) == pytest.approx(1000 * row.busy, abs=0.1)
+
+
+def test_a_long_proof_keeps_its_smaller_buffers_folded() -> None:
+    """They are on the page all the same, and the table says what they take together."""
+    verdict = overflowing()
+    buffers = tuple(Buffer(f"b-{number}-", "weights", "m", 2**20) for number in range(40))
+    overflow = replace(verdict.details.overflows[0], buffers=buffers)
+    page = report.html(replace(verdict, details=replace(verdict.details, overflows=(overflow,))))
+    document = Document(page)
+    words = " ".join(" ".join(document.text).split())
+    assert "28.0 MiB 28 smaller ones 40.0 MiB together The 28 smaller ones" in words
+    assert [f"b-{number}-" in words for number in range(40)] == [True] * 40
+    assert page.index("b-11-") < page.index("The 28 smaller ones") < page.index("b-12-")

@@ -1,0 +1,109 @@
+"""What the drop-in says while programs run: warnings, their repetition, printed tensors."""
+
+import hashlib
+import logging
+import threading
+
+import pytest
+import torch
+
+from tests.poptorch.executor_models import poptorch
+
+LOGGER = logging.getLogger("poptorch::python")
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """The texts that reach the log."""
+    texts = []
+    (handler,) = (handler for handler in LOGGER.handlers if handler.filters)
+    monkeypatch.setattr(handler, "emit", lambda record: texts.append(record.getMessage()))
+    return texts
+
+
+class Linear(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(2, 2)
+
+    def forward(self, x):
+        y = self.fc(x)
+        return poptorch.identity_loss(y, "mean")
+
+
+@pytest.mark.parametrize(("most", "times"), [(2, 2), (None, 6)])
+def test_repeated_lines_are_limited(said, most, times):
+    executor = poptorch.inferenceModel(Linear(), poptorch.Options().maxRepeatLogs(most))
+    executor.compile(torch.ones(1, 2))
+    for _ in range(6):
+        executor.compile(torch.ones(1, 2))
+    lines = [text for text in said if "Call to compile() ignored" in text]
+    assert len(lines) == times
+    assert [("not shown from now on" in line) for line in lines] == [False] * (times - 1) + [most is not None]
+
+
+def test_a_tensor_made_without_a_device_is_warned_of_once(said):
+    class Model(torch.nn.Module):
+        def forward(self, x, device):
+            return x + torch.zeros(2, device=device) + torch.zeros(2, device=device)
+
+    poptorch.inferenceModel(Model())(torch.ones(1, 2), None)
+    assert sum("No device set in torch.zeros()" in text for text in said) == 1
+    said.clear()
+    poptorch.inferenceModel(Model())(torch.ones(1, 2), torch.ones(1).device)
+    assert said == []
+
+
+def test_ipu_print_tensor_prints_in_each_run(capfd):
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+
+        def forward(self, x):
+            y = poptorch.ipu_print_tensor(self.weight * x, "product", digits=1, open_bracket="<")
+            return poptorch.identity_loss(y, "sum")
+
+    model = Model()
+    executor = poptorch.trainingModel(model, None, poptorch.optim.SGD(model.parameters(), lr=0.0))
+    executor.compile(torch.tensor([3.0, 4.0]))
+    assert "product" not in capfd.readouterr().err
+    for _ in range(2):
+        executor(torch.tensor([3.0, 4.0]))
+        assert capfd.readouterr().err == "product: <3.0, 8.0)\nGradient___product: <1.0, 1.0)\n"
+    # On the CPU it is silent.
+    Model()(torch.tensor([3.0, 4.0]))
+    assert capfd.readouterr().err == ""
+
+
+def test_processes_that_share_a_cache_take_turns(tmp_path):
+    from poptorch._run.compiled import compile_lock
+
+    model, options = Linear(), poptorch.Options().enableExecutableCaching(str(tmp_path / "cache"))
+    options.Distributed.configureProcessId(0, 2)
+    inside, both = threading.Event(), []
+
+    def other():
+        with compile_lock(model, options):
+            both.append(inside.is_set())
+
+    with compile_lock(model, options):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+        inside.set()
+    thread.join(10)
+    assert both == [True]
+    name = hashlib.md5(repr(model).encode()).hexdigest()
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [f"{name}.lock"]
+
+
+def test_processes_without_a_cache_are_warned(said):
+    from poptorch._run.compiled import compile_lock
+
+    options = poptorch.Options()
+    options.Distributed.configureProcessId(0, 2)
+    with compile_lock(Linear(), options):
+        pass
+    assert "enableExecutableCaching" in said[0]

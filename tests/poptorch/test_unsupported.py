@@ -1,0 +1,216 @@
+"""What a compiled model can't hold is refused when traced: shapes from values, values, complex numbers,
+and operations that PopTorch hasn't got.
+"""
+
+from __future__ import annotations
+
+import runpy
+
+import pytest
+import torch
+
+from tests.poptorch.executor_models import poptorch
+
+X = torch.tensor([[1.0, -2.0, 3.0], [0.0, 5.0, -6.0]])
+
+
+class Runs(torch.nn.Module):
+    """Any function of a tensor as a forward."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def run(function):
+    executor = poptorch.inferenceModel(Runs(function))
+    executor(X)
+    return executor(X)  # the first call compiles
+
+
+@pytest.mark.parametrize(
+    ("function", "operation"),
+    [
+        (torch.nonzero, "nonzero"),
+        (lambda x: torch.nonzero(input=x, as_tuple=True), "nonzero"),
+        (lambda x: torch.where(x > 0), "nonzero"),
+        (lambda x: torch.masked_select(x, x > 0), "masked_select"),
+        (torch.unique, "_unique2"),
+        (lambda x: x.unique(), "_unique2"),
+        (lambda x: x.repeat_interleave((x[:, 0] + 1).int(), dim=0), "repeat_interleave"),
+    ],
+)
+def test_a_shape_that_depends_on_values(function, operation):
+    with pytest.raises(
+        poptorch.Error, match=rf"Unsupported ops found in compiled model: \[aten::{operation}\]"
+    ):
+        run(function)
+
+
+@pytest.mark.parametrize("index", [lambda x: x > 0, lambda x: (x[:, 0] > 0, 1), lambda x: (x > 0).byte()])
+def test_an_index_that_is_a_mask(index):
+    with pytest.raises(poptorch.Error, match=r"boolean or byte tensor masks .* cannot have dynamic shapes"):
+        run(lambda x: x[index(x)])
+
+
+def test_one_hot_needs_the_number_of_classes():
+    with pytest.raises(poptorch.Error, match="OneHot num classes must be specified"):
+        run(lambda x: torch.nn.functional.one_hot(x[0].abs().long()))
+
+
+@pytest.mark.parametrize("function", [torch.fft.fft, lambda x: x.to(torch.complex64)])
+def test_complex_numbers(function):
+    with pytest.raises(poptorch.Error, match="Complex numbers are unsupported"):
+        run(function)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: 1.0 in x,
+        lambda x: f"{x[0, 0]:.2f}",
+        lambda x: torch.is_nonzero(x[0, 0]),
+        lambda x: x[:, : x[0, 0].int()],
+        lambda x: x[x[0, 0].int()],
+        lambda x: x.narrow(0, x[0, 0].int(), 1),
+        lambda x: x.repeat(x[0, 0].int(), 1),
+        lambda x: x * 2 if torch.allclose(x, x.abs()) else x,
+        lambda x: x * 2 if torch.equal(x, x.abs()) else x,
+        lambda x: torch.zeros(x[0, 0].int()),
+        lambda x: torch.add(x, x, alpha=x[0, 0]),
+        lambda x: torch.nn.functional.dropout(x, x[1, 0]),
+    ],
+)
+def test_values_in_disguise(function):
+    with pytest.raises(poptorch.Error, match="aten::item is only supported in eager mode"):
+        run(function)
+
+
+SQUARE = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+
+
+@pytest.mark.parametrize(
+    ("function", "operation"),
+    [
+        (torch.linalg.svd, "_linalg_svd"),
+        (lambda x: torch.linalg.norm(x, ord="nuc"), "_linalg_svd"),
+        (torch.linalg.eigh, "_linalg_eigh"),
+        (torch.linalg.cholesky, "linalg_cholesky_ex"),
+        (torch.inverse, "linalg_inv_ex"),
+        (torch.det, "_linalg_det"),
+        (lambda x: torch.multinomial(x, 1), "multinomial"),
+        (lambda x: torch.distributions.Categorical(x, validate_args=False).sample(), "multinomial"),
+        (torch.poisson, "poisson"),
+        (torch.digamma, "digamma"),
+        (lambda x: x.to_sparse(), "_?to_sparse"),
+    ],
+)
+@pytest.mark.parametrize("folder", ["site-packages", "program"])
+def test_what_poptorch_has_none_of(function, operation, folder, tmp_path):
+    path = tmp_path / folder / "calls.py"
+    path.parent.mkdir()
+    path.write_text("def call(function, x):\n    return function(x)\n")
+    call = runpy.run_path(str(path))["call"]
+    executor = poptorch.inferenceModel(Runs(lambda x: call(function, x * 1)))
+    with pytest.raises(poptorch.Error, match=rf"Unsupported ops .*: \[aten::{operation}\]"):
+        executor(SQUARE)
+
+
+def test_the_same_of_the_hosts_constants():
+    inverse = run(lambda x: x[:, :2] @ torch.linalg.inv(SQUARE))
+    torch.testing.assert_close(inverse, X[:, :2] @ torch.linalg.inv(SQUARE))
+    products = run(lambda x: torch.linalg.norm(x) * torch.linalg.matrix_power(x @ x.T, 2))
+    torch.testing.assert_close(products, X.norm() * torch.linalg.matrix_power(X @ X.T, 2))
+
+
+def test_the_same_with_a_fixed_shape_runs():
+    def fixed(x):
+        y = x.clone()
+        y[y < 0] = 0.5
+        one_hot = torch.nn.functional.one_hot(x[0].abs().long(), 4)
+        repeated = x.repeat_interleave((x[:, 0] + 1).int(), dim=0, output_size=3)
+        return (
+            y,
+            torch.where(x > 0, x, 0.0),
+            one_hot,
+            repeated,
+            x[:, [True, False, True]],
+            x.repeat_interleave(2),
+        )
+
+    for result, expected in zip(run(fixed), fixed(X)):
+        assert torch.equal(result, expected.to(result.dtype))
+
+
+def test_what_returns_by_name_keeps_its_names():
+    largest = run(lambda x: torch.max(x, dim=1))
+    assert isinstance(largest, torch.return_types.max)
+    assert torch.equal(largest.values, torch.tensor([3.0, 5.0]))
+    assert largest.indices.dtype is torch.int32
+    shape = run(lambda x: x.shape)
+    assert isinstance(shape, torch.Size) and shape == X.shape
+
+
+def test_a_library_may_need_what_a_program_may_not():
+    """Libraries newer than PopTorch look at values, and hold empty tensors in passing."""
+    layer = torch.nn.AdaptiveLogSoftmaxWithLoss(3, 8, [2, 5])
+    labels = torch.tensor([1, 6])  # no label is in the second cluster
+    loss = run(lambda x: layer(x, labels.to(x.device)).loss)
+    torch.testing.assert_close(loss, layer(X, labels).loss.detach())
+
+
+def test_the_hosts_own_tensors_may_be_read():
+    """Constants that are neither parameters nor buffers stay on the host."""
+    constant = torch.tensor([1.0, 0.0, 2.0])
+
+    def reads(x):
+        kept = constant.cpu().to("cpu").nonzero().flatten()
+        part = x[:, kept] * constant.sum().item() if constant[0] else x
+        return (
+            part,
+            x[:, constant > 0],
+            x[: constant[0].int()],
+            x.repeat_interleave(constant[:2].int(), dim=0),
+        )
+
+    expected = X[:, [0, 2]] * 3, X[:, [0, 2]], X[:1], X[:1]
+    assert all(torch.equal(*pair) for pair in zip(run(reads), expected))
+    with pytest.raises(poptorch.Error, match="Illegal move to CPU"):
+        run(lambda x: x + (x * constant).cpu())
+
+
+@pytest.mark.parametrize("folder", ["site-packages", "program"])
+def test_a_library_is_what_an_installer_put_there(folder, tmp_path):
+    path = tmp_path / folder / "positive.py"
+    path.parent.mkdir()
+    path.write_text("def positive(x):\n    return x[x > 0]\n")
+    positive = runpy.run_path(str(path))["positive"]
+    if folder == "site-packages":
+        assert torch.equal(run(positive), torch.tensor([1.0, 3.0, 5.0]))
+    else:
+        with pytest.raises(poptorch.Error, match="tensor masks is unsupported"):
+            run(positive)
+
+
+@pytest.mark.parametrize(
+    "reads",
+    [
+        "bool((x > 0).all())",
+        "x.min().tolist() > 0",
+        "len(x[x > 0]) == x.numel()",
+        "torch.equal(x, x.abs())",
+        "torch.allclose(x, x.abs())",
+    ],
+)
+def test_a_library_reads_the_values_of_each_run(reads, tmp_path):
+    """transformers asks whether a mask is all ones; the answer of the first run isn't that of the others."""
+    path = tmp_path / "site-packages" / "library.py"
+    path.parent.mkdir()
+    path.write_text(f"import torch\ndef function(x):\n    return x * 2 if {reads} else x\n")
+    executor = poptorch.inferenceModel(Runs(runpy.run_path(str(path))["function"]))
+    positive = torch.ones(2)
+    for x, expected in ((positive, positive * 2), (-positive, -positive), (positive, positive * 2)):
+        assert torch.equal(executor(x), expected)
