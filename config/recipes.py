@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import (
     Any,
     Dict,
-    Hashable,
     Iterable,
     List,
     Literal,
@@ -75,6 +74,7 @@ class _RecipeLoader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2's idea of numbers, no dates, no repeated keys, and line numbers."""
 
 
+_MERGE = "tag:yaml.org,2002:merge"
 _NUMBERS_AND_DATES = ("int", "float", "timestamp")
 _RecipeLoader.yaml_implicit_resolvers = {
     first: [(tag, rule) for tag, rule in rules if tag.rpartition(":")[2] not in _NUMBERS_AND_DATES]
@@ -93,22 +93,47 @@ _RecipeLoader.add_implicit_resolver(
 
 
 def _construct_mapping(loader: _RecipeLoader, node: yaml.MappingNode) -> Recipe:
-    first_line: Dict[Hashable, int] = {}
-    for key_node, _ in node.value:  # before anchors are merged in: an own key may replace a merged one
-        key, line = key_node.value, key_node.start_mark.line + 1
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
-        if key in first_line:
-            problem = f"the key {key!r} stands twice, on lines {first_line[key]} and {line}: keep one"
-            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-        first_line[key] = line
-    loader.flatten_mapping(node)
     recipe = Recipe()
     recipe.lines = {}
-    for key_node, value_node in node.value:  # merged keys come first, so a recipe's own ones replace them
-        recipe[key_node.value] = loader.construct_object(value_node, deep=True)
-        recipe.lines[key_node.value] = value_node.start_mark.line + 1
+    for word, value_node in _merged(node, ()).items():
+        recipe[word] = loader.construct_object(value_node, deep=True)
+        recipe.lines[word] = value_node.start_mark.line + 1
     return recipe
+
+
+def _merged(node: yaml.MappingNode, inside: Tuple[yaml.Node, ...]) -> Dict[str, yaml.Node]:
+    """The values of a mapping by key, those that `<<` merges in included.
+
+    As YAML's merge type says (https://yaml.org/type/merge.html), the mapping's keys override merged ones, and
+    an earlier mapping in the list of `<<` overrides later ones. PyYAML's `flatten_mapping` isn't asked: which
+    mapping wins there depends on its version. `inside` are the mappings that are being merged already.
+    """
+    keys: Dict[str, yaml.Node] = {}
+    merged: Dict[str, yaml.Node] = {}
+    first_line: Dict[str, int] = {}
+    for key_node, value_node in node.value:
+        word, line = key_node.value, key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise _malformed("a key must be a word", key_node)
+        if word in first_line:
+            lines = f"on lines {first_line[word]} and {line}"
+            raise _malformed(f"the key {word!r} stands twice, {lines}: keep one", key_node)
+        first_line[word] = line
+        if key_node.tag != _MERGE:
+            keys[word] = value_node
+            continue
+        for part in value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]:
+            if not isinstance(part, yaml.MappingNode):
+                raise _malformed(f"<< merges mappings or a list of them, found a {part.id}", part)
+            if part is node or part in inside:
+                raise _malformed("<< merges a mapping into itself", part)
+            for inherited, inherited_node in _merged(part, (*inside, node)).items():
+                merged.setdefault(inherited, inherited_node)
+    return {**merged, **keys}
+
+
+def _malformed(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 _RecipeLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)

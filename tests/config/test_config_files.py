@@ -6,9 +6,10 @@ import argparse
 import dataclasses
 import textwrap
 from pathlib import Path
-from typing import Dict, List
+from typing import Any, Callable, Dict, List
 
 import pytest
+import yaml
 
 import config
 from config import Config, ConfigError
@@ -101,6 +102,9 @@ def test_an_override_is_not_blamed_on_the_file(tmp_path: Path) -> None:
         ("run:\n  seed: [1\n", r"some.yml:\d: "),
         ("run:\n  <<: *nowhere\n", r"some.yml:2: found undefined alias 'nowhere'"),
         ("run: &run\n  seed: *run\n", r"some.yml:\d: .*recursive"),
+        ("run: &run\n  <<: *run\n", r"some.yml:1: << merges a mapping into itself"),
+        ("run: &run\n  <<: {<<: *run}\n", r"some.yml:1: << merges a mapping into itself"),
+        ("run:\n  <<: [{seed: 1}, 3]\n", r"some.yml:2: << merges mappings or a list of them, found a scalar"),
         ("run: !!python/object/apply:os.getcwd []\n", r"some.yml:1: could not determine a constructor"),
         ("run:\n  [1, 2]: 3\n", r"some.yml:2: a key must be a word"),
         ("run: 3\n", r"some.yml:1: run must hold 'key: value' lines, found 3"),
@@ -135,6 +139,37 @@ def test_merged_keys_give_way_to_own_ones_and_earlier_to_later(tmp_path: Path) -
     )
     made = config.load("run", path=path)
     assert (made.seed, made.num_heads, made.hidden_size) == (3, 8, 64)
+
+
+def _first_mapping_wins(_: yaml.SafeLoader, node: yaml.MappingNode) -> None:
+    _flatten(node, reverse=True)
+
+
+def _last_mapping_wins(_: yaml.SafeLoader, node: yaml.MappingNode) -> None:
+    _flatten(node, reverse=False)
+
+
+def _flatten(node: yaml.MappingNode, *, reverse: bool) -> None:
+    merged: List[Any] = []
+    for key_node, value_node in node.value:
+        if key_node.value == "<<":
+            parts = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+            for part in reversed(parts) if reverse else parts:
+                _flatten(part, reverse=reverse)
+                merged += part.value
+    node.value = merged + [pair for pair in node.value if pair[0].value != "<<"]
+
+
+@pytest.mark.parametrize("flatten_mapping", [_first_mapping_wins, _last_mapping_wins])
+def test_merging_does_not_depend_on_the_version_of_pyyaml(
+    flatten_mapping: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyYAML up to 6.0.3 lets the first of the mappings of `<<` win, 6.0.4 the last."""
+    monkeypatch.setattr(yaml.constructor.SafeConstructor, "flatten_mapping", flatten_mapping)
+    corrected = config.load("bert_base_128_pod4")
+    assert (corrected.replication_factor, corrected.replicated_tensor_sharding) == (1, False)
+    scaled_out = config.load("bert_large_128_pod64_als")
+    assert (scaled_out.target, scaled_out.replication_factor) == ("pod64", 16)
 
 
 def test_names_and_unknown_names(tmp_path: Path) -> None:
