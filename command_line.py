@@ -98,8 +98,15 @@ def dry_run(config: Config, flags: argparse.Namespace) -> DryRun:
     return make_verdict(config, flags.config, flags.output or Path("output") / flags.config)
 
 
+def print_speed(summary: Mapping[str, float]) -> None:
+    """The mean speed of a run, where it had more than one device call."""
+    if "data_wait_fraction" in summary:
+        waiting = f"{summary['data_wait_fraction']:.1%} of the time spent waiting for data"
+        print(f"speed: {summary['samples_per_s']:.1f} samples/s on average, {waiting}")
+
+
 def print_verdict(
-    config: Config, flags: argparse.Namespace, output: Path, record: Mapping[str, float]
+    config: Config, flags: argparse.Namespace, output: Path, summary: Mapping[str, float]
 ) -> None:
     """At the end of a run on the simulator: the verdict, beside what an update took here.
 
@@ -108,10 +115,10 @@ def print_verdict(
     from planning.dry_run import verdict_beside
 
     samples = config.micro_batch_size * config.gradient_accumulation * config.replication_factor
-    if "samples_per_s" not in record:  # nothing was left to train
+    if "samples_per_s" not in summary:  # nothing was left to train
         return
     try:
-        verdict_beside(config, flags.config, output, measured_host_s=samples / record["samples_per_s"])
+        verdict_beside(config, flags.config, output, measured_host_s=samples / summary["samples_per_s"])
     except Exception as error:
         print(f"there is no verdict on this run: {type(error).__name__}: {error}", file=sys.stderr)
 

@@ -165,9 +165,10 @@ def _run(
         command_line.say_how_to_go_on(__file__, end, stop, arguments, instances)
     result = PretrainingResult(output, end.step, end.record, end.checkpoint, stop.signal_name, entropy)
     if result.interrupted_by is None and instances.is_first:
-        _report(result)
+        summary = end.summary(config.section(training.LoopPlan))
+        _report(result, summary)
         if device.name == "simulator":
-            command_line.print_verdict(config, flags, output, result.record)
+            command_line.print_verdict(config, flags, output, summary)
     return result
 
 
@@ -186,22 +187,23 @@ def _compile_only(
     return PretrainingResult(output, 0, {}, None, None, math.nan)
 
 
-def _report(result: PretrainingResult) -> None:
+def _report(result: PretrainingResult, summary: Dict[str, float]) -> None:
     """The summary and the picture of a finished run."""
     import training
 
-    summary = {
-        **training.plain(result.record),
+    content = {
+        **training.plain(summary),
         "unigram_entropy_nats": result.unigram_entropy_nats,
         "checkpoint": None if result.checkpoint is None else str(result.checkpoint),
     }
-    training.write_atomically(result.output / "summary.json", json.dumps(summary, indent=2) + "\n")
+    training.write_atomically(result.output / "summary.json", json.dumps(content, indent=2) + "\n")
     training.plot_loss(
         result.output / "metrics.jsonl",
         result.output / "loss.png",
         unigram_entropy_nats=result.unigram_entropy_nats,
     )
     print(f"done: step {result.step}, checkpoint {result.checkpoint}, picture {result.output / 'loss.png'}")
+    command_line.print_speed(summary)
 
 
 def run_as_program() -> int:

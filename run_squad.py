@@ -175,14 +175,16 @@ def _fine_tune(
     else:
         scores = {key: value for key, value in end.record.items() if key.startswith("eval_")}
     _write_answers(output, latest.answered)
-    _write_summary(output, {**end.record, **scores}, end.checkpoint)
+    summary = {**end.summary(config.section(training.LoopPlan)), **scores}
+    _write_summary(output, summary, end.checkpoint)
     training.plot_loss(
         output / "metrics.jsonl", output / "loss.png", loss="loss", named="question-answering loss"
     )
     print(f"done: step {end.step}, checkpoint {end.checkpoint}, picture {output / 'loss.png'}")
+    command_line.print_speed(summary)
     print(training.SQUAD.evaluation_part(scores))
     if device.name == "simulator":
-        command_line.print_verdict(config, flags, output, end.record)
+        command_line.print_verdict(config, flags, output, summary)
     return SquadResult(output, end.step, scores, latest.answered, end.checkpoint, None)
 
 

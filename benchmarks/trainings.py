@@ -99,7 +99,8 @@ class Trained:
         return float(self.flops_per_update * self.config.training_steps)
 
     def host_s(self, until_step: Optional[int] = None) -> float:
-        """Seconds in updates on this host; compilation, evaluations and checkpoints are not in it."""
+        """Seconds of updates on this host, waiting for data included; compilation, evaluations and
+        checkpoints are not in it."""
         calls = self.config.device_iterations * self.samples_per_update
         return sum(
             calls / record["samples_per_s"]

@@ -5,7 +5,7 @@ from .checkpoints import Checkpoint, hold_folder, resolve_weights_folder, save_c
 from .errors import CheckpointError, DivergenceError, TrainingError
 from .evaluation import Evaluator, build_evaluator
 from .fit import Job, Start, compile_pretraining, find_start, fit, place
-from .loop import LoopPlan, Progress, refuse_bad_weights, train
+from .loop import LoopPlan, Progress, Speed, refuse_bad_weights, train
 from .metrics import PRETRAINING, SQUAD, EvaluationMetrics, Record, plain
 from .optimizer import OptimizerPlan, Schedule, build_optimizer
 from .report import Reporter, plot_loss
@@ -38,6 +38,7 @@ __all__ = [
     "Reporter",
     "RunInterrupted",
     "Schedule",
+    "Speed",
     "Start",
     "StopRequest",
     "TrainingError",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Union
 
@@ -169,7 +169,11 @@ def fit(
             instances.wait()
             return checkpoint_folder(output, now.step)
         state: Dict[str, Any] = {
-            "progress": {"record": plain(now.record), "evaluation_due": now.evaluation_due},
+            "progress": {
+                "record": plain(now.record),
+                "evaluation_due": now.evaluation_due,
+                "speed": asdict(now.speed),
+            },
             "samples": now.step * loop.global_batch_size,
             "data": job.identity,
             "rng_state": executor.rng_state,

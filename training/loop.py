@@ -49,16 +49,52 @@ class LoopPlan:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """Seconds of a run's device calls, waiting for their data included; compilation, evaluations and
+    checkpoints are not in them.
+
+    Nor is the first call of each process, the warm-up: it starts the loader's workers.
+    """
+
+    calls: int = 0
+    data_wait_s: float = 0.0
+    device_s: float = 0.0
+
+    def after(self, data_wait_s: float, device_s: float) -> Speed:
+        """With one more call."""
+        return Speed(self.calls + 1, self.data_wait_s + data_wait_s, self.device_s + device_s)
+
+    def record(self, samples_per_call: int) -> Record:
+        """The mean `samples_per_s` and `data_wait_fraction`, the share of the time spent waiting for data.
+
+        Nothing before a second call.
+        """
+        seconds = self.data_wait_s + self.device_s
+        if not self.calls:
+            return {}
+        return {
+            "samples_per_s": self.calls * samples_per_call / seconds,
+            "data_wait_fraction": self.data_wait_s / seconds,
+        }
+
+
+@dataclass(frozen=True)
 class Progress:
     """Where a run stands: `record` is the last line of metrics, `checkpoint` the newest checkpoint.
 
-    `evaluation_due` is true where a stop came before the evaluation that belongs to this step.
+    `evaluation_due` is true where a stop came before the evaluation that belongs to this step. `speed` is
+    that of the whole run, earlier processes included.
     """
 
     step: int
     record: Record
     evaluation_due: bool
     checkpoint: Optional[Path]
+    speed: Speed = Speed()
+
+    def summary(self, plan: LoopPlan) -> Record:
+        """The last record, with the run's mean speed in place of the last call's."""
+        return {**self.record, **self.speed.record(plan.samples_per_call)}
 
 
 def train(
@@ -92,8 +128,11 @@ def train(
         if not now.evaluation_due:
             reporter.write(now.record)
     iterator = iter(batches)
+    is_warm = False
     while now.step < plan.training_steps and not _agreed(stop, instances):
+        began = time.perf_counter()
         batch = next(iterator)
+        data_wait_s = time.perf_counter() - began
         set_learning_rate(optimizer, schedule.at(now.step))
         executor.setOptimizer(optimizer)
         if not executor.isCompiled():
@@ -103,20 +142,22 @@ def train(
                 executor.rng_state = rng_state
         began = time.perf_counter()
         outputs = executor(*batch)
-        seconds = time.perf_counter() - began
+        device_s = time.perf_counter() - began
         outputs = _joined(instances.gather(outputs))
         step = now.step + plan.device_iterations
         record = {
             "step": step,
             **task.measure(outputs, plan.micro_batches_per_replica),
             "learning_rate": schedule.at(now.step),
-            "samples_per_s": plan.samples_per_call / seconds,
+            "samples_per_s": plan.samples_per_call / (data_wait_s + device_s),
         }
         if not plan.synthetic_data:  # then nothing comes back from the device, and a loss is any number
             _refuse_divergence(record, now.checkpoint)
         last = step >= plan.training_steps
         due = last or _due(step, plan.eval_steps, plan.device_iterations)
-        now = replace(now, step=step, record=record, evaluation_due=due)
+        speed = now.speed.after(data_wait_s, device_s) if is_warm else now.speed
+        is_warm = True
+        now = replace(now, step=step, record=record, evaluation_due=due, speed=speed)
         if due:
             now = _evaluated(now, evaluate, stop, instances)
         reporter.write(now.record)

@@ -12,7 +12,7 @@ import model as models
 
 from .checkpoints import Checkpoint, newest_checkpoint, step_folders, warn_of_bad_checkpoints
 from .errors import CheckpointError, TrainingError
-from .loop import Progress
+from .loop import Progress, Speed
 
 # What may differ between a checkpoint's configuration and that of the run that resumes it: nothing here
 # changes a weight. `training_steps` does, through the schedule, and is said aloud.
@@ -79,7 +79,8 @@ def progress_of(checkpoint: Optional[Checkpoint]) -> Progress:
     if checkpoint is None:
         return Progress(0, {"step": 0}, evaluation_due=True, checkpoint=None)
     saved = checkpoint.state["progress"]
-    return Progress(checkpoint.step, saved["record"], saved["evaluation_due"], checkpoint.folder)
+    speed = Speed(**saved.get("speed", {}))  # checkpoints of earlier versions have none
+    return Progress(checkpoint.step, saved["record"], saved["evaluation_due"], checkpoint.folder, speed)
 
 
 def resuming_arguments(arguments: Sequence[str]) -> List[str]:

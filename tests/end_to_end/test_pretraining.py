@@ -54,6 +54,11 @@ def test_a_run_leaves_what_it_promises(tmp_path, flags, capsys):
     assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
     summary = json.loads((output / "summary.json").read_text())
     assert summary["eval_mlm_loss"] == records[-1]["eval_mlm_loss"]
+    # The mean speed leaves out the first call, the warm-up.
+    seconds = sum(1 / record["samples_per_s"] for record in records[2:])
+    assert summary["samples_per_s"] == pytest.approx(29 / seconds)
+    assert 0 < summary["data_wait_fraction"] < 1
+    assert f"speed: {summary['samples_per_s']:.1f} samples/s on average" in said
     assert models.from_pretrained(result.checkpoint).config.convolution
     tokenizer = transformers.AutoTokenizer.from_pretrained(result.checkpoint)
     assert tokenizer("documentation")["input_ids"][0] == tokenizer.cls_token_id
