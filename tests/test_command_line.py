@@ -37,7 +37,7 @@ BENCHMARK = ("run_benchmark.py", "speed", "--only", "accumulation_64_vs_plain_lo
     ("module", "arguments", "status"),
     [
         ("command_line", PRETRAINING, -signal.SIGINT),
-        ("config_loading", SQUAD, -signal.SIGINT),
+        ("config.recipes", SQUAD, -signal.SIGINT),
         ("yaml", BENCHMARK, -signal.SIGINT),
         ("torch", PRETRAINING, 130),
         ("data.squad", SQUAD, 130),

@@ -143,7 +143,7 @@ def test_a_lost_loader_worker_is_told_without_a_traceback(tmp_path, flags):
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 import run_pretraining
-from data.pretraining import PretrainingDataset
+from data.dataset import PretrainingDataset
 from torch.utils.data import get_worker_info
 fetch, calls = PretrainingDataset.fetch, []
 def dying(self, *arguments):

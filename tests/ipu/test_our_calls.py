@@ -18,7 +18,7 @@ OURS = tuple(str(ROOT / name) for name in ("run_", "model/", "data/", "training/
 
 def public_names():
     """ "Options.deviceIterations", "trainingModel", ...: everything that PopTorch's signatures name."""
-    api = json.loads((Path(__file__).parent / "poptorch_api.json").read_text())
+    api = json.loads((ROOT / "tests" / "poptorch" / "poptorch_api.json").read_text())
     names = set()
     for module in ("poptorch", "poptorch.optim", "options_namespaces"):
         for name, entry in api[module].items():

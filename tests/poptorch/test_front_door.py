@@ -60,7 +60,7 @@ def test_path_names_the_drop_in_and_nothing_else(tmp_path, way):
         result = door("--path", folder=tmp_path)
     assert result.stdout == f"{DROP_IN}\n"
     visible = {module.name for module in pkgutil.iter_modules([str(DROP_IN)])}
-    assert visible == {"poptorch", "popdist", "popart"}
+    assert visible == {"poptorch", "popdist", "popart", "ipu_simulator"}
 
 
 def test_libraries_find_an_installed_poptorch(tmp_path):

@@ -173,7 +173,7 @@ def test_inference_has_no_dropout_and_no_backward_pass() -> None:
     assert not graph.training
     assert {op.phase for op in graph.ops} == {"forward"}
     assert "native_dropout" not in names(graph, "forward")
-    assert len(graph.outputs) == len(models.pretraining.PRETRAINING_OUTPUTS)
+    assert len(graph.outputs) == len(models.PRETRAINING_OUTPUTS)
 
 
 def test_stages_begin_where_the_ipu_changes() -> None:

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from ipu_simulator import report
 from ipu_simulator.cost.verdict import COMPONENTS, Assumption, Buffer, Work
-from ipu_simulator.report import html
+from ipu_simulator.report.html import cycle_rows, liveness_charts, memory_bars
 
 from tests.ipu_simulator.report.samples import fitting, overflowing
 from tests.ipu_simulator.report.test_schedule import pipelined
@@ -130,7 +130,7 @@ def test_the_page_holds_every_part_of_the_verdict() -> None:
 def test_memory_bars_are_to_one_scale_and_without_gaps() -> None:
     verdict = overflowing()
     most = max(memory.peak_bytes for memory in verdict.ipus)
-    for bar in html.memory_bars(verdict):
+    for bar in memory_bars(verdict):
         for segments, total in (
             (bar.peak, bar.memory.peak_bytes),
             (bar.always_live, bar.memory.always_live_bytes),
@@ -151,7 +151,7 @@ def test_a_liveness_chart_loses_no_peak() -> None:
     points = list(verdict.details.liveness)
     spike = 2 * max(point.live_bytes for point in points)
     points[1238] = replace(points[1238], live_bytes=spike, label="spike")
-    found = html.liveness_charts(replace(verdict, details=replace(verdict.details, liveness=tuple(points))))
+    found = liveness_charts(replace(verdict, details=replace(verdict.details, liveness=tuple(points))))
     chart = found[points[1238].ipu]
     assert chart.peak.label == "spike"
     heights = [float(number) for number in re.findall(r"V([\d.]+)H", chart.outline)]
@@ -162,7 +162,7 @@ def test_a_liveness_chart_loses_no_peak() -> None:
 
 
 def test_the_cycle_chart_is_as_full_as_the_busiest_ipu_is_busy() -> None:
-    rows = html.cycle_rows(fitting())
+    rows = cycle_rows(fitting())
     assert [row.ipu for row in rows] == [0, 1, 2, 3]
     assert rows[1].busy == pytest.approx(1)
     for row in rows:
