@@ -178,7 +178,7 @@ def program_of(config: Config, *, layers_per_ipu: Optional[Sequence[float]] = No
         plan = config.section(DevicePlan)
         # One replica shows all; more than a process may have (64 IPUs) are no concern of a dry run.
         options = training_options(replace(plan, replication_factor=1, replicated_tensor_sharding=False))
-        inputs = [torch.zeros(shape, dtype=torch.int32) for shape in _input_shapes(config)]
+        inputs = tuple(torch.zeros(shape, dtype=torch.int32) for shape in _input_shapes(config))
         graph = capture.capture(model, inputs, {}, options, training=True)
     settings = capture.settings_of(
         training_options(plan), optimizer, micro_batch_size=config.micro_batch_size

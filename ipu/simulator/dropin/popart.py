@@ -9,7 +9,10 @@ from enum import IntEnum
 
 
 def _constants(name: str, members: str) -> type[IntEnum]:
-    return IntEnum(name, members.split(), start=0, module=__name__)
+    # mypy knows this call of the enumeration only with a literal name.
+    return IntEnum(  # type: ignore[return-value]
+        name, members.split(), start=0, module=__name__
+    )
 
 
 AccumulateOuterFragmentSchedule = _constants(
@@ -41,7 +44,7 @@ TileSet = _constants("TileSet", "Compute IO")
 VirtualGraphMode = _constants("VirtualGraphMode", "Off Manual Auto ExecutionPhases")
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name.startswith("__"):
         raise AttributeError(name)
     raise AttributeError(

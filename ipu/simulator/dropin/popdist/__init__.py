@@ -121,7 +121,7 @@ def finalize() -> None:
     """Nothing to give back."""
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name.startswith("__"):
         raise AttributeError(name)
     raise AttributeError(

@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 from collections import Counter
+from types import TracebackType
+from typing import TextIO
 
 # PopTorch's numbers; 5 (critical) is no level of its own.
 _LEVELS = {"TRACE": 0, "DEBUG": 1, "INFO": 2, "WARN": 3, "ERR": 4, "OFF": 6}
@@ -36,7 +38,7 @@ class _StandardStream(logging.StreamHandler):
         self._stream_name = name
 
     @property
-    def stream(self):
+    def stream(self) -> TextIO:
         """The stream as of now."""
         return getattr(sys, self._stream_name)
 
@@ -96,7 +98,7 @@ def setPopartLogLevel(level: str | int) -> None:
         raise ValueError(f"Level must be one of {', '.join(_POPART_LEVELS)}")
 
 
-def _log_uncaught(type_, value, traceback):
+def _log_uncaught(type_: type[BaseException], value: BaseException, traceback: TracebackType | None) -> None:
     if not issubclass(type_, KeyboardInterrupt):
         logger.error("Uncaught exception", exc_info=(type_, value, traceback))
     sys.__excepthook__(type_, value, traceback)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Sized, cast
 
 import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler
@@ -14,6 +14,11 @@ from .options import Options
 from .poptorch_core import createPoptorchError
 
 
+def _length(dataset: Dataset) -> int:
+    # torch's Dataset declares no __len__; one that isn't iterable has it.
+    return len(cast(Sized, dataset))
+
+
 class _SubDataset(Dataset):
     """One process's part of a data set: a contiguous slice, after a shuffle that all processes share.
 
@@ -23,7 +28,7 @@ class _SubDataset(Dataset):
     """
 
     def __init__(self, dataset: Dataset, opts: Options, step: int, drop_last: bool, shuffle: bool = False):
-        num_elements = len(dataset)
+        num_elements = _length(dataset)
         processes = opts.Distributed.numProcesses
         if drop_last:
             length = step * (num_elements // (step * processes))
@@ -59,7 +64,7 @@ class _SubDataset(Dataset):
             return position
         if self._order is None or self._order[0] != epoch:
             generator = torch.Generator().manual_seed(self._seed + epoch)
-            self._order = (epoch, torch.randperm(len(self._dataset), generator=generator))
+            self._order = (epoch, torch.randperm(_length(self._dataset), generator=generator))
         return int(self._order[1][position])
 
 
@@ -89,7 +94,7 @@ class _JoinedBatches(Sampler):
 class _SyncLoader(torch.utils.data.DataLoader):
     """Torch's loader, which also tells a process's part of the data set that an epoch begins."""
 
-    def __iter__(self):
+    def __iter__(self) -> Any:
         if isinstance(self.dataset, _SubDataset):
             self.dataset.next_epoch()
         return super().__iter__()
@@ -152,7 +157,7 @@ class DataLoader(_SyncLoader):
             if shuffle:
                 shuffle = None
         if not drop_last and combined is not None and not isinstance(dataset, IterableDataset):
-            _warn_of_remainder(len(dataset), combined)
+            _warn_of_remainder(_length(dataset), combined)
 
         loading = {
             "num_workers": num_workers,
@@ -199,7 +204,7 @@ class DataLoader(_SyncLoader):
     def __len__(self) -> int:
         return super().__len__() if self._accessor is None else len(self._accessor)
 
-    def __iter__(self):
+    def __iter__(self) -> Any:
         return super().__iter__() if self._accessor is None else iter(self._accessor)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import ClassVar, NamedTuple
+from types import TracebackType
+from typing import Any, Callable, ClassVar, NamedTuple
 
 import numpy
 import torch
@@ -65,7 +66,7 @@ def identity_loss(x: torch.Tensor, reduction: str) -> torch.Tensor:
     return loss
 
 
-def recomputationCheckpoint(*tensors):
+def recomputationCheckpoint(*tensors: Any) -> Any:
     """Marks tensors to be kept for the backward pass, where everything between marks is computed again.
 
     Returns what it was given: a tensor, a tuple for several, or a list or tuple for one of these.
@@ -130,13 +131,14 @@ class _PrintStyle(NamedTuple):
     close_bracket: str
 
     def show(self, title: str, tensor: torch.Tensor) -> None:
+        is_float = tensor.is_floating_point()
         values = numpy.array2string(
-            tensor.detach().float().numpy() if tensor.is_floating_point() else tensor.detach().numpy(),
+            tensor.detach().float().numpy() if is_float else tensor.detach().numpy(),
             threshold=self.summarise_threshold,
             edgeitems=self.edge_items,
             max_line_width=self.max_line_width,
             separator=self.separator,
-            formatter=None if not tensor.is_floating_point() else {"float_kind": self._number},
+            formatter=({"float_kind": self._number} if is_float else None),  # type: ignore[arg-type]
         )
         values = values.replace("[", self.open_bracket).replace("]", self.close_bracket)
         print(f"{title}: {values}", file=sys.stderr, flush=True)
@@ -187,7 +189,7 @@ def ipu_print_tensor(
     return result
 
 
-def _map_tensors(structure, function):
+def _map_tensors(structure: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(structure, torch.Tensor):
         return function(structure)
     if isinstance(structure, dict):
@@ -198,13 +200,13 @@ def _map_tensors(structure, function):
     return structure
 
 
-def set_overlap_for_input(input_tensors, mode: OverlapMode):
+def set_overlap_for_input(input_tensors: Any, mode: OverlapMode) -> Any:
     """The inputs themselves; their transfer may overlap with computation as `mode` says."""
     assert isinstance(mode, OverlapMode), "mode must be a poptorch.OverlapMode"
     return _map_tensors(input_tensors, nop)
 
 
-def set_overlap_for_output(output_tensors, mode: OverlapMode):
+def set_overlap_for_output(output_tensors: Any, mode: OverlapMode) -> Any:
     """The outputs themselves; their transfer may overlap with computation as `mode` says."""
     assert isinstance(mode, OverlapMode), "mode must be a poptorch.OverlapMode"
     return _map_tensors(output_tensors, nop)
@@ -218,7 +220,7 @@ class Attribute:
 
     _active: ClassVar[dict[str, dict[str, str]]] = {}
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: dict[str, str]) -> None:
         for name, values in kwargs.items():
             assert isinstance(values, dict), f"Attribute {name} must be a dictionary"
             assert all(isinstance(value, str) for value in values.values()), (
@@ -227,25 +229,35 @@ class Attribute:
         self._attributes = kwargs
         self._outer: list[dict[str, dict[str, str]]] = []
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         outer = Attribute._active
         self._outer.append(outer)
         inner = {name: {**outer.get(name, {}), **values} for name, values in self._attributes.items()}
         Attribute._active = popart_ir.open_attributes = {**outer, **inner}
 
-    def __exit__(self, type, value, traceback):
+    def __exit__(
+        self,
+        type: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         Attribute._active = popart_ir.open_attributes = self._outer.pop()
 
 
 class NameScope:
     """A context whose operations' names begin with `name`."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str) -> None:
         assert isinstance(name, str), "Parameter to NameScope must be a string"
         self.name = name
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         popart_ir.enter_scope(self.name)
 
-    def __exit__(self, type, value, traceback):
+    def __exit__(
+        self,
+        type: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         popart_ir.leave_scope()

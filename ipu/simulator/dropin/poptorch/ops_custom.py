@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import runpy
+from types import TracebackType
 from typing import Any, Callable, ClassVar
 
 import torch
@@ -127,13 +128,13 @@ def custom_op(
 class CPU:
     """Calls a layer on the host in the middle of a model on the device."""
 
-    def __init__(self, layer_to_call: Callable[..., Any], ID: str):
+    def __init__(self, layer_to_call: Callable[..., Any], ID: str) -> None:
         self._layer_to_call = layer_to_call
         self._id = ID
         self._inputs: tuple[Any, ...] = ()
         self._outputs: Any = None
 
-    def __call__(self, *input, **kwargs):
+    def __call__(self, *input: Any, **kwargs: Any) -> Any:
         self._inputs = input
         run = trace.current()
         # What a traced model may not do (.item(), .cpu()) is the point here.
@@ -156,7 +157,9 @@ class _CountsConvolutions(TorchDispatchMode):
         super().__init__()
         self.count = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         self.count += func is torch.ops.aten.convolution.default
         return func(*args, **(kwargs or {}))
 
@@ -169,7 +172,7 @@ class MultiConv:
 
     _open: ClassVar[_CountsConvolutions | None] = None
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._settings: dict[str, Any] = {}
 
     def _set(self, name: str, value: Any, kind: type | tuple[type, ...], single: bool = False) -> MultiConv:
@@ -206,7 +209,7 @@ class MultiConv:
         """The share of cycles that may be given up for memory."""
         return self._set("cycleBackOff", value, float, single=True)
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         if not isinstance(trace.current(), trace.Trace):
             return
         if MultiConv._open is not None:
@@ -214,7 +217,12 @@ class MultiConv:
         MultiConv._open = _CountsConvolutions()
         MultiConv._open.__enter__()
 
-    def __exit__(self, type, value, traceback):
+    def __exit__(
+        self,
+        type: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         counter = MultiConv._open
         if counter is None:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,6 +30,9 @@ from ._options.strategies import (
     _IExecutionStrategy,
 )
 from .poptorch_core import usesIpuModel
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "ConfigFileError",
@@ -78,7 +81,7 @@ class Options(OptionsDict):
     frozen. Values are as wide as their types: what a device can do is checked when a model is compiled.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(**_default_values())
         self._popart = PopartOptions()
         self._training = TrainingOptions(self._popart)
@@ -158,7 +161,7 @@ class Options(OptionsDict):
         assert not shared, f"Can't merge dictionaries, they have keys in common: {sorted(shared)}"
         return {**merged, **strategy}
 
-    def loadFromFile(self, filepath: str):
+    def loadFromFile(self, filepath: str) -> Self:
         """Applies a file with one setter call a line, as in `deviceIterations(4)`; `#` begins a comment line.
 
         A line that isn't Python is a ConfigFileError; whatever a setter raises passes through.
@@ -166,7 +169,7 @@ class Options(OptionsDict):
         base.apply_file(self, filepath)
         return self
 
-    def from_json(self, string: str):
+    def from_json(self, string: str) -> Self:
         """Applies {"deviceIterations": 4, "Training.gradientAccumulation": 8, "outputMode":
         "OutputMode.All"}.
 
@@ -177,15 +180,15 @@ class Options(OptionsDict):
 
     # ---- how much a call processes, and what it returns
 
-    def deviceIterations(self, device_iterations: int):
+    def deviceIterations(self, device_iterations: int) -> Self:
         """Iterations on the device for one call of the model."""
         return self.set(device_iterations=device_iterations)
 
-    def replicationFactor(self, replication_factor: int):
+    def replicationFactor(self, replication_factor: int) -> Self:
         """Copies of the model that share the work."""
         return self.set(replication_factor=replication_factor)
 
-    def inputReplicaGrouping(self, input_group_size: int, input_group_type: enums.CommGroupType):
+    def inputReplicaGrouping(self, input_group_size: int, input_group_type: enums.CommGroupType) -> Self:
         """Makes groups of replicas read the same input. ValueError where the groups don't fit the
         replicas.
         """
@@ -199,11 +202,11 @@ class Options(OptionsDict):
             input_group_size, input_group_type = 1, enums.CommGroupType.Consecutive
         return self.set(input_group_size=input_group_size, input_cgt=input_group_type)
 
-    def broadcastBuffers(self, broadcast_buffers: bool = True):
+    def broadcastBuffers(self, broadcast_buffers: bool = True) -> Self:
         """Gives every replica the same buffers; else a buffer is [replicas, ...], one part for each."""
         return self.set(broadcast_buffers=broadcast_buffers)
 
-    def outputMode(self, output_mode: enums.OutputMode, output_return_period: int | None = None):
+    def outputMode(self, output_mode: enums.OutputMode, output_return_period: int | None = None) -> Self:
         """Which micro batches' outputs a call returns; EveryN needs a positive period."""
         period = _checked_period(output_mode, output_return_period)
         return self.set(output_mode=output_mode, output_return_period=period)
@@ -225,20 +228,20 @@ class Options(OptionsDict):
             output_return_period = _checked_period(output_mode, output_return_period)
         self.anchored_tensors[short_name] = [long_name, output_mode, output_return_period]
 
-    def randomSeed(self, random_seed: int):
+    def randomSeed(self, random_seed: int) -> Self:
         """Seeds the device's random numbers, and at once the host's (torch.manual_seed)."""
         assert isinstance(random_seed, int), "random_seed must be an int"
         self.createOrSet(random_seed=random_seed)
         torch.manual_seed(random_seed)
         return self
 
-    def updatableNamedBuffers(self, buffers: list[str]):
+    def updatableNamedBuffers(self, buffers: list[str]) -> Self:
         """Buffers that the host may change between runs."""
         return self.set(updatable_named_buffers=buffers)
 
     # ---- the device
 
-    def setExecutionStrategy(self, strategy: _IExecutionStrategy):
+    def setExecutionStrategy(self, strategy: _IExecutionStrategy) -> Self:
         """How blocks become stages."""
         self.checkIsFrozen("execution_strategy")
         assert isinstance(strategy, _IExecutionStrategy), (
@@ -247,7 +250,7 @@ class Options(OptionsDict):
         self._execution_strategy = strategy
         return self
 
-    def autoRoundNumIPUs(self, auto_round_num_ipus: bool = True):
+    def autoRoundNumIPUs(self, auto_round_num_ipus: bool = True) -> Self:
         """Reserves the next power of two of IPUs."""
         return self.set(auto_round_num_ipus=auto_round_num_ipus)
 
@@ -263,31 +266,31 @@ class Options(OptionsDict):
             shares[int(key[len("IPU") :])] = share
         self.set(available_memory_proportion=shares)
 
-    def connectionType(self, connection_type: enums.ConnectionType):
+    def connectionType(self, connection_type: enums.ConnectionType) -> Self:
         """When to attach to the device."""
         assert isinstance(connection_type, enums.ConnectionType), "a poptorch.ConnectionType is expected"
         return self.set(connection_type=connection_type.value)
 
-    def syncPattern(self, sync_pattern: enums.SyncPattern):
+    def syncPattern(self, sync_pattern: enums.SyncPattern) -> Self:
         """How IPUs wait for each other."""
         assert isinstance(sync_pattern, enums.SyncPattern), "a poptorch.SyncPattern is expected"
         return self.set(sync_pattern=sync_pattern.value)
 
-    def useIpuModel(self, use_model: bool):
+    def useIpuModel(self, use_model: bool) -> Self:
         """Poplar's IPU model in place of IPUs; wins over POPTORCH_IPU_MODEL."""
         return self.createOrSet(use_model=use_model)
 
-    def useIpuId(self, ipu_id: int):
+    def useIpuId(self, ipu_id: int) -> Self:
         """The device to use, by Poplar's number."""
         assert isinstance(ipu_id, int), "ipu_id must be an int"
         return self.createOrSet(ipu_id=ipu_id)
 
-    def useOfflineIpuTarget(self, ipu_version: int = 2):
+    def useOfflineIpuTarget(self, ipu_version: int = 2) -> Self:
         """Compiles for IPUs of this version without any; the model can't be run then."""
         self.connectionType(enums.ConnectionType.Never)
         return self.createOrSet(ipu_version=ipu_version)
 
-    def enableExecutableCaching(self, path: str | None):
+    def enableExecutableCaching(self, path: str | None) -> Self:
         """Keeps executables in this folder; None keeps none. The IPU model has none to keep."""
         if path is not None and usesIpuModel(self._values):
             logger.warning("enableExecutableCaching has no effect with the IPU model")
@@ -296,29 +299,29 @@ class Options(OptionsDict):
             self._popart.set("cachePath", path)
         return self
 
-    def enableSyntheticData(self, enabled: bool | int):
+    def enableSyntheticData(self, enabled: bool | int) -> Self:
         """Runs without any transfer of data between host and device."""
         # PopART's modes: 0 off, 1 zeros, 2 normally distributed.
         self._popart.set("syntheticDataMode", 2 if enabled else 0)
         return self
 
-    def enableStableNorm(self, enabled: bool):
+    def enableStableNorm(self, enabled: bool) -> Self:
         """Normalisations that are slower and lose fewer bits."""
         self._popart.set("enableStableNorm", enabled)
         return self
 
     # ---- names, logs and reports
 
-    def logDir(self, log_dir: str):
+    def logDir(self, log_dir: str) -> Self:
         """Where to write logs."""
         return self.set(log_dir=log_dir)
 
-    def logCycleCount(self, log_cycle_count: bool):
+    def logCycleCount(self, log_cycle_count: bool) -> Self:
         """Counts the cycles of a call."""
         self._popart.set("instrumentWithHardwareCycleCounter", log_cycle_count)
         return self
 
-    def enableProfiling(self, profile_dir: str | None = None):
+    def enableProfiling(self, profile_dir: str | None = None) -> Self:
         """Writes Poplar's reports; POPLAR_ENGINE_OPTIONS wins where it is set."""
         if "POPLAR_ENGINE_OPTIONS" in os.environ:
             logger.warning("POPLAR_ENGINE_OPTIONS is set and overrides the options of enableProfiling")
@@ -331,32 +334,32 @@ class Options(OptionsDict):
         )
         return self
 
-    def maxRepeatLogs(self, max_lines: int | None):
+    def maxRepeatLogs(self, max_lines: int | None) -> Self:
         """How often a line may repeat in the log; None for any number."""
         return self.set(max_repeat_logs=_UNLIMITED if max_lines is None else max_lines)
 
-    def modelName(self, name: str):
+    def modelName(self, name: str) -> Self:
         """The name in reports."""
         assert isinstance(name, str), "name must be a string"
         return self.createOrSet(model_name=name)
 
-    def disableModuleNamescope(self):
+    def disableModuleNamescope(self) -> Self:
         """Leaves the modules' names out of the operations' names."""
         return self.set(module_namescope_enabled=False)
 
-    def showCompilationProgressBar(self, show: bool = True):
+    def showCompilationProgressBar(self, show: bool = True) -> Self:
         """The progress bar of a compilation."""
         return self.set(show_compilation_progress_bar=show)
 
-    def relaxOptimizerAttributesChecks(self, relax: bool = True):
+    def relaxOptimizerAttributesChecks(self, relax: bool = True) -> Self:
         """Logs unexpected attributes of an optimizer at debug level instead of warning."""
         return self.set(relax_optimizer_checks=relax)
 
-    def sourceLocationExcludes(self, excludes: list[str]):
+    def sourceLocationExcludes(self, excludes: list[str]) -> Self:
         """Paths that never count as an operation's place in the source."""
         return self.set(source_location_excludes=excludes)
 
-    def appendToLocationExcludes(self, *excludes: str):
+    def appendToLocationExcludes(self, *excludes: str) -> Self:
         """Adds to the paths of sourceLocationExcludes."""
         return self.set(source_location_excludes=[*self.source_location_excludes, *excludes])
 

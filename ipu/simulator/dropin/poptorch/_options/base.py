@@ -6,15 +6,20 @@ import copy
 import enum
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import enums
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from ..options import Options
 
 
 class _SealedAfterInit(type):
     """Constructors may create private attributes; afterwards a misspelt one is an error."""
 
-    def __call__(cls, *args, **kwargs):
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         instance = super().__call__(*args, **kwargs)
         object.__setattr__(instance, "_sealed", True)
         return instance
@@ -23,7 +28,7 @@ class _SealedAfterInit(type):
 class OptionsDict(metaclass=_SealedAfterInit):
     """Named values whose types are those of their defaults. `options.name` and `options("name")` read one."""
 
-    def __init__(self, **default_values: Any):
+    def __init__(self, **default_values: Any) -> None:
         object.__setattr__(self, "_values", default_values)
         object.__setattr__(self, "_is_frozen", False)
 
@@ -45,7 +50,7 @@ class OptionsDict(metaclass=_SealedAfterInit):
         self._assert_exists(option)
         return self._values[option]
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """An unfrozen copy."""
         duplicate = type(self).__new__(type(self))
         memo[id(self)] = duplicate
@@ -53,10 +58,10 @@ class OptionsDict(metaclass=_SealedAfterInit):
         duplicate.__dict__["_is_frozen"] = False
         return duplicate
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return dict(self.__dict__)
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
     def __repr__(self) -> str:
@@ -73,7 +78,7 @@ class OptionsDict(metaclass=_SealedAfterInit):
         if self._is_frozen:
             raise AttributeError("Can't modify frozen Options")
 
-    def set(self, **kwargs: Any):
+    def set(self, **kwargs: Any) -> Self:
         """Changes existing options; each new value must be an instance of the old one's type."""
         for option, value in kwargs.items():
             self.checkIsFrozen(option)
@@ -85,7 +90,7 @@ class OptionsDict(metaclass=_SealedAfterInit):
             self._values[option] = value
         return self
 
-    def createOrSet(self, **kwargs: Any):
+    def createOrSet(self, **kwargs: Any) -> Self:
         """Changes options, and makes those that aren't there yet."""
         for option, value in kwargs.items():
             self.checkIsFrozen(option)
@@ -123,14 +128,14 @@ class OptionsDict(metaclass=_SealedAfterInit):
 class PopartOptions:
     """Holds what a program sets by PopART's names; they're checked when a model is compiled, not here."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._is_frozen = False
         self.options: dict[str, Any] = {
             "instrumentWithHardwareCycleCounter": False,
             "rearrangeAnchorsOnHost": False,
         }
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """An unfrozen copy."""
         duplicate = type(self)()
         memo[id(self)] = duplicate
@@ -174,7 +179,7 @@ class ConfigFileError(Exception):
     """A line of an options file isn't a setter call."""
 
 
-def apply_file(options: Any, filepath: str) -> None:
+def apply_file(options: Options, filepath: str) -> None:
     """Executes each line of the file as `options.<line>`."""
     import poptorch
 
@@ -191,10 +196,10 @@ def apply_file(options: Any, filepath: str) -> None:
         exec(code, {"options": options, "poptorch": poptorch})
 
 
-def apply_json(options: Any, text: str) -> None:
+def apply_json(options: Options, text: str) -> None:
     """Calls the setter that each dotted key names; a list's elements are separate arguments."""
     for dotted, value in json.loads(text).items():
-        setter = options
+        setter: Any = options
         for name in dotted.split("."):
             setter = getattr(setter, name)
         arguments = value if isinstance(value, list) else [value]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import torch
 
 from .. import enums
 from .._logging import logger
 from .base import OptionsDict, PopartOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class TrainingOptions(OptionsDict):
@@ -22,11 +26,11 @@ class TrainingOptions(OptionsDict):
         )
         self._popart_options = popart_options
 
-    def gradientAccumulation(self, gradient_accumulation: int):
+    def gradientAccumulation(self, gradient_accumulation: int) -> Self:
         """The number of micro batches a replica processes for one weight update."""
         return self.set(gradient_accumulation=gradient_accumulation)
 
-    def accumulationAndReplicationReductionType(self, reduction_type: enums.ReductionType):
+    def accumulationAndReplicationReductionType(self, reduction_type: enums.ReductionType) -> Self:
         """Sum or Mean: how the gradients of accumulation steps and replicas are joined. Else ValueError."""
         if reduction_type not in (enums.ReductionType.Sum, enums.ReductionType.Mean):
             raise ValueError(
@@ -37,16 +41,16 @@ class TrainingOptions(OptionsDict):
 
     def setMeanAccumulationAndReplicationReductionStrategy(
         self, mean_reduction_strategy: enums.MeanReductionStrategy
-    ):
+    ) -> Self:
         """When the mean's division happens."""
         return self.set(meanAccumulationAndReplicationReductionStrategy=mean_reduction_strategy)
 
-    def setAutomaticLossScaling(self, enabled: bool):
+    def setAutomaticLossScaling(self, enabled: bool) -> Self:
         """Lets the device find the loss scale; it also makes `loss_scaling` a variable of the optimizer."""
         self._popart_options.set("automaticLossScalingSettings.enabled", enabled)
         return self
 
-    def setConvolutionDithering(self, enabled: bool):
+    def setConvolutionDithering(self, enabled: bool) -> Self:
         """Starts convolutions on pseudorandom tiles. Replaces other convolution options."""
         self._popart_options.set(
             "convolutionOptions", {"enableConvDithering": "true" if enabled else "false"}
@@ -61,18 +65,18 @@ class PrecisionOptions(OptionsDict):
         super().__init__()
         self._popart_options = popart_options
 
-    def enableFloatingPointExceptions(self, enabled: bool):
+    def enableFloatingPointExceptions(self, enabled: bool) -> Self:
         """Stops the program on the device at a NaN or an overflow."""
         assert isinstance(enabled, bool), "You must provide a bool value"
         self._popart_options.set("enableFloatingPointChecks", enabled)
         return self
 
-    def enableStochasticRounding(self, enabled: bool):
+    def enableStochasticRounding(self, enabled: bool) -> Self:
         """Rounds float16 results up or down by chance, so that the mean is the exact value."""
         self._popart_options.set("enableStochasticRounding", enabled)
         return self
 
-    def setPartialsType(self, dtype: torch.dtype):
+    def setPartialsType(self, dtype: torch.dtype) -> Self:
         """The type in which products and convolutions accumulate: torch.float or torch.half. Else
         ValueError.
         """
@@ -83,12 +87,12 @@ class PrecisionOptions(OptionsDict):
         self._popart_options.set("convolutionOptions", {"partialsType": names[dtype]})
         return self
 
-    def halfFloatCasting(self, half_float_casting: enums.HalfFloatCastingBehavior):
+    def halfFloatCasting(self, half_float_casting: enums.HalfFloatCastingBehavior) -> Self:
         """Deprecated, without effect."""
         logger.warning("Precision.halfFloatCasting is deprecated and has no effect: operands become float32")
         return self
 
-    def runningStatisticsAlwaysFloat(self, value: bool):
+    def runningStatisticsAlwaysFloat(self, value: bool) -> Self:
         """Deprecated, without effect."""
         logger.warning("Precision.runningStatisticsAlwaysFloat is deprecated and has no effect")
         return self
@@ -97,7 +101,7 @@ class PrecisionOptions(OptionsDict):
 class JitOptions(OptionsDict):
     """What is left of the choice between two ways to trace."""
 
-    def traceModel(self, trace_model: bool):
+    def traceModel(self, trace_model: bool) -> Self:
         """Deprecated: False is what happens anyway, True is a ValueError."""
         if trace_model:
             raise ValueError("options.Jit.traceModel(True) is no longer supported")
@@ -108,7 +112,7 @@ class JitOptions(OptionsDict):
 class TensorLocationSettings(OptionsDict):
     """Where one kind of tensor lives; options that aren't set are left to PopART."""
 
-    def _store(self, **kwargs):
+    def _store(self, **kwargs: bool | int | None) -> Self:
         for option, value in kwargs.items():
             if value is None:
                 self.deleteIfExists(option)
@@ -116,32 +120,32 @@ class TensorLocationSettings(OptionsDict):
                 self.createOrSet(**{option: int(value)})
         return self
 
-    def minElementsForOffChip(self, min_elements: int):
+    def minElementsForOffChip(self, min_elements: int) -> Self:
         """Smaller tensors stay on the chip."""
         assert isinstance(min_elements, int), "min_elements must be an int"
         return self._store(minElementsForOffChip=min_elements)
 
-    def minElementsForReplicatedTensorSharding(self, min_elements: int):
+    def minElementsForReplicatedTensorSharding(self, min_elements: int) -> Self:
         """Smaller tensors are whole on every replica."""
         assert isinstance(min_elements, int), "min_elements must be an int"
         return self._store(minElementsForReplicatedTensorSharding=min_elements)
 
-    def useOnChipStorage(self, use: bool = True):
+    def useOnChipStorage(self, use: bool = True) -> Self:
         """On the chip, off it, or (None) wherever PopART puts it."""
         assert use is None or isinstance(use, bool), "use must be a bool or None"
         return self._store(onChip=use)
 
-    def useReplicatedTensorSharding(self, use: bool = True):
+    def useReplicatedTensorSharding(self, use: bool = True) -> Self:
         """Each replica holds a part."""
         assert isinstance(use, bool), "use must be a bool"
         return self._store(useReplicatedTensorSharding=use)
 
-    def useIOTilesToLoad(self, use: bool = True):
+    def useIOTilesToLoad(self, use: bool = True) -> Self:
         """The tiles kept for transfers read it."""
         assert isinstance(use, bool), "use must be a bool"
         return self._store(useIOTilesToLoad=use)
 
-    def useIOTilesToStore(self, use: bool = True):
+    def useIOTilesToStore(self, use: bool = True) -> Self:
         """The tiles kept for transfers write it."""
         assert isinstance(use, bool), "use must be a bool"
         return self._store(useIOTilesToStore=use)
@@ -150,31 +154,31 @@ class TensorLocationSettings(OptionsDict):
 class TensorLocationOptions(OptionsDict):
     """Where activations, weights, optimizer states and accumulators live. Each setter takes a snapshot."""
 
-    def numIOTiles(self, num_tiles: int):
+    def numIOTiles(self, num_tiles: int) -> Self:
         """Tiles kept for transfers: even, 32 to 192. Else AssertionError."""
         valid = isinstance(num_tiles, int) and 32 <= num_tiles <= 192 and num_tiles % 2 == 0
         assert valid, "numIOTiles must be an even number between 32 and 192."
         return self.createOrSet(numIOTiles=num_tiles)
 
-    def _store(self, kind: str, location: TensorLocationSettings):
+    def _store(self, kind: str, location: TensorLocationSettings) -> Self:
         assert isinstance(location, TensorLocationSettings), (
             f"Invalid type {type(location)}: a poptorch.TensorLocationSettings is expected"
         )
         return self.createOrSet(**{kind: location.toDict()})
 
-    def setActivationLocation(self, location: TensorLocationSettings):
+    def setActivationLocation(self, location: TensorLocationSettings) -> Self:
         """Where activations live."""
         return self._store("location_activation", location)
 
-    def setWeightLocation(self, location: TensorLocationSettings):
+    def setWeightLocation(self, location: TensorLocationSettings) -> Self:
         """Where weights live."""
         return self._store("location_weight", location)
 
-    def setOptimizerLocation(self, location: TensorLocationSettings):
+    def setOptimizerLocation(self, location: TensorLocationSettings) -> Self:
         """Where the optimizer's states live."""
         return self._store("location_optimizer", location)
 
-    def setAccumulatorLocation(self, location: TensorLocationSettings):
+    def setAccumulatorLocation(self, location: TensorLocationSettings) -> Self:
         """Where the gradients' accumulators live."""
         return self._store("location_accumulator", location)
 
@@ -184,21 +188,21 @@ class DistributedOptions(OptionsDict):
     default.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(num_distributed_processes=1, distributed_process_id=0)
         self.setEnvVarNames("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
 
-    def disable(self):
+    def disable(self) -> Self:
         """One process, whatever the environment says."""
         return self.configureProcessId(0, 1)
 
-    def setEnvVarNames(self, var_num_processes: str, var_process_id: str):
+    def setEnvVarNames(self, var_num_processes: str, var_process_id: str) -> Self:
         """Reads the number of processes and this one's id from these environment variables."""
         num_processes = int(os.environ.get(var_num_processes, "1"))
         process_id = int(os.environ.get(var_process_id, "0"))
         return self.configureProcessId(process_id, num_processes)
 
-    def configureProcessId(self, process_id: int, num_processes: int):
+    def configureProcessId(self, process_id: int, num_processes: int) -> Self:
         """Sets this process's id and the number of processes."""
         return self.set(distributed_process_id=process_id, num_distributed_processes=num_processes)
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import enums
 from ..poptorch_core import createBackendError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from ..options import Options
 
 
 class Stage:
@@ -51,11 +56,12 @@ class _IExecutionStrategy:
         """(stage, IPU) of a block that a trace enters."""
         raise NotImplementedError
 
-    def _check_depth(self, options: Any, num_stages: int, training: bool) -> None:
+    def _check_depth(self, options: Options, num_stages: int, training: bool) -> None:
         """Raises poptorch.Error where a model of so many pipeline stages can't run with these options."""
 
 
 def _as_stage(argument: Any) -> Stage:
+    # Whatever else a program passes, Stage refuses.
     if isinstance(argument, Stage):
         return argument
     if isinstance(argument, (list, tuple)):
@@ -122,7 +128,7 @@ class PipelinedExecution(_IExecutionStrategy):
             stage._stage_id = ipu_id
         return stage
 
-    def _check_depth(self, options: Any, num_stages: int, training: bool) -> None:
+    def _check_depth(self, options: Options, num_stages: int, training: bool) -> None:
         if training:
             needed = 2 * num_stages - 1
             if options.Training.gradient_accumulation < needed:
@@ -148,7 +154,7 @@ class ShardedExecution(PipelinedExecution):
         """See PipelinedExecution."""
         return {"execution_mode": 1}
 
-    def _check_depth(self, options: Any, num_stages: int, training: bool) -> None:
+    def _check_depth(self, options: Options, num_stages: int, training: bool) -> None:
         return None
 
 
@@ -164,8 +170,9 @@ class Phase:
     """
 
     def __init__(self, *arg: str | list[str] | Stage):
-        if arg and all(isinstance(one, str) for one in arg):
-            self.stages = [Stage(*arg)]
+        block_ids = [one for one in arg if isinstance(one, str)]
+        if arg and len(block_ids) == len(arg):
+            self.stages = [Stage(*block_ids)]
         else:
             self.stages = [_as_stage(one) for one in arg]
 
@@ -183,7 +190,7 @@ class Phase:
         return self.stages[idx]
 
 
-def _as_phase(argument: Any) -> Phase:
+def _as_phase(argument: Phase | list[Stage] | list[str] | Stage | str) -> Phase:
     if isinstance(argument, Phase):
         return argument
     if isinstance(argument, (list, tuple)):
@@ -223,7 +230,7 @@ class _IPhasedExecution(_IExecutionStrategy):
         assert block_id in self._stage_of, f"Unknown block {block_id}"
         return self._stage_of[block_id]
 
-    def useSeparateBackwardPhase(self, use: bool = True):
+    def useSeparateBackwardPhase(self, use: bool = True) -> Self:
         """Gives the backward pass of the last phase a phase of its own."""
         assert isinstance(use, bool), "use must be a bool"
         self._separate_backward_phase = use
@@ -256,7 +263,7 @@ class _IPhasedExecution(_IExecutionStrategy):
 class ParallelPhasedExecution(_IPhasedExecution):
     """Two groups of IPUs take turns: even phases run on even IPUs, odd phases on odd ones."""
 
-    def sendTensorsOffChipAfterFwd(self, off_chip: bool = True):
+    def sendTensorsOffChipAfterFwd(self, off_chip: bool = True) -> Self:
         """Sends a phase's tensors off the chip when its forward is done."""
         assert isinstance(off_chip, bool), "off_chip must be a bool"
         self._liveness = enums.Liveness.OffChipAfterFwd if off_chip else enums.Liveness.AlwaysLive
@@ -281,7 +288,7 @@ class ParallelPhasedExecution(_IPhasedExecution):
 class SerialPhasedExecution(_IPhasedExecution):
     """All phases run on the same IPUs, one after another."""
 
-    def setTensorsLiveness(self, liveness: enums.Liveness):
+    def setTensorsLiveness(self, liveness: enums.Liveness) -> Self:
         """When a phase's tensors leave the chip."""
         assert isinstance(liveness, enums.Liveness), "liveness must be a poptorch.Liveness"
         self._liveness = liveness

@@ -8,6 +8,12 @@ in spite of its documentation; LAMB obeys the argument.
 
 from __future__ import annotations
 
-from .optimizers import LAMB, SGD, Adam, AdamW, Optimizer, RMSprop, VariableAttributes
+from .base import Optimizer, VariableAttributes
+from .classes import SGD, Adam, AdamW, RMSprop
+from .lamb import LAMB
 
 __all__ = ["LAMB", "SGD", "Adam", "AdamW", "Optimizer", "RMSprop", "VariableAttributes"]
+
+# As PopTorch has them, and so that an optimizer in a file is found wherever its class moves in here.
+for _class in (LAMB, SGD, Adam, AdamW, Optimizer, RMSprop, VariableAttributes):
+    _class.__module__ = __name__

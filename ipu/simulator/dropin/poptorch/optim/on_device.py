@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Callable
 
 import torch
 from ipu_simulator import numerics
@@ -10,7 +10,7 @@ from ipu_simulator import numerics
 from .._logging import logger
 from .._run.device_weights import DeviceWeights
 from ..poptorch_core import createBackendError
-from .optimizers import Optimizer
+from .base import Optimizer
 from .settings import Extracted
 
 Rule = numerics.Rule
@@ -39,9 +39,9 @@ class OptimizerOnDevice:
         found: Extracted,
         weights: DeviceWeights,
         accumulators: bool,
-        rounding: Any = None,
+        rounding: numerics.StateRounding | None = None,
         automatic_scale: bool = False,
-        processes: Any = None,
+        processes: numerics.Processes | None = None,
     ) -> None:
         self._ids = [id(weights.parameters[i]) for i in weights.trainable]
         self._names = [weights.names[i] for i in weights.trainable]
@@ -51,7 +51,7 @@ class OptimizerOnDevice:
         self._found = found
         self._as_ipu = rounding is not None
         self._automatic = numerics.AutomaticLossScale() if self._as_ipu and automatic_scale else None
-        self._processes = processes
+        self._processes = numerics.Processes(0, 1) if processes is None else processes
         self._updater = numerics.Updater(
             found.settings,
             self._names,
@@ -86,7 +86,7 @@ class OptimizerOnDevice:
         return self._found.loss_scaling * (self._automatic.factor if self._automatic is not None else 1.0)
 
     @property
-    def watch(self) -> Any:
+    def watch(self) -> Callable[[list[torch.Tensor | None]], None] | None:
         """What has to see every micro batch's gradients; None for nothing."""
         return None if self._automatic is None else self._automatic.watch
 

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from ipu_simulator import numerics
 
-from . import optimizers
+from . import classes
+from .base import DEVICE_ARGUMENTS, Optimizer, device_arguments
+from .lamb import LAMB, NO_WEIGHT_NORM_LIMIT
 
 Rule = numerics.Rule
 
 # Subclasses first: PyTorch's AdamW is an Adam since 2.7.
 _KINDS = (
-    (optimizers.LAMB, Rule.LAMB, ("lr", "betas", "eps", "weight_decay", "max_weight_norm")),
+    (LAMB, Rule.LAMB, ("lr", "betas", "eps", "weight_decay", "max_weight_norm")),
     (torch.optim.AdamW, Rule.ADAMW, ("lr", "betas", "eps", "weight_decay")),
     (torch.optim.Adam, Rule.ADAM, ("lr", "betas", "eps", "weight_decay")),
     (torch.optim.RMSprop, Rule.RMSPROP, ("lr", "alpha", "eps", "weight_decay", "momentum")),
     (torch.optim.SGD, Rule.SGD, ("lr", "momentum", "dampening", "weight_decay", "nesterov")),
 )
 _KNOWN_CLASSES = tuple(kind[0] for kind in _KINDS) + (
-    optimizers.SGD,
-    optimizers.Adam,
-    optimizers.AdamW,
-    optimizers.RMSprop,
+    classes.SGD,
+    classes.Adam,
+    classes.AdamW,
+    classes.RMSprop,
 )
 # PyTorch optimizers: what is compiled in where it has this value. lr never is.
 _CONSTANT_AT = {"momentum": 0, "dampening": 0, "eps": 1e-8, "weight_decay": 0}
@@ -62,7 +63,7 @@ _UPDATE_TYPES = {
 class Extracted:
     """What one look at an optimizer found."""
 
-    settings: Any  # numerics.OptimizerSettings
+    settings: numerics.OptimizerSettings
     values: dict[tuple[int, str], Any]  # (group, attribute) -> value
     loss_scaling: float
     loss_scaling_is_variable: bool
@@ -122,7 +123,8 @@ def extract(optimizer: torch.optim.Optimizer) -> Extracted:
         raise ValueError("Only non-amsgrad Adam/AdamW optimizers are supported.")
     if any(group.get("maximize") for group in groups):
         raise ValueError("maximize=True is not supported: negate the loss instead.")
-    if rule is Rule.LAMB and not optimizer.bias_correction:
+    device = device_arguments(optimizer)
+    if rule is Rule.LAMB and not device.bias_correction:
         rule = Rule.LAMB_NO_BIAS
     if rule is Rule.RMSPROP and any(group["centered"] for group in groups):
         rule = Rule.RMSPROP_CENTERED
@@ -133,19 +135,25 @@ def extract(optimizer: torch.optim.Optimizer) -> Extracted:
     settings = numerics.OptimizerSettings(
         rule=rule,
         groups=tuple(_group_settings(group, attributes) for group in groups),
-        max_grad_norm=getattr(optimizer, "max_grad_norm", math.inf),
+        max_grad_norm=device.max_grad_norm,
         with_momentum="momentum" in attributes
         and any(group["momentum"] or (i, "momentum") not in constants for i, group in enumerate(groups)),
-        tf_variant=getattr(optimizer, "use_tf_variant", False),
-        combined_accumulator=getattr(optimizer, "use_combined_accum", False),
-        **_types(optimizer),
+        tf_variant=device.use_tf_variant,
+        combined_accumulator=device.use_combined_accum,
+        velocity_scaling=float(device.velocity_scaling) if device.use_combined_accum else 1.0,
+        accumulator_type=device.accum_type,
+        # SGD's velocity is its first moment.
+        first_moment_type=device.velocity_accum_type
+        if rule is Rule.SGD
+        else device.first_order_momentum_accum_type,
+        second_moment_type=device.second_order_momentum_accum_type,
     )
     half = settings.accumulator_type is torch.float16
     return Extracted(
         settings=settings,
         values=values,
-        loss_scaling=float(getattr(optimizer, "loss_scaling", 1.0)),
-        loss_scaling_is_variable=isinstance(optimizer, optimizers.Optimizer)
+        loss_scaling=float(device.loss_scaling),
+        loss_scaling_is_variable=isinstance(optimizer, Optimizer)
         and not optimizer.variable_attrs.isConstant("loss_scaling"),
         group_of={id(weight): i for i, group in enumerate(groups) for weight in group["params"]},
         constants=constants,
@@ -155,19 +163,7 @@ def extract(optimizer: torch.optim.Optimizer) -> Extracted:
     )
 
 
-def _types(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The settings that say in which types the device keeps its state; PyTorch's optimizers have none."""
-    velocity = getattr(optimizer, "velocity_accum_type", torch.float32)
-    combined = getattr(optimizer, "use_combined_accum", False)
-    return {
-        "velocity_scaling": float(optimizer.velocity_scaling) if combined else 1.0,
-        "accumulator_type": getattr(optimizer, "accum_type", torch.float32),
-        "first_moment_type": getattr(optimizer, "first_order_momentum_accum_type", velocity),
-        "second_moment_type": getattr(optimizer, "second_order_momentum_accum_type", torch.float32),
-    }
-
-
-def _kind(optimizer: torch.optim.Optimizer) -> tuple[type, Any, tuple[str, ...]]:
+def _kind(optimizer: torch.optim.Optimizer) -> tuple[type, Rule, tuple[str, ...]]:
     for kind, rule, attributes in _KINDS:
         if isinstance(optimizer, kind):
             return kind, rule, attributes
@@ -186,23 +182,24 @@ def _subclass_warning(subclass: type, kind: type) -> str:
 
 def _value(group: dict[str, Any], name: str) -> Any:
     if name == "max_weight_norm" and group.get(name) is None:
-        return optimizers.NO_WEIGHT_NORM_LIMIT
+        return NO_WEIGHT_NORM_LIMIT
     value = group[name]
     return tuple(value) if name == "betas" else value
 
 
-def _group_settings(group: dict[str, Any], attributes: tuple[str, ...]) -> Any:
+def _group_settings(group: dict[str, Any], attributes: tuple[str, ...]) -> numerics.GroupSettings:
     values = {name: _value(group, name) for name in attributes}
     if "betas" in values:
         values["beta1"], values["beta2"] = values.pop("betas")
     # A learning rate may be a 0-d tensor.
-    return numerics.GroupSettings(
-        **{name: value if isinstance(value, bool) else float(value) for name, value in values.items()}
-    )
+    numbers: dict[str, Any] = {
+        name: value if isinstance(value, bool) else float(value) for name, value in values.items()
+    }
+    return numerics.GroupSettings(**numbers)
 
 
 def _is_constant(optimizer: torch.optim.Optimizer, group: dict[str, Any], name: str) -> bool:
-    if isinstance(optimizer, optimizers.Optimizer):
+    if isinstance(optimizer, Optimizer):
         return optimizer.variable_attrs.isConstant(name)
     if name in _ALWAYS_CONSTANT:
         return True
@@ -216,7 +213,7 @@ def _extra_keys(optimizer: torch.optim.Optimizer, attributes: tuple[str, ...]) -
     extra = {("default group variable", name) for name in optimizer.defaults if name not in known}
     for index, group in enumerate(optimizer.param_groups):
         extra |= {(f"group {index} attribute", name) for name in group if name not in known}
-    known_attributes = {"defaults", "param_groups", "state", "step", *optimizers.Optimizer._KEPT}
+    known_attributes = {"defaults", "param_groups", "state", "step", "variable_attrs", *DEVICE_ARGUMENTS}
     extra |= {
         ("optimizer attribute", name)
         for name in vars(optimizer)

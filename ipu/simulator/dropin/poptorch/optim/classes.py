@@ -1,0 +1,213 @@
+"""SGD, Adam, AdamW and RMSprop: PyTorch's classes with the device's arguments."""
+
+from __future__ import annotations
+
+import torch
+
+from .._logging import logger
+from .base import Betas, Optimizer, Params, without_none
+
+# PyTorch ascends along the gradient with it; the device's update rules have no such sign.
+_NO_MAXIMIZE = "maximize=True is not supported: negate the loss instead."
+
+_ADAM_GROUP = ["lr", "betas", "eps", "weight_decay"]
+_ADAM_DEVICE = [
+    "loss_scaling",
+    "accum_type",
+    "first_order_momentum_accum_type",
+    "second_order_momentum_accum_type",
+    "max_grad_norm",
+]
+
+
+class SGD(Optimizer, torch.optim.SGD):
+    """w -= lr*v with v = momentum*v + (1 - dampening)*(g + weight_decay*w), from the first step on.
+
+    PyTorch leaves the first step undampened. Arguments left out (None) have PyTorch's defaults and are
+    compiled in as constants.
+
+    :param loss_scaling: the loss is multiplied and the gradient divided by it.
+    :param velocity_scaling: only with the combined accumulator, where it scales what is kept.
+    :param use_combined_accum: one tensor for velocity and gradient accumulation.
+    :param accum_type: float16 or float32, of the gradient accumulator; likewise velocity_accum_type.
+    :param max_grad_norm: gradients are clipped by their global norm; infinity for not at all.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float,
+        momentum: float | None = None,
+        dampening: float | None = None,
+        weight_decay: float | None = None,
+        nesterov: bool | None = None,
+        maximize: bool | None = None,
+        foreach: bool | None = None,
+        differentiable: bool | None = None,
+        loss_scaling: float | None = None,
+        velocity_scaling: float | None = None,
+        use_combined_accum: bool | None = None,
+        accum_type: torch.dtype | None = None,
+        velocity_accum_type: torch.dtype | None = None,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        given = dict(locals())
+        if maximize:
+            raise ValueError(_NO_MAXIMIZE)
+        Optimizer.__init__(self)
+        torch.optim.SGD.__init__(
+            self,
+            params,
+            lr,
+            **without_none(
+                momentum=momentum,
+                dampening=dampening,
+                weight_decay=weight_decay,
+                nesterov=nesterov,
+                foreach=foreach,
+                differentiable=differentiable,
+            ),
+        )
+        device = ["loss_scaling", "velocity_scaling", "use_combined_accum"]
+        device += ["accum_type", "velocity_accum_type", "max_grad_norm"]
+        self._set_up(given, device, ["lr", "momentum", "dampening", "weight_decay", "nesterov"])
+        if velocity_scaling is not None and not use_combined_accum:
+            logger.warning("velocity_scaling is ignored unless use_combined_accum is True")
+
+
+class Adam(Optimizer, torch.optim.Adam):
+    """Adam with L2 weight decay; see SGD on what an argument left out means and on the device's arguments."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | None = None,
+        betas: Betas | None = None,
+        eps: float | None = None,
+        weight_decay: float | None = None,
+        amsgrad: bool | None = None,
+        foreach: bool | None = None,
+        maximize: bool | None = None,
+        capturable: bool | None = None,
+        differentiable: bool | None = None,
+        fused: bool | None = None,
+        loss_scaling: float | None = None,
+        accum_type: torch.dtype | None = None,
+        first_order_momentum_accum_type: torch.dtype | None = None,
+        second_order_momentum_accum_type: torch.dtype | None = None,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        given = dict(locals())
+        if maximize:
+            raise ValueError(_NO_MAXIMIZE)
+        Optimizer.__init__(self)
+        torch.optim.Adam.__init__(
+            self,
+            params,
+            **without_none(
+                lr=lr,
+                betas=betas,
+                eps=eps,
+                weight_decay=weight_decay,
+                amsgrad=amsgrad,
+                foreach=foreach,
+                capturable=capturable,
+                differentiable=differentiable,
+                fused=fused,
+            ),
+        )
+        self._set_up(given, _ADAM_DEVICE, _ADAM_GROUP)
+
+
+class AdamW(Optimizer, torch.optim.AdamW):
+    """Adam with decoupled weight decay; see SGD on the arguments.
+
+    :param bias_correction: kept, but the device corrects the bias either way (see the package).
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | None = None,
+        betas: Betas | None = None,
+        eps: float | None = None,
+        weight_decay: float | None = None,
+        amsgrad: bool | None = None,
+        maximize: bool | None = None,
+        foreach: bool | None = None,
+        capturable: bool | None = None,
+        differentiable: bool | None = None,
+        fused: bool | None = None,
+        loss_scaling: float | None = None,
+        bias_correction: bool | None = None,
+        accum_type: torch.dtype | None = None,
+        first_order_momentum_accum_type: torch.dtype | None = None,
+        second_order_momentum_accum_type: torch.dtype | None = None,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        given = dict(locals())
+        if maximize:
+            raise ValueError(_NO_MAXIMIZE)
+        Optimizer.__init__(self)
+        torch.optim.AdamW.__init__(
+            self,
+            params,
+            **without_none(
+                lr=lr,
+                betas=betas,
+                eps=eps,
+                weight_decay=weight_decay,
+                amsgrad=amsgrad,
+                foreach=foreach,
+                capturable=capturable,
+                differentiable=differentiable,
+                fused=fused,
+            ),
+        )
+        self._set_up(given, [*_ADAM_DEVICE, "bias_correction"], _ADAM_GROUP)
+
+
+class RMSprop(Optimizer, torch.optim.RMSprop):
+    """RMSprop with L2 weight decay; see SGD on the arguments.
+
+    :param use_tf_variant: epsilon inside the root, and the average of squares starts at 1.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | None = None,
+        alpha: float | None = None,
+        eps: float | None = None,
+        weight_decay: float | None = None,
+        momentum: float | None = None,
+        centered: bool | None = None,
+        foreach: bool | None = None,
+        maximize: bool | None = None,
+        differentiable: bool | None = None,
+        loss_scaling: float | None = None,
+        accum_type: torch.dtype | None = None,
+        first_order_momentum_accum_type: torch.dtype | None = None,
+        second_order_momentum_accum_type: torch.dtype | None = None,
+        use_tf_variant: bool | None = None,
+    ) -> None:
+        given = dict(locals())
+        if maximize:
+            raise ValueError(_NO_MAXIMIZE)
+        Optimizer.__init__(self)
+        torch.optim.RMSprop.__init__(
+            self,
+            params,
+            **without_none(
+                lr=lr,
+                alpha=alpha,
+                eps=eps,
+                weight_decay=weight_decay,
+                momentum=momentum,
+                centered=centered,
+                foreach=foreach,
+                differentiable=differentiable,
+            ),
+        )
+        device = [*(name for name in _ADAM_DEVICE if name != "max_grad_norm"), "use_tf_variant"]
+        self._set_up(given, device, ["lr", "alpha", "eps", "weight_decay", "momentum"])
