@@ -17,30 +17,17 @@ if __name__ == "__main__":  # a Ctrl-C while modules are imported just ends the 
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
-import importlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence
+from typing import TYPE_CHECKING, Dict, Optional, Sequence
 
 import command_line
 import config as configuration
+from benchmarks import COMMANDS, Benchmark
 
 if TYPE_CHECKING:
     from benchmarks.results import Result
 
-# Subcommand -> module of benchmarks/, and what it answers.
-COMMANDS: Dict[str, Sequence[str]] = {
-    "time-to-train": ("time_to_train", "how long whole recipes take, and how long a target loss takes"),
-    "verdicts": ("verdicts", "the verdict on every published recipe"),
-    "throughput": ("throughput", "samples/s, tokens/s and utilisation of training"),
-    "ablation": ("ablation", "from BERT to GroupBERT, one enhancement at a time (Figure 5)"),
-    "pareto": ("pareto", "BERT and GroupBERT sizes, loss against FLOPs (Figure 6)"),
-    "attention": ("attention", "attention by relative position, of two checkpoints (Figure 3)"),
-    "learning-rate": ("learning_rate", "learning rates that PreNorm and PostNorm tolerate"),
-    "speed": ("speed", "the simulator beside plain PyTorch and Hugging Face's Trainer"),
-    "acceptance": ("acceptance", "ten minutes on an IPU host: the device against simulator and verdict"),
-    "all": ("everything", "every table and picture, at demo scale"),
-}
 DEFAULT_OUTPUT = Path("output/benchmarks")
 
 
@@ -49,13 +36,13 @@ def main(argv: Optional[Sequence[str]] = None) -> Result:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = configuration.FlagParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    modules: Dict[str, Any] = {}
-    for name, (module, text) in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text)
+    loaded: Dict[str, Benchmark] = {}
+    for name, (question, load) in COMMANDS.items():
+        command = commands.add_parser(name, help=question, description=question)
         if name in arguments[:1]:  # the others' modules needn't be imported
-            modules[name] = importlib.import_module(f"benchmarks.{module}")
+            loaded[name] = load()
             _add_common_flags(command)
-            modules[name].add_flags(command)
+            loaded[name].add_flags(command)
     flags, unknown = parser.parse_known_args(arguments)
     if unknown:  # by the subcommand's parser, which knows the nearest flags
         commands.choices[flags.command].error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -66,8 +53,7 @@ def main(argv: Optional[Sequence[str]] = None) -> Result:
         flags.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise configuration.ConfigError(f"the output folder {flags.output} can't be used: {error}") from error
-    result: Result = modules[flags.command].run(flags, flags.output, Budget(flags.budget_minutes))
-    return result
+    return loaded[flags.command].run(flags, flags.output, Budget(flags.budget_minutes))
 
 
 def _add_common_flags(parser: argparse.ArgumentParser) -> None:

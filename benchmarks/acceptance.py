@@ -27,60 +27,10 @@ import training
 from config import Config, ConfigError
 from training.metrics import read_metrics
 
-from .results import Column, Result, publish
-from .steps import quartiles, timed_steps
-from .studies import SCALES
+from .points import SCALES
+from .results import Column, Result, publish, quartiles
+from .steps import timed_steps
 from .trainings import Budget
-
-# A measurement of ours as a row of the file of published measurements, which `validate` reads.
-
-
-def published_row(name: str, config: Config, device: ipu.DeviceChoice, step_s: float) -> Dict[str, object]:
-    """Column -> value, in the file's order; `step_s`: seconds of a weight update, compilation excluded.
-
-    A simulator's row says in `source` that it is none of an IPU.
-    """
-    source = f"acceptance test, {name}"
-    if device.name != "ipu":
-        source += f"; {device.name} on a host, NOT AN IPU"
-    return {
-        "id": f"acceptance-{name}",
-        "target": config.target,
-        "framework": "PopTorch",
-        "sdk": device.version,
-        "model": _model_name(config),
-        "sequence_length": config.sequence_length,
-        "packed": 0,
-        "mask_tokens": config.mask_tokens,
-        "micro_batch_size": config.micro_batch_size,
-        "gradient_accumulation": config.gradient_accumulation,
-        "replication_factor": config.replication_factor,
-        "layers_per_ipu": _words(config.layers_per_ipu),
-        "optimizer_state": config.optimizer_state,
-        "replicated_tensor_sharding": int(config.replicated_tensor_sharding),
-        "matmul_proportion": _words(config.matmul_proportion),
-        "embedding_serialization_factor": config.embedding_serialization_factor,
-        "step_s": round(step_s, 6),
-        "source": source,
-    }
-
-
-def _words(values: Sequence[object]) -> str:
-    return " ".join(str(value) for value in values)
-
-
-def _model_name(config: Config) -> str:
-    """Family and size of a published size, such as bert-base; else family, layers and hidden size."""
-    for name, preset in models.PRESETS.items():
-        sizes = (preset.hidden_size, preset.num_layers, preset.num_heads)
-        if name.startswith(f"{config.model}_") and sizes == (
-            config.hidden_size,
-            config.num_layers,
-            config.num_heads,
-        ):
-            return name.replace("_", "-")
-    return f"{config.model}-{config.num_layers}x{config.hidden_size}"
-
 
 # Relative difference of a loss in float16 from float32 that is still the same training.
 _LOSS_TOLERANCE = 0.02
@@ -282,6 +232,54 @@ def _notes(
             f"This was {device.name}, no IPU: it shows that the test works{timing}. Don't send its row."
         )
     return notes
+
+
+def published_row(name: str, config: Config, device: ipu.DeviceChoice, step_s: float) -> Dict[str, object]:
+    """Our measurement as a row of the file of published measurements: column -> value.
+
+    `step_s`: seconds of a weight update, compilation excluded. A simulator's row says in `source` that it
+    wasn't measured on an IPU.
+    """
+    source = f"acceptance test, {name}"
+    if device.name != "ipu":
+        source += f"; {device.name} on a host, NOT AN IPU"
+    return {
+        "id": f"acceptance-{name}",
+        "target": config.target,
+        "framework": "PopTorch",
+        "sdk": device.version,
+        "model": _model_name(config),
+        "sequence_length": config.sequence_length,
+        "packed": 0,
+        "mask_tokens": config.mask_tokens,
+        "micro_batch_size": config.micro_batch_size,
+        "gradient_accumulation": config.gradient_accumulation,
+        "replication_factor": config.replication_factor,
+        "layers_per_ipu": _words(config.layers_per_ipu),
+        "optimizer_state": config.optimizer_state,
+        "replicated_tensor_sharding": int(config.replicated_tensor_sharding),
+        "matmul_proportion": _words(config.matmul_proportion),
+        "embedding_serialization_factor": config.embedding_serialization_factor,
+        "step_s": round(step_s, 6),
+        "source": source,
+    }
+
+
+def _words(values: Sequence[object]) -> str:
+    return " ".join(str(value) for value in values)
+
+
+def _model_name(config: Config) -> str:
+    """Family and size of a published size, such as bert-base; else family, layers and hidden size."""
+    for name, preset in models.PRESETS.items():
+        sizes = (preset.hidden_size, preset.num_layers, preset.num_heads)
+        if name.startswith(f"{config.model}_") and sizes == (
+            config.hidden_size,
+            config.num_layers,
+            config.num_heads,
+        ):
+            return name.replace("_", "-")
+    return f"{config.model}-{config.num_layers}x{config.hidden_size}"
 
 
 def _write_row(

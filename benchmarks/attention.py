@@ -16,8 +16,8 @@ import training
 from config import Config
 from training.checkpoints import read_checkpoint
 
+from . import positive
 from .results import Column, Result, missing_note, publish
-from .studies import positive
 from .trainings import Budget
 
 _BATCH = 16

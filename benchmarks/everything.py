@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import math
 import time
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any, Dict, List, Sequence
 import config as configuration
 import training
 
+from . import COMMANDS
+from .points import SCALES
 from .results import Column, Result, host, missing_note, publish
-from .studies import SCALES
 from .trainings import Budget, digest, trained
 
 _DEMO = ("demo_bert", "demo_groupbert")
@@ -34,21 +34,21 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
     cache = ["--cache-folder", flags.cache_folder]
     study = [*cache, "--device", "simulator", "--runs", str(output / "runs")]
     sheet = _Sheet(output, budget)
-    sheet.add("time_to_train", 0.2, ["--device", "simulator"])
+    sheet.add("time-to-train", 0.2, ["--device", "simulator"])
     demo = ["--configs", str(SCALES), "--config", "demo"]
     sheet.add("throughput", 0.1, ["--device", "simulator", *cache, *demo])
     sheet.add("acceptance", 0.3, ["--device", "simulator", *cache])
     sheet.add("speed", 0.2, ["--rounds", "3"])
     sheet.add("ablation", 0.6, [*study, "--seeds", "2"])
     sheet.add("pareto", 0.5, [*study, "--seeds", "2"])
-    sheet.add("learning_rate", 0.8, [*study, "--seeds", "1"])
+    sheet.add("learning-rate", 0.8, [*study, "--seeds", "1"])
     # What BERT ends at is a target that GroupBERT should reach earlier.
     runs, bert = output / "runs", _demo("demo_bert", flags.cache_folder)
     end = trained(bert, "BERT", runs=runs, budget=budget)
     if end is not None and not end.has_diverged:
         reached_nats = math.ceil(end.validation_loss * 1e4) / 1e4  # rounded down, BERT would miss it
         target = ["--recipes", str(SCALES), "--target-loss", str(reached_nats)]
-        sheet.add("time_to_train", 0.9, [*study, *target, "--configs", *_DEMO])
+        sheet.add("time-to-train", 0.9, [*study, *target, "--configs", *_DEMO])
     folders = {name: runs / digest(_demo(name, flags.cache_folder)) for name in _DEMO}
     if all((folder / "checkpoints").is_dir() for folder in folders.values()):
         pairs = [f"{name}={folder}" for name, folder in folders.items()]
@@ -65,18 +65,16 @@ class _Sheet:
         self._results: List[Result] = []
         self._missing: List[str] = []
 
-    def add(self, module_name: str, share: float, arguments: Sequence[str]) -> None:
+    def add(self, command: str, share: float, arguments: Sequence[str]) -> None:
         """Runs one subcommand with `share` of what remains of the budget."""
         if self._budget.is_spent:
-            self._missing.append(module_name.replace("_", "-"))
+            self._missing.append(command)
             return
-        module = importlib.import_module(f".{module_name}", __package__)
+        benchmark = COMMANDS[command].load()
         parser = configuration.FlagParser()
-        module.add_flags(parser)
+        benchmark.add_flags(parser)
         began = time.perf_counter()
-        result: Result = module.run(
-            parser.parse_args(list(arguments)), self._output, self._budget.share(share)
-        )
+        result = benchmark.run(parser.parse_args(list(arguments)), self._output, self._budget.share(share))
         self._results.append(result)
         self._rows.append(
             {

@@ -11,9 +11,10 @@ import json
 import math
 import os
 import platform
+import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import training
 
@@ -22,6 +23,10 @@ import training
 ORIGINS = ("measured", "predicted", "published", "derived", "given", "")
 
 Row = Mapping[str, Any]
+
+# Student's t, two-sided 95%, by degrees of freedom from 1 (any table of the distribution).
+_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
+_T_95_MANY = 1.960
 
 
 @dataclass(frozen=True)
@@ -162,3 +167,28 @@ def missing_note(missing: Sequence[str]) -> List[str]:
         f"Not run within the budget: {', '.join(missing)}. The same command with more --budget-minutes "
         "goes on where this one stopped."
     ]
+
+
+def mean_and_half_width(samples: Sequence[float]) -> Tuple[float, float]:
+    """The mean and half of its 95% confidence interval (Student's t); NaN for the latter of one sample.
+
+    Assumes independent samples of a normal distribution. Raises ValueError for no sample.
+    """
+    if not samples:
+        raise ValueError("no samples: their mean isn't defined")
+    mean = statistics.fmean(samples)
+    freedom = len(samples) - 1
+    if freedom == 0:
+        return mean, math.nan
+    t = _T_95[freedom - 1] if freedom <= len(_T_95) else _T_95_MANY
+    return mean, t * statistics.stdev(samples) / math.sqrt(len(samples))
+
+
+def quartiles(samples: Sequence[float]) -> Tuple[float, float, float]:
+    """First quartile, median and third quartile, interpolated between samples; of one sample, itself."""
+    if not samples:
+        raise ValueError("no samples: their quartiles aren't defined")
+    if len(samples) == 1:
+        return samples[0], samples[0], samples[0]
+    low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return low, median, high

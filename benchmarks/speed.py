@@ -31,11 +31,9 @@ from config import Config, ConfigError
 from ipu.options import DevicePlan, training_options
 from training.optimizer import parameter_groups
 
-from .results import Column, Result, missing_note, publish
-from .steps import quartiles, random_batch, samples_per_call
+from .results import Column, Result, missing_note, publish, quartiles
+from .steps import random_batch, samples_per_call
 from .trainings import Budget
-
-# The same training step in three hands: the simulator, a plain PyTorch loop, Hugging Face's Trainer.
 
 # Each time the first step makes the optimizer's state; the second is timed.
 _TRAINER_STEPS = 2
@@ -218,14 +216,14 @@ def _micro_batches(config: Config) -> List[Sequence[Tensor]]:
     return list(zip(*split))
 
 
-# A contender in a process of its own, as its user runs it: nothing that the other side does reaches it.
-
-# In the other process: the contender whose steps are asked for.
+# In the process of `Apart`: the contender whose steps are timed.
 _contender: List[Contender] = []
 
 
 class Apart:
-    """A process that takes one contender after another; a context manager, which ends it.
+    """A process for one contender after another, so that the two sides share no allocator, threads or caches.
+
+    A context manager; leaving it ends the process.
 
     :param name: of the side, for errors.
     """
@@ -251,7 +249,7 @@ class Apart:
             return asked.result()
         except BrokenProcessPool as error:
             raise ConfigError(
-                f"the process of {self._name} ended in the middle of a step: perhaps for want of memory; "
+                f"the process of {self._name} ended in the middle of a step, perhaps out of memory: "
                 "choose smaller comparisons with --only"
             ) from error
 

@@ -1,13 +1,11 @@
-"""One executor of a configuration, ready to be timed step by step."""
+"""Device calls of a configuration's training, timed one by one."""
 
 from __future__ import annotations
 
-import math
-import statistics
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Iterator, List, Sequence, Tuple
+from typing import Any, Iterator, List, Sequence
 
 import torch
 
@@ -79,7 +77,7 @@ def random_batch(config: Config, samples: int, seed: int) -> data.Batch:
 
 
 def _batches(config: Config, options: Any, source: str, count: int) -> Iterator[Sequence[torch.Tensor]]:
-    samples = config.section(training.LoopPlan).samples_per_call
+    samples = samples_per_call(config)
     if source != "real":
         batch = random_batch(config, samples, config.seed)
         return iter([batch] * count)
@@ -101,6 +99,7 @@ def _batches(config: Config, options: Any, source: str, count: int) -> Iterator[
 
 
 def samples_per_call(config: Config) -> int:
+    """Sequences of a device call, in all replicas."""
     return config.section(training.LoopPlan).samples_per_call
 
 
@@ -109,40 +108,3 @@ def flops_per_sample(config: Config) -> int:
     return models.flops_per_sequence(
         config.model_config(), config.sequence_length, config.mask_tokens, training=True
     )
-
-
-# Means with confidence intervals of few samples, and quartiles.
-
-# Student's t, two-sided 95%, by degrees of freedom from 1 (any table of the distribution).
-_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
-_T_95_MANY = 1.960
-
-
-def mean_and_half_width(samples: Sequence[float]) -> Tuple[float, float]:
-    """The mean and half of its 95% confidence interval (Student's t); NaN for the latter of one sample.
-
-    Assumes independent samples of a normal distribution. Raises ValueError for no sample.
-    """
-    if not samples:
-        raise ValueError("no samples: their mean isn't defined")
-    mean = statistics.fmean(samples)
-    freedom = len(samples) - 1
-    if freedom == 0:
-        return mean, math.nan
-    t = _T_95[freedom - 1] if freedom <= len(_T_95) else _T_95_MANY
-    return mean, t * statistics.stdev(samples) / math.sqrt(len(samples))
-
-
-def quartiles(samples: Sequence[float]) -> Tuple[float, float, float]:
-    """First quartile, median and third quartile, interpolated between samples; of one sample, itself."""
-    ordered = sorted(samples)
-    if not ordered:
-        raise ValueError("no samples: their quartiles aren't defined")
-    return _at(ordered, 0.25), _at(ordered, 0.5), _at(ordered, 0.75)
-
-
-def _at(ordered: Sequence[float], share: float) -> float:
-    place = share * (len(ordered) - 1)
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])

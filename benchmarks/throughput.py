@@ -14,29 +14,12 @@ import command_line
 import config as configuration
 import ipu
 
-from .results import Column, Result, missing_note, publish
-from .steps import DATA, flops_per_sample, quartiles, samples_per_call, timed_steps
+from .results import Column, Result, missing_note, publish, quartiles
+from .steps import DATA, flops_per_sample, samples_per_call, timed_steps
 from .trainings import Budget
 
-# The one fact about machines that measurements on IPUs need; the simulator isn't importable there.
-
-_FOLDER = ipu.DROP_IN / "ipu_simulator" / "targets"
-
-
-def peak_flops(target: str) -> float:
-    """FLOP/s of one IPU of `target`: its matrix units in float16, a multiply-add being two (derived from the
-    facts in its targets, which have their sources there)."""
-    facts = _facts(target)
-    per_cycle = facts["half_macs_per_cycle"]["value"] * facts["tiles_per_ipu"]["value"]
-    return float(2.0 * per_cycle * facts["clock_hz"]["value"])
-
-
-def _facts(name: str) -> Dict[str, Any]:
-    content = json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    parent = content.pop("extends", None)
-    return {**(_facts(parent) if parent else {}), **content}
-
-
+# Read as files: the simulator, to which they belong, can't be imported on an IPU host.
+_TARGETS = ipu.DROP_IN / "ipu_simulator" / "targets"
 _COLUMNS = (
     Column("config", "configuration"),
     Column("data", "data"),
@@ -112,6 +95,20 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
     )
     publish(result, output, lambda figure: _draw(figure, rows))
     return result
+
+
+def peak_flops(target: str) -> float:
+    """FLOP/s of one IPU of `target`: its matrix units in float16, a multiply-add being two (derived from the
+    facts in its targets, which have their sources there)."""
+    facts = _facts(target)
+    per_cycle = facts["half_macs_per_cycle"]["value"] * facts["tiles_per_ipu"]["value"]
+    return float(2.0 * per_cycle * facts["clock_hz"]["value"])
+
+
+def _facts(name: str) -> Dict[str, Any]:
+    content = json.loads((_TARGETS / f"{name}.json").read_text(encoding="utf-8"))
+    parent = content.pop("extends", None)
+    return {**(_facts(parent) if parent else {}), **content}
 
 
 def _host_peak() -> float:

@@ -17,12 +17,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Callable, Iterator, List, Optional
 
-import model as models
 import run_pretraining
 import training
 from config import Config
 from training.checkpoints import newest_checkpoint
 from training.metrics import read_metrics
+
+from .steps import flops_per_sample
 
 # Keys that change neither a weight nor an evaluation.
 _WITHOUT_EFFECT = frozenset(
@@ -78,21 +79,12 @@ class Trained:
 
     @property
     def samples_per_update(self) -> int:
-        config = self.config
-        return config.micro_batch_size * config.gradient_accumulation * config.replication_factor
-
-    @property
-    def tokens_per_update(self) -> int:
-        return self.samples_per_update * self.config.sequence_length
+        return self.config.section(training.LoopPlan).global_batch_size
 
     @property
     def flops_per_update(self) -> int:
         """Forward and backward, no recomputation (derived: `model.flops_per_sequence`)."""
-        config = self.config
-        per_sequence = models.flops_per_sequence(
-            config.model_config(), config.sequence_length, config.mask_tokens, training=True
-        )
-        return per_sequence * self.samples_per_update
+        return flops_per_sample(self.config) * self.samples_per_update
 
     @property
     def flops(self) -> float:

@@ -101,8 +101,7 @@ def _ratios(rows: Mapping[str, Mapping[str, Any]]) -> List[str]:
 
 
 def _sequences(config: Config) -> int:
-    update = config.micro_batch_size * config.gradient_accumulation * config.replication_factor
-    return config.training_steps * update
+    return config.training_steps * config.section(training.LoopPlan).global_batch_size
 
 
 def _known_fits(verdicts: Mapping[str, Any]) -> str:

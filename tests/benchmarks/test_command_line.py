@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from run_benchmark import COMMANDS, main
+from benchmarks import COMMANDS
+from run_benchmark import main
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,19 +1,18 @@
 import itertools
-from pathlib import Path
 
 import pytest
 
 import config as configuration
 import model as models
-from benchmarks import studies
-from benchmarks.studies import SCALES, Measured, Spot, between, paired_difference, sizes_of
-from benchmarks.trainings import Trained, digest
+from benchmarks import points
+from benchmarks.points import SCALES, sizes_of
+from benchmarks.trainings import digest
 
 BASE = configuration.load("demo", path=SCALES)
 
 
 def test_each_point_has_one_enhancement_more_than_the_one_before():
-    configs = [point.config(BASE, seed=1) for point in studies.ablation()]
+    configs = [point.config(BASE, seed=1) for point in points.ablation()]
     assert configs[0].model_config().is_bert
     assert configs[-1].model_config().is_groupbert
     changed = [
@@ -26,7 +25,7 @@ def test_each_point_has_one_enhancement_more_than_the_one_before():
 
 def test_points_train_on_the_same_tokens():
     keys = "seed corpus sequence_length mask_tokens micro_batch_size gradient_accumulation training_steps"
-    configs = [point.config(BASE, seed=3) for point in studies.ablation()]
+    configs = [point.config(BASE, seed=3) for point in points.ablation()]
     assert len({tuple(getattr(config, key) for key in keys.split()) for config in configs}) == 1
 
 
@@ -34,7 +33,7 @@ def test_flops_grow_with_what_computes_more():
     def flops(point):
         return models.flops_per_sequence(point.config(BASE, seed=1).model_config(), 64, 10)
 
-    bert, pre_norm, gffn, convolution, no_dropout, faster = map(flops, studies.ablation())
+    bert, pre_norm, gffn, convolution, no_dropout, faster = map(flops, points.ablation())
     assert bert == pre_norm
     assert gffn < bert  # a grouped projection and a mixer, in place of a dense projection
     assert convolution > bert
@@ -45,7 +44,7 @@ def test_flops_grow_with_what_computes_more():
 def test_sizes_keep_the_head_size(scale):
     base = configuration.load(scale, path=SCALES)
     for size in sizes_of(base, ((0.5, 1), (1, 1), (1, 2))):
-        config = studies.groupbert().config(base, seed=1, size=size)
+        config = points.groupbert().config(base, seed=1, size=size)
         assert (config.hidden_size, config.num_layers) == size
         assert config.hidden_size // config.num_heads == base.hidden_size // base.num_heads
         assert sum(config.layers_per_ipu) == config.num_layers
@@ -53,39 +52,6 @@ def test_sizes_keep_the_head_size(scale):
 
 def test_demo_recipes_are_the_ablations_ends():
     # Their trainings are shared by name.
-    walk = studies.ablation()
+    walk = points.ablation()
     for name, point in (("demo_bert", walk[0]), ("demo_groupbert", walk[-1])):
         assert digest(configuration.load(name, path=SCALES)) == digest(point.config(BASE, seed=BASE.seed))
-
-
-def test_between_two_sizes_the_line_is_straight_in_log_flops():
-    line = [(1e12, 6.0), (1e14, 4.0), (1e10, 7.0)]
-    assert between(1e13, line) == pytest.approx(5.0, abs=1e-12)
-    assert between(1e11, line) == pytest.approx(6.5, abs=1e-12)
-    assert between(1e14, line) == pytest.approx(4.0, abs=1e-12)
-    assert between(1e9, line) is None
-    assert between(2e14, line) is None
-
-
-def test_differences_are_paired_by_seed():
-    def measured(losses):
-        return Measured(
-            Spot("x", studies.bert(), (64, 2)),
-            {
-                seed: Trained(BASE, Path(), [{"step": 1, "eval_mlm_loss": loss}], 6.0)
-                for seed, loss in losses.items()
-            },
-        )
-
-    # The seeds differ by far more than the two models do.
-    mean, half_width = paired_difference(measured({1: 5.0, 2: 9.0, 3: 4.0}), measured({1: 5.5, 2: 9.5}))
-    assert mean == -0.5
-    assert half_width == 0.0
-
-
-def test_a_training_that_diverged_counts_in_no_mean():
-    diverged = Trained(BASE, Path(), [], float("nan"), has_diverged=True)
-    good = Trained(BASE, Path(), [{"step": 1, "eval_mlm_loss": 5.0}], 6.0)
-    measured = Measured(Spot("x", studies.bert(), (64, 2)), {1: diverged, 2: good})
-    assert measured.diverged == 1
-    assert measured.mean() == (5.0, None)

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.steps import mean_and_half_width, quartiles
+from benchmarks.results import mean_and_half_width, quartiles
 
 
 def test_the_interval_is_students():

@@ -1,7 +1,7 @@
 """How long whole recipes take over equal numbers of sequences, phase by phase and in all (Figure 7).
 
-On IPUs the step time is measured; elsewhere it is the cost model's prediction. With --target-loss: how long
-until a held-out loss is reached (time_to_target.py).
+On IPUs the step time is measured; elsewhere it is the cost model's prediction. With --target-loss the recipes
+are trained until their held-out masked-LM loss reaches a target: updates, sequences, FLOPs, time.
 """
 
 from __future__ import annotations
@@ -11,22 +11,28 @@ import re
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
 
+import command_line
 import config as configuration
 import ipu
+import training
 from config import Config, ConfigError
 
-from . import time_to_target
 from .results import Column, Result, missing_note, publish
 from .steps import flops_per_sample, timed_steps
-from .trainings import Budget
+from .trainings import Budget, Trained, trained
+
+if TYPE_CHECKING:
+    from ipu_simulator.cost.verdict import Verdict
 
 _DEFAULTS = (
     "bert_large_128_pod16 bert_large_512_pod16 groupbert_base_128_pod16 groupbert_base_512_pod16 "
     "bert_base_128_pod16 bert_base_512_pod16"
 ).split()
 _MEASURED_CALLS = 5
+# With --target-loss a recipe that names no eval_steps is evaluated so often.
+_EVALUATIONS = 20
 
 # "Halves the parameters and reduces training time by 50% at the same accuracy": to BERT Large.
 _ARTICLE = (
@@ -46,8 +52,7 @@ class Phase:
 
     @property
     def global_batch(self) -> int:
-        config = self.config
-        return config.micro_batch_size * config.gradient_accumulation * config.replication_factor
+        return self.config.section(training.LoopPlan).global_batch_size
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -58,23 +63,30 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--recipes", type=Path, default=configuration.CONFIGS, metavar="FILE", help="file of recipes"
     )
     parser.add_argument("--device", default="auto", help="auto, ipu or simulator [auto]")
-    time_to_target.add_flags(parser)
+    parser.add_argument(
+        "--target-loss", type=float, help="train until the held-out masked-LM loss (nats) is this low"
+    )
+    parser.add_argument("--runs", type=Path, help="where trainings are kept [OUTPUT/runs]")
+    parser.add_argument("--cache-folder", help="where prepared data is kept [the recipe's]")
 
 
 def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
-    if flags.target_loss is not None:
-        return time_to_target.run(flags, output, budget)
+    return _whole(flags, output, budget) if flags.target_loss is None else _to_target(flags, output, budget)
+
+
+def _whole(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
+    """Whole recipes over equal numbers of sequences."""
     phases = lines_of(flags.configs or _DEFAULTS, flags.recipes)
     device = ipu.select_device(flags.device)
     print(device.banner(), flush=True)
     if device.name == "ipu-model":
         raise ConfigError("device ipu-model: Poplar's IPU model tells no time; use ipu or simulator")
     origin = "measured" if device.name == "ipu" else "predicted"
-    rows, missing = _rows(phases, device, budget)
+    rows, missing = _phase_rows(phases, device, budget)
     result = Result(
         "time-to-train",
         "Time to train over equal numbers of sequences",
-        _columns(origin),
+        _time_columns(origin),
         rows,
         [
             "Equal sequences: those of the first line's recipe of the same phase. Compilation, evaluation "
@@ -84,11 +96,11 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
         ],
         extra={"device": device.name, "step_time": origin},
     )
-    publish(result, output, lambda figure: _draw(figure, rows, origin))
+    publish(result, output, lambda figure: _draw_hours(figure, rows, origin))
     return result
 
 
-def _columns(origin: str) -> Sequence[Column]:
+def _time_columns(origin: str) -> Sequence[Column]:
     return (
         Column("line", "recipes"),
         Column("phase", "phase"),
@@ -124,7 +136,9 @@ def lines_of(names: Sequence[str], recipes: Path) -> List[Phase]:
     ]
 
 
-def _rows(phases: Sequence[Phase], device: ipu.DeviceChoice, budget: Budget) -> Any:
+def _phase_rows(
+    phases: Sequence[Phase], device: ipu.DeviceChoice, budget: Budget
+) -> Tuple[List[Dict[str, Any]], List[str]]:
     """A row for each phase and one for each line of several, and the names that the budget left out."""
     reference: Dict[int, int] = {}
     for phase in phases:
@@ -139,7 +153,7 @@ def _rows(phases: Sequence[Phase], device: ipu.DeviceChoice, budget: Budget) -> 
             if budget.is_spent:
                 missing.append(phase.name)
                 continue
-            parts.append(_row(phase, reference[phase.number], device))
+            parts.append(_phase_row(phase, reference[phase.number], device))
         if len(parts) == len(members) and len(parts) > 1:
             total = {
                 key: sum(part[key] for part in parts) for key in ("sequences", "steps", "hours", "flops")
@@ -152,7 +166,7 @@ def _rows(phases: Sequence[Phase], device: ipu.DeviceChoice, budget: Budget) -> 
     return rows, missing
 
 
-def _row(phase: Phase, sequences: int, device: ipu.DeviceChoice) -> Dict[str, Any]:
+def _phase_row(phase: Phase, sequences: int, device: ipu.DeviceChoice) -> Dict[str, Any]:
     config = phase.config
     steps = -(-sequences // phase.global_batch)
     if device.name == "ipu":
@@ -160,7 +174,8 @@ def _row(phase: Phase, sequences: int, device: ipu.DeviceChoice) -> Dict[str, An
         step_s = statistics.median(call.total_s for call in calls) / config.device_iterations
         fits = True
     else:
-        step_s, fits = predicted_step_s(config, phase.name)
+        verdict = _verdict(config, phase.name)
+        step_s, fits = verdict.step_s, verdict.fits
     return {
         "line": phase.line,
         "name": phase.name,
@@ -177,15 +192,13 @@ def _row(phase: Phase, sequences: int, device: ipu.DeviceChoice) -> Dict[str, An
     }
 
 
-def predicted_step_s(config: Config, name: str) -> Tuple[float, bool]:
-    """Seconds of a weight update on `config.target`, and whether the program fits there (predicted)."""
-    from planning import dry_run
+def _verdict(config: Config, name: str) -> Verdict:
+    from planning import dry_run  # needs the simulator, and so a newer Python than an IPU host's
 
-    verdict = dry_run.verdict_of(config, name)
-    return verdict.step_s, verdict.fits
+    return dry_run.verdict_of(config, name)
 
 
-def _draw(figure: Any, rows: Sequence[Dict[str, Any]], origin: str) -> None:
+def _draw_hours(figure: Any, rows: Sequence[Dict[str, Any]], origin: str) -> None:
     axes = figure.subplots()
     bottoms: Dict[str, float] = {}
     numbers = sorted({row["phase"] for row in rows if row["phase"] != "all"})
@@ -201,4 +214,111 @@ def _draw(figure: Any, rows: Sequence[Dict[str, Any]], origin: str) -> None:
     axes.margins(x=0.12)
     axes.invert_yaxis()
     axes.set(xlabel=f"hours ({origin})", title="Time to train, equal sequences")
+    axes.legend()
+
+
+_TARGET_COLUMNS = (
+    Column("name", "recipe"),
+    Column("target_loss", "target/nats", "given", "{:.3f}"),
+    Column("loss", "reached/nats", "measured", "{:.4f}"),
+    Column("steps", "updates", "measured", "{:,}"),
+    Column("samples", "sequences", "derived", "{:,}"),
+    Column("flops", "FLOPs", "derived", "{:.3g}"),
+    Column("host_s", "host s", "measured", "{:.1f}"),
+    Column("step_s", "device s/update", "predicted", "{:.4f}"),
+    Column("device_s", "device s", "predicted", "{:.2f}"),
+)
+
+
+def _to_target(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
+    """Trainings until the held-out masked-LM loss reaches --target-loss."""
+    if not flags.configs:
+        raise ConfigError("--target-loss trains for real: name the recipes to train with --configs")
+    recipes = [(name, _target_config(name, flags)) for name in flags.configs]
+    for _, config in recipes:
+        command_line.choose_device(config)
+    rows: List[Dict[str, Any]] = []
+    missing: List[str] = []
+    curves: List[Tuple[str, Trained]] = []
+    for name, config in recipes:
+        result = trained(
+            config, name, runs=flags.runs or output / "runs", budget=budget, target_loss=flags.target_loss
+        )
+        if result is None:
+            missing.append(name)
+            continue
+        curves.append((name, result))
+        rows.append(_target_row(name, result, flags.target_loss))
+    every = {config.eval_steps for _, config in recipes}
+    published = Result(
+        "time-to-target",
+        f"Training until the held-out masked-LM loss is {flags.target_loss} nats",
+        _TARGET_COLUMNS,
+        rows,
+        [
+            f"Evaluated every {' or '.join(sorted(str(steps) for steps in every))} updates: a target is "
+            "reached at the first evaluation at or below it. A recipe without updates in its row never did, "
+            "and shows its last loss.",
+            "host s: updates alone on this host. device s: updates times the step time that the cost model "
+            "predicts for the recipe's target; FLOPs: forward and backward.",
+            *missing_note(missing),
+        ],
+    )
+    publish(published, output, lambda figure: _draw_curves(figure, curves, flags.target_loss))
+    return published
+
+
+def _target_config(name: str, flags: argparse.Namespace) -> Config:
+    overrides: Dict[str, object] = {"device": flags.device}
+    if flags.cache_folder is not None:
+        overrides["cache_folder"] = flags.cache_folder
+    config = configuration.load(name, path=flags.recipes, overrides=overrides)
+    # By its own name, under which trainings are kept.
+    overrides["device"] = command_line.choose_device(config).name
+    if config.eval_steps is None:
+        overrides["eval_steps"] = max(config.training_steps // _EVALUATIONS, 1)
+    return configuration.load(name, path=flags.recipes, overrides=overrides)
+
+
+def first_at(result: Trained, target_loss: float) -> Optional[Dict[str, float]]:
+    """The first evaluation at or below the target."""
+    return next((found for found in result.evaluations if found["eval_mlm_loss"] <= target_loss), None)
+
+
+def _target_row(name: str, result: Trained, target_loss: float) -> Dict[str, Any]:
+    found = first_at(result, target_loss)
+    row: Dict[str, Any] = {"name": name, "target_loss": target_loss, "step_s": None}
+    if result.config.device == "simulator":  # elsewhere no prediction can be made
+        row["step_s"] = _verdict(result.config, name).step_s
+    if found is None:
+        return {**row, "loss": None if result.has_diverged else result.validation_loss}
+    steps = int(found["step"])
+    return {
+        **row,
+        "loss": found["eval_mlm_loss"],
+        "steps": steps,
+        "samples": steps * result.samples_per_update,
+        "flops": float(steps * result.flops_per_update),
+        "host_s": result.host_s(steps),
+        "device_s": None if row["step_s"] is None else steps * row["step_s"],
+    }
+
+
+def _draw_curves(figure: Any, curves: Sequence[Tuple[str, Trained]], target_loss: float) -> None:
+    axes = figure.subplots()
+    for name, result in curves:
+        evaluations = [found for found in result.evaluations if found["step"] > 0]
+        axes.plot(
+            [found["step"] * result.flops_per_update for found in evaluations],
+            [found["eval_mlm_loss"] for found in evaluations],
+            "o-",
+            label=name,
+        )
+    axes.axhline(target_loss, color="k", ls="--", lw=1, label="target")
+    axes.set(
+        xlabel="training FLOPs (derived)",
+        ylabel="held-out masked-LM loss, nats (measured)",
+        title="Training to a target loss",
+    )
+    axes.grid(alpha=0.3)
     axes.legend()

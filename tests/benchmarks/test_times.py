@@ -5,7 +5,7 @@ import json
 import pytest
 
 import config as configuration
-from benchmarks.time_to_train import lines_of
+from benchmarks.times import lines_of
 from benchmarks.trainings import Budget, trained
 from planning import dry_run
 from run_benchmark import main
