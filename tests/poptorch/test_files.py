@@ -15,7 +15,7 @@ import ipu
 ipu.select_device("simulator")
 poptorch = ipu.poptorch
 files = poptorch._run.files
-VERSION = poptorch.executor._POPTORCH_VERSION
+VERSION = poptorch._run.files.VERSION
 
 
 def _contents(**changes) -> files.Contents:

@@ -22,6 +22,19 @@ class Many(torch.nn.Module):
         return total
 
 
+def test_private_modules_have_the_names_that_libraries_import():
+    import poptorch._dataloader
+    import poptorch._impl
+    import poptorch._poplar_executor
+    import poptorch._utils
+    from poptorch._poplar_executor import PoplarExecutor
+
+    assert PoplarExecutor is poptorch.PoplarExecutor
+    assert poptorch._dataloader.DataLoader is poptorch.DataLoader
+    assert poptorch._utils.flattenTensorStructure is poptorch.flattenTensorStructure
+    assert not poptorch._impl.isDispatchTracing()
+
+
 def test_the_compiled_inputs_can_be_looked_up_to_see_the_batch_size():
     # Pipelines destroy an executor that was compiled for another batch size.
     executor = poptorch.inferenceModel(Many())

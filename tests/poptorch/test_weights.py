@@ -308,15 +308,13 @@ def test_destroy_before_compiling_does_nothing():
 
 
 def test_unwrap_for_a_while_and_rewrap():
-    from poptorch._run import host_weights
-
     model = Classifier()
     trained(model)
-    host_weights.unwrapModelIfNecessary(model)
+    poptorch._impl.unwrapModelIfNecessary(model)
     assert type(model) is Classifier
-    host_weights.rewrapModelIfNecessary(model)
+    poptorch._impl.rewrapModelIfNecessary(model)
     assert type(model).__name__ == "PoptorchClassifier"
-    host_weights.rewrapModelIfNecessary(model)
+    poptorch._impl.rewrapModelIfNecessary(model)
 
 
 def test_detach_downloads_and_attach_uploads():

@@ -11,14 +11,12 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from . import variables
 from .environment import UnknownPrecision, UnknownTarget, announce, announcement
 
 DROP_IN = Path(__file__).resolve().parents[1]
 REPOSITORY = DROP_IN.parents[2]
 
-# Read by dropin/poptorch/_profile.py and _custom_ops.py.
-_PROFILE = "IPU_SIMULATOR_PROFILE"
-_CUSTOM_OPS = "IPU_SIMULATOR_CUSTOM_OPS"
 # What Python itself answers with when it can't run what it was given.
 _USAGE_STATUS = 2
 
@@ -69,7 +67,7 @@ def _profiled(arguments: list[str]) -> list[str]:
     folder = Path(arguments[0]).resolve()
     if folder.exists() and not folder.is_dir():
         _refuse(f"--profile {arguments[0]!r} is a file: name a folder for the reports")
-    os.environ[_PROFILE] = str(folder)
+    variables.set_for_children(variables.PROFILE, str(folder))
     return arguments[1:]
 
 
@@ -80,7 +78,7 @@ def _with_custom_ops(arguments: list[str]) -> list[str]:
     file = Path(arguments[0]).resolve()
     if not file.is_file():
         _refuse(f"--custom-ops: there is no file {arguments[0]!r} in {Path.cwd()}")
-    os.environ[_CUSTOM_OPS] = str(file)
+    variables.set_for_children(variables.CUSTOM_OPS, str(file))
     return arguments[1:]
 
 

@@ -11,15 +11,14 @@ import ctypes
 import difflib
 import functools
 import json
-import os
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Mapping
 
-from . import POPTORCH_VERSION
+from . import POPTORCH_VERSION, variables
 
-TARGET_VARIABLE = "IPU_SIMULATOR_TARGET"
+TARGET_VARIABLE = variables.TARGET
 DEFAULT_TARGET = "pod16"
 
 # GC200 machines, and those of the Bow generation; the number in a name is that of its IPUs.
@@ -90,7 +89,7 @@ def target(name: str | None = None) -> Target:
 
     Raises UnknownTarget.
     """
-    asked = name or os.environ.get(TARGET_VARIABLE) or DEFAULT_TARGET
+    asked = name or variables.text(TARGET_VARIABLE, DEFAULT_TARGET)
     if asked not in TARGETS:
         likely = difflib.get_close_matches(asked.lower(), TARGETS, n=1, cutoff=0.0)
         where = f"target is {asked!r}" if name else f"{TARGET_VARIABLE} is {asked!r}"
@@ -123,7 +122,7 @@ def _entries(name: str) -> dict[str, Mapping[str, Any]]:
 
 # How the simulator computes: in float32, or as an IPU does.
 
-PRECISION_VARIABLE = "IPU_SIMULATOR_PRECISION"
+PRECISION_VARIABLE = variables.PRECISION
 FLOAT32 = "float32"
 IPU_FLOAT16 = "ipu-float16"
 PRECISIONS = (FLOAT32, IPU_FLOAT16)
@@ -135,7 +134,7 @@ class UnknownPrecision(ValueError):
 
 def precision() -> str:
     """What IPU_SIMULATOR_PRECISION names now, else float32. Raises UnknownPrecision."""
-    name = os.environ.get(PRECISION_VARIABLE) or FLOAT32
+    name = variables.text(PRECISION_VARIABLE, FLOAT32)
     if name not in PRECISIONS:
         likely = difflib.get_close_matches(name.lower(), PRECISIONS, n=1, cutoff=0.0)
         raise UnknownPrecision(
@@ -147,16 +146,11 @@ def precision() -> str:
 
 # The line that says a simulator is at work: once in a run, first thing on stderr.
 
-# Set once the line was printed, and inherited by the processes that a program starts. Our own runners set it
-# too (ipu/device.py): their first line is the device's banner.
-_SAID = "IPU_SIMULATOR_ANNOUNCED"
-_IPU_MODEL_VARIABLES = ("POPTORCH_IPU_MODEL", "POPTORCH_SMALL_IPU_MODEL")
-
 
 def announcement() -> str:
     """What stands for what. Raises UnknownTarget and UnknownPrecision."""
     machine = target()
-    if any(os.environ.get(name, "").strip("0").isdigit() for name in _IPU_MODEL_VARIABLES):
+    if variables.asks_for_ipu_model():
         stands_for = "Poplar's IPU model"
     else:
         stands_for = f"{machine.name} ({machine.num_ipus} IPUs)"
@@ -167,9 +161,9 @@ def announcement() -> str:
 
 def announce() -> None:
     """Prints the line, unless this process or the one that started it has done so."""
-    if os.environ.get(_SAID):
+    if variables.text(variables.ANNOUNCED):
         return
-    os.environ[_SAID] = "1"
+    variables.set_for_children(variables.ANNOUNCED, "1")
     try:
         line = announcement()
     except (UnknownTarget, UnknownPrecision) as error:
@@ -201,7 +195,7 @@ def keep_freed_memory() -> bool:
     Left alone: an allocator that isn't glibc's, and one that the user has set up (MALLOC_...,
     GLIBC_TUNABLES).
     """
-    if any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ:
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in variables.names()):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -7,22 +7,37 @@ from __future__ import annotations
 import atexit as _atexit
 import contextlib as _contextlib
 import faulthandler as _faulthandler
-import os as _os
 import signal as _signal
+import sys as _sys
 
 from ipu_simulator import POPTORCH_VERSION as _POPTORCH_VERSION
+from ipu_simulator import variables as _variables
 from ipu_simulator.environment import announce as _announce
 
-from . import _logging, enums, ops, optim, options, poptorch_core, profiling, testing, tools
+from . import (
+    _impl,
+    _logging,
+    dataloader,
+    enums,
+    executor,
+    ops,
+    optim,
+    options,
+    poptorch_core,
+    profiling,
+    testing,
+    tools,
+)
 from ._logging import setLogLevel
+from ._run.compile_hooks import registerPostCompileHook, registerPreCompileHook
 from ._run.files import importPoptorchMetadataFromFile, load
-from ._run.host_weights import registerPostCompileHook, registerPreCompileHook
 from ._run.structure import ICustomArgParser, registerCustomArgParser, registerGeometricCustomArgParsers
 from ._trace.run import isRunningOnIpu
 from .accessor import AsynchronousDataAccessor
 from .dataloader import DataLoader, _SubDataset
 from .enums import *
-from .executor import PoplarExecutor, inferenceModel, trainingModel
+from .executor import PoplarExecutor
+from .models import inferenceModel, trainingModel
 from .ops import *
 from .options import *
 from .poptorch_core import Error, RecoverableError, UnrecoverableError, createPoptorchError
@@ -40,12 +55,18 @@ from .tools import (
 
 __version__ = _POPTORCH_VERSION
 
+# PopTorch's private modules that libraries and its own tests import, under their names.
+_dataloader, _poplar_executor, _utils = dataloader, executor, tools
+for _module in ("_dataloader", "_poplar_executor", "_utils"):
+    _sys.modules[f"{__name__}.{_module}"] = globals()[_module]
+
 
 def _prepare_process() -> None:
     """What importing PopTorch does to a process besides defining names."""
     _announce()
     # RDMA and fork() together are unsafe unless this is set first.
-    _os.environ.setdefault("RDMAV_FORK_SAFE", "1")
+    if not _variables.is_set("RDMAV_FORK_SAFE"):
+        _variables.set_for_children("RDMAV_FORK_SAFE", "1")
     _logging.install()
     # A replaced stderr (a notebook's, a test's) may have no file for faulthandler to write to.
     with _contextlib.suppress(OSError, ValueError, AttributeError):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections import Counter
 from types import TracebackType
 from typing import TextIO
+
+from ipu_simulator import variables
 
 # PopTorch's numbers; 5 (critical) is no level of its own.
 _LEVELS = {"TRACE": 0, "DEBUG": 1, "INFO": 2, "WARN": 3, "ERR": 4, "OFF": 6}
@@ -69,7 +70,7 @@ def limit_repeats(most: int) -> None:
 
 
 def _destination() -> logging.Handler:
-    name = os.environ.get("POPTORCH_LOG_DEST", "stderr")
+    name = variables.text(variables.LOG_DESTINATION, "stderr")
     if name in ("stderr", "stdout"):
         return _StandardStream(name)
     return logging.FileHandler(name, mode="w", delay=True)
@@ -111,5 +112,5 @@ def install() -> None:
         handler.setFormatter(_Formatter())
         handler.addFilter(_repeats)
         logger.addHandler(handler)
-    setLogLevel(os.environ.get("POPTORCH_LOG_LEVEL", "WARN"))
+    setLogLevel(variables.text(variables.LOG_LEVEL, "WARN"))
     sys.excepthook = _log_uncaught

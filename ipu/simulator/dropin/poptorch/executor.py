@@ -5,22 +5,23 @@ from __future__ import annotations
 import functools
 import os
 import time
-from typing import Any, Callable
+from typing import Any, Callable, Mapping
 
 import torch
 from ipu_simulator import numerics
 
-from . import enums, optim
+from . import enums
 from ._logging import limit_repeats, logger
-from ._run import files, host_weights, predictions
+from ._run import compile_hooks, files, host_weights, profile
 from ._run.arguments import ArgumentParser, Arguments, CompiledCall
 from ._run.compiled import Executable
 from ._run.device_weights import ReplicaGrouping, executors
-from ._run.predictions import Measured, Predictions
+from ._run.measured import Measured
+from ._run.predictions import Predictions
 from ._run.structure import tensors
 from .optim.on_device import OptimizerOnDevice
 from .optim.settings import Extracted, extract
-from .options import Options, PipelinedExecution
+from .options import Options
 from .poptorch_core import createPoptorchError
 
 # torch.inference_mode is the program's: the device trains, and keeps its weights, whatever it says.
@@ -60,7 +61,7 @@ class PoplarExecutor(Measured):
     def __init__(
         self,
         model: torch.nn.Module,
-        options: Any,
+        options: Options,
         training: bool,
         poptorch_version: str,
         optimizer: torch.optim.Optimizer | None = None,
@@ -104,7 +105,7 @@ class PoplarExecutor(Measured):
         return self._user_model
 
     @property
-    def options(self) -> Any:
+    def options(self) -> Options:
         """The options in force: a frozen copy of the user's with the output mode resolved."""
         return self._options
 
@@ -166,8 +167,7 @@ class PoplarExecutor(Measured):
     @left
     def _compile(self, compiled: Arguments | dict[str, Any]) -> None:
         """`compiled`: what to compile for, or what a file holds of a compilation."""
-        for hook in list(host_weights.pre_compile_hooks.values()):
-            hook()
+        compile_hooks.pre_compile.call()
         start_s = time.perf_counter()
         host = self._host
         if host is not None:
@@ -187,7 +187,7 @@ class PoplarExecutor(Measured):
         finally:
             if host is not None:
                 host.running = False
-        if self._training:
+        if self._optimizer is not None and self._found is not None:
             popart = self._options._Popart.options
             self._optimizer_on_device = OptimizerOnDevice(
                 self._optimizer,
@@ -208,25 +208,24 @@ class PoplarExecutor(Measured):
                 self._model, compiled, executable.plan, self._options, self._optimizer
             )
         with self._weights_of_groups():
-            predictions.compiled(self._predictions, self._options, self._training)
-        for hook in list(host_weights.post_compile_hooks.values()):
-            hook()
+            profile.report(self._predictions, self._options, self._training)
+        compile_hooks.post_compile.call()
 
     @left
     def _run(self, arguments: Arguments) -> Any:
-        host = self._host
+        executable, host = self._compiled(), self._host
         start_s = time.time()
         if host is not None:
             # Set before: whatever stops a run in the middle, the device may hold newer weights.
             host.stale = host.stale or self._training
             host.running = True
         try:
-            output = self._executable.run(arguments, self._optimizer_on_device)
+            output = executable.run(arguments, self._optimizer_on_device)
         finally:
             if host is not None:
                 host.running = False
         end_s = time.time()
-        steps, returned = self._executable.num_micro_batches
+        steps, returned = executable.num_micro_batches
         self._note_call(start_s, end_s, (len(arguments.tensors), steps), (len(tensors(output)), returned))
         return output
 
@@ -237,8 +236,7 @@ class PoplarExecutor(Measured):
     @property
     def _host(self) -> host_weights.HostWeights | None:
         """The host's side of the weights while the user's model trains."""
-        model = self._user_model
-        return type(model)._poptorch_host if host_weights.is_wrapped(model) else None
+        return host_weights.host_of(self._user_model)
 
     def _fetch_training_weights(self) -> None:
         """Before inference: take over what training has done to a shared model since."""
@@ -308,7 +306,7 @@ class PoplarExecutor(Measured):
         if not self._attached:
             raise createPoptorchError("Device is not attached")
         self.copyWeightsToHostIfNeeded()
-        if self._training:
+        if self._optimizer_on_device is not None:
             self._optimizer_on_device.refresh()
         self._attached = False
 
@@ -327,7 +325,8 @@ class PoplarExecutor(Measured):
             return
         if self._training:
             self.copyWeightsToHostIfNeeded()
-            self._optimizer_on_device.release()
+            if self._optimizer_on_device is not None:
+                self._optimizer_on_device.release()
             host_weights.unwrap(self._user_model)
         self._executable = None
         self._optimizer_on_device = None
@@ -449,91 +448,3 @@ class PoplarExecutor(Measured):
         self._compile(contents.executable)
         if "rng_state" in contents.executable:
             self.rng_state = contents.executable["rng_state"]
-
-
-# trainingModel and inferenceModel: a PyTorch model becomes an executor.
-
-_POPTORCH_VERSION = "3.4.0"
-
-
-def trainingModel(
-    model: torch.nn.Module | PoplarExecutor,
-    options: Options | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
-) -> PoplarExecutor:
-    """Wrap a model for training; its forward must have one final loss.
-
-    The model is changed in place: touching its weights from now on fetches them from the device. The
-    optimizer is poptorch.optim.SGD(lr=0.01) unless given.
-
-    Raises poptorch.Error for options of another type and for a model of torch.inference_mode, RuntimeError
-    for one that is wrapped already.
-    """
-    model = _user_model(model)
-    if host_weights.is_wrapped(model):
-        host_weights.wrap(model, None)  # raises
-    if is_of_inference_mode(model):
-        raise createPoptorchError(
-            "A model that was made in torch.inference_mode can't be trained: make it outside."
-        )
-    executor_options = _resolved(options, enums.OutputMode.Final)
-    if optimizer is None:
-        optimizer = optim.SGD(model.parameters(), lr=0.01)
-    return PoplarExecutor(
-        model=host_weights.shallow_copy(model),
-        options=executor_options,
-        training=True,
-        poptorch_version=_POPTORCH_VERSION,
-        optimizer=optimizer,
-        user_model=model,
-    )
-
-
-def inferenceModel(model: torch.nn.Module | PoplarExecutor, options: Options | None = None) -> PoplarExecutor:
-    """Wrap a model for inference; the model itself doesn't change.
-
-    If it also trains, every call sees the weights of the training before it. Raises poptorch.Error for
-    options of another type, and for gradient accumulation.
-    """
-    model = _user_model(model)
-    executor_options = _resolved(options, enums.OutputMode.All)
-    if executor_options.Training.gradient_accumulation != 1:
-        message = (
-            "You must set poptorch.Options().Training.gradientAccumulation to 1 or leave it as its default "
-            "value (1) when running a poptorch.inferenceModel()."
-        )
-        if isinstance(executor_options._execution_strategy, PipelinedExecution):
-            message += (
-                " Use poptorch.Options().deviceIterations to process a sufficient number of batches each run "
-                "for pipelined execution instead."
-            )
-        raise createPoptorchError(message)
-    return PoplarExecutor(
-        model=host_weights.shallow_copy(model),
-        options=executor_options,
-        training=False,
-        poptorch_version=_POPTORCH_VERSION,
-        user_model=model,
-    )
-
-
-def _user_model(model: Any) -> torch.nn.Module:
-    if isinstance(model, PoplarExecutor):
-        model = model._user_model
-    assert isinstance(model, torch.nn.Module), f"A torch.nn.Module is expected, not {type(model)}"
-    return model
-
-
-def _resolved(options: Options | None, default_mode: enums.OutputMode) -> Options:
-    """Freeze the user's options; the executor's own copy has an output mode."""
-    if options is None:
-        options = Options()
-    if not isinstance(options, Options):
-        raise createPoptorchError(
-            f"Invalid type: 'options' is of type {type(options)} (Expected poptorch.Options)"
-        )
-    options._freeze()
-    clone = options.clone()
-    if clone.defaultOutputMode():
-        clone.outputMode(default_mode)
-    return clone

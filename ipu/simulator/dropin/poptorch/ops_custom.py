@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import os
 import runpy
 from types import TracebackType
 from typing import Any, Callable, ClassVar
 
 import torch
-from ipu_simulator import numerics
+from ipu_simulator import numerics, variables
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ._run.structure import tensors
@@ -21,8 +20,6 @@ from .poptorch_core import createBackendError, createPoptorchError
 #
 # The file that IPU_SIMULATOR_CUSTOM_OPS names holds CUSTOM_OPS, a dictionary: (name, domain, version) -> a
 # function of (list of input tensors, dictionary of attributes) that returns the outputs.
-
-VARIABLE = "IPU_SIMULATOR_CUSTOM_OPS"  # set by `python -m ipu.simulator --custom-ops FILE.py`
 
 Operation = tuple[str, str, int]  # name, domain, version
 Function = Callable[[list[torch.Tensor], dict[str, Any]], Any]
@@ -49,14 +46,14 @@ def _run_function(
     """
     name, domain, version = operation
     what = f"The custom operation {domain}.{name} (version {version})"
-    path = os.environ.get(VARIABLE)
+    path = variables.text(variables.CUSTOM_OPS)
     function = (_functions(path) if path else {}).get(operation) or _OF_POPTORCH.get(operation)
     if function is None:
         where = f" {path} has none for {operation!r}." if path else ""
         raise createPoptorchError(
             f"{what} is written for PopART: the simulator needs a PyTorch function in its place.{where} "
             "A file with CUSTOM_OPS = {(name, domain, version): function of (inputs, attributes)} brings it: "
-            f"python -m ipu.simulator --custom-ops FILE.py SCRIPT, or {VARIABLE}=FILE.py"
+            f"python -m ipu.simulator --custom-ops FILE.py SCRIPT, or {variables.CUSTOM_OPS}=FILE.py"
         )
     outputs = function(list(inputs), dict(attributes))
     made = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
@@ -79,10 +76,13 @@ def _functions(path: str) -> dict[Operation, Function]:
     try:
         functions = runpy.run_path(path)["CUSTOM_OPS"]
     except Exception as error:
-        raise createPoptorchError(f"{VARIABLE}={path}: {type(error).__name__}: {error}") from error
+        raise createPoptorchError(
+            f"{variables.CUSTOM_OPS}={path}: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(functions, dict) or not all(callable(function) for function in functions.values()):
         raise createPoptorchError(
-            f"{VARIABLE}={path}: CUSTOM_OPS must be a dictionary of functions by (name, domain, version)"
+            f"{variables.CUSTOM_OPS}={path}: CUSTOM_OPS must be a dictionary of functions by "
+            "(name, domain, version)"
         )
     return functions
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import os
 from typing import TYPE_CHECKING, Any
 
 import torch
+from ipu_simulator import variables
 
 from . import enums
 from ._logging import logger
@@ -90,10 +90,12 @@ class Options(OptionsDict):
         self._tensor_locations = TensorLocationOptions()
         self._distributed = DistributedOptions()
         self._execution_strategy: _IExecutionStrategy = PipelinedExecution()
-        if os.environ.get("POPTORCH_CACHE_DIR"):
-            self.enableExecutableCaching(os.environ["POPTORCH_CACHE_DIR"])
-        if os.environ.get("POPTORCH_DEFAULT_OPTIONS"):
-            self.from_json(os.environ["POPTORCH_DEFAULT_OPTIONS"])
+        cache_folder = variables.text(variables.CACHE_FOLDER)
+        if cache_folder:
+            self.enableExecutableCaching(cache_folder)
+        defaults = variables.text(variables.DEFAULT_OPTIONS)
+        if defaults:
+            self.from_json(defaults)
 
     @property
     def Training(self) -> TrainingOptions:
@@ -323,7 +325,7 @@ class Options(OptionsDict):
 
     def enableProfiling(self, profile_dir: str | None = None) -> Self:
         """Writes Poplar's reports; POPLAR_ENGINE_OPTIONS wins where it is set."""
-        if "POPLAR_ENGINE_OPTIONS" in os.environ:
+        if variables.is_set(variables.ENGINE_OPTIONS):
             logger.warning("POPLAR_ENGINE_OPTIONS is set and overrides the options of enableProfiling")
         self._popart.setEngineOptions(
             {

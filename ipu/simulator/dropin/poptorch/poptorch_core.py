@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from pathlib import Path
 from typing import Any
 
-from ipu_simulator import environment
+from ipu_simulator import environment, variables
 
 
 class Error(Exception):
@@ -39,7 +39,7 @@ def createBackendError(msg: str, type: str = "poptorch_cpp_error") -> Error:
     caller.
     """
     frame = sys._getframe(1)
-    where = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"  # noqa: PTH119
+    where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
     error = Error(f"In {where}: '{type}': {msg}")
     error.type, error.message, error.location = type, msg, ""
     return error
@@ -49,12 +49,7 @@ def usesIpuModel(values: dict[str, Any] | None = None) -> bool:
     """Whether a program asked for Poplar's IPU model: by its options, which win, or by the environment."""
     if values and "use_model" in values:
         return bool(values["use_model"])
-    return any(_flag(name) for name in ("POPTORCH_IPU_MODEL", "POPTORCH_SMALL_IPU_MODEL"))
-
-
-def _flag(name: str) -> bool:
-    text = os.environ.get(name, "0")
-    return text.isdigit() and int(text) != 0
+    return variables.asks_for_ipu_model()
 
 
 MAX_IPUS_PER_PROCESS = 64

@@ -7,7 +7,6 @@ an IPU does: each replica's accumulators have a type of their own and hold gradi
 from __future__ import annotations
 
 import atexit
-import os
 import time
 from dataclasses import dataclass
 from enum import Enum
@@ -15,6 +14,7 @@ from typing import Any, Callable, List, Optional, Sequence
 
 import torch
 
+from .. import variables
 from .plan import MicroBatch, StepPlan
 from .rounding import FLOAT16, StateRounding, fact, to_nearest
 
@@ -63,7 +63,7 @@ def _gloo_group(count: int) -> Any:
     if not torch.distributed.is_available():
         raise ValueError(f"{count} processes train together, but this PyTorch has no torch.distributed.")
     if not torch.distributed.is_initialized():
-        absent = [n for n in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE") if n not in os.environ]
+        absent = [n for n in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE") if not variables.is_set(n)]
         if absent:
             raise ValueError(
                 f"{count} processes train together, but there is no way to the others: {', '.join(absent)} "

@@ -5,8 +5,9 @@ PopART's names are those of its SessionOptions, as its user guide lists them.
 
 from __future__ import annotations
 
-import os
 from typing import Any
+
+from ipu_simulator import variables
 
 from ..poptorch_core import createBackendError, usesIpuModel
 
@@ -72,7 +73,7 @@ def validate(options: dict[str, Any]) -> None:
     """Raises poptorch.Error for a name or a type of value that a compilation doesn't know, and where the IPU
     model is asked for, for a version that there is no model of.
     """
-    if usesIpuModel(options) and os.environ.get("POPTORCH_IPU_MODEL_VERSION", "ipu2") not in _IPU_MODELS:
+    if usesIpuModel(options) and variables.text(variables.IPU_MODEL_VERSION, "ipu2") not in _IPU_MODELS:
         raise createBackendError(f"Invalid IPU model version. Valid versions: {', '.join(_IPU_MODELS)}.")
     for name, value in options.items():
         if not isinstance(value, _VALUE_TYPES):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import torch
+from ipu_simulator import variables
 
 from .. import enums
 from .._logging import logger
@@ -197,9 +197,11 @@ class DistributedOptions(OptionsDict):
         return self.configureProcessId(0, 1)
 
     def setEnvVarNames(self, var_num_processes: str, var_process_id: str) -> Self:
-        """Reads the number of processes and this one's id from these environment variables."""
-        num_processes = int(os.environ.get(var_num_processes, "1"))
-        process_id = int(os.environ.get(var_process_id, "0"))
+        """Reads the number of processes and this one's id from these environment variables. ValueError
+        where one isn't a number.
+        """
+        num_processes = variables.whole_number(var_num_processes, 1)
+        process_id = variables.whole_number(var_process_id, 0)
         return self.configureProcessId(process_id, num_processes)
 
     def configureProcessId(self, process_id: int, num_processes: int) -> Self:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .._logging import logger
 from ..poptorch_core import Error, createPoptorchError
 from .structure import check_types, expanded, leaves, map_leaves, tensor_paths, tensors, with_tensors
+
+if TYPE_CHECKING:
+    from ..options import Options
 
 _HOW_TO_RECOMPILE = (
     "\nThis error occurred because the inputs passed at runtime don't match the inputs used to compile the "
@@ -141,7 +144,7 @@ class ArgumentParser:
             logger.warning(text)
 
 
-def check_batch_dimension(arguments: Arguments, options: Any, gradient_accumulation: int) -> None:
+def check_batch_dimension(arguments: Arguments, options: Options, gradient_accumulation: int) -> None:
     """Raise AssertionError unless every tensor can be cut into one part for each micro batch, and
     poptorch.Error where there is none.
     """

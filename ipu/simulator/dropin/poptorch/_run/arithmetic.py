@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ipu_simulator import environment as _precision
-from ipu_simulator import numerics
-from ipu_simulator.numerics import update_rules
+from ipu_simulator import environment, numerics
 
 from .. import enums
 from ..poptorch_core import createPoptorchError
+
+if TYPE_CHECKING:
+    from ..options import Options
 
 _MEANS = {
     enums.MeanReductionStrategy.Post: numerics.Reduction.MEAN_POST,
@@ -21,13 +22,13 @@ _MEANS = {
 def computes_as_ipu() -> bool:
     """Whether IPU_SIMULATOR_PRECISION asks for an IPU's numerics. Raises poptorch.Error if it is unknown."""
     try:
-        return _precision.precision() == _precision.IPU_FLOAT16
-    except _precision.UnknownPrecision as problem:
+        return environment.precision() == environment.IPU_FLOAT16
+    except environment.UnknownPrecision as problem:
         raise createPoptorchError(str(problem)) from problem
 
 
-def arithmetic(options: Any) -> Any:
-    """A numerics.Float16Arithmetic with the partials types and exceptions that the options ask for."""
+def arithmetic(options: Options) -> numerics.Float16Arithmetic:
+    """With the partials types and exceptions that the options ask for."""
     popart = options._Popart.options
     return numerics.Float16Arithmetic(
         numerics.Arithmetic(
@@ -38,13 +39,13 @@ def arithmetic(options: Any) -> Any:
     )
 
 
-def exceptions(options: Any) -> Any:
-    """A numerics.FloatingPointExceptions where the options ask for them, else None."""
+def exceptions(options: Options) -> numerics.FloatingPointExceptions | None:
+    """Where the options ask for them, else None."""
     return numerics.FloatingPointExceptions() if _stops(options._Popart.options) else None
 
 
-def state_rounding(options: Any, randomness: Any) -> Any:
-    """A numerics.StateRounding: by chance where the options ask for it."""
+def state_rounding(options: Options, randomness: numerics.KeyedRandomness) -> numerics.StateRounding:
+    """By chance where the options ask for it."""
     popart = options._Popart.options
     by_chance = bool(popart.get("enableStochasticRounding", False))
     return numerics.StateRounding(randomness, by_chance=by_chance, stops=_stops(popart))
@@ -54,8 +55,8 @@ def _stops(popart: dict[str, Any]) -> bool:
     return bool(popart.get("enableFloatingPointChecks", False))
 
 
-def reduction(options: Any) -> Any:
-    """The numerics.Reduction of the options."""
+def reduction(options: Options) -> numerics.Reduction:
+    """How the options join gradients."""
     training = options.Training
     if training.accumulation_and_replication_reduction_type == enums.ReductionType.Sum:
         return numerics.Reduction.SUM

@@ -22,7 +22,7 @@ from .._trace.tape import Program, Tape
 from .._trace.watch import CompileTap, LossPlace, LossTap, find_loss
 from ..poptorch_core import createBackendError, createPoptorchError, usesIpuModel
 from . import anchors as _anchors
-from . import host_weights
+from . import outputs as _outputs
 from .arguments import Arguments, FrozenArguments, check_batch_dimension
 from .arithmetic import arithmetic, computes_as_ipu, exceptions, reduction, state_rounding
 from .device_weights import DeviceWeights, ReplicaGrouping
@@ -352,7 +352,7 @@ class Executable:
         if not synthetic:
             _copy_back(arguments.tensors, inputs, versions)
         for result in results:
-            host_weights.mark(result)
+            _outputs.mark(result)
         return with_tensors(self._output, results)
 
     def _gradients(self, optimizer: Any) -> Any:

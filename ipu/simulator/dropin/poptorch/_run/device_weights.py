@@ -9,14 +9,17 @@ from __future__ import annotations
 import contextlib
 import weakref
 from dataclasses import dataclass
-from typing import Any, Iterator
+from typing import TYPE_CHECKING, Any, Iterator
 
 import torch
 from ipu_simulator import numerics
 
 from ..enums import CommGroupType, VariableRetrievalMode
 from ..poptorch_core import createPoptorchError
-from .host_weights import original_class
+from .host_weights import as_original_classes
+
+if TYPE_CHECKING:
+    from ..executor import PoplarExecutor
 
 # Weights that differ between replicas: which replicas share a value, and where a program says so.
 
@@ -57,7 +60,7 @@ class ReplicaGrouping:
         return self.returned == VariableRetrievalMode.AllReplicas
 
 
-def checked(kind: Any, group_size: int, returned: Any) -> ReplicaGrouping:
+def checked(kind: object, group_size: int, returned: object) -> ReplicaGrouping:
     """Raises poptorch.Error for arguments that aren't of the enumerations."""
     if not isinstance(kind, CommGroupType):
         raise createPoptorchError("comm_group_type must be a poptorch.CommGroupType")
@@ -67,7 +70,7 @@ def checked(kind: Any, group_size: int, returned: Any) -> ReplicaGrouping:
 
 
 # All executors alive: a parameter is the user's own object and doesn't know its executors.
-executors: weakref.WeakSet[Any] = weakref.WeakSet()
+executors: weakref.WeakSet[PoplarExecutor] = weakref.WeakSet()
 
 
 def _replica_grouping(
@@ -94,7 +97,7 @@ def _replica_grouping(
         executor.replica_groupings[id(self)] = grouping
 
 
-torch.nn.Parameter.replicaGrouping = _replica_grouping
+torch.nn.Parameter.replicaGrouping = _replica_grouping  # type: ignore[attr-defined]
 
 
 class DeviceWeights:
@@ -233,21 +236,18 @@ class DeviceWeights:
     def swapped_in(self) -> Iterator[None]:
         """Inside, parameters and buffers hold the device's data, no gradients, and have plain classes."""
         tensors = self.parameters + self._buffers
-        classes = [type(tensor) for tensor in tensors]
-        for tensor in tensors:
-            tensor.__class__ = original_class(tensor)
-        hosts = [(tensor.data, tensor.grad) for tensor in tensors]
-        try:
-            for tensor, device in zip(tensors, self.of_replica(0) + self._device_buffers[0]):
-                tensor.grad = None
-                tensor.data = device
-            yield
-        finally:
-            for tensor, class_, (data, grad) in zip(tensors, classes, hosts):
-                tensor.grad = None
-                tensor.data = data
-                tensor.grad = grad
-                tensor.__class__ = class_
+        with as_original_classes(tensors):
+            hosts = [(tensor.data, tensor.grad) for tensor in tensors]
+            try:
+                for tensor, device in zip(tensors, self.of_replica(0) + self._device_buffers[0]):
+                    tensor.grad = None
+                    tensor.data = device
+                yield
+            finally:
+                for tensor, (data, grad) in zip(tensors, hosts):
+                    tensor.grad = None
+                    tensor.data = data
+                    tensor.grad = grad
 
     @contextlib.contextmanager
     def buffers_kept(self) -> Iterator[None]:

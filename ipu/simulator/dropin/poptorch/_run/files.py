@@ -13,14 +13,21 @@ import os
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 import torch
+from ipu_simulator import POPTORCH_VERSION
 
 from .. import enums
 from .._logging import logger
 from ..poptorch_core import createBackendError
 
+if TYPE_CHECKING:
+    from ..executor import PoplarExecutor
+    from ..options import Options
+
+# PopTorch's, which a file is for.
+VERSION = POPTORCH_VERSION.partition("+")[0]
 _FORMAT = "poptorch simulator executable"
 _HEADER, _CONTENTS = "header.json", "contents.pt"
 _DEFAULT_NAME = "model.poptorch"
@@ -32,7 +39,7 @@ class Contents:
 
     version: str
     training: bool
-    options: Any
+    options: Options
     model: torch.nn.Module | None = None
     optimizer: torch.optim.Optimizer | None = None
     executable: dict[str, Any] = field(default_factory=dict)
@@ -95,7 +102,7 @@ def read(filename: str, version: str) -> Contents:
     return Contents(**contents)
 
 
-def load(filename: str, edit_opts_fn: Callable[[Any], None] | None = None) -> Any:
+def load(filename: str, edit_opts_fn: Callable[[Options], None] | None = None) -> PoplarExecutor:
     """An executor from a file that save or compileAndExport wrote, ready to run without compiling.
 
     `edit_opts_fn` may change the saved options before the model is wrapped. A file made for an offline
@@ -104,14 +111,15 @@ def load(filename: str, edit_opts_fn: Callable[[Any], None] | None = None) -> An
     Raises AssertionError for a file without a model or of another version, poptorch.Error for a file of
     another kind.
     """
-    from ..executor import _POPTORCH_VERSION, inferenceModel, trainingModel
+    from ..models import inferenceModel, trainingModel
 
     assert read_header(filename)["has_model"], (
         f"{filename} is a valid PopTorch file but was created with 'export_model=False' which means it has "
         "no model to wrap: make it again from its class, wrap it with poptorch.inferenceModel or "
         "poptorch.trainingModel, and call loadExecutable on that"
     )
-    contents = read(filename, _POPTORCH_VERSION)
+    contents = read(filename, VERSION)
+    assert contents.model is not None
     options = contents.options.clone()
     options.deleteIfExists("ipu_version")
     if options.connection_type == enums.ConnectionType.Never.value:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import os
 import sys
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from ipu_simulator import numerics
 from ipu_simulator.cost.constants import constants
 from ipu_simulator.environment import target
 
-from .._logging import logger
-from ..poptorch_core import Error, createPoptorchError, usesIpuModel
+from ..poptorch_core import createPoptorchError
 from .arguments import Arguments
-from .compiled import Executable
+
+if TYPE_CHECKING:
+    from ipu_simulator.cost.verdict import Verdict
+
+    from ..options import Options
 
 # What captures a graph isn't there before.
 _TORCH = "2.3"
@@ -35,7 +37,7 @@ class Latencies(NamedTuple):
 class Predictions:
     """Of one program, on the machine that the simulator stands for; the model runs once more for them.
 
-    :param arguments: of the call, for all micro batches that `plan` (numerics.StepPlan) cuts them into; the
+    :param arguments: of the call, for all micro batches that `plan` cuts them into; the
         first one is kept.
     :param optimizer: None for inference.
     """
@@ -44,8 +46,8 @@ class Predictions:
         self,
         model: torch.nn.Module,
         arguments: Arguments,
-        plan: Any,
-        options: Any,
+        plan: numerics.StepPlan,
+        options: Options,
         optimizer: torch.optim.Optimizer | None,
     ) -> None:
         self._model = model
@@ -57,8 +59,8 @@ class Predictions:
         self._args, self._kwargs = arguments.replaced(self._inputs)
 
     @functools.cached_property
-    def verdict(self) -> Any:
-        """A report.Verdict. Raises whatever capturing the model raises."""
+    def verdict(self) -> Verdict:
+        """Raises whatever capturing the model raises."""
         if torch.__version__ < _TORCH:
             raise NotImplementedError(f"predictions need torch {_TORCH}, this is {torch.__version__}")
         from ipu_simulator.cost import assess
@@ -73,7 +75,7 @@ class Predictions:
             graph = capture(*program, with_values=True)
         batch = self._inputs[0].shape[0] if self._inputs and self._inputs[0].dim() else 1
         settings = settings_of(self._options, self._optimizer, batch, graph.num_ipus)
-        return assess.assess(graph, settings, _machine(), name=Path(sys.argv[0]).name or "python")
+        return assess.assess(graph, settings, target(), name=Path(sys.argv[0]).name or "python")
 
     @property
     def cycles(self) -> int:
@@ -81,7 +83,7 @@ class Predictions:
         verdict = self._quiet_verdict("cycles")
         device_s = verdict.step_s - verdict.host_s
         call_s = device_s if self._optimizer is None else device_s * self._options.device_iterations
-        return round(call_s * _machine().clock_hz)
+        return round(call_s * target().clock_hz)
 
     @property
     def latencies(self) -> Latencies:
@@ -97,7 +99,7 @@ class Predictions:
         to_host_s = call_overhead_s
         return Latencies((verdict.host_s - to_host_s) / iterations, cycles * pipeline.cycle_s, to_host_s)
 
-    def _quiet_verdict(self, of_what: str) -> Any:
+    def _quiet_verdict(self, of_what: str) -> Verdict:
         if isinstance(self._outcome, Exception):
             raise createPoptorchError(
                 f"The simulator can't predict this model's {of_what}: {type(self._outcome).__name__}: "
@@ -106,158 +108,9 @@ class Predictions:
         return self._outcome
 
     @functools.cached_property
-    def _outcome(self) -> Any:
+    def _outcome(self) -> Verdict | Exception:
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # the model's forward has printed already
                 return self.verdict
         except Exception as error:
             return error
-
-
-def _machine() -> Any:
-    return target()
-
-
-# What an executor answers about its runs: latencies, counters, cycles, how long its compilation took.
-
-_NO_LATENCY = (0.0, 0.0, 0.0)
-
-
-def _perf_counters(starts: list[list[float]], ends: list[list[float]]) -> dict[str, list[list[float]]]:
-    return {"input": starts, "input_complete": starts, "output": ends, "output_complete": ends}
-
-
-class Measured:
-    """The part of PoplarExecutor that answers; the rest fills in what it knows."""
-
-    _options: Any
-    _executable: Executable | None
-    replica_groupings: dict[int, Any]
-    _predictions: Predictions | None = None
-    _compilation_s: float | None = None
-    _last_call_s: float | None = None
-    _perf_counters = _perf_counters([[]], [[]])
-
-    def _note_call(
-        self, start_s: float, end_s: float, taken: tuple[int, int], given: tuple[int, int]
-    ) -> None:
-        """A call lasted from `start_s` to `end_s`, took and gave (tensors, micro batches of each)."""
-        self._last_call_s = end_s - start_s
-        (inputs, steps), (outputs, returned) = taken, given
-        self._perf_counters = _perf_counters(
-            [[start_s] * steps for _ in range(inputs)], [[end_s] * returned for _ in range(outputs)]
-        )
-
-    def _latency(self, predicted_s: Callable[[Latencies], float], host_s: float) -> tuple[float, ...]:
-        """(min, max, average): as predicted; on the IPU model, and where nothing can be, this host's."""
-        if self._last_call_s is None:
-            return _NO_LATENCY
-        if self._predictions is not None and not usesIpuModel(self._options._values):
-            try:
-                with self._weights_of_groups():
-                    return (predicted_s(self._predictions.latencies),) * 3
-            except Error as error:
-                logger.warning("%s. Latencies are this host's.", error.message)
-        return (host_s,) * 3
-
-    def getLatency(self) -> tuple[float, ...]:
-        """(min, max, average) seconds of the last call's round trips; zeros before the first call."""
-        return self._latency(sum, self._last_call_s)
-
-    def getComputeLatency(self) -> tuple[float, ...]:
-        """The part of getLatency between an input's arrival and an output's departure."""
-        return self._latency(lambda latencies: latencies.compute_s, self._last_call_s)
-
-    def getHostIpuLatency(self) -> tuple[float, ...]:
-        """The part of getLatency in which inputs go to the IPU: none on this host."""
-        return self._latency(lambda latencies: latencies.host_to_ipu_s, 0.0)
-
-    def getIpuHostLatency(self) -> tuple[float, ...]:
-        """The part of getLatency in which outputs come back: none on this host."""
-        return self._latency(lambda latencies: latencies.ipu_to_host_s, 0.0)
-
-    def getPerfCounters(self) -> dict[str, list[list[float]]]:
-        """Wall-clock times of the last call, by event: for each tensor a list with one for each micro batch
-        that went in or came back. Here all went in when the call began and came back when it ended.
-        """
-        return self._perf_counters
-
-    def cycleCount(self) -> int:
-        """IPU cycles of a call, as the simulator predicts them for the machine that it stands for."""
-        if not self._counts_cycles:
-            raise createPoptorchError(
-                "Cycle count logging is disabled. Please set option logCycleCount to True to enable."
-            )
-        if self._last_call_s is None:
-            raise createPoptorchError("Please run the model at least once before obtaining cycle count.")
-        if self._predictions is None:
-            raise createPoptorchError(
-                "The simulator predicts no cycles for an executable from a file: compile the model here."
-            )
-        with self._weights_of_groups():
-            return self._predictions.cycles
-
-    def _weights_of_groups(self) -> contextlib.AbstractContextManager[None]:
-        """Around another run of the forward: weights that differ between replicas lack a dimension there."""
-        return self._compiled().weights.swapped_in() if self.replica_groupings else contextlib.nullcontext()
-
-    @property
-    def _counts_cycles(self) -> bool:
-        return bool(self._options._Popart.options["instrumentWithHardwareCycleCounter"])
-
-    def compilationTime(self) -> float:
-        """Seconds."""
-        if self._executable is None:
-            raise createPoptorchError("Please compile the model before obtaining compilation time.")
-        if not self._options.show_compilation_progress_bar:
-            raise createPoptorchError(
-                "Please set showCompilationProgressBar option to obtain compilation time."
-            )
-        return self._compilation_s
-
-
-# Reports on a program that runs: the verdict on its first compiled model, written when the compilation ends.
-#
-# IPU_SIMULATOR_PROFILE names the folder; `python -m ipu.simulator --profile` sets it. The folder itself has
-# the reports on the training model, or on an inference model until there is one; `inference` in it has those
-# on the inference model. The model's forward runs a second time for this, on tensors without memory.
-
-VARIABLE = "IPU_SIMULATOR_PROFILE"
-_RANK = "RANK"  # torchrun's
-
-_profiled: set[str] = set()
-
-
-def compiled(predictions: Predictions | None, options: Any, training: bool) -> None:
-    """A model was compiled. Writes reports if they are asked for and this is the first of its kind; whatever
-    goes wrong is a warning on stderr. None stands for a program that came compiled from a file.
-    """
-    folder = os.environ.get(VARIABLE)
-    kind = "training" if training else "inference"
-    if not folder or kind in _profiled or _rank(options):
-        return
-    if predictions is None:
-        _say(f"warning: no reports on the {kind} model: it came compiled from a file")
-        return
-    folders = [] if kind == "inference" and "training" in _profiled else [Path(folder)]
-    if kind == "inference":
-        folders.append(Path(folder) / kind)
-    _profiled.add(kind)
-    try:
-        verdict = predictions.verdict
-        from ipu_simulator import report
-
-        for one in folders:
-            report.write(verdict, one)
-        print(report.text(verdict), file=sys.stderr)
-        _say(f"reports on the {kind} model are in {folders[0]}")
-    except Exception as error:
-        _say(f"warning: no reports on the {kind} model: {type(error).__name__}: {error}")
-
-
-def _rank(options: Any) -> int:
-    return options.Distributed.processId or int(os.environ.get(_RANK, "0"))
-
-
-def _say(text: str) -> None:
-    print(f"ipu.simulator: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,94 @@
+"""trainingModel and inferenceModel: a PyTorch model becomes an executor."""
+
+from __future__ import annotations
+
+import torch
+
+from . import enums, optim
+from ._run import host_weights
+from ._run.files import VERSION
+from .executor import PoplarExecutor, is_of_inference_mode
+from .options import Options, PipelinedExecution
+from .poptorch_core import createPoptorchError
+
+
+def trainingModel(
+    model: torch.nn.Module | PoplarExecutor,
+    options: Options | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> PoplarExecutor:
+    """Wrap a model for training; its forward must have one final loss.
+
+    The model is changed in place: touching its weights from now on fetches them from the device. The
+    optimizer is poptorch.optim.SGD(lr=0.01) unless given.
+
+    Raises poptorch.Error for options of another type and for a model of torch.inference_mode, RuntimeError
+    for one that is wrapped already.
+    """
+    model = _user_model(model)
+    host_weights.check_not_wrapped(model)
+    if is_of_inference_mode(model):
+        raise createPoptorchError(
+            "A model that was made in torch.inference_mode can't be trained: make it outside."
+        )
+    executor_options = _resolved(options, enums.OutputMode.Final)
+    if optimizer is None:
+        optimizer = optim.SGD(model.parameters(), lr=0.01)
+    return PoplarExecutor(
+        model=host_weights.shallow_copy(model),
+        options=executor_options,
+        training=True,
+        poptorch_version=VERSION,
+        optimizer=optimizer,
+        user_model=model,
+    )
+
+
+def inferenceModel(model: torch.nn.Module | PoplarExecutor, options: Options | None = None) -> PoplarExecutor:
+    """Wrap a model for inference; the model itself doesn't change.
+
+    If it also trains, every call sees the weights of the training before it. Raises poptorch.Error for
+    options of another type, and for gradient accumulation.
+    """
+    model = _user_model(model)
+    executor_options = _resolved(options, enums.OutputMode.All)
+    if executor_options.Training.gradient_accumulation != 1:
+        message = (
+            "You must set poptorch.Options().Training.gradientAccumulation to 1 or leave it as its default "
+            "value (1) when running a poptorch.inferenceModel()."
+        )
+        if isinstance(executor_options._execution_strategy, PipelinedExecution):
+            message += (
+                " Use poptorch.Options().deviceIterations to process a sufficient number of batches each run "
+                "for pipelined execution instead."
+            )
+        raise createPoptorchError(message)
+    return PoplarExecutor(
+        model=host_weights.shallow_copy(model),
+        options=executor_options,
+        training=False,
+        poptorch_version=VERSION,
+        user_model=model,
+    )
+
+
+def _user_model(model: object) -> torch.nn.Module:
+    if isinstance(model, PoplarExecutor):
+        model = model._user_model
+    assert isinstance(model, torch.nn.Module), f"A torch.nn.Module is expected, not {type(model)}"
+    return model
+
+
+def _resolved(options: Options | None, default_mode: enums.OutputMode) -> Options:
+    """Freeze the user's options; the executor's own copy has an output mode."""
+    if options is None:
+        options = Options()
+    if not isinstance(options, Options):
+        raise createPoptorchError(
+            f"Invalid type: 'options' is of type {type(options)} (Expected poptorch.Options)"
+        )
+    options._freeze()
+    clone = options.clone()
+    if clone.defaultOutputMode():
+        clone.outputMode(default_mode)
+    return clone
