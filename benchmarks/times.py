@@ -24,7 +24,7 @@ from .steps import flops_per_sample, timed_steps
 from .trainings import Budget, Trained, trained
 
 if TYPE_CHECKING:
-    from ipu_simulator.cost.verdict import Verdict
+    from planning.dry_run import Verdict
 
 _DEFAULTS = (
     "bert_large_128_pod16 bert_large_512_pod16 groupbert_base_128_pod16 groupbert_base_512_pod16 "

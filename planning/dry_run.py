@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence, Tuple
 
 from ipu_simulator import report
 from ipu_simulator.cost import assess as assemble
-from ipu_simulator.cost.verdict import Remedy, Verdict
+from ipu_simulator.cost.verdict import Remedy
+from ipu_simulator.cost.verdict import Verdict as Verdict  # what others above take from here
 from ipu_simulator.environment import target
 
 import ipu

@@ -380,11 +380,9 @@ def test_perf_counters_have_a_time_for_each_tensor_and_micro_batch(mode, returne
 
 
 def test_compile_hooks_run_around_a_compilation():
-    from poptorch._run import host_weights
-
     calls = []
-    before = host_weights.registerPreCompileHook(lambda: calls.append("before"))
-    after = host_weights.registerPostCompileHook(lambda: calls.append("after"))
+    before = poptorch.registerPreCompileHook(lambda: calls.append("before"))
+    after = poptorch.registerPostCompileHook(lambda: calls.append("after"))
     executor = training(Classifier())
     executor(*batch(3))
     executor(*batch(3))
@@ -392,7 +390,7 @@ def test_compile_hooks_run_around_a_compilation():
     after.remove()
     assert calls == ["before", "after"]
     with pytest.raises(RuntimeError, match="Pre-compile hook must be callable"):
-        host_weights.registerPreCompileHook(3)
+        poptorch.registerPreCompileHook(3)
 
 
 def test_tensor_names():
