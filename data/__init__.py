@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data.batches import (
+from .batches import (
     BATCH_FIELDS,
     Batch,
     EvaluationDataset,
@@ -12,10 +12,7 @@ from data.batches import (
     collate,
     require_examples,
 )
-from data.corpora import Corpus, open_corpus
-from data.tfrecord import TfRecordFile
-from data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-
+from .corpora import Corpus, open_corpus
 from .dataset import (
     PretrainingDataset,
     PretrainingStatistics,
@@ -24,8 +21,9 @@ from .dataset import (
     unigram_entropy,
 )
 from .files import DataError
-from .prepare import prepare_pretraining_data
-from .prepared import PretrainingData, PretrainingDataOptions
+from .prepare import PretrainingData, PretrainingDataOptions, prepare_pretraining_data
+from .tfrecord import TfRecordFile
+from .tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 __all__ = [
     "BATCH_FIELDS",

@@ -11,11 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from data.masking import IGNORED_LABEL
-from data.randomness import derive_key
-
 from .files import DataError
-from .randomness import IndexPermutation
+from .masking import IGNORED_LABEL
+from .randomness import IndexPermutation, derive_key
 
 # [B,S] tokens; [B,S] 1 real, 0 padding; [B,S] 0 in segment A, 1 in B; [B,M] ascending, 0 where unused;
 # [B,M] -100 where unused; [B] 1 random next, 0 continuation, -100 ignored.

@@ -1,4 +1,4 @@
-"""Pretraining examples from TFRecord files as Graphcore's (and Google's) preparation writes them."""
+"""Datasets of pretraining examples, from shards and from TFRecord files, and statistics of them."""
 
 from __future__ import annotations
 
@@ -7,22 +7,92 @@ from typing import Any, Dict, Iterable, Optional, Tuple
 
 import numpy as np
 
-from data.batches import Batch, SampleDataset, batch_of
-from data.masking import IGNORED_LABEL, Masker
-from data.randomness import derive_key, unit_interval
-from data.shards import ShardedExamples
-from data.tfrecord import FEATURES, TfRecordFile
-
+from .batches import Batch, SampleDataset, batch_of
 from .files import DataError
+from .masking import IGNORED_LABEL, Masker
+from .randomness import derive_key, unit_interval
+from .shards import ShardedExamples
+from .tfrecord import FEATURES, TfRecordFile
 
+# Streams keep the draws of masks, splits and the order (batches.py) apart.
+_MASK_STREAM = 2
 _SPLIT_STREAM = 3
 _COUNTED_AT_ONCE = 256
 _TOKENS = ("input_ids", "input_mask", "segment_ids")
 _PREDICTIONS = ("masked_lm_positions", "masked_lm_ids")
 
 
+class PretrainingDataset(SampleDataset):
+    """Sentence pairs from shards: [CLS] A [SEP] B [SEP], padded and masked when they are fetched.
+
+    dynamic_masking: an example has another mask each epoch, else one for all. A mask is a pure function of
+    (seed, epoch, index of the example).
+    """
+
+    def __init__(
+        self,
+        examples: ShardedExamples,
+        masker: Masker,
+        *,
+        sequence_length: int,
+        mask_tokens: int,
+        vocab_size: int,
+        pad_id: int,
+        cls_id: int,
+        sep_id: int,
+        special_ids: Iterable[int],
+        seed: int,
+        shuffle: bool = True,
+        dynamic_masking: bool = True,
+    ) -> None:
+        super().__init__(len(examples), seed=seed, shuffle=shuffle)
+        self.sequence_length = sequence_length
+        self.mask_tokens = mask_tokens
+        self.pad_id = pad_id
+        self.dynamic_masking = dynamic_masking
+        self._examples = examples
+        self._masker = masker
+        self._vocab_size = vocab_size
+        self._cls_id = cls_id
+        self._sep_id = sep_id
+        self._special_ids = sorted(special_ids)
+
+    def fetch(self, indices: np.ndarray, epochs: np.ndarray) -> Batch:
+        shape = (len(indices), self.sequence_length)
+        input_ids = np.full(shape, self.pad_id, dtype=np.int32)
+        input_ids[:, 0] = self._cls_id
+        ends = np.empty((2, len(indices)), dtype=np.int64)  # behind A's [SEP], behind B's
+        next_sentence_labels = np.empty(len(indices), dtype=np.int32)
+        for row, (tokens_a, tokens_b, is_random_next) in enumerate(self._examples.read(indices)):
+            end_a = len(tokens_a) + 2
+            end_b = end_a + len(tokens_b) + 1
+            ids = input_ids[row]
+            ids[1 : end_a - 1] = tokens_a
+            ids[end_a - 1] = self._sep_id
+            ids[end_a : end_b - 1] = tokens_b
+            ids[end_b - 1] = self._sep_id
+            ends[0, row], ends[1, row] = end_a, end_b
+            next_sentence_labels[row] = is_random_next
+
+        columns = np.arange(self.sequence_length)
+        attention_mask = columns < ends[1][:, None]
+        token_type_ids = (columns >= ends[0][:, None]) & attention_mask
+        keys = derive_key(self.seed, _MASK_STREAM, epochs if self.dynamic_masking else 0, indices)
+        masked_ids, positions, labels = self._masker(input_ids, ends[1], keys)
+        return batch_of(
+            [masked_ids, attention_mask, token_type_ids, positions, labels, next_sentence_labels],
+        )
+
+    def token_counts(self) -> np.ndarray:
+        counts = self._examples.token_counts(self._vocab_size)
+        counts[self._special_ids] = 0
+        return counts
+
+
 class TfRecordPretrainingDataset(SampleDataset):
-    """The records' own examples with their own masks, which are never drawn anew: every epoch sees the same.
+    """Examples of TFRecord files as Graphcore's (and Google's) preparation writes them.
+
+    Their masks are in the files, and never drawn anew: every epoch sees the same.
 
     masked_lm_ids 0 marks an unused prediction in these files and becomes label -100; so a real prediction of
     token 0, [PAD], can't be told apart, and doesn't occur. held_out selects the share validation_fraction of
@@ -124,80 +194,6 @@ class TfRecordPretrainingDataset(SampleDataset):
             is_text = is_real & (ids != specials[0]) & (ids != specials[1])
             counts += np.bincount(ids[is_text], minlength=self._vocab_size)
         return counts
-
-
-# Pretraining examples from shards: [CLS] A [SEP] B [SEP], padded and masked when they are fetched.
-
-_MASK_STREAM = 2  # keeps the masks' draws apart from the order's
-
-
-class PretrainingDataset(SampleDataset):
-    """Sentence pairs of a corpus. dynamic_masking: an example has another mask each epoch, else one for all.
-
-    A mask is a pure function of (seed, epoch, index of the example).
-    """
-
-    def __init__(
-        self,
-        examples: ShardedExamples,
-        masker: Masker,
-        *,
-        sequence_length: int,
-        mask_tokens: int,
-        vocab_size: int,
-        pad_id: int,
-        cls_id: int,
-        sep_id: int,
-        special_ids: Iterable[int],
-        seed: int,
-        shuffle: bool = True,
-        dynamic_masking: bool = True,
-    ) -> None:
-        super().__init__(len(examples), seed=seed, shuffle=shuffle)
-        self.sequence_length = sequence_length
-        self.mask_tokens = mask_tokens
-        self.pad_id = pad_id
-        self.dynamic_masking = dynamic_masking
-        self._examples = examples
-        self._masker = masker
-        self._vocab_size = vocab_size
-        self._cls_id = cls_id
-        self._sep_id = sep_id
-        self._special_ids = sorted(special_ids)
-
-    def fetch(self, indices: np.ndarray, epochs: np.ndarray) -> Batch:
-        shape = (len(indices), self.sequence_length)
-        input_ids = np.full(shape, self.pad_id, dtype=np.int32)
-        input_ids[:, 0] = self._cls_id
-        ends = np.empty((2, len(indices)), dtype=np.int64)  # behind A's [SEP], behind B's
-        next_sentence_labels = np.empty(len(indices), dtype=np.int32)
-        for row, (tokens_a, tokens_b, is_random_next) in enumerate(self._examples.read(indices)):
-            end_a = len(tokens_a) + 2
-            end_b = end_a + len(tokens_b) + 1
-            ids = input_ids[row]
-            ids[1 : end_a - 1] = tokens_a
-            ids[end_a - 1] = self._sep_id
-            ids[end_a : end_b - 1] = tokens_b
-            ids[end_b - 1] = self._sep_id
-            ends[0, row], ends[1, row] = end_a, end_b
-            next_sentence_labels[row] = is_random_next
-
-        columns = np.arange(self.sequence_length)
-        attention_mask = columns < ends[1][:, None]
-        token_type_ids = (columns >= ends[0][:, None]) & attention_mask
-        keys = derive_key(self.seed, _MASK_STREAM, epochs if self.dynamic_masking else 0, indices)
-        masked_ids, positions, labels = self._masker(input_ids, ends[1], keys)
-        return batch_of(
-            [masked_ids, attention_mask, token_type_ids, positions, labels, next_sentence_labels],
-        )
-
-    def token_counts(self) -> np.ndarray:
-        counts = self._examples.token_counts(self._vocab_size)
-        counts[self._special_ids] = 0
-        return counts
-
-
-# What is known of the data before training: counts, and how hard its tokens are to guess without a model.
 
 
 @dataclasses.dataclass(frozen=True)

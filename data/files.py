@@ -1,4 +1,4 @@
-"""Writing a file so that others see all of it or none."""
+"""What the rest of `data` shares: its error, files written whole or not at all, one process at a time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import os
 import uuid
 from pathlib import Path
 from typing import Iterator
+
+
+class DataError(ValueError):
+    """A user's mistake about data: says what was asked, what was found and what to do."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -41,9 +45,6 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-# One process at a time prepares the same data.
-
-
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[bool]:
     """Hold the lock file at path, waiting for any other holder. Yields False where files can't be locked.
@@ -62,10 +63,3 @@ def exclusive(path: Path) -> Iterator[bool]:
         except OSError:  # a file system without locks
             locked = False
         yield locked
-
-
-# What `data` raises when a corpus, a vocabulary or a data file is not usable.
-
-
-class DataError(ValueError):
-    """A user's mistake about data: says what was asked, what was found and what to do."""

@@ -12,7 +12,7 @@ from typing import Iterable, List, Tuple
 
 import numpy as np
 
-from data.randomness import below, draws, mix, unit_interval
+from .randomness import below, draws, mix, unit_interval
 
 IGNORED_LABEL = -100
 _MASKED_SHARE, _RANDOM_SHARE = 0.8, 0.1

@@ -1,4 +1,5 @@
-"""Sentence pairs for next sentence prediction, as in BERT (Devlin et al. 2019, section 3.1 and appendix A.2).
+"""Sentences, and pairs of them for next sentence prediction (BERT: Devlin et al. 2019, section 3.1 and
+appendix A.2).
 
 Legend: the tokens of all documents of a chunk lie one behind the other in one flat array. A sentence is a
 range of it, a document a range of sentences, and so are segments A and B of an example, because both are runs
@@ -52,9 +53,8 @@ def build_pairs(
     a lone sentence gives no example. Only rng.random() is drawn from, which Python promises to keep the same
     in all versions.
     """
-    bounds: List[
-        List[int]
-    ] = []  # bounds[d][i]: where sentence i of document d begins; one entry more: its end
+    # bounds[d][i]: where sentence i of document d begins; one entry more: its end
+    bounds: List[List[int]] = []
     start = 0
     for lengths in documents:
         edges = [start]
@@ -118,8 +118,6 @@ def _truncate(
     return Pair(a_start, a_end, b_start, b_end, is_random)
 
 
-# Documents to sentences: lines, and long lines cut at sentence ends.
-
 # A line up to this long is taken for a sentence: text that is one sentence a line stays as it is.
 _LONG_LINE_CHARACTERS = 200
 
@@ -135,7 +133,7 @@ _SENTENCE_END = re.compile(
 
 
 def split_sentences(document: str) -> List[str]:
-    """The sentences of a document in order, stripped, none empty."""
+    """A document's sentences in order, stripped, none empty: its lines, long ones cut at sentence ends."""
     sentences: List[str] = []
     for line in document.split("\n"):
         line = line.strip()

@@ -1,4 +1,4 @@
-"""Pretraining data from a corpus of text: its vocabulary and shards, and the datasets over them."""
+"""From the options of a run to its pretraining data: corpus, vocabulary, shards or TFRecords, datasets."""
 
 from __future__ import annotations
 
@@ -9,34 +9,151 @@ import os
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
-from data.corpora import Corpus, open_corpus
-from data.masking import Masker
-from data.prepared import EXAMPLES, PreparedText, find_prepared, prepared_folder, record_prepared
-from data.shards import load_manifest, open_shards
-from data.tfrecord import TfRecordFile
-from data.tokenizer import Tokenizer, train_tokenizer
+import numpy as np
 
+from .batches import SampleDataset
+from .cache import (
+    EXAMPLES,
+    PreparedText,
+    find_prepared,
+    kept_or_made,
+    load_kept_tokenizer,
+    prepared_folder,
+    record_prepared,
+)
+from .corpora import Corpus, open_corpus
 from .dataset import PretrainingDataset, PretrainingStatistics, SplitStatistics, TfRecordPretrainingDataset
 from .files import DataError
 from .make_shards import PairParameters, prepare_shards
-from .prepared import (
+from .masking import Masker
+from .shards import RECORD, TRAIN, VALIDATION, load_manifest, open_shards
+from .tfrecord import TfRecordFile
+from .tokenizer import (
     TRAINED_TOKENIZER,
-    PretrainingData,
-    PretrainingDataOptions,
-    kept_or_made,
-    load_kept_tokenizer,
+    Tokenizer,
     named_tokenizer,
     refuse_larger_vocabulary,
+    train_tokenizer,
 )
-from .shards import TRAIN, VALIDATION
 
+_SHORTEST_SEQUENCE = 8
+# A shard's record has 16 bits for the length of a segment.
+_LONGEST_SEQUENCE = int(np.iinfo(RECORD["length_a"]).max)
 _NOT_RANDOM = (
     "its training part has one document: no segment can come from another one, so every next-sentence label "
     "is 0 and next-sentence prediction learns nothing; blank lines separate documents"
 )
 
 
-def prepare_text(options: PretrainingDataOptions, cache_folder: Path, progress: bool) -> PreparedText:
+@dataclasses.dataclass(frozen=True)
+class PretrainingDataOptions:
+    """corpus: see open_corpus, or TFRecord files (a .tfrecord file, a glob, a folder of them).
+
+    validation_corpus: if given, validation_fraction is ignored; of a Hugging Face dataset its split
+    "validation". tokenizer: "train" trains a vocabulary of vocab_size on the corpus, otherwise see
+    load_tokenizer. preprocessing_workers: processes; None for all cores, 0 for none.
+    """
+
+    corpus: str
+    sequence_length: int
+    mask_tokens: int
+    vocab_size: int
+    tokenizer: str = TRAINED_TOKENIZER
+    corpus_subset: Optional[str] = None
+    corpus_split: str = "train"
+    text_column: str = "text"
+    validation_corpus: Optional[str] = None
+    validation_fraction: float = 0.05
+    lowercase: bool = True
+    masked_lm_probability: float = 0.15
+    dynamic_masking: bool = True
+    whole_word_masking: bool = False
+    short_sequence_probability: float = 0.1
+    seed: int = 42
+    preprocessing_workers: Optional[int] = None
+
+    def __post_init__(self) -> None:
+        for name in ("corpus", "validation_corpus", "tokenizer"):
+            if getattr(self, name) == "":
+                raise DataError(f"{name} is empty: name one, for the current folder say '.'")
+        if not _SHORTEST_SEQUENCE <= self.sequence_length <= _LONGEST_SEQUENCE:
+            raise DataError(
+                f"sequence_length {self.sequence_length} is outside of {_SHORTEST_SEQUENCE} to "
+                f"{_LONGEST_SEQUENCE}"
+            )
+        if not 1 <= self.mask_tokens <= self.sequence_length:
+            raise DataError(
+                f"mask_tokens {self.mask_tokens} is outside of 1 to {self.sequence_length} (sequence_length)"
+            )
+        for name in ("masked_lm_probability", "short_sequence_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DataError(f"{name} {getattr(self, name)} is outside of 0 to 1")
+        if not 0 <= self.validation_fraction < 1:
+            raise DataError(f"validation_fraction {self.validation_fraction} is outside of 0 to below 1")
+        if self.preprocessing_workers is not None and self.preprocessing_workers < 0:
+            raise DataError(
+                f"preprocessing_workers {self.preprocessing_workers} is negative: 0 works without"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainingData:
+    """validation: unshuffled, static masks; None without one. tokenizer: None if TFRecords name none.
+
+    identity: names the prepared data and the vocabulary; a checkpoint keeps it for the run that resumes.
+    """
+
+    train: SampleDataset
+    validation: Optional[SampleDataset]
+    tokenizer: Optional[Tokenizer]
+    statistics: PretrainingStatistics
+    identity: str
+
+
+def prepare_pretraining_data(
+    options: PretrainingDataOptions,
+    *,
+    cache_folder: Path,
+    progress: bool = True,
+    identity: Optional[str] = None,
+) -> PretrainingData:
+    """Everything that training needs, ready to read; from cache_folder where an earlier run has prepared it.
+
+    identity: of the data that is wanted and no other. A text corpus isn't even looked at if the cache folder
+    has what was prepared from it.
+    Raises DataError for unusable corpora, vocabularies and shards (see their modules), for an unusable cache
+    folder, and where the data that is there has another identity.
+    """
+    cache_folder = Path(cache_folder)
+    try:
+        cache_folder.mkdir(parents=True, exist_ok=True)
+        data = _prepared_data(options, cache_folder, progress, identity)
+    except OSError as error:
+        raise DataError(
+            f"cannot use {error.filename or cache_folder}: {error.strerror or error}. Prepared data is kept "
+            f"in cache_folder {cache_folder}: make room and check that you may write there, or set another"
+        ) from error
+    if identity is not None and data.identity != identity:
+        raise DataError(
+            f"the corpus {options.corpus} or its vocabulary has changed since the checkpoint was written "
+            f"(its data was {identity}, now it is {data.identity}): restore it, or start a new run from the "
+            "weights with --checkpoint"
+        )
+    return data
+
+
+def _prepared_data(
+    options: PretrainingDataOptions, cache_folder: Path, progress: bool, identity: Optional[str]
+) -> PretrainingData:
+    prepared = None if identity is None else find_prepared(identity, cache_folder)
+    if prepared is None:
+        if _is_tfrecord(options.corpus):
+            return _prepare_tfrecords(options, cache_folder, identity)
+        prepared = _prepare_text(options, cache_folder, progress)
+    return _open_text(prepared, options, cache_folder)
+
+
+def _prepare_text(options: PretrainingDataOptions, cache_folder: Path, progress: bool) -> PreparedText:
     """Vocabulary and shards of the corpora, made unless the cache folder has them."""
     corpus = open_corpus(
         options.corpus,
@@ -78,7 +195,9 @@ def _pair_parameters(options: PretrainingDataOptions) -> PairParameters:
     )
 
 
-def open_text(prepared: PreparedText, options: PretrainingDataOptions, cache_folder: Path) -> PretrainingData:
+def _open_text(
+    prepared: PreparedText, options: PretrainingDataOptions, cache_folder: Path
+) -> PretrainingData:
     """Datasets over the shards. DataError where these options can't go with them."""
     tokenizer = prepared.tokenizer
     refuse_larger_vocabulary(tokenizer, options)
@@ -210,17 +329,14 @@ def _trained_tokenizer(
     )
 
 
-# Pretraining data from TFRecord files, which are used where they lie.
-
-
-def is_tfrecord(corpus: str) -> bool:
+def _is_tfrecord(corpus: str) -> bool:
     if corpus.endswith(".tfrecord"):
         return True
     folder = Path(corpus).expanduser()
     return folder.is_dir() and any(folder.rglob("*.tfrecord"))
 
 
-def prepare_tfrecords(
+def _prepare_tfrecords(
     options: PretrainingDataOptions, cache_folder: Path, identity: Optional[str]
 ) -> PretrainingData:
     """Datasets over the records of files. The tokeniser is kept with the identity, as for text."""
@@ -255,7 +371,7 @@ def prepare_tfrecords(
     named = [records.fingerprint(), tokenizer and tokenizer.fingerprint()]
     validation: Optional[TfRecordPretrainingDataset] = None
     if options.validation_corpus is not None:
-        if not is_tfrecord(options.validation_corpus):
+        if not _is_tfrecord(options.validation_corpus):
             raise DataError(
                 f"the corpus {options.corpus} is TFRecord files, so validation_corpus must be too, unlike "
                 f"{options.validation_corpus}; without one, validation_fraction holds out records"
@@ -289,49 +405,3 @@ def prepare_tfrecords(
         kept = tokenizer
         kept_or_made(prepared_folder(found, cache_folder), lambda: kept)
     return PretrainingData(train, validation, tokenizer, statistics, found)
-
-
-# From the options of a run to its training and validation data: corpus, vocabulary, shards, datasets.
-
-
-def prepare_pretraining_data(
-    options: PretrainingDataOptions,
-    *,
-    cache_folder: Path,
-    progress: bool = True,
-    identity: Optional[str] = None,
-) -> PretrainingData:
-    """Everything that training needs, ready to read; from cache_folder where an earlier run has prepared it.
-
-    identity: of the data that is wanted and no other. A text corpus isn't even looked at if the cache folder
-    has what was prepared from it.
-    Raises DataError for unusable corpora, vocabularies and shards (see their modules), for an unusable cache
-    folder, and where the data that is there has another identity.
-    """
-    cache_folder = Path(cache_folder)
-    try:
-        cache_folder.mkdir(parents=True, exist_ok=True)
-        data = _prepared_data(options, cache_folder, progress, identity)
-    except OSError as error:
-        raise DataError(
-            f"cannot use {error.filename or cache_folder}: {error.strerror or error}. Prepared data is kept "
-            f"in cache_folder {cache_folder}: make room and check that you may write there, or set another"
-        ) from error
-    if identity is not None and data.identity != identity:
-        raise DataError(
-            f"the corpus {options.corpus} or its vocabulary has changed since the checkpoint was written "
-            f"(its data was {identity}, now it is {data.identity}): restore it, or start a new run from the "
-            "weights with --checkpoint"
-        )
-    return data
-
-
-def _prepared_data(
-    options: PretrainingDataOptions, cache_folder: Path, progress: bool, identity: Optional[str]
-) -> PretrainingData:
-    prepared = None if identity is None else find_prepared(identity, cache_folder)
-    if prepared is None:
-        if is_tfrecord(options.corpus):
-            return prepare_tfrecords(options, cache_folder, identity)
-        prepared = prepare_text(options, cache_folder, progress)
-    return open_text(prepared, options, cache_folder)

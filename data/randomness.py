@@ -53,13 +53,11 @@ def unit_interval(words: np.ndarray) -> np.ndarray:
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-# A keyed bijection of range(n) in constant memory, for shuffling a data set without storing the order.
-
 _ROUNDS = 8  # each round mixes one half with a function of the other
 
 
 class IndexPermutation:
-    """Maps indices of range(n) one to one onto range(n).
+    """A keyed bijection of range(n) in constant memory: shuffles a data set without storing the order.
 
     A Feistel network permutes the 2^bits numbers of the smallest power of two that holds n; a result that is
     not below n is sent through again until it is (cycle walking: Black and Rogaway, "Ciphers with arbitrary

@@ -18,9 +18,7 @@ import numpy as np
 
 from .files import DataError, write_atomically
 
-# CRC-32C (Castagnoli, RFC 3720 appendix B.4), as TFRecord files use it, fast enough in NumPy.
-
-_POLYNOMIAL = 0x82F63B78  # bits reversed
+_POLYNOMIAL = 0x82F63B78  # of CRC-32C (Castagnoli, RFC 3720 appendix B.4), bits reversed
 _BLOCK_BYTES = 1024
 
 
@@ -42,7 +40,7 @@ def _table() -> np.ndarray:
 
 
 def crc32c(data: bytes) -> int:
-    """The CRC-32C of the bytes."""
+    """The CRC-32C of the bytes, which TFRecord files use."""
     # The running remainder acts as if XORed into the next four bytes. Zeros in front of a message change
     # nothing while the remainder is zero, so the first block may be filled up from the left.
     content = np.frombuffer(data, dtype=np.uint8)
@@ -103,9 +101,8 @@ def masked_crc32c(data: bytes) -> int:
     return int(masked(np.array([crc32c(data)], dtype=np.uint32))[0])
 
 
-# Reads the int64 features of a serialised tf.train.Example, without a protobuf library.
-#
-# The messages, from TensorFlow's example.proto and feature.proto (field numbers at the right):
+# A serialised tf.train.Example is read without a protobuf library. Its messages, from TensorFlow's
+# example.proto and feature.proto (field numbers at the right):
 #     Example   { Features features = 1 }
 #     Features  { map<string, Feature> feature = 1 }, so repeated { string key = 1; Feature value = 2 }
 #     Feature   { BytesList = 1 | FloatList = 2 | Int64List = 3 }

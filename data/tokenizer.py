@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Protocol, Sequence, Tuple
 
 import numpy as np
 import tokenizers
@@ -17,6 +17,7 @@ from .files import DataError, write_atomically
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUATION = "##"
+TRAINED_TOKENIZER = "train"  # the name of the vocabulary that is trained on the corpus
 
 
 class Tokenizer:
@@ -57,8 +58,7 @@ class Tokenizer:
 
     def encode_lines(self, lines: List[str]) -> List[np.ndarray]:
         """Each line's token ids, int32 [tokens], without special tokens; a blank line gives none."""
-        encode = getattr(self._encoder, "encode_batch_fast", self._encoder.encode_batch)  # newer: no offsets
-        encodings = encode(lines, add_special_tokens=False)
+        encodings = self._encoder.encode_batch_fast(lines, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def encode_with_offsets(self, text: str) -> Tuple[np.ndarray, np.ndarray]:
@@ -290,8 +290,38 @@ def _download(name: str) -> Path:
 
         files = ["tokenizer.json", "vocab.txt", "tokenizer_config.json"]
         return Path(snapshot_download(name, allow_patterns=files))
-    except Exception as error:  # the network, the name and the cache fail with many types
+    except Exception as error:  # the hub's client raises its HTTP library's errors too, of many types
         raise DataError(
             f"no file or folder {name!r} here, and it could not be had from the Hugging Face hub: "
             f"{type(error).__name__}: {error}. Check the name and the network, or name a vocabulary file."
         ) from error
+
+
+class VocabularyOptions(Protocol):
+    """Which vocabulary, and for how many token ids there is room."""
+
+    @property
+    def tokenizer(self) -> str: ...
+
+    @property
+    def lowercase(self) -> bool: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+
+def named_tokenizer(options: VocabularyOptions) -> Tokenizer:
+    """The tokeniser that the options name. Raises DataError where the model has no room for it."""
+    tokenizer = load_tokenizer(options.tokenizer, lowercase=options.lowercase)
+    refuse_larger_vocabulary(tokenizer, options)
+    return tokenizer
+
+
+def refuse_larger_vocabulary(tokenizer: Tokenizer, options: VocabularyOptions) -> None:
+    """Raises DataError where the tokeniser has more tokens than the model has ids."""
+    excess = tokenizer.vocab_size - options.vocab_size
+    if excess > 0:
+        raise DataError(
+            f"the vocabulary {options.tokenizer} has {tokenizer.vocab_size} tokens, {excess} more than "
+            f"vocab_size {options.vocab_size}: set vocab_size to {tokenizer.vocab_size}"
+        )

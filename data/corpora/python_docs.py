@@ -20,9 +20,8 @@ from typing import Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
 from .text import refuse_empty
 
-# Sentences: where a paragraph splits into them, and which of them are English prose.
-
-# A stop, with a closing quote or bracket, before a blank and what a sentence begins with.
+# Where a paragraph splits into sentences: a stop, perhaps with a closing quote or bracket, then a blank and
+# something that can begin a sentence.
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
 _ABBREVIATION = re.compile(
     r"(?:\b(?:e\.g|i\.e|etc|cf|vs|Dr|Mr|Mrs|St|al|Fig|Eq|Sec|No|resp|approx|incl)|\b[A-Z])\.$"
@@ -67,11 +66,8 @@ def is_prose(sentence: str) -> bool:
     return symbols <= len(words) // 5 and foreign <= 2
 
 
-# From documentation markup to plain paragraphs: code, tables, signatures and directives are left out.
-#
-# Reads reStructuredText, Markdown, and the Google and NumPy docstring styles by the shapes of their lines
-# alone: documentation in the wild mixes them, so a strict parser of any one would give up on most of it.
-
+# Markup is read by the shapes of its lines alone: reStructuredText, Markdown, and the Google and NumPy
+# docstring styles. Real documentation mixes them, so a strict parser of any one would give up on most of it.
 _FENCE = re.compile(r"```|~~~")
 _RULE = re.compile(r"([=\-~^\"'*+#_.:`|])(?:\1|[ +|])+$")  # underlines of headings, table borders
 _PROMPT = re.compile(r">>>|\.\.\. |\$ |In \[\d|Out\[\d|%timeit")

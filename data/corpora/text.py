@@ -1,4 +1,4 @@
-"""Text files as a corpus: plain, gzip or xz; a blank line, or the end of a file, ends a document."""
+"""Corpora of text: files, where a blank line or the end of a file ends a document; Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import lzma
 import os
 import zlib
 from pathlib import Path
-from typing import IO, Any, Iterable, Iterator, List, Optional, Protocol, Sequence, Union
+from typing import IO, Any, Callable, Iterable, Iterator, List, Optional, Protocol, Sequence, Union
 
 from ..files import DataError
-
-# What a corpus is, and the one form in which every corpus gives its text.
 
 
 class Corpus(Protocol):
@@ -177,11 +175,11 @@ def _documents_of(file: Path) -> Iterator[str]:
         yield document_from_lines(lines)
 
 
-# Any Hugging Face dataset with a text column, streamed; a local folder of data files works the same.
-
-
 class HuggingFaceCorpus:
-    """Each row is a document; blank lines inside it only part its paragraphs."""
+    """A Hugging Face dataset with a text column, streamed; a local folder of data files works the same.
+
+    Each row is a document; blank lines inside it only separate its paragraphs.
+    """
 
     def __init__(self, dataset: str, subset: Optional[str], split: str, text_column: str) -> None:
         self.name = f"hf:{dataset}"
@@ -192,7 +190,7 @@ class HuggingFaceCorpus:
 
     def fingerprint(self) -> str:
         """Of name, subset, split, column and what `datasets` knows of the files' state."""
-        builder = self._ask("load_dataset_builder", self.dataset, self.subset)
+        builder = self._ask(lambda datasets: datasets.load_dataset_builder(self.dataset, self.subset))
         parts = (self.dataset, self.subset, self.split, self.text_column, builder.hash, builder.config.name)
         return hashlib.sha256(f"hugging-face-1 {parts!r} {builder.config.version}".encode()).hexdigest()
 
@@ -201,7 +199,13 @@ class HuggingFaceCorpus:
         return refuse_empty(every, self.name, f"Is split {self.split!r} empty?")
 
     def _texts(self) -> Iterator[Any]:
-        rows = iter(self._ask("load_dataset", self.dataset, self.subset, split=self.split, streaming=True))
+        rows = iter(
+            self._ask(
+                lambda datasets: datasets.load_dataset(
+                    self.dataset, self.subset, split=self.split, streaming=True
+                )
+            )
+        )
         while True:
             try:
                 row = next(rows)
@@ -222,7 +226,7 @@ class HuggingFaceCorpus:
                 )
             yield (text or "").splitlines()
 
-    def _ask(self, function: str, *arguments: Any, **keywords: Any) -> Any:
+    def _ask(self, load: Callable[[Any], Any]) -> Any:
         try:
             import datasets
         except ImportError as error:
@@ -230,7 +234,7 @@ class HuggingFaceCorpus:
                 f"{self.name} needs the package `datasets`: {error}. Run `pip install datasets`."
             ) from error
         try:
-            return getattr(datasets, function)(*arguments, **keywords)
+            return load(datasets)
         except Exception as error:  # names, networks, formats and splits fail with many types
             raise self._failure(error) from error
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from data.squad.answers import Answered, AnswerOptions, Candidate, find_answers, prediction_files
-from data.squad.files import Answer, Question, QuestionSet, read_json, read_questions
-from data.squad.preparation import (
+from .answers import Answered, AnswerOptions, Candidate, find_answers, prediction_files
+from .files import PUBLISHED, Answer, Question, QuestionSet, open_questions, read_json, read_questions
+from .prepare import (
     PreparedQuestions,
     SquadDataOptions,
     prepare_questions,
     read_split,
     squad_tokenizer,
 )
-from data.squad.windows import Window, WindowOptions, make_windows
-
-from .files import PUBLISHED, open_questions
 from .scores import (
     QuestionScore,
     best_thresholds,
@@ -23,7 +20,7 @@ from .scores import (
     normalize_answer,
     score_questions,
 )
-from .windows import Features, SquadDataset, prepare_features
+from .windows import Features, SquadDataset, Window, WindowOptions, make_windows, prepare_features
 
 __all__ = [
     "PUBLISHED",

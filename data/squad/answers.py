@@ -18,10 +18,8 @@ from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 import numpy as np
 
-from data.squad.files import Question, QuestionSet
-from data.squad.windows import CLS_POSITION
-
-from .windows import Features
+from .files import Question, QuestionSet
+from .windows import CLS_POSITION, Features
 
 
 @dataclass(frozen=True)

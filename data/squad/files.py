@@ -1,4 +1,4 @@
-"""SQuAD's JSON files, version 1.1 and 2.0, plain or gzipped."""
+"""Questions from SQuAD's JSON files (plain or gzipped), or from Hugging Face datasets with its columns."""
 
 from __future__ import annotations
 
@@ -235,8 +235,6 @@ def check_located(place: str, context: str, answer: Answer) -> None:
             f"there in a context of {len(context)} characters; {hint}. Correct answer_start."
         )
 
-
-# Where questions come from: a SQuAD JSON file, or a Hugging Face dataset that has SQuAD's columns.
 
 HUGGING_FACE = "hf:"
 # The published sets, by version.

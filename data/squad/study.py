@@ -15,9 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-from data.squad.files import QuestionSet, read_json, read_questions
-
 from ..files import DataError
+from .files import QuestionSet, read_json, read_questions
 from .scores import evaluate
 
 _SEED = 0

@@ -1,6 +1,7 @@
 """Questions and their contexts as BERT's inputs: [CLS] question [SEP] part of the context [SEP] [PAD]...
 
-A context longer than a sequence is cut into overlapping windows. Letters: S is `max_seq_length`.
+A context longer than a sequence is cut into overlapping windows, made once and cached as arrays.
+Letters: N windows, S tokens of a sequence.
 """
 
 from __future__ import annotations
@@ -19,12 +20,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.batches import Batch, SampleDataset
-from data.masking import IGNORED_LABEL
-from data.squad.files import Question, QuestionSet
-from data.tokenizer import Tokenizer
-
+from ..batches import Batch, SampleDataset
 from ..files import DataError, exclusive, write_atomically
+from ..masking import IGNORED_LABEL
+from ..tokenizer import Tokenizer
+from .files import Question, QuestionSet
 
 CLS_POSITION = 0
 SPECIAL_TOKENS_PER_WINDOW = 3
@@ -185,10 +185,8 @@ def _window(
     )
 
 
-# The windows of a set of questions as arrays that are made once, cached and memory-mapped.
-#
-# cache_folder/squad/IDENTITY has one .npy file an array and manifest.json, which is written last, with the
-# files' checksums: a folder without it, or with a damaged file, is made again. Letters: N windows, S tokens.
+# The cache of windows: cache_folder/squad/IDENTITY has one .npy file an array and manifest.json, which is
+# written last, with the files' checksums: a folder without it, or with a damaged file, is made again.
 
 FORMAT_VERSION = 1
 _MANIFEST = "manifest.json"
@@ -341,9 +339,6 @@ def _crc32(file: Path) -> int:
         for block in iter(lambda: stream.read(1 << 22), b""):
             checksum = zlib.crc32(block, checksum)
     return checksum
-
-
-# Windows as batches for a model that finds answers.
 
 
 class SquadDataset(SampleDataset):

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from data import DataError, PretrainingDataOptions, prepare_pretraining_data
+from data.cache import keep_tokenizer, kept_or_made, load_kept_tokenizer
 from data.corpora import Corpus
 from data.files import write_atomically
-from data.prepared import keep_tokenizer, kept_or_made, load_kept_tokenizer
 from data.tokenizer import Tokenizer
 
 

@@ -1,18 +1,20 @@
-"""Examples as the model gets them: layout, masks by epoch, and the text that they came from."""
+"""Examples as the model gets them: layout, masks, the text that they came from; the unigram entropy."""
 
 from __future__ import annotations
 
+import math
 import pickle
 from pathlib import Path
-from typing import Callable
+from typing import Callable, List
 
 import numpy as np
 import pytest
 import torch
 
-from data.batches import collate
+from data.batches import SampleDataset, collate
 from data.corpora import Corpus
-from data.dataset import PretrainingDataset
+from data.dataset import PretrainingDataset, unigram_entropy
+from data.files import DataError
 from data.make_shards import PairParameters, prepare_shards
 from data.masking import IGNORED_LABEL, Masker
 from data.shards import ShardedExamples, open_shards
@@ -136,3 +138,30 @@ def test_token_counts_are_those_of_the_text(
     expected = np.bincount(ids.ravel(), minlength=tokenizer.vocab_size)
     expected[list(tokenizer.special_ids)] = 0
     assert dataset.token_counts().tolist() == expected.tolist()
+
+
+class Counted(SampleDataset):
+    def __init__(self, counts: List[int]) -> None:
+        super().__init__(1, seed=0, shuffle=False)
+        self._counts = np.array(counts)
+
+    def token_counts(self) -> np.ndarray:
+        return self._counts
+
+
+@pytest.mark.parametrize(
+    "counts, entropy",
+    [
+        ([5], 0.0),
+        ([3, 3], math.log(2)),
+        ([1] * 100, math.log(100)),
+        ([0, 2, 0, 1, 1], 1.5 * math.log(2)),
+    ],
+)
+def test_known_entropies(counts: List[int], entropy: float) -> None:
+    assert unigram_entropy(Counted(counts)) == pytest.approx(entropy, abs=1e-12)
+
+
+def test_nothing_has_no_entropy() -> None:
+    with pytest.raises(DataError):
+        unigram_entropy(Counted([0, 0]))

@@ -1,4 +1,4 @@
-"""Sentence pairs: what A and B may be, how often B is random, and that nothing else happens to the text."""
+"""Sentences lose no text; pairs: what A and B may be, and how often B is random."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import List
 
 import pytest
 
-from data.pairs import Pair, build_pairs, split_long_sentences
+from data.pairs import Pair, build_pairs, split_long_sentences, split_sentences
 
 MAX_TOKENS = 61
 
@@ -121,3 +121,42 @@ def test_long_sentences_are_cut_not_lost() -> None:
 
 def test_no_documents_no_pairs() -> None:
     assert build([]) == [] and build([[], []]) == []
+
+
+LONG = "This clause exists in order to make the line a long one, " * 4
+
+
+def test_short_lines_are_sentences() -> None:
+    assert split_sentences("One. Two.\n  Three?  \n\nFour") == ["One. Two.", "Three?", "Four"]
+
+
+@pytest.mark.parametrize(
+    "tail, sentences",
+    [
+        ("it ends. Another begins! A third?", ["it ends.", "Another begins!", "A third?"]),
+        ('he said "it ends." Then he left.', ['he said "it ends."', "Then he left."]),
+        ("as Mr. Brown and Mrs. Gray said.", ["as Mr. Brown and Mrs. Gray said."]),
+        ("as J. R. Smith said.", ["as J. R. Smith said."]),
+        ("version 3.8 of e.g. Python, cf. PEP 8.", ["version 3.8 of e.g. Python, cf. PEP 8."]),
+        ("it ends. and goes on.", ["it ends. and goes on."]),
+        ("it ends. 12 of them came.", ["it ends.", "12 of them came."]),
+        ("終わる。始まる。", ["終わる。", "始まる。"]),
+    ],
+)
+def test_long_lines_are_cut_at_sentence_ends(tail: str, sentences: List[str]) -> None:
+    expected = [(LONG + sentences[0]), *sentences[1:]]
+    assert split_sentences(LONG + tail) == expected
+
+
+def test_no_text_is_lost(documents: List[str]) -> None:
+    for document in documents:
+        joined = " ".join(document.split("\n"))
+        sentences = split_sentences(joined)
+        assert "".join("".join(sentences).split()) == "".join(document.split())
+        assert all(sentence == sentence.strip() != "" for sentence in sentences)
+
+
+def test_prose_is_cut_often(documents: List[str]) -> None:
+    text = " ".join(" ".join(documents).split())
+    lengths = [len(sentence) for sentence in split_sentences(text)]
+    assert 60 < sum(lengths) / len(lengths) < 250

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from data.squad.files import QuestionSet
-from data.squad.windows import WindowOptions
-from data.tokenizer import Tokenizer, load_tokenizer
-
 from ..files import DataError
-from ..prepared import TRAINED_TOKENIZER, named_tokenizer, refuse_larger_vocabulary
-from .files import PUBLISHED, open_questions
-from .windows import Features, prepare_features
+from ..tokenizer import (
+    TRAINED_TOKENIZER,
+    Tokenizer,
+    load_tokenizer,
+    named_tokenizer,
+    refuse_larger_vocabulary,
+)
+from .files import PUBLISHED, QuestionSet, open_questions
+from .windows import Features, WindowOptions, prepare_features
 
 CHECKPOINTS_TOKENIZER = "checkpoint"
 

@@ -1,0 +1,100 @@
+"""The cache of prepared text: tokenisers and shards, found again by their identity, without the corpus.
+
+A run that resumes has to train on exactly the data that it started with, and at once: the corpus may be
+remote, slow to read, or gone. So the cache folder has prepared/IDENTITY: the tokeniser and the names of the
+folders of shards. A tokeniser in the cache is used only if its files match its fingerprint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Callable, Optional
+
+from .files import DataError, exclusive, write_atomically
+from .shards import load_manifest
+from .tokenizer import Tokenizer, load_tokenizer
+
+EXAMPLES = "examples"  # the folder of all folders of shards, in the cache folder
+_RECORD = "shards.json"
+_FINGERPRINT = "fingerprint.txt"  # the tokeniser's, written last
+
+
+def keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes the tokeniser for load_kept_tokenizer, over a damaged one if there is one. Raises OSError."""
+    tokenizer.save(folder)
+    write_atomically(folder / _FINGERPRINT, tokenizer.fingerprint().encode())
+
+
+def load_kept_tokenizer(folder: Path) -> Optional[Tokenizer]:
+    """The tokeniser kept in the folder; None if there is none or if a file of it is damaged or lost."""
+    with contextlib.suppress(DataError, FileNotFoundError, UnicodeDecodeError):
+        expected = (folder / _FINGERPRINT).read_text(encoding="utf-8")
+        tokenizer = load_tokenizer(str(folder))
+        if tokenizer.fingerprint() == expected:
+            return tokenizer
+    return None
+
+
+def kept_or_made(folder: Path, make: Callable[[], Tokenizer]) -> Tokenizer:
+    """The tokeniser of the folder, made and kept there if need be; another process doing so is waited for."""
+    tokenizer = load_kept_tokenizer(folder)
+    if tokenizer is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with exclusive(folder / "lock"):
+            tokenizer = load_kept_tokenizer(folder)
+            if tokenizer is None:
+                tokenizer = make()
+                keep_tokenizer(tokenizer, folder)
+    return tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedText:
+    """train, validation: names of folders of shards, the same where nothing but documents are held out."""
+
+    tokenizer: Tokenizer
+    train: str
+    validation: Optional[str]
+
+    @property
+    def identity(self) -> str:
+        """The same wherever the corpus' fingerprint, the vocabulary and the parameters are the same."""
+        named = json.dumps([self.train, self.validation, self.tokenizer.fingerprint()])
+        return "text-" + hashlib.blake2b(named.encode(), digest_size=16).hexdigest()
+
+
+def prepared_folder(identity: str, cache_folder: Path) -> Path:
+    return cache_folder / "prepared" / identity
+
+
+def record_prepared(prepared: PreparedText, cache_folder: Path) -> None:
+    """Makes it known to find_prepared. Raises OSError."""
+    if find_prepared(prepared.identity, cache_folder) is not None:
+        return
+    folder = prepared_folder(prepared.identity, cache_folder)
+    keep_tokenizer(prepared.tokenizer, folder)
+    shards = {"train": prepared.train, "validation": prepared.validation}
+    write_atomically(folder / _RECORD, json.dumps(shards).encode())
+
+
+def find_prepared(identity: str, cache_folder: Path) -> Optional[PreparedText]:
+    """What has this identity, None if it, its tokeniser or its shards aren't there (any more)."""
+    folder = prepared_folder(identity, cache_folder)
+    tokenizer = load_kept_tokenizer(folder)
+    if tokenizer is None:
+        return None
+    try:
+        shards = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        prepared = PreparedText(tokenizer, shards["train"], shards["validation"])
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+    if prepared.identity != identity:
+        return None
+    for name in {prepared.train, prepared.validation or prepared.train}:
+        if load_manifest(cache_folder / EXAMPLES / name) is None:
+            return None
+    return prepared
