@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from poptorch._run.compiled import trusted_kernels
+from poptorch._trace.patches import trusted_kernels
 
 from tests.poptorch.executor_models import poptorch
 

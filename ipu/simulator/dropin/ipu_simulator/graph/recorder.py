@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, Callable, Iterable, Iterator, Mapping
@@ -119,7 +120,7 @@ def _plain(value: Any) -> Any:
 # Another name for the same tensor.
 _ALIASES = frozenset({"alias", "detach", "lift", "lift_fresh"})
 _DEVICE = torch.ops.prim.device.default
-# Not known to torch 2.0, where what follows a module that failed counts as that module's.
+# Not known to torch 2.0: there, what follows a module that failed counts as that module's.
 _ALSO_AFTER_ERRORS: dict[str, Any] = {"always_call": True} if torch.__version__ >= "2.1" else {}
 
 # The device has no 64-bit types and no bfloat16.
@@ -134,6 +135,33 @@ if hasattr(torch, "uint64"):  # from 2.3 on
 
 class UnsupportedType(ValueError):
     """A type of tensor that the device doesn't have."""
+
+
+@contextlib.contextmanager
+def module_calls(enter: Callable[[torch.nn.Module], None], leave: Callable[[], Any]) -> Iterator[None]:
+    """Inside, each module that this thread calls is told to `enter` first and to `leave` afterwards.
+
+    torch's module hooks are the process's: other threads (data loading, another model) may call modules too.
+    """
+    thread = threading.get_ident()
+
+    def before(module: torch.nn.Module, _inputs: Any) -> None:
+        if threading.get_ident() == thread:
+            enter(module)
+
+    def after(_module: torch.nn.Module, _inputs: Any, _output: Any) -> None:
+        if threading.get_ident() == thread:
+            leave()
+
+    hooks = [
+        torch_module.register_module_forward_pre_hook(before),
+        torch_module.register_module_forward_hook(after, **_ALSO_AFTER_ERRORS),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @dataclass(frozen=True)
@@ -217,22 +245,11 @@ class Recorder(TorchDispatchMode):
     def recording(self) -> Iterator[None]:
         """Inside, operations are recorded, with the path of the module that runs them."""
 
-        def enter(module: torch.nn.Module, _inputs: Any) -> None:
+        def enter(module: torch.nn.Module) -> None:
             self._path.append(self._module_paths.get(id(module), self._path[-1]))
 
-        def leave(_module: torch.nn.Module, _inputs: Any, _output: Any) -> None:
-            self._path.pop()
-
-        hooks = [
-            torch_module.register_module_forward_pre_hook(enter),
-            torch_module.register_module_forward_hook(leave, **_ALSO_AFTER_ERRORS),
-        ]
-        try:
-            with self:
-                yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with module_calls(enter, self._path.pop), self:
+            yield
 
     def backward(self, loss: torch.Tensor, parameters: Iterable[torch.Tensor]) -> None:
         """Inside `recording`: follows the gradients of `loss`. Raises RuntimeError where it has none."""

@@ -18,6 +18,7 @@ from .._logging import logger
 from .._trace import popart_ir
 from .._trace import run as _trace
 from .._trace.casts import ImplicitCasts, IndexCasts, IpuDevice, version_of
+from .._trace.patches import trusted_kernels
 from .._trace.tape import Program, Tape
 from .._trace.watch import CompileTap, LossPlace, LossTap, find_loss
 from ..poptorch_core import createBackendError, createPoptorchError, usesIpuModel
@@ -79,25 +80,6 @@ def compile_lock(model: Any, options: Any) -> Iterator[None]:
     with (path / f"{name}.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-# Which of PyTorch's kernels a run may use.
-
-# Before this version, oneDNN's gradients of one-dimensional convolutions can be garbage: seen with 2.0.1 in
-# plain PyTorch, where 2.13, and 2.0.1 without oneDNN, give what float64 does.
-_WRONG_ONEDNN = (2, 1)
-
-
-@contextlib.contextmanager
-def trusted_kernels(version: str = torch.__version__) -> Iterator[None]:
-    """Inside, nothing computes by a kernel that is known to be wrong in this version of PyTorch."""
-    major, minor = version.split(".")[:2]
-    before = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = before and (int(major), int(minor)) >= _WRONG_ONEDNN
-    try:
-        yield
-    finally:
-        torch.backends.mkldnn.enabled = before
 
 
 # What a compilation finds out; the rest is made again from the model and its options.
@@ -259,7 +241,8 @@ class Executable:
             trusted_kernels(),
         ):
             self._randomness.seed_micro_batch(0, 0)
-            with _trace.tracing(self._options) as trace:
+            tape = Tape(inputs)
+            with _trace.tracing(self._options, tape.leave) as trace:
                 recorder = popart_ir.Recorder(
                     trace,
                     self._module_names(),
@@ -269,7 +252,6 @@ class Executable:
                 known = [*inputs, *self._model.parameters(), *self._model.buffers()]
                 tap = CompileTap(known)
                 casts = ImplicitCasts()
-                tape = Tape(inputs)
 
                 def mark_on_device(*made: list[torch.Tensor]) -> None:
                     tape.leave()  # the host's work in the middle of a run
@@ -277,7 +259,7 @@ class Executable:
 
                 trace.mark_on_device = mark_on_device
                 trace.at_each_run = tape.call_later
-                with recorder.recording(), tape.recording(), tap.below(), tap, casts, tape:
+                with recorder.recording(), tape.below(), tap.below(), tap, casts, tape:
                     output = self._model(*args, **kwargs)
             check_types(output, "An output")
             self._narrow_indices = tap.has_narrow_indices
@@ -375,11 +357,16 @@ class Executable:
         def forward(inputs):
             kept = anchors.micro_batch(inputs) if anchors else contextlib.nullcontext()
             if order is not None:
-                with _trace.running(), kept, self._casts(names_ipu=False):
+                with _trace.running(self._mixes_types), kept, self._casts(names_ipu=False):
                     return self._calls([inputs[i] for i in order])
             args, kwargs = arguments.replaced(inputs)
             tap = LossTap() if self._loss is not None and self._loss.kind == "function" else None
-            with _trace.running() as run, kept, tap or contextlib.nullcontext(), self._casts(self._names_ipu):
+            with (
+                _trace.running(self._mixes_types) as run,
+                kept,
+                tap or contextlib.nullcontext(),
+                self._casts(self._names_ipu),
+            ):
                 output = self._model(*args, **kwargs)
             outputs = tensors(output)
             called = tap.losses if tap is not None else []

@@ -73,7 +73,7 @@ def checked(kind: object, group_size: int, returned: object) -> ReplicaGrouping:
 executors: weakref.WeakSet[PoplarExecutor] = weakref.WeakSet()
 
 
-def _replica_grouping(
+def replica_grouping(
     self: torch.nn.Parameter,
     comm_group_type: CommGroupType,
     shards: int,
@@ -95,9 +95,6 @@ def _replica_grouping(
         raise createPoptorchError("replicaGrouping has to be called before the model is compiled")
     for executor in waiting:
         executor.replica_groupings[id(self)] = grouping
-
-
-torch.nn.Parameter.replicaGrouping = _replica_grouping  # type: ignore[attr-defined]
 
 
 class DeviceWeights:

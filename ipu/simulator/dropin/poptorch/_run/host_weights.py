@@ -159,20 +159,6 @@ def as_original_classes(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
             tensor.__class__ = class_
 
 
-_new_parameter = torch.nn.Parameter.__new__
-
-
-def _new_parameter_of_any(
-    cls: type[torch.nn.Parameter], data: torch.Tensor | None = None, requires_grad: bool = True
-) -> torch.nn.Parameter:
-    # PyTorch takes tensors of other classes only where detach() keeps the class.
-    plain = data.detach() if data is not None and is_wrapped(data) else data
-    return _new_parameter(cls, plain, requires_grad)  # type: ignore[arg-type]
-
-
-torch.nn.Parameter.__new__ = staticmethod(_new_parameter_of_any)  # type: ignore[method-assign, assignment]
-
-
 def _set_hosts(tensor: torch.Tensor, kind: type, hosts: list[HostWeights]) -> None:
     base = original_class(tensor)
     bases = (kind,) if base in kind.__mro__ else (kind, base)

@@ -5,16 +5,12 @@ The mark isn't on the tensors themselves: what they are saved, pickled and copie
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..poptorch_core import createPoptorchError
 
 _outputs = WeakTensorKeyDictionary()
-_backward = torch.Tensor.backward
 
 
 def mark(tensor: torch.Tensor) -> None:
@@ -22,15 +18,11 @@ def mark(tensor: torch.Tensor) -> None:
     _outputs[tensor] = True
 
 
-@functools.wraps(_backward)
-def _backward_but_on_outputs(self: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-    if self in _outputs:
+def check_backward(tensor: torch.Tensor) -> None:
+    """Raise poptorch.Error for a model's output."""
+    if tensor in _outputs:
         raise createPoptorchError(
             "backward() cannot be called explicitly on outputs of a PopTorch model. If you're using a "
             "trainingModel, the backwards pass is performed automatically when invoking the model. If you're "
             "using an inferenceModel, you should use a trainingModel instead."
         )
-    return _backward(self, *args, **kwargs)
-
-
-torch.Tensor.backward = _backward_but_on_outputs  # type: ignore[method-assign]

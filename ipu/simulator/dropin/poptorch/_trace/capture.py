@@ -13,7 +13,6 @@ from ipu_simulator.cost import settings as _settings
 from ipu_simulator.graph import fake as _stand_ins
 from ipu_simulator.graph import recorder as _capture
 from ipu_simulator.graph.fake import without_memory
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import enums
 from .._run.structure import tensors, with_tensors
@@ -21,6 +20,7 @@ from ..optim.settings import Extracted, extract
 from ..poptorch_core import MAX_IPUS_PER_PROCESS
 from . import run as _trace
 from .casts import ImplicitCasts
+from .patches import plain_kernels
 from .watch import CompileTap, find_loss
 
 # What a program's cost depends on beside its graph, read off its options and its optimizer.
@@ -185,7 +185,7 @@ def capture(
         mode or contextlib.nullcontext(),
         numerics.host_generator_kept(),
         torch.set_grad_enabled(training),
-        _plain_kernels(),
+        plain_kernels(),
         _trace.tracing(offline) as trace,
     ):
         placement = _Placement(trace)
@@ -222,17 +222,3 @@ def _loss(tap: CompileTap, trace: _trace.Trace, outputs: list[torch.Tensor]) -> 
     place = find_loss(tap.losses, trace.identity_losses, outputs, tap.sources)
     found = {"output": outputs, "identity": trace.identity_losses, "function": tap.losses}
     return found[place.kind][place.index]
-
-
-@contextlib.contextmanager
-def _plain_kernels():
-    """Inside, tensors are made on the CPU unless a program says otherwise, and nothing runs as a kernel that
-    only CPUs have: such would hide what it is composed of.
-    """
-    on_cpu = torch.get_default_device().type == "cpu"
-    had_mkldnn, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
-    try:
-        with sdpa_kernel(SDPBackend.MATH), contextlib.nullcontext() if on_cpu else torch.device("cpu"):
-            yield
-    finally:
-        torch.backends.mkldnn.enabled = had_mkldnn

@@ -158,22 +158,6 @@ class ImplicitCasts(TorchFunctionMode):
             return result
         return map_leaves(result, lambda leaf: _cast(leaf, torch.float16))
 
-    def __enter__(self):
-        torch.nn.RNNBase.check_input = _check_input_of_any_float
-        return super().__enter__()
-
-    def __exit__(self, *exception):
-        torch.nn.RNNBase.check_input = _CHECK_INPUT
-        super().__exit__(*exception)
-
-
-_CHECK_INPUT = torch.nn.RNNBase.check_input
-
-
-def _check_input_of_any_float(layer: torch.nn.RNNBase, input: torch.Tensor, batch_sizes: Any) -> None:
-    """What a recurrent layer checks of its input, but for the type."""
-    _CHECK_INPUT(layer, input.to(layer._flat_weights[0].dtype), batch_sizes)
-
 
 def _computed_in(dtype: torch.dtype, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What `func` gives for floats of `dtype`; what it writes to is written to."""

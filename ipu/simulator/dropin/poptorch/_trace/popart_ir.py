@@ -15,14 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Iterator
 
 import torch
-from torch.nn.modules import module as torch_module
+from ipu_simulator.graph.recorder import module_calls
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from . import run as _trace
 
-# Not known to torch 2.0: there, operations are named after a module that failed until the one around it ends.
-_ALSO_AFTER_ERRORS = {"always_call": True} if torch.__version__ >= "2.1" else {}
 _POPART_TYPES = {
     "_adaptive_avg_pool2d": "AveragePool",
     "_log_softmax": "LogSoftmax",
@@ -200,26 +198,16 @@ class Recorder(TorchDispatchMode):
         """Inside, operations are recorded, named after the modules that make them."""
         global _recorder
 
-        def enter(module, _inputs):
+        def enter(module: torch.nn.Module) -> None:
             self._scopes.append(self._module_names.get(id(module), ""))
 
-        def leave(module, _inputs, _output):
-            self._scopes.pop()
-
-        hooks = []
-        if self._module_names:
-            hooks = [
-                torch_module.register_module_forward_pre_hook(enter),
-                torch_module.register_module_forward_hook(leave, **_ALSO_AFTER_ERRORS),
-            ]
+        scopes = module_calls(enter, self._scopes.pop) if self._module_names else contextlib.nullcontext()
         outer, _recorder = _recorder, self
         try:
-            with self:
+            with scopes, self:
                 yield
         finally:
             _recorder = outer
-            for hook in hooks:
-                hook.remove()
 
     def ir(
         self, updated: list[str], update_types: tuple[str, ...], pipelined: bool, recompute: int | None

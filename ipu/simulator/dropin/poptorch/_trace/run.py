@@ -6,8 +6,6 @@ both, isRunningOnIpu() is True; only the first records blocks.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import os
 import sys
 from contextlib import contextmanager
@@ -18,11 +16,12 @@ from typing import Any, Callable, Iterator
 
 import torch
 from ipu_simulator.environment import TARGET_VARIABLE, target
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from .. import enums
 from ..poptorch_core import MAX_IPUS_PER_PROCESS, createBackendError, usesIpuModel
+from . import patches
 
 # Who calls an operation: the program, or a library that it uses.
 
@@ -69,38 +68,6 @@ def computed_by_library() -> bool:
     while frame.f_back is not None and frame.f_code.co_filename.startswith((_SIMULATOR, _TORCH)):
         frame = frame.f_back
     return any(folder in frame.f_code.co_filename for folder in _LIBRARIES)
-
-
-# Tensor classes of a program's own, made in a forward: PyTorch can't make them where a mode looks at
-# operations, as the tensor that it would turn into one has been seen by Python then.
-
-
-def _new(cls: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-    if cls is torch.Tensor:
-        return _original(cls, *args, **kwargs)
-    if len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor):
-        return args[0].as_subclass(cls)  # the same as an operation, which is seen
-    with _disable_current_modes():  # of numbers or sizes: the host's
-        return _original(cls, *args, **kwargs)
-
-
-_original = torch.Tensor.__new__
-
-
-@contextlib.contextmanager
-def subclasses_can_be_made() -> Iterator[None]:
-    """Stands inside the modes that look at operations."""
-    if "__new__" in vars(torch.Tensor):  # a model inside a model
-        yield
-        return
-    if "torch._compile" in sys.modules:
-        # PyTorch imports this with the first operation that a mode sees, and looks at the constructor then.
-        importlib.import_module("torch._dynamo")
-    torch.Tensor.__new__ = staticmethod(_new)
-    try:
-        yield
-    finally:
-        del torch.Tensor.__new__
 
 
 @dataclass(frozen=True)
@@ -284,21 +251,24 @@ def as_host():
 
 
 @contextmanager
-def tracing(options: Any) -> Iterator[Trace]:
-    """Stands around the forward that compiles a model; `Trace.validate` afterwards says whether it can be."""
+def tracing(options: Any, on_function: Callable[[], None] | None = None) -> Iterator[Trace]:
+    """Stands around the forward that compiles a model; `Trace.validate` afterwards says whether it can be.
+
+    :param on_function: called where an autograd.Function with a gradient is applied.
+    """
     trace = Trace(options)
     strategy = options._execution_strategy
     strategy.onStartTracing()
     try:
-        with _as_current(trace), _OutsideBlocks(trace), subclasses_can_be_made():
+        with _as_current(trace), _OutsideBlocks(trace), patches.around_forward(True, on_function):
             yield trace
     finally:
         strategy.onEndTracing()
 
 
 @contextmanager
-def running() -> Iterator[Run]:
-    """Stands around every later forward."""
+def running(casts: bool = False) -> Iterator[Run]:
+    """Stands around every later forward; `casts`: whether it makes implicit casts."""
     run = Run()
-    with _as_current(run), subclasses_can_be_made():
+    with _as_current(run), patches.around_forward(casts):
         yield run

@@ -7,9 +7,8 @@ itself has to run again.
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import torch
 from torch.autograd import forward_ad
@@ -222,7 +221,9 @@ class Tape(TorchFunctionMode):
             self._place_of(tensor)
 
     def leave(self) -> None:
-        """Something happens that a repetition of the calls would miss."""
+        """Something happens that a repetition of the calls would miss, such as an autograd.Function whose
+        backward pass is the program's own.
+        """
         self._is_whole = False
 
     def call_later(self, func: Callable[..., Any], *args: Any) -> None:
@@ -291,23 +292,9 @@ class Tape(TorchFunctionMode):
             self.leave()
         return Place(place)
 
-    @contextlib.contextmanager
-    def recording(self) -> Iterator[None]:
-        """Stands around the forward, outside the other modes; the tape itself goes inside them."""
-        original = torch.autograd.Function.__dict__["apply"]
-
-        def apply(cls, *args, **kwargs):
-            # Its backward pass is the program's own, and isn't among the calls.
-            if torch.is_grad_enabled():
-                self.leave()
-            return original.__get__(None, cls)(*args, **kwargs)
-
-        torch.autograd.Function.apply = classmethod(apply)
-        try:
-            with _Unseen(self):
-                yield
-        finally:
-            torch.autograd.Function.apply = original
+    def below(self) -> TorchDispatchMode:
+        """Stands around the forward, and sees the operations that its calls come down to."""
+        return _Unseen(self)
 
     def finish(self, loss: torch.Tensor | None, outputs: list[torch.Tensor]) -> Program | None:
         """The calls as a program; None where they aren't all."""
