@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import runpy
+import threading
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import ipu
 
 ipu.select_device("simulator")
 poptorch = ipu.poptorch
-tracing = poptorch._trace.run.tracing
+tracing, open_attributes = poptorch._trace.run.tracing, poptorch._trace.run.open_attributes
 AutoIncrement = poptorch.AutoStage.AutoIncrement
 
 
@@ -247,6 +248,37 @@ def test_running_on_ipu_only_within_a_run():
     with pytest.raises(RuntimeError), tracing(poptorch.Options()):
         raise RuntimeError
     assert seen == [True, True] and not poptorch.isRunningOnIpu()
+
+
+def test_a_run_is_its_own_thread_s():
+    """A data set that the loader's thread reads meanwhile isn't on the IPU."""
+    in_forward, in_dataset = threading.Event(), threading.Event()
+    dataset_saw, model_saw = [], []
+
+    class Dataset(torch.utils.data.Dataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            if index == 0:  # the accessor looks at one element when it is made
+                return torch.ones(2)
+            assert in_forward.wait(60)
+            dataset_saw.append((poptorch.isRunningOnIpu(), dict(open_attributes())))
+            in_dataset.set()
+            return torch.ones(2)
+
+    def forward(x):
+        with poptorch.Attribute(__outline={"layer": "mine"}):
+            in_forward.set()
+            assert in_dataset.wait(60)
+            model_saw.append((poptorch.isRunningOnIpu(), dict(open_attributes())))
+            return x * 2
+
+    accessor = poptorch.AsynchronousDataAccessor(Dataset(), early_preload=True)
+    poptorch.inferenceModel(_Function(forward)).compile(torch.ones(1, 2))
+    assert model_saw == [(True, {"__outline": {"layer": "mine"}})]
+    assert set(map(str, dataset_saw)) == {"(False, {})"}
+    accessor.terminate()
 
 
 @pytest.mark.parametrize(

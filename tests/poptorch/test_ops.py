@@ -76,7 +76,7 @@ def test_serialized_matmul_is_a_matmul(mode):
 
 def test_attributes_nest_and_come_back():
     def active():
-        return poptorch.ops.Attribute._active
+        return poptorch._trace.run.open_attributes()
 
     outer = poptorch.Attribute(__outline={"layer": "embedding"})
     outer.__enter__()

@@ -89,3 +89,27 @@ def test_other_threads_have_torch_s_own_functions_during_a_compilation():
     # The other thread's autograd.Function isn't the forward's: later runs need no Python.
     executor(X)
     assert len(found) == 1
+
+
+def test_compilations_that_overlap_in_two_threads():
+    """The second one begins inside the first, and goes on when that has ended."""
+    inside, ended = threading.Event(), threading.Event()
+
+    def second(x):
+        inside.set()
+        assert ended.wait(60)
+        return Kind(x * 2).as_subclass(torch.Tensor)
+
+    results = []
+    thread = threading.Thread(target=lambda: results.append(poptorch.inferenceModel(Calls(second))(X)))
+
+    def first(x):
+        thread.start()
+        assert inside.wait(60)
+        return x * 3
+
+    assert torch.equal(poptorch.inferenceModel(Calls(first))(X), X * 3)
+    ended.set()
+    thread.join(60)
+    assert torch.equal(results[0], X * 2)
+    assert _state() == BEFORE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import Any, Callable, ClassVar, NamedTuple
+from typing import Any, Callable, Mapping, NamedTuple
 
 import numpy
 import torch
@@ -218,8 +218,6 @@ class Attribute:
     Contexts nest; leaving one brings the outer values back. Values must be strings.
     """
 
-    _active: ClassVar[dict[str, dict[str, str]]] = {}
-
     def __init__(self, **kwargs: dict[str, str]) -> None:
         for name, values in kwargs.items():
             assert isinstance(values, dict), f"Attribute {name} must be a dictionary"
@@ -227,13 +225,13 @@ class Attribute:
                 f"The values of attribute {name} must be strings"
             )
         self._attributes = kwargs
-        self._outer: list[dict[str, dict[str, str]]] = []
+        self._outer: list[Mapping[str, dict[str, str]]] = []
 
     def __enter__(self) -> None:
-        outer = Attribute._active
+        outer = trace.open_attributes()
         self._outer.append(outer)
         inner = {name: {**outer.get(name, {}), **values} for name, values in self._attributes.items()}
-        Attribute._active = popart_ir.open_attributes = {**outer, **inner}
+        trace.set_attributes({**outer, **inner})
 
     def __exit__(
         self,
@@ -241,7 +239,7 @@ class Attribute:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        Attribute._active = popart_ir.open_attributes = self._outer.pop()
+        trace.set_attributes(self._outer.pop())
 
 
 class NameScope:

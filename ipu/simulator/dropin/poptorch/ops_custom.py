@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import runpy
 from types import TracebackType
-from typing import Any, Callable, ClassVar
+from typing import Any, Callable
 
 import torch
 from ipu_simulator import numerics, variables
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ._run.structure import tensors
 from ._trace import run as trace
@@ -152,25 +151,11 @@ class CPU:
         """The simulator's device shares the host's memory: nothing needs to be kept."""
 
 
-class _CountsConvolutions(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self.count += func is torch.ops.aten.convolution.default
-        return func(*args, **(kwargs or {}))
-
-
 class MultiConv:
     """A context whose convolutions are planned together. A setting is one value, or one for each.
 
     poptorch.Error on the device for contexts in each other, and for lists of another length.
     """
-
-    _open: ClassVar[_CountsConvolutions | None] = None
 
     def __init__(self) -> None:
         self._settings: dict[str, Any] = {}
@@ -210,12 +195,12 @@ class MultiConv:
         return self._set("cycleBackOff", value, float, single=True)
 
     def __enter__(self) -> None:
-        if not isinstance(trace.current(), trace.Trace):
+        run = trace.current()
+        if not isinstance(run, trace.Trace):
             return
-        if MultiConv._open is not None:
+        if run.convolutions is not None:
             raise createBackendError("Nested poptorch.MultiConv operations are not supported.")
-        MultiConv._open = _CountsConvolutions()
-        MultiConv._open.__enter__()
+        run.convolutions = 0
 
     def __exit__(
         self,
@@ -223,14 +208,13 @@ class MultiConv:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        counter = MultiConv._open
-        if counter is None:
+        run = trace.current()
+        if not isinstance(run, trace.Trace) or run.convolutions is None:
             return
-        MultiConv._open = None
-        counter.__exit__(type, value, traceback)
+        count, run.convolutions = run.convolutions, None
         for name, values in self._settings.items():
-            if type is None and isinstance(values, (list, tuple)) and len(values) != counter.count:
+            if type is None and isinstance(values, (list, tuple)) and len(values) != count:
                 raise createBackendError(
-                    f"poptorch.MultiConv().{name} has {len(values)} values for {counter.count} convolutions: "
+                    f"poptorch.MultiConv().{name} has {len(values)} values for {count} convolutions: "
                     "give one for each, or one for all."
                 )

@@ -98,10 +98,6 @@ class _Node:
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
-# Of the poptorch.Attribute contexts that are open.
-open_attributes: dict[str, dict[str, str]] = {}
-
-
 @dataclass(frozen=True)
 class _Made:
     """A tensor of the graph: its name, the stage it was made in, whether it is a weight."""
@@ -156,7 +152,7 @@ class Recorder(TorchDispatchMode):
         path = "/".join([*filter(None, self._scopes), type_])
         name = path if not self._counts[path] else f"{path}/{self._counts[path]}"
         self._counts[path] += 1
-        node = _Node(name, type_, stage, ipu, attributes=dict(open_attributes))
+        node = _Node(name, type_, stage, ipu, attributes=dict(_trace.open_attributes()))
         for tensor in inputs:
             address = _address(tensor)
             made = self._made.get(address)
@@ -193,21 +189,28 @@ class Recorder(TorchDispatchMode):
         for tensor in tensors:
             self._add("Checkpoint", [tensor], [tensor])
 
+    def enter_scope(self, name: str) -> None:
+        """See NameScope."""
+        self._scopes.append(name)
+
+    def leave_scope(self) -> None:
+        """See NameScope; leaving one that was entered before the forward is fine."""
+        if self._scopes:
+            self._scopes.pop()
+
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """Inside, operations are recorded, named after the modules that make them."""
-        global _recorder
 
         def enter(module: torch.nn.Module) -> None:
             self._scopes.append(self._module_names.get(id(module), ""))
 
         scopes = module_calls(enter, self._scopes.pop) if self._module_names else contextlib.nullcontext()
-        outer, _recorder = _recorder, self
-        try:
-            with scopes, self:
-                yield
-        finally:
-            _recorder = outer
+        run = _trace.surrounding()
+        assert run is not None
+        run.ir_recorder = self
+        with scopes, self:
+            yield
 
     def ir(
         self, updated: list[str], update_types: tuple[str, ...], pipelined: bool, recompute: int | None
@@ -278,13 +281,16 @@ class _NoBlocks:
     entries: ClassVar[list[_trace.BlockEntry]] = []
 
 
-_recorder: Recorder | None = None
+def _recorder() -> Recorder | None:
+    run = _trace.surrounding()
+    return None if run is None else run.ir_recorder
 
 
 def checkpoint(tensors: list[torch.Tensor]) -> None:
     """recomputationCheckpoint was given these; nothing happens unless a model is being compiled."""
-    if _recorder is not None:
-        _recorder.checkpoint(tensors)
+    recorder = _recorder()
+    if recorder is not None:
+        recorder.checkpoint(tensors)
     run = _trace.current()
     if run is not None and run.recorder is not None:
         run.recorder.checkpoint(tensors)
@@ -306,20 +312,23 @@ def mark_producer(tensor: torch.Tensor, **marks: Any) -> None:
     run = _trace.current()
     if run is not None and run.recorder is not None:
         run.recorder.mark_producer(tensor, **marks)
-    if _recorder is not None and "available_memory_proportion" in marks:
-        _recorder.limit_memory(tensor, marks["available_memory_proportion"])
+    recorder = _recorder()
+    if recorder is not None and "available_memory_proportion" in marks:
+        recorder.limit_memory(tensor, marks["available_memory_proportion"])
 
 
 def enter_scope(name: str) -> None:
     """Operations' names have `name` among their scopes until leave_scope."""
-    if _recorder is not None:
-        _recorder._scopes.append(name)
+    recorder = _recorder()
+    if recorder is not None:
+        recorder.enter_scope(name)
 
 
 def leave_scope() -> None:
     """See enter_scope."""
-    if _recorder is not None and _recorder._scopes:
-        _recorder._scopes.pop()
+    recorder = _recorder()
+    if recorder is not None:
+        recorder.leave_scope()
 
 
 def _tensors(structure: Any) -> list[torch.Tensor]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import contextmanager
+import threading
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from types import MappingProxyType
+from typing import Any, Callable, Iterator, Mapping
 
 import torch
 from ipu_simulator.environment import TARGET_VARIABLE, target
@@ -87,7 +89,8 @@ class Run:
         self.inference_only: list[str] = []  # operations that can't be trained
         # Of tensors that no operation seen made: they, and what they were made of.
         self.mark_on_device: Callable[[list[torch.Tensor], list[torch.Tensor]], None] = lambda made, of: None
-        self.recorder: Any = None  # graph.capture.Recorder, where the graph is captured
+        self.recorder: Any = None  # ipu_simulator.graph.recorder.Recorder, where the graph is captured
+        self.ir_recorder: Any = None  # popart_ir.Recorder, where operations are named
 
     def begin_block(self, user_id: str | None, ipu_id: int | None) -> None:
         """Blocks only matter to the run that compiles."""
@@ -110,6 +113,7 @@ class Trace(Run):
         self._active: BlockEntry | None = None
         self.entries: list[BlockEntry] = []
         self.computes_outside_block = False
+        self.convolutions: int | None = None  # so far in the poptorch.MultiConv that is open, if any
         self.follows_values = False
         # Takes a function and arguments for it: what later runs do at this point, and a compilation doesn't.
         self.at_each_run: Callable[..., None] = lambda func, *args: None
@@ -211,6 +215,8 @@ class _OutsideBlocks(TorchDispatchMode):
         self._trace = trace
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if self._trace.convolutions is not None:
+            self._trace.convolutions += func is torch.ops.aten.convolution.default
         # A constant is made where it is first used, so only what takes a tensor counts.
         if (
             not self._trace.in_block
@@ -222,32 +228,57 @@ class _OutsideBlocks(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-_current: Run | None = None
+class _Thread(threading.local):
+    """What this thread is in the middle of; other threads (data loading, another model) see nothing of it."""
+
+    run: Run | None = None
+    on_host = False
+    attributes: Mapping[str, dict[str, str]] = MappingProxyType({})  # of the poptorch.Attribute that are open
+
+
+_thread = _Thread()
 
 
 def current() -> Run | None:
-    """The run under way, or None on the host."""
-    return _current
+    """The run that this thread is part of, or None on the host, which includes the host's part of a run."""
+    return None if _thread.on_host else _thread.run
+
+
+def surrounding() -> Run | None:
+    """As `current`, but also in the host's part of a run."""
+    return _thread.run
 
 
 def isRunningOnIpu() -> bool:
-    """Whether the caller runs as part of a model on the IPU; False in a plain call of the same module."""
-    return _current is not None
+    """Whether the caller runs as part of a model on the IPU; False in a plain call of the same module, and in
+    every other thread.
+    """
+    return current() is not None
+
+
+def open_attributes() -> Mapping[str, dict[str, str]]:
+    """Those of the poptorch.Attribute contexts that are open in this thread."""
+    return _thread.attributes
+
+
+def set_attributes(attributes: Mapping[str, dict[str, str]]) -> None:
+    """See open_attributes."""
+    _thread.attributes = attributes
 
 
 @contextmanager
-def _as_current(run: Run | None) -> Iterator[None]:
-    global _current
-    outer, _current = _current, run
+def _as_current(run: Run | None, on_host: bool = False) -> Iterator[None]:
+    outer = _thread.run, _thread.on_host
+    _thread.run, _thread.on_host = run, on_host
     try:
         yield
     finally:
-        _current = outer
+        _thread.run, _thread.on_host = outer
 
 
-def as_host():
+def as_host() -> AbstractContextManager[None]:
     """Stands around what the host does in the middle of a run."""
-    return _as_current(None)
+    return _as_current(_thread.run, on_host=True)
 
 
 @contextmanager
