@@ -271,3 +271,17 @@ def test_errors_say_who_speaks():
         poptorch.setLogLevel("LOUD")
     with pytest.raises(ValueError, match="Level must be one of"):
         poptorch._logging.setPopartLogLevel("LOUD")
+
+
+def test_options_are_declared_once_and_each_object_has_its_own():
+    one, two = poptorch.Options(), poptorch.Options()
+    one.anchorTensor("x", "long")
+    one.source_location_excludes.append("here")
+    assert two.anchored_tensors == {} and "here" not in two.source_location_excludes
+    # Declared without a default: not there until it is set, and known to a compilation then.
+    assert not one.exists("random_seed")
+    with pytest.raises(AttributeError, match="Invalid attribute random_seed"):
+        _ = one.random_seed
+    one.outputMode(poptorch.OutputMode.All).modelName("named").useIpuId(3)
+    one.TensorLocations.numIOTiles(32).setWeightLocation(poptorch.TensorLocationSettings())
+    poptorch.poptorch_core._validateOptions(one.toDict())

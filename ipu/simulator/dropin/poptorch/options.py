@@ -11,7 +11,7 @@ from ipu_simulator import variables
 from . import enums
 from ._logging import logger
 from ._options import base
-from ._options.base import ConfigFileError, OptionsDict, PopartOptions
+from ._options.base import ConfigFileError, OptionsDict, PopartOptions, option
 from ._options.sections import (
     DistributedOptions,
     JitOptions,
@@ -50,30 +50,6 @@ __all__ = [
 _UNLIMITED = 2**64 - 1
 
 
-def _default_values() -> dict[str, Any]:
-    return {
-        "replication_factor": 1,
-        "input_group_size": 1,
-        "input_cgt": enums.CommGroupType.Consecutive,
-        "broadcast_buffers": True,
-        "device_iterations": 1,
-        "log_dir": ".",
-        "max_repeat_logs": 4,
-        "auto_round_num_ipus": False,
-        "anchored_tensors": {},
-        "output_mode": enums.OutputMode.Default,
-        "output_return_period": 1,
-        "connection_type": enums.ConnectionType.Always.value,
-        "sync_pattern": enums.SyncPattern.Full.value,
-        "available_memory_proportion": {},
-        "source_location_excludes": ["site-packages/torch", "site-packages/poptorch"],
-        "module_namescope_enabled": True,
-        "show_compilation_progress_bar": True,
-        "relax_optimizer_checks": False,
-        "updatable_named_buffers": [],
-    }
-
-
 class Options(OptionsDict):
     """How a model runs. Setters change this object and return it, so that calls chain.
 
@@ -81,8 +57,36 @@ class Options(OptionsDict):
     frozen. Values are as wide as their types: what a device can do is checked when a model is compiled.
     """
 
+    # What every program has; the setters below say what each means.
+    replication_factor: int = option(1)
+    input_group_size: int = option(1)
+    input_cgt: enums.CommGroupType = option(enums.CommGroupType.Consecutive)
+    broadcast_buffers: bool = option(True)
+    device_iterations: int = option(1)
+    log_dir: str = option(".")
+    max_repeat_logs: int = option(4)
+    auto_round_num_ipus: bool = option(False)
+    # By short name: [long name, mode or None, period].
+    anchored_tensors: dict[str, list[Any]] = option({})
+    output_mode: enums.OutputMode = option(enums.OutputMode.Default)
+    output_return_period: int = option(1)
+    connection_type: int = option(enums.ConnectionType.Always.value)
+    sync_pattern: int = option(enums.SyncPattern.Full.value)
+    available_memory_proportion: dict[int, float] = option({})  # by IPU
+    source_location_excludes: list[str] = option(["site-packages/torch", "site-packages/poptorch"])
+    module_namescope_enabled: bool = option(True)
+    show_compilation_progress_bar: bool = option(True)
+    relax_optimizer_checks: bool = option(False)
+    updatable_named_buffers: list[str] = option([])
+    # Only where they were set.
+    random_seed: int
+    use_model: bool
+    ipu_id: int
+    ipu_version: int
+    model_name: str
+
     def __init__(self) -> None:
-        super().__init__(**_default_values())
+        super().__init__()
         self._popart = PopartOptions()
         self._training = TrainingOptions(self._popart)
         self._precision = PrecisionOptions(self._popart)

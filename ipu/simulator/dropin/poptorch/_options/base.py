@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import enum
+import inspect
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from .. import enums
 
@@ -14,6 +15,24 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ..options import Options
+
+
+T = TypeVar("T")
+
+
+class _Declared:
+    """An option in a class's body, until the class is made."""
+
+    def __init__(self, default: Any) -> None:
+        self.default = default
+
+
+def option(default: T) -> T:
+    """Declares an option of an OptionsDict with its default, of which each object gets a copy.
+
+    An option without a default is declared by its type alone; it isn't there until it is set.
+    """
+    return cast(T, _Declared(default))
 
 
 class _SealedAfterInit(type):
@@ -28,8 +47,19 @@ class _SealedAfterInit(type):
 class OptionsDict(metaclass=_SealedAfterInit):
     """Named values whose types are those of their defaults. `options.name` and `options("name")` read one."""
 
+    _defaults: ClassVar[dict[str, Any]] = {}
+    _declared: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls) -> None:
+        # They are values of the objects, not attributes of the class.
+        declared = {name: value for name, value in vars(cls).items() if isinstance(value, _Declared)}
+        for name in declared:
+            delattr(cls, name)
+        cls._defaults = {**cls._defaults, **{name: value.default for name, value in declared.items()}}
+        cls._declared |= {name for name in inspect.get_annotations(cls) if not name.startswith("_")}
+
     def __init__(self, **default_values: Any) -> None:
-        object.__setattr__(self, "_values", default_values)
+        object.__setattr__(self, "_values", {**copy.deepcopy(self._defaults), **default_values})
         object.__setattr__(self, "_is_frozen", False)
 
     def __getattr__(self, option: str) -> Any:

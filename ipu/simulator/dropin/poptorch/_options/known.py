@@ -10,19 +10,11 @@ from typing import Any
 from ipu_simulator import variables
 
 from ..poptorch_core import createBackendError, usesIpuModel
+from . import sections
+from .strategies import STRATEGY_OPTIONS
 
-_POPTORCH = frozenset(
-    """
-    replication_factor input_group_size input_cgt broadcast_buffers device_iterations log_dir max_repeat_logs
-    auto_round_num_ipus anchored_tensors output_mode output_return_period connection_type sync_pattern
-    available_memory_proportion source_location_excludes module_namescope_enabled
-    show_compilation_progress_bar relax_optimizer_checks updatable_named_buffers random_seed use_model ipu_id
-    ipu_version model_name gradient_accumulation accumulation_and_replication_reduction_type
-    meanAccumulationAndReplicationReductionStrategy num_distributed_processes distributed_process_id
-    execution_mode location_activation location_weight location_optimizer location_accumulator numIOTiles
-    patterns patterns_level separate_backward_phase tensors_liveness serial_phases_execution
-    """.split()
-)
+# Beside those that Options and its sections declare.
+_POPTORCH = frozenset({"numIOTiles", "patterns", "patterns_level", *STRATEGY_OPTIONS})
 
 _POPART = frozenset(
     """
@@ -69,15 +61,30 @@ _IPU_MODELS = ("ipu1", "ipu2", "ipu21")
 _VALUE_TYPES = (bool, float, int, str, list, tuple, set, dict)
 
 
+def _declared() -> frozenset[str]:
+    from ..options import Options
+
+    kinds = (
+        Options,
+        sections.TrainingOptions,
+        sections.PrecisionOptions,
+        sections.JitOptions,
+        sections.TensorLocationOptions,
+        sections.DistributedOptions,
+    )
+    return frozenset().union(*(kind._declared for kind in kinds))
+
+
 def validate(options: dict[str, Any]) -> None:
     """Raises poptorch.Error for a name or a type of value that a compilation doesn't know, and where the IPU
     model is asked for, for a version that there is no model of.
     """
     if usesIpuModel(options) and variables.text(variables.IPU_MODEL_VERSION, "ipu2") not in _IPU_MODELS:
         raise createBackendError(f"Invalid IPU model version. Valid versions: {', '.join(_IPU_MODELS)}.")
+    known = _declared() | _POPTORCH | _POPART
     for name, value in options.items():
         if not isinstance(value, _VALUE_TYPES):
             raise createBackendError(f"Unknown value type {type(value)} for option {name}")
-        if name in _POPTORCH or name in _POPART or name.split(".")[0] in _POPART_GROUPS:
+        if name in known or name.split(".")[0] in _POPART_GROUPS:
             continue
         raise createBackendError(f"Unknown {type(value).__name__} option '{name}' for value {value!r}")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from ipu_simulator import variables
 
 from .. import enums
 from .._logging import logger
-from .base import OptionsDict, PopartOptions
+from .base import OptionsDict, PopartOptions, option
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 class TrainingOptions(OptionsDict):
     """Options that only training models have."""
 
+    gradient_accumulation: int = option(1)
+    accumulation_and_replication_reduction_type: enums.ReductionType = option(enums.ReductionType.Mean)
+    meanAccumulationAndReplicationReductionStrategy: enums.MeanReductionStrategy = option(
+        enums.MeanReductionStrategy.Post
+    )
+
     def __init__(self, popart_options: PopartOptions):
-        super().__init__(
-            gradient_accumulation=1,
-            accumulation_and_replication_reduction_type=enums.ReductionType.Mean,
-            meanAccumulationAndReplicationReductionStrategy=enums.MeanReductionStrategy.Post,
-        )
+        super().__init__()
         self._popart_options = popart_options
 
     def gradientAccumulation(self, gradient_accumulation: int) -> Self:
@@ -113,11 +115,11 @@ class TensorLocationSettings(OptionsDict):
     """Where one kind of tensor lives; options that aren't set are left to PopART."""
 
     def _store(self, **kwargs: bool | int | None) -> Self:
-        for option, value in kwargs.items():
+        for name, value in kwargs.items():
             if value is None:
-                self.deleteIfExists(option)
+                self.deleteIfExists(name)
             else:
-                self.createOrSet(**{option: int(value)})
+                self.createOrSet(**{name: int(value)})
         return self
 
     def minElementsForOffChip(self, min_elements: int) -> Self:
@@ -154,6 +156,11 @@ class TensorLocationSettings(OptionsDict):
 class TensorLocationOptions(OptionsDict):
     """Where activations, weights, optimizer states and accumulators live. Each setter takes a snapshot."""
 
+    location_activation: dict[str, Any]
+    location_weight: dict[str, Any]
+    location_optimizer: dict[str, Any]
+    location_accumulator: dict[str, Any]
+
     def numIOTiles(self, num_tiles: int) -> Self:
         """Tiles kept for transfers: even, 32 to 192. Else AssertionError."""
         valid = isinstance(num_tiles, int) and 32 <= num_tiles <= 192 and num_tiles % 2 == 0
@@ -188,8 +195,11 @@ class DistributedOptions(OptionsDict):
     default.
     """
 
+    num_distributed_processes: int = option(1)
+    distributed_process_id: int = option(0)
+
     def __init__(self) -> None:
-        super().__init__(num_distributed_processes=1, distributed_process_id=0)
+        super().__init__()
         self.setEnvVarNames("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
 
     def disable(self) -> Self:
@@ -211,9 +221,9 @@ class DistributedOptions(OptionsDict):
     @property
     def processId(self) -> int:
         """This process, from 0 on."""
-        return self._values["distributed_process_id"]
+        return self.distributed_process_id
 
     @property
     def numProcesses(self) -> int:
         """All processes."""
-        return self._values["num_distributed_processes"]
+        return self.num_distributed_processes

@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from ..options import Options
 
 
+# What the strategies' backendOptions() hold.
+STRATEGY_OPTIONS = (
+    "execution_mode",
+    "separate_backward_phase",
+    "tensors_liveness",
+    "serial_phases_execution",
+)
+
+
 class Stage:
     """Blocks, by id, that form one pipeline stage."""
 
