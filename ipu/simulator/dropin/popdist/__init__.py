@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import os
 
-# Instances and replicas as the environment gives them.
-
-TOTAL_REPLICAS = "POPDIST_NUM_TOTAL_REPLICAS"
-LOCAL_REPLICAS = "POPDIST_NUM_LOCAL_REPLICAS"
-REPLICA_OFFSET = "POPDIST_REPLICA_INDEX_OFFSET"
-IPUS_PER_REPLICA = "POPDIST_NUM_IPUS_PER_REPLICA"
+_TOTAL_REPLICAS = "POPDIST_NUM_TOTAL_REPLICAS"
+_LOCAL_REPLICAS = "POPDIST_NUM_LOCAL_REPLICAS"
+_REPLICA_OFFSET = "POPDIST_REPLICA_INDEX_OFFSET"
+_IPUS_PER_REPLICA = "POPDIST_NUM_IPUS_PER_REPLICA"
 
 # PopRun starts processes with MPI; torchrun is the simulator's way to start several.
 _INSTANCES = ("OMPI_COMM_WORLD_SIZE", "WORLD_SIZE")
@@ -22,31 +20,31 @@ _INSTANCE = ("OMPI_COMM_WORLD_RANK", "RANK")
 
 def isPopdistEnvSet() -> bool:
     """Whether PopRun, or torchrun in its place, started this process."""
-    return TOTAL_REPLICAS in os.environ or all(name in os.environ for name in ("WORLD_SIZE", "RANK"))
+    return _TOTAL_REPLICAS in os.environ or all(name in os.environ for name in ("WORLD_SIZE", "RANK"))
 
 
 def getNumInstances() -> int:
     """Processes that run this program together; 1 where nothing says otherwise."""
-    total, local = _number(TOTAL_REPLICAS), _number(LOCAL_REPLICAS)
-    by_replicas = None if total is None or local is None else _share(total, local, LOCAL_REPLICAS)
+    total, local = _number(_TOTAL_REPLICAS), _number(_LOCAL_REPLICAS)
+    by_replicas = None if total is None or local is None else _share(total, local, _LOCAL_REPLICAS)
     return _first(*map(_number, _INSTANCES), by_replicas, 1)
 
 
 def getInstanceIndex() -> int:
     """This process among them, from 0 on."""
-    offset = _number(REPLICA_OFFSET, least=0)
+    offset = _number(_REPLICA_OFFSET, least=0)
     by_replicas = None if offset is None else offset // getNumLocalReplicas()
     return _first(*(_number(name, least=0) for name in _INSTANCE), by_replicas, 0)
 
 
 def getNumTotalReplicas() -> int:
     """Replicas of all instances together."""
-    return _first(_number(TOTAL_REPLICAS), getNumInstances() * getNumLocalReplicas())
+    return _first(_number(_TOTAL_REPLICAS), getNumInstances() * getNumLocalReplicas())
 
 
 def getNumLocalReplicas() -> int:
     """Replicas of this instance. ValueError where instances can't have equal numbers of them."""
-    local, total = _number(LOCAL_REPLICAS), _number(TOTAL_REPLICAS)
+    local, total = _number(_LOCAL_REPLICAS), _number(_TOTAL_REPLICAS)
     if local is not None or total is None:
         return _first(local, 1)
     return _share(total, getNumInstances(), "the number of instances")
@@ -54,17 +52,17 @@ def getNumLocalReplicas() -> int:
 
 def getReplicaIndexOffset() -> int:
     """The index, among all replicas, of this instance's first."""
-    return _first(_number(REPLICA_OFFSET, least=0), getInstanceIndex() * getNumLocalReplicas())
+    return _first(_number(_REPLICA_OFFSET, least=0), getInstanceIndex() * getNumLocalReplicas())
 
 
 def getNumIpusPerReplica() -> int:
     """IPUs that each replica has; 1 where nothing says otherwise."""
-    return _first(_number(IPUS_PER_REPLICA), 1)
+    return _first(_number(_IPUS_PER_REPLICA), 1)
 
 
 def checkNumIpusPerReplica(num_ipus_per_replica: int) -> None:
     """RuntimeError where PopRun reserved another number of IPUs for a replica."""
-    reserved = _number(IPUS_PER_REPLICA)
+    reserved = _number(_IPUS_PER_REPLICA)
     if reserved is not None and reserved != num_ipus_per_replica:
         raise RuntimeError(
             f"The model needs {num_ipus_per_replica} IPUs per replica, but {reserved} are reserved: start it "
@@ -94,7 +92,7 @@ def _first(*candidates: int | None) -> int:
 
 def _share(total: int, parts: int, of: str) -> int:
     if total % parts:
-        raise ValueError(f"{TOTAL_REPLICAS} is {total}, which is no multiple of {of} ({parts})")
+        raise ValueError(f"{_TOTAL_REPLICAS} is {total}, which is no multiple of {of} ({parts})")
     return total // parts
 
 
