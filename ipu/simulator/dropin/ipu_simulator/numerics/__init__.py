@@ -5,20 +5,19 @@ moments are float32; or as an IPU, with `Float16Arithmetic` around the model, `T
 gradients and a `StateRounding` in the updater.
 """
 
-from .float16 import Arithmetic, Float16Arithmetic, FloatingPointExceptions
-from .gradients import (
-    AccumulatorSettings,
-    AutomaticLossScale,
-    BackwardSums,
-    Processes,
-    Reduction,
-    TypedAccumulators,
-)
-from .plan import MicroBatch, OutputCollector, Returned, StepPlan, device_dtype, to_device_dtype
-from .rounding import FloatingPointException, KeyedRandomness, StateRounding, host_generator_kept
-from .step import Program, run_inference, run_training
+from .exceptions import FloatingPointExceptions
+from .float16 import Arithmetic, Float16Arithmetic
+from .formats import device_dtype, to_device_dtype
+from .gradients import AccumulatorSettings, BackwardSums, Reduction, TypedAccumulators
+from .loss_scale import AutomaticLossScale
+from .outputs import OutputCollector, Returned
+from .plan import MicroBatch, StepPlan
+from .processes import Processes
+from .randomness import KeyedRandomness, host_generator_kept
+from .rounding import FloatingPointException, StateRounding
+from .step import StepProgram, run_inference, run_training
 from .update_rules import GroupSettings
-from .updater import OptimizerSettings, Rule, Updater
+from .updater import Rule, Updater, UpdateSettings
 
 __all__ = [
     "AccumulatorSettings",
@@ -31,16 +30,16 @@ __all__ = [
     "GroupSettings",
     "KeyedRandomness",
     "MicroBatch",
-    "OptimizerSettings",
     "OutputCollector",
     "Processes",
-    "Program",
     "Reduction",
     "Returned",
     "Rule",
     "StateRounding",
     "StepPlan",
+    "StepProgram",
     "TypedAccumulators",
+    "UpdateSettings",
     "Updater",
     "device_dtype",
     "host_generator_kept",

@@ -15,7 +15,6 @@ are rounded to nearest.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -23,8 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 from . import float16_products
-from .float16_products import check
-from .rounding import FLOAT16, FloatingPointException, overflows, round_to_nearest_, to_nearest
+from .exceptions import check
+from .formats import FLOAT16
+from .operators import Operator, operator_of
+from .rounding import FloatingPointException, overflows, round_to_nearest_, to_nearest
 
 aten = torch.ops.aten
 
@@ -32,13 +33,6 @@ aten = torch.ops.aten
 _EXPONENT = ((1 << FLOAT16.exponent_bits) - 1) << FLOAT16.mantissa_bits
 _MAGNITUDE = (1 << (FLOAT16.bits - 1)) - 1
 
-# These write what they are given or what chance gives; an infinity from them is meant.
-_NOT_ARITHMETIC = frozenset(
-    """_unsafe_view bernoulli bernoulli_ cat clone constant_pad_nd detach embedding empty empty_like
-    empty_strided fill fill_ flip full full_like gather index index_select lift_fresh masked_fill
-    masked_fill_ new_empty new_empty_strided new_full new_zeros normal_ ones_like random_ repeat roll
-    scalar_tensor select_backward slice_backward stack uniform_ where zero_ zeros_like""".split()
-)
 # Each addition is rounded, as in an IPU's scattered updates.
 _ADD_IN_FLOAT16 = frozenset(
     "embedding_dense_backward index_add index_add_ index_put index_put_ scatter_add scatter_add_".split()
@@ -56,8 +50,6 @@ _TAKE_STATISTICS = frozenset(
     """native_batch_norm_backward native_group_norm_backward native_layer_norm_backward nll_loss2d_backward
     nll_loss_backward""".split()
 )
-# PyTorch's declaration doesn't say that these arguments, running statistics, are written to.
-_ALSO_WRITTEN = {"native_batch_norm": (3, 4)}
 
 
 @dataclass(frozen=True)
@@ -67,19 +59,6 @@ class Arithmetic:
     half_matmul_partials: bool = False
     half_convolution_partials: bool = False
     exceptions: bool = False
-
-
-@dataclass(frozen=True)
-class _Operation:
-    """What is known of an operator: its name, whether it computes, which arguments it writes to, by position
-    or name, and whether it returns one of those.
-    """
-
-    name: str
-    computes: bool
-    writes: Tuple[int, ...]
-    writes_named: Tuple[str, ...]
-    returns_written: bool
 
 
 class Float16Arithmetic(TorchDispatchMode):
@@ -108,74 +87,74 @@ class Float16Arithmetic(TorchDispatchMode):
         self, func: Any, types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
     ) -> Any:
         kwargs = kwargs or {}
-        operation = operation_of(func)
-        if not operation.computes:
+        operator = operator_of(func)
+        if not operator.computes:
             return func(*args, **kwargs)
-        if operation.name in ("_to_copy", "copy_"):
-            return self._cast(func, operation, args, kwargs)
+        if operator.name in ("_to_copy", "copy_"):
+            return self._cast(func, operator, args, kwargs)
         operands = [leaf for leaf in tree_flatten((args, kwargs))[0] if _is_floating(leaf)]
         if any(operand.layout is not torch.strided for operand in operands):
-            return self._in_float32(func, operation, args, kwargs)  # gradients of embeddings
-        if not _gives_float16(operation, operands) and not _written(operation, args, kwargs):
+            return self._in_float32(func, operator, args, kwargs)  # gradients of embeddings
+        if not _gives_float16(operator, operands) and not _written(operator, args, kwargs):
             result = func(*args, **kwargs)
-            self._stop_at_exceptions(operation, operands, result)
+            self._stop_at_exceptions(operator, operands, result)
             return result
         # Where exceptions stop the program, results are judged by what went in, also in place.
         given = operands
-        if self._arithmetic.exceptions and operation.writes:
+        if self._arithmetic.exceptions and operator.writes:
             given = [operand.clone() for operand in operands]
         if func in self._products:
             result = self._products[func](*args, **kwargs)
-        elif operation.name in _ADD_IN_FLOAT16:
-            result = self._added(func, operation, args, kwargs)
+        elif operator.name in _ADD_IN_FLOAT16:
+            result = self._added(func, operator, args, kwargs)
         else:
-            result = self._in_float32(func, operation, args, kwargs)
-        self._stop_at_exceptions(operation, given, result)
+            result = self._in_float32(func, operator, args, kwargs)
+        self._stop_at_exceptions(operator, given, result)
         return result
 
     # ---- operations that PyTorch computes
 
-    def _cast(self, func: Any, operation: _Operation, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
+    def _cast(self, func: Any, operator: Operator, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
         """_to_copy(tensor, dtype=...), or copy_(to, tensor): only float32 to float16 rounds."""
-        source = args[0] if operation.name == "_to_copy" else args[1]
-        dtype = kwargs.get("dtype") if operation.name == "_to_copy" else args[0].dtype
+        source = args[0] if operator.name == "_to_copy" else args[1]
+        dtype = kwargs.get("dtype") if operator.name == "_to_copy" else args[0].dtype
         if source.dtype in (torch.float32, torch.float64) and dtype is torch.float16:
-            self._stop_at_overflow(operation, source)
+            self._stop_at_overflow(operator, source)
             limited = torch.where(source.isinf(), source, source.clamp(-FLOAT16.largest, FLOAT16.largest))
             args = tuple(limited if arg is source else arg for arg in args)
         return func(*args, **kwargs)
 
     def _in_float32(
-        self, func: Any, operation: _Operation, args: Tuple[Any, ...], kwargs: Dict[str, Any]
+        self, func: Any, operator: Operator, args: Tuple[Any, ...], kwargs: Dict[str, Any]
     ) -> Any:
         """The operation on float32 copies of all float16 tensors, rounded once."""
         exact, copies = _on_copies(func, args, kwargs)
-        for tensor in _written(operation, args, kwargs):
-            tensor.copy_(self._rounded(operation, copies[id(tensor)]))
-        if operation.returns_written:
-            return args[operation.writes[0]] if operation.writes else kwargs[operation.writes_named[0]]
+        for tensor in _written(operator, args, kwargs):
+            tensor.copy_(self._rounded(operator, copies[id(tensor)]))
+        if operator.returns_written:
+            return args[operator.writes[0]] if operator.writes else kwargs[operator.writes_named[0]]
         if kwargs.get("dtype") is torch.float32:
             return exact
         if not isinstance(exact, tuple):
-            return tree_map_only(torch.Tensor, lambda wide: self._rounded(operation, wide), exact)
-        kept = _STATISTICS.get(operation.name, ())
+            return tree_map_only(torch.Tensor, lambda wide: self._rounded(operator, wide), exact)
+        kept = _STATISTICS.get(operator.name, ())
         return tuple(
-            self._rounded(operation, wide) if isinstance(wide, torch.Tensor) and i not in kept else wide
+            self._rounded(operator, wide) if isinstance(wide, torch.Tensor) and i not in kept else wide
             for i, wide in enumerate(exact)
         )
 
-    def _added(self, func: Any, operation: _Operation, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
+    def _added(self, func: Any, operator: Operator, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
         """PyTorch's sums in float16; where one is too large, float32's, rounded."""
         before = args
-        if operation.writes:
+        if operator.writes:
             before = tree_map_only(torch.Tensor, torch.Tensor.clone, args)
         result = func(*args, **kwargs)
         if _is_finite(result):
             return result
         exact, _ = _on_copies(func, before, kwargs)
-        return result.copy_(self._rounded(operation, exact))
+        return result.copy_(self._rounded(operator, exact))
 
-    def _rounded(self, operation: _Operation, wide: torch.Tensor) -> torch.Tensor:
+    def _rounded(self, operator: Operator, wide: torch.Tensor) -> torch.Tensor:
         """float32 -> float16, infinities as they are; other types as they are."""
         if wide.dtype is not torch.float32:
             return wide
@@ -184,7 +163,7 @@ class Float16Arithmetic(TorchDispatchMode):
             return rounded
         if _is_finite(rounded):
             return rounded
-        self._stop_at_overflow(operation, wide)
+        self._stop_at_overflow(operator, wide)
         return torch.where(wide.isinf(), rounded, to_nearest(wide))
 
     # ---- products
@@ -281,45 +260,20 @@ class Float16Arithmetic(TorchDispatchMode):
 
     # ---- exceptions
 
-    def _stop_at_overflow(self, operation: _Operation, wide: torch.Tensor) -> None:
+    def _stop_at_overflow(self, operator: Operator, wide: torch.Tensor) -> None:
         if self._arithmetic.exceptions and overflows(torch.where(wide.isinf(), 0.0, wide)):
-            raise FloatingPointException(f"floating point overflow in {operation.name}")
+            raise FloatingPointException(f"floating point overflow in {operator.name}")
 
-    def _stop_at_exceptions(
-        self, operation: _Operation, operands: Sequence[torch.Tensor], result: Any
-    ) -> None:
+    def _stop_at_exceptions(self, operator: Operator, operands: Sequence[torch.Tensor], result: Any) -> None:
         if self._arithmetic.exceptions:
-            check(operation.name, operands, result)
+            check(operator.name, operands, result)
 
 
-@cache
-def operation_of(func: Any) -> _Operation:
-    """What is known of a dispatched operator."""
-    name = func.overloadpacket.__name__
-    schema = func._schema
-    writes = [
-        (index, argument)
-        for index, argument in enumerate(schema.arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write
-    ]
-    is_view = torch.Tag.inplace_view in func.tags or (
-        not writes and any(argument.alias_info is not None for argument in schema.arguments)
-    )
-    by_position = tuple(index for index, argument in writes if not argument.kwarg_only)
-    return _Operation(
-        name=name,
-        computes=not is_view and name not in _NOT_ARITHMETIC,
-        writes=by_position or _ALSO_WRITTEN.get(name, ()),
-        writes_named=tuple(argument.name for _, argument in writes if argument.kwarg_only),
-        returns_written=any(returned.alias_info is not None for returned in schema.returns),
-    )
-
-
-def _gives_float16(operation: _Operation, operands: Sequence[torch.Tensor]) -> bool:
+def _gives_float16(operator: Operator, operands: Sequence[torch.Tensor]) -> bool:
     """By PyTorch's promotion: a float32 operand makes the result one, unless it is 0-d and another isn't."""
     narrow = [operand for operand in operands if operand.dtype is torch.float16]
     wide = [operand for operand in operands if operand.dtype is torch.float32]
-    if not narrow or not wide or operation.name in _TAKE_STATISTICS:
+    if not narrow or not wide or operator.name in _TAKE_STATISTICS:
         return bool(narrow)
     return all(operand.dim() == 0 for operand in wide) and any(operand.dim() > 0 for operand in narrow)
 
@@ -340,10 +294,10 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     return bool(tensor.isfinite().all())
 
 
-def _written(operation: _Operation, args: Sequence[Any], kwargs: Dict[str, Any]) -> List[torch.Tensor]:
+def _written(operator: Operator, args: Sequence[Any], kwargs: Dict[str, Any]) -> List[torch.Tensor]:
     """The float16 tensors that an operation writes to."""
-    places = [args[index] for index in operation.writes if index < len(args)]
-    places += [kwargs[name] for name in operation.writes_named if name in kwargs]
+    places = [args[index] for index in operator.writes if index < len(args)]
+    places += [kwargs[name] for name in operator.writes_named if name in kwargs]
     return [
         leaf
         for leaf in tree_flatten(places)[0]
@@ -368,26 +322,3 @@ def _on_copies(
 
     wide_args, wide_kwargs = tree_map(widened, (args, kwargs))
     return func(*wide_args, **wide_kwargs), copies
-
-
-# Floating-point exceptions where nothing else of an IPU's arithmetic is emulated.
-
-
-class FloatingPointExceptions(TorchDispatchMode):
-    """Inside, forward and backward, an operation that makes an infinity or NaN of other numbers raises
-    FloatingPointException.
-    """
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        operation = operation_of(func)
-        if not operation.computes:
-            return func(*args, **kwargs)
-        given = (args, kwargs)
-        if operation.writes or operation.writes_named:
-            given = tree_map_only(torch.Tensor, torch.Tensor.clone, given)
-        result = func(*args, **kwargs)
-        check(operation.name, given, result)
-        return result

@@ -14,14 +14,12 @@ of a group, K = T * C.
 
 from __future__ import annotations
 
-import math
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
-from torch.utils._pytree import tree_flatten
 
-from .rounding import FloatingPointException, fact
+from .formats import fact
 
 # Rounds partial results in place: float32 that has float16's values afterwards.
 PartialRounding = Callable[[torch.Tensor], Any]
@@ -155,45 +153,3 @@ def _walk(window: Window) -> Dict[str, Tuple[int, int]]:
 def _pair(sizes: Sequence[int]) -> Tuple[int, int]:
     height, width = sizes
     return height, width
-
-
-# Floating-point exceptions: results that stop a program which asks for that.
-
-# IEEE 754: comparisons for order signal where an operand is NaN, those for equality don't.
-_ORDERS = frozenset("ge ge_ gt gt_ le le_ lt lt_".split())
-
-
-def check(name: str, operands: Any, result: Any) -> None:
-    """Raises FloatingPointException where an operation made an infinity or NaN that wasn't in its operands.
-
-    :param operands, result: tensors and numbers, nested in any way.
-    """
-    made = [leaf for leaf in tree_flatten(result)[0] if _is_floating(leaf)]
-    if name in _ORDERS:
-        if any(_has_nan(leaf) for leaf in tree_flatten(operands)[0]):
-            raise FloatingPointException(f"floating point exception, invalid operation, in {name}")
-        return
-    if all(_is_finite(tensor) for tensor in made):
-        return
-    given: List[Any] = tree_flatten(operands)[0]
-    if any(_has_nan(tensor) for tensor in made):
-        if not any(_has_nan(leaf) for leaf in given):
-            raise FloatingPointException(f"floating point exception, invalid operation, in {name}")
-    elif all(_is_finite(leaf) for leaf in given):
-        raise FloatingPointException(f"floating point exception, division by zero or overflow, in {name}")
-
-
-def _is_floating(leaf: Any) -> bool:
-    return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
-
-
-def _is_finite(leaf: Any) -> bool:
-    if _is_floating(leaf):
-        return bool(leaf.isfinite().all())
-    return not isinstance(leaf, float) or math.isfinite(leaf)
-
-
-def _has_nan(leaf: Any) -> bool:
-    if _is_floating(leaf):
-        return bool(leaf.isnan().any())
-    return isinstance(leaf, float) and math.isnan(leaf)

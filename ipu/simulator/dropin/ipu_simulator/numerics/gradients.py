@@ -6,95 +6,16 @@ an IPU does: each replica's accumulators have a type of their own and hold gradi
 
 from __future__ import annotations
 
-import atexit
-import time
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Callable, List, Optional, Sequence
+from typing import Callable, Optional, Sequence
 
 import torch
 
-from .. import variables
 from .plan import MicroBatch, StepPlan
-from .rounding import FLOAT16, StateRounding, fact, to_nearest
+from .processes import Gradients, Processes
+from .rounding import StateRounding, to_nearest
 
-# Replicas in several processes: gradients meet in a sum over torch.distributed.
-
-_LETTING_GO_S = 0.1
-
-
-class Processes:
-    """All processes that train one model together; `index` is this one's, counted from 0.
-
-    Every process has the same number of replicas. Sums go over Gloo: through the default group if the
-    program has made one, else through one made here from the environment that torchrun sets.
-
-    Raises ValueError where there is no way to the others, or another number of them than `count`.
-    """
-
-    def __init__(self, index: int, count: int) -> None:
-        self.index = index
-        self.count = count
-        self._group: Any = _gloo_group(count) if count > 1 else None
-
-    def sum_gradients(
-        self, weights: Sequence[torch.Tensor], gradients: List[Optional[torch.Tensor]]
-    ) -> List[Optional[torch.Tensor]]:
-        """The gradients summed over all processes; one that only others have counts as zeros here."""
-        if self.count == 1:
-            return gradients
-        present = torch.tensor([gradient is not None for gradient in gradients], dtype=torch.int32)
-        torch.distributed.all_reduce(present, group=self._group)
-        summed = [
-            (torch.zeros_like(weight) if gradient is None else gradient.contiguous()) if count else None
-            for weight, gradient, count in zip(weights, gradients, present.tolist())
-        ]
-        works = [
-            torch.distributed.all_reduce(gradient, group=self._group, async_op=True)
-            for gradient in summed
-            if gradient is not None
-        ]
-        for work in works:
-            work.wait()
-        return summed
-
-
-def _gloo_group(count: int) -> Any:
-    if not torch.distributed.is_available():
-        raise ValueError(f"{count} processes train together, but this PyTorch has no torch.distributed.")
-    if not torch.distributed.is_initialized():
-        absent = [n for n in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE") if not variables.is_set(n)]
-        if absent:
-            raise ValueError(
-                f"{count} processes train together, but there is no way to the others: {', '.join(absent)} "
-                "not set. Start the processes with torchrun, or call "
-                "torch.distributed.init_process_group('gloo') before the model is compiled; or use "
-                "replicationFactor for replicas in one process, and Options.Distributed.disable()."
-            )
-        torch.distributed.init_process_group("gloo")
-        # Gloo's threads abort a process that ends while they are running.
-        atexit.register(_leave)
-    found = torch.distributed.get_world_size()
-    if found != count:
-        raise ValueError(
-            f"Options.Distributed says {count} processes, torch.distributed has {found}. Give "
-            "Options.Distributed.configureProcessId(rank, world size) those of torch.distributed."
-        )
-    if torch.distributed.get_backend() == "gloo":
-        # The default group by no reference of ours: who holds one to the end keeps it from closing.
-        return None
-    return torch.distributed.new_group(backend="gloo")
-
-
-def _leave() -> None:
-    if torch.distributed.is_initialized():
-        # Its threads may be about to let go of tensors, for which they need the interpreter, and torch 2.0
-        # waits for them without leaving it to them.
-        time.sleep(_LETTING_GO_S)
-        torch.distributed.destroy_process_group()
-
-
-Gradients = List[Optional[torch.Tensor]]
 # For each weight the group of each replica; None where all replicas share one value. A weight with groups has
 # a gradient [groups, ...], the sums over each group's replicas, divided as all others are.
 ReplicaGroups = Sequence[Optional[Sequence[int]]]
@@ -297,38 +218,3 @@ def taken(weights: Sequence[torch.Tensor]) -> Gradients:
         weight.grad = None
         gradients.append(gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient)
     return gradients
-
-
-# Automatic loss scaling: as large a scale as gradients bear in float16 (`facts.json`).
-
-_FACT = fact("automatic_loss_scaling")
-
-
-class AutomaticLossScale:
-    """A power of two, `factor`, with which a program's own loss scale is multiplied.
-
-    Gradients of weights are what is watched; PopART watches those of activations too.
-    """
-
-    def __init__(self) -> None:
-        self.factor = 1.0
-        self._counts = torch.zeros(2, dtype=torch.float64)  # above the edge, all
-
-    def watch(self, gradients: Sequence[Optional[torch.Tensor]]) -> None:
-        """Count one micro batch's scaled gradients."""
-        edge = _FACT["edge_share"] * FLOAT16.largest
-        for gradient in gradients:
-            if gradient is not None:
-                above = int((gradient.abs() > edge).sum())
-                self._counts += torch.tensor([above, gradient.numel()], dtype=torch.float64)
-
-    def update(self, scale: float, processes: Processes) -> None:
-        """After a weight update with all of `scale`: the next one's factor."""
-        (counts,) = processes.sum_gradients([self._counts], [self._counts])
-        assert counts is not None
-        above, count = counts.tolist()
-        self._counts = torch.zeros_like(self._counts)
-        if above > count * _FACT["largest_share_above"]:
-            self.factor /= _FACT["factor"]
-        elif scale * _FACT["factor"] <= 2.0 ** _FACT["largest_exponent"]:
-            self.factor *= _FACT["factor"]

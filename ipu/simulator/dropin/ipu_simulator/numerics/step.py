@@ -12,9 +12,11 @@ from typing import Any, Callable, ContextManager, List, Optional, Sequence, Tupl
 
 import torch
 
-from .gradients import BackwardSums, Gradients, TypedAccumulators
-from .plan import MicroBatch, OutputCollector, StepPlan
-from .rounding import KeyedRandomness, host_generator_kept
+from .gradients import BackwardSums, TypedAccumulators
+from .outputs import OutputCollector
+from .plan import MicroBatch, StepPlan
+from .processes import Gradients
+from .randomness import KeyedRandomness, host_generator_kept
 
 # One micro batch's inputs -> (its loss or None, the tensors it returns).
 Forward = Callable[[List[torch.Tensor]], Tuple[Optional[torch.Tensor], List[torch.Tensor]]]
@@ -22,7 +24,7 @@ GradientSource = Union[BackwardSums, TypedAccumulators]
 
 
 @dataclass(frozen=True)
-class Program:
+class StepProgram:
     """What runs: the cut of the batch, the model, and what to do when the replica changes.
 
     `enter_replica(r)` makes the tensors that differ between replicas (running statistics) those of r.
@@ -44,7 +46,7 @@ class Program:
 
 
 def run_training(
-    program: Program,
+    program: StepProgram,
     inputs: Sequence[torch.Tensor],
     weights: Sequence[torch.Tensor],
     update: Callable[[Gradients], None],
@@ -79,7 +81,7 @@ def run_training(
 
 
 def run_inference(
-    program: Program, inputs: Sequence[torch.Tensor], collector: OutputCollector
+    program: StepProgram, inputs: Sequence[torch.Tensor], collector: OutputCollector
 ) -> List[torch.Tensor]:
     """Run every micro batch forward and return the collected outputs."""
     plan = program.plan

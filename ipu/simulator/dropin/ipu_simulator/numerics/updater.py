@@ -30,7 +30,7 @@ _RMSPROPS = (Rule.RMSPROP, Rule.RMSPROP_CENTERED)
 
 
 @dataclass(frozen=True)
-class OptimizerSettings:
+class UpdateSettings:
     """A rule, its groups, and what holds for all groups.
 
     `with_momentum`: SGD and RMSprop keep a velocity. `tf_variant`: TensorFlow's RMSprop.
@@ -64,7 +64,7 @@ class Updater:
 
     def __init__(
         self,
-        settings: OptimizerSettings,
+        settings: UpdateSettings,
         names: Sequence[str],
         weights: Sequence[torch.Tensor],
         group_of: Sequence[Optional[int]],
@@ -83,7 +83,7 @@ class Updater:
             for slot, start in _slots(settings).items()
         }
 
-    def _slot_type(self, slot: str, weight: torch.Tensor, settings: OptimizerSettings) -> torch.dtype:
+    def _slot_type(self, slot: str, weight: torch.Tensor, settings: UpdateSettings) -> torch.dtype:
         if self._rounding is None:
             return torch.float32
         if settings.combined_accumulator:
@@ -95,7 +95,7 @@ class Updater:
     def step(
         self,
         gradients: Sequence[Optional[torch.Tensor]],
-        settings: OptimizerSettings,
+        settings: UpdateSettings,
         loss_scaling: float = 1.0,
     ) -> None:
         """Update every weight that has a gradient; gradients are used up.
@@ -119,7 +119,7 @@ class Updater:
                 self._weights[i].copy_(self._stored(wide[i], self._weights[i].dtype, self._names[i]))
 
     def _unscaled(
-        self, i: int, gradient: torch.Tensor, settings: OptimizerSettings, loss_scaling: float
+        self, i: int, gradient: torch.Tensor, settings: UpdateSettings, loss_scaling: float
     ) -> torch.Tensor:
         """In float32 if both moments are, else in float16, where it may underflow."""
         gradient = gradient / loss_scaling
@@ -136,7 +136,7 @@ class Updater:
         w: List[torch.Tensor],
         g: List[torch.Tensor],
         group: GroupSettings,
-        settings: OptimizerSettings,
+        settings: UpdateSettings,
     ) -> None:
         for i in members:
             self._steps[i] += 1
@@ -158,13 +158,13 @@ class Updater:
             update_rules.lamb(_by_group(w, parts), _by_group(g, parts), m, v, t, group, corrected=corrected)
         self._store_state(state, members, settings)
 
-    def _float32_state(self, members: Sequence[int], settings: OptimizerSettings) -> Dict[str, Tensors]:
+    def _float32_state(self, members: Sequence[int], settings: UpdateSettings) -> Dict[str, Tensors]:
         """By slot: float32 state itself, and float32 copies of float16 state."""
         scale = settings.velocity_scaling
         return {slot: [_float32(tensors[i], scale) for i in members] for slot, tensors in self._slots.items()}
 
     def _store_state(
-        self, state: Mapping[str, Tensors], members: Sequence[int], settings: OptimizerSettings
+        self, state: Mapping[str, Tensors], members: Sequence[int], settings: UpdateSettings
     ) -> None:
         """What `_float32_state` copied, back into place."""
         for slot, tensors in state.items():
@@ -227,7 +227,7 @@ def _float32(kept: torch.Tensor, scale: float) -> torch.Tensor:
     return kept if kept.dtype is torch.float32 else kept.float() / scale
 
 
-def _slots(settings: OptimizerSettings) -> Dict[str, float]:
+def _slots(settings: UpdateSettings) -> Dict[str, float]:
     """The state tensors that a rule keeps for each weight, by PopART's prefix, with their first value."""
     if settings.rule is Rule.SGD:
         if not settings.with_momentum:

@@ -308,7 +308,7 @@ class Executable:
             dict(zip(self.weights.names, self.weights.parameters)),
             self._module_names(),
         )
-        program = numerics.Program(
+        program = numerics.StepProgram(
             self.plan,
             self._forward(arguments, anchors),
             self._randomness,

@@ -63,7 +63,7 @@ _UPDATE_TYPES = {
 class Extracted:
     """What one look at an optimizer found."""
 
-    settings: numerics.OptimizerSettings
+    settings: numerics.UpdateSettings
     values: dict[tuple[int, str], Any]  # (group, attribute) -> value
     loss_scaling: float
     loss_scaling_is_variable: bool
@@ -132,7 +132,7 @@ def extract(optimizer: torch.optim.Optimizer) -> Extracted:
     constants = {
         (i, name): value for (i, name), value in values.items() if _is_constant(optimizer, groups[i], name)
     }
-    settings = numerics.OptimizerSettings(
+    settings = numerics.UpdateSettings(
         rule=rule,
         groups=tuple(_group_settings(group, attributes) for group in groups),
         max_grad_norm=device.max_grad_norm,
