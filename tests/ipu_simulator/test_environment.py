@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -9,6 +12,8 @@ import pytest
 from ipu_simulator import environment
 
 from config.rules import TARGET_IPUS
+
+DROP_IN = Path(environment.__file__).parents[1]
 
 
 def test_configurations_and_simulator_know_the_same_machines():
@@ -58,3 +63,13 @@ def test_an_unknown_machine_gets_the_nearest_name(monkeypatch):
     monkeypatch.setenv(environment.TARGET_VARIABLE, "pod17")
     with pytest.raises(environment.UnknownTarget, match="IPU_SIMULATOR_TARGET is 'pod17'"):
         environment.target()
+
+
+def test_a_closed_stderr_gets_nothing_and_stdout_neither():
+    # Services close it; print() takes None for stdout.
+    program = "import poptorch, torch; poptorch.ipu_print_tensor(torch.ones(1)); print('mine')"
+    environment = {**os.environ, "PYTHONPATH": str(DROP_IN)}
+    environment.pop("IPU_SIMULATOR_ANNOUNCED", None)
+    command = f'"{sys.executable}" -c "{program}" 2>&-'
+    done = subprocess.run(command, shell=True, env=environment, stdout=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stdout) == (0, "mine\n")

@@ -88,3 +88,23 @@ def test_other_files_are_refused(tmp_path):
             poptorch.load(str(path))
     with pytest.raises(FileNotFoundError):
         poptorch.load(str(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize("kept", [("header.json",), ("contents.pt",)])
+def test_a_file_that_lacks_a_part_is_named(tmp_path, kept):
+    path = files.write(str(tmp_path / "m"), _contents())
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in kept}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    with pytest.raises(poptorch.Error, match=r"m is not a valid PopTorch file: .*no item named"):
+        poptorch.load(str(path))
+
+
+def test_a_header_that_lacks_a_key_is_not_the_simulators(tmp_path):
+    path = files.write(str(tmp_path / "m"), _contents())
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("header.json", '{"format": "poptorch simulator executable", "version": "3.4.0"}')
+    with pytest.raises(poptorch.Error, match="its header isn't the simulator's"):
+        poptorch.load(str(path))

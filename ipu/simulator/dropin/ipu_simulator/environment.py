@@ -169,9 +169,14 @@ def announce() -> None:
     except (UnknownTarget, UnknownPrecision) as error:
         # Whoever asks for the hardware, or compiles, gets it as an error.
         line = f"ipu.simulator: {error}"
-    # A notebook's or a service's process may have no stderr.
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        print(line, file=sys.stderr, flush=True)
+    say(line)
+
+
+def say(line: str) -> None:
+    """Prints a line on stderr, if there is one: a service may have closed it, a notebook replaced it."""
+    if sys.stderr is not None:  # print() takes None for stdout
+        with contextlib.suppress(OSError, ValueError):
+            print(line, file=sys.stderr, flush=True)
 
 
 # This host's memory, kept from one micro batch to the next.

@@ -5,10 +5,10 @@
 from __future__ import annotations
 
 import atexit as _atexit
-import contextlib as _contextlib
 import faulthandler as _faulthandler
 import signal as _signal
 import sys as _sys
+import typing as _typing
 
 from ipu_simulator import POPTORCH_VERSION as _POPTORCH_VERSION
 from ipu_simulator import variables as _variables
@@ -65,6 +65,14 @@ for _module in ("_dataloader", "_poplar_executor", "_utils"):
     _sys.modules[f"{__name__}.{_module}"] = globals()[_module]
 
 
+def _has_file(stream: _typing.TextIO | None) -> bool:
+    """Whether faulthandler can write to it: a closed stderr is None, a notebook's or a test's has no file."""
+    try:
+        return stream is not None and stream.fileno() >= 0
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def _prepare_process() -> None:
     """What importing PopTorch does to a process besides defining names."""
     _announce()
@@ -72,10 +80,10 @@ def _prepare_process() -> None:
     if not _variables.is_set("RDMAV_FORK_SAFE"):
         _variables.set_for_children("RDMAV_FORK_SAFE", "1")
     _logging.install()
-    # A replaced stderr (a notebook's, a test's) may have no file for faulthandler to write to.
-    with _contextlib.suppress(OSError, ValueError, AttributeError):
+    if _has_file(_sys.stderr):
         _faulthandler.enable()
-        _faulthandler.register(_signal.SIGTERM, chain=True)
+        if hasattr(_faulthandler, "register"):  # not on Windows
+            _faulthandler.register(_signal.SIGTERM, chain=True)
     _atexit.register(poptorchAtExit)
     _change_torch(_is_wrapped, _check_backward, _replica_grouping)
 

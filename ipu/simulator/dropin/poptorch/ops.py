@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from types import TracebackType
 from typing import Any, Callable, Mapping, NamedTuple
 
 import numpy
 import torch
+from ipu_simulator import environment
 
 from ._trace import popart_ir
 from ._trace import run as trace
@@ -141,7 +141,7 @@ class _PrintStyle(NamedTuple):
             formatter=({"float_kind": self._number} if is_float else None),  # type: ignore[arg-type]
         )
         values = values.replace("[", self.open_bracket).replace("]", self.close_bracket)
-        print(f"{title}: {values}", file=sys.stderr, flush=True)
+        environment.say(f"{title}: {values}")
 
     def _number(self, value: float) -> str:
         return f"{value:.{self.digits}e}" if self.scientific else f"{value:.{self.digits}f}"

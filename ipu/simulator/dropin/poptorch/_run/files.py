@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # PopTorch's, which a file is for.
 VERSION = POPTORCH_VERSION.partition("+")[0]
 _FORMAT = "poptorch simulator executable"
+_KEYS = {"version", "training", "has_model"}
 _HEADER, _CONTENTS = "header.json", "contents.pt"
 _DEFAULT_NAME = "model.poptorch"
 
@@ -85,7 +86,7 @@ def read_header(filename: str) -> dict[str, Any]:
             header = json.loads(archive.read(_HEADER))
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
         raise createBackendError(f"{filename} is not a valid PopTorch file: {error}") from error
-    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+    if not isinstance(header, dict) or header.get("format") != _FORMAT or not header.keys() >= _KEYS:
         raise createBackendError(f"{filename} is not a valid PopTorch file: its header isn't the simulator's")
     return header
 
@@ -97,9 +98,12 @@ def read(filename: str, version: str) -> Contents:
         f"PopTorch version mismatch: File was created with version: {header['version']} "
         f"and this is version {version}"
     )
-    with zipfile.ZipFile(filename) as archive:
-        contents = torch.load(io.BytesIO(archive.read(_CONTENTS)), map_location="cpu", weights_only=False)
-    return Contents(**contents)
+    try:
+        with zipfile.ZipFile(filename) as archive:
+            pickled = archive.read(_CONTENTS)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise createBackendError(f"{filename} is not a valid PopTorch file: {error}") from error
+    return Contents(**torch.load(io.BytesIO(pickled), map_location="cpu", weights_only=False))
 
 
 def load(filename: str, edit_opts_fn: Callable[[Options], None] | None = None) -> PoplarExecutor:

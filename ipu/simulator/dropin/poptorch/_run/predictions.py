@@ -14,6 +14,7 @@ from ipu_simulator import numerics
 from ipu_simulator.cost.constants import constants
 from ipu_simulator.environment import target
 
+from .._logging import logger
 from ..poptorch_core import createPoptorchError
 from .arguments import Arguments
 
@@ -70,8 +71,10 @@ class Predictions:
         program = (self._model, self._args, self._kwargs, self._options, self._optimizer is not None)
         try:
             graph = capture(*program)
-        except Exception:
+        except Exception as error:
             # The model did compile: so its way depends on values (a condition, NumPy, a layer on the host).
+            # Whatever else is wrong with it is raised by the second try.
+            logger.debug("Captured once more, with values: %s: %s", type(error).__name__, error)
             graph = capture(*program, with_values=True)
         batch = self._inputs[0].shape[0] if self._inputs and self._inputs[0].dim() else 1
         settings = settings_of(self._options, self._optimizer, batch, graph.num_ipus)

@@ -7,13 +7,13 @@ inference model. The model's forward runs a second time for this, on tensors wit
 
 from __future__ import annotations
 
-import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ipu_simulator import variables
+from ipu_simulator import environment, variables
 
+from .._logging import logger
 from .predictions import Predictions
 
 if TYPE_CHECKING:
@@ -53,12 +53,13 @@ def _write(predictions: Predictions, kind: str, folders: list[Path]) -> None:
 
         for folder in folders:
             report.write(verdict, folder)
-        print(report.text(verdict), file=sys.stderr)
+        environment.say(report.text(verdict))
     except Exception as error:
+        logger.debug("The report failed", exc_info=True)
         _say(f"warning: no reports on the {kind} model: {type(error).__name__}: {error}")
     else:
         _say(f"reports on the {kind} model are in {folders[0]}")
 
 
 def _say(text: str) -> None:
-    print(f"ipu.simulator: {text}", file=sys.stderr, flush=True)
+    environment.say(f"ipu.simulator: {text}")
