@@ -12,6 +12,7 @@ from ipu_simulator import numerics
 
 from . import enums
 from ._logging import limit_repeats, logger
+from ._options.popart import Obeyed
 from ._run import compile_hooks, files, host_weights, profile
 from ._run.arguments import ArgumentParser, Arguments, CompiledCall
 from ._run.compiled import Executable
@@ -188,15 +189,14 @@ class PoplarExecutor(Measured):
             if host is not None:
                 host.running = False
         if self._optimizer is not None and self._found is not None:
-            popart = self._options._Popart.options
+            popart = Obeyed(self._options._Popart)
             self._optimizer_on_device = OptimizerOnDevice(
                 self._optimizer,
                 self._found,
                 executable.weights,
-                accumulators=executable.plan.gradient_accumulation > 1
-                and not popart.get("disableGradAccumulationTensorStreams", False),
+                accumulators=executable.plan.gradient_accumulation > 1 and popart.shows_accumulators,
                 rounding=executable.rounding,
-                automatic_scale=popart.get("automaticLossScalingSettings.enabled", False),
+                automatic_scale=popart.scales_loss_automatically,
                 processes=executable.processes,
             )
         self._executable = executable

@@ -10,8 +10,11 @@ from ipu_simulator import variables
 
 from . import enums
 from ._logging import logger
-from ._options import base
-from ._options.base import ConfigFileError, OptionsDict, PopartOptions, option
+from ._options import files, popart
+from ._options.base import OptionsDict, option
+from ._options.files import ConfigFileError
+from ._options.phased import ParallelPhasedExecution, Phase, SerialPhasedExecution
+from ._options.popart import PopartOptions
 from ._options.sections import (
     DistributedOptions,
     JitOptions,
@@ -20,15 +23,7 @@ from ._options.sections import (
     TensorLocationSettings,
     TrainingOptions,
 )
-from ._options.strategies import (
-    ParallelPhasedExecution,
-    Phase,
-    PipelinedExecution,
-    SerialPhasedExecution,
-    ShardedExecution,
-    Stage,
-    _IExecutionStrategy,
-)
+from ._options.strategies import PipelinedExecution, ShardedExecution, Stage, _IExecutionStrategy
 from .poptorch_core import usesIpuModel
 
 if TYPE_CHECKING:
@@ -172,7 +167,7 @@ class Options(OptionsDict):
 
         A line that isn't Python is a ConfigFileError; whatever a setter raises passes through.
         """
-        base.apply_file(self, filepath)
+        files.apply_file(self, filepath)
         return self
 
     def from_json(self, string: str) -> Self:
@@ -181,7 +176,7 @@ class Options(OptionsDict):
 
         A list gives several arguments.
         """
-        base.apply_json(self, string)
+        files.apply_json(self, string)
         return self
 
     # ---- how much a call processes, and what it returns
@@ -300,15 +295,15 @@ class Options(OptionsDict):
         """Keeps executables in this folder; None keeps none. The IPU model has none to keep."""
         if path is not None and usesIpuModel(self._values):
             logger.warning("enableExecutableCaching has no effect with the IPU model")
-        self._popart.set("enableEngineCaching", path is not None)
+        self._popart.set(popart.ENGINE_CACHING, path is not None)
         if path is not None:
-            self._popart.set("cachePath", path)
+            self._popart.set(popart.CACHE_PATH, path)
         return self
 
     def enableSyntheticData(self, enabled: bool | int) -> Self:
         """Runs without any transfer of data between host and device."""
         # PopART's modes: 0 off, 1 zeros, 2 normally distributed.
-        self._popart.set("syntheticDataMode", 2 if enabled else 0)
+        self._popart.set(popart.SYNTHETIC_DATA, 2 if enabled else 0)
         return self
 
     def enableStableNorm(self, enabled: bool) -> Self:
@@ -324,7 +319,7 @@ class Options(OptionsDict):
 
     def logCycleCount(self, log_cycle_count: bool) -> Self:
         """Counts the cycles of a call."""
-        self._popart.set("instrumentWithHardwareCycleCounter", log_cycle_count)
+        self._popart.set(popart.COUNT_CYCLES, log_cycle_count)
         return self
 
     def enableProfiling(self, profile_dir: str | None = None) -> Self:

@@ -5,16 +5,10 @@ from __future__ import annotations
 import copy
 import enum
 import inspect
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
-
-from .. import enums
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-    from ..options import Options
 
 
 T = TypeVar("T")
@@ -150,96 +144,3 @@ class OptionsDict(metaclass=_SealedAfterInit):
     def toDict(self) -> dict[str, Any]:
         """The values in a dictionary of their own."""
         return self.update({})
-
-
-# Options that go to PopART under PopART's own names.
-
-
-class PopartOptions:
-    """Holds what a program sets by PopART's names; they're checked when a model is compiled, not here."""
-
-    def __init__(self) -> None:
-        self._is_frozen = False
-        self.options: dict[str, Any] = {
-            "instrumentWithHardwareCycleCounter": False,
-            "rearrangeAnchorsOnHost": False,
-        }
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """An unfrozen copy."""
-        duplicate = type(self)()
-        memo[id(self)] = duplicate
-        duplicate.options = copy.deepcopy(self.options, memo)
-        return duplicate
-
-    def __repr__(self) -> str:
-        return repr(self.options)
-
-    def _freeze(self) -> None:
-        self._is_frozen = True
-
-    def checkIsFrozen(self, option: str | None = None) -> None:
-        """Raises AttributeError where the options can't be changed any more."""
-        if self._is_frozen:
-            raise AttributeError("Can't modify frozen Options")
-
-    def set(self, key: str, value: Any) -> PopartOptions:
-        """Sets one of PopART's session options."""
-        self.checkIsFrozen(key)
-        self.options[key] = value
-        return self
-
-    def setPatterns(self, patterns: dict[str, bool], level: int = 2) -> PopartOptions:
-        """Turns PopART's graph patterns on and off, on top of a level."""
-        self.checkIsFrozen("patterns")
-        assert isinstance(patterns, dict), "patterns must be a dictionary of names to bool"
-        self.options["patterns_level"] = level
-        self.options["patterns"] = patterns
-        return self
-
-    def setEngineOptions(self, engine_options: dict[str, str]) -> PopartOptions:
-        """Replaces the options of Poplar's engine."""
-        return self.set("engineOptions", engine_options)
-
-
-# Options from a file of setter calls and from JSON.
-
-
-class ConfigFileError(Exception):
-    """A line of an options file isn't a setter call."""
-
-
-def apply_file(options: Options, filepath: str) -> None:
-    """Executes each line of the file as `options.<line>`."""
-    import poptorch
-
-    path = Path(filepath)
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        call = line.strip()
-        if not call or call.startswith("#"):
-            continue
-        try:
-            code = compile(f"options.{call}", str(path), "exec")
-        except SyntaxError as error:
-            detail = f"SyntaxError at line {number} of {path.name}: {error.msg}\n> {call}"
-            raise ConfigFileError(detail) from error
-        exec(code, {"options": options, "poptorch": poptorch})
-
-
-def apply_json(options: Options, text: str) -> None:
-    """Calls the setter that each dotted key names; a list's elements are separate arguments."""
-    for dotted, value in json.loads(text).items():
-        setter: Any = options
-        for name in dotted.split("."):
-            setter = getattr(setter, name)
-        arguments = value if isinstance(value, list) else [value]
-        setter(*(_enumeration(argument) for argument in arguments))
-
-
-def _enumeration(value: Any) -> Any:
-    """ "OutputMode.All" as the enumeration's member; anything else as it is."""
-    if isinstance(value, str) and value.count(".") == 1:
-        class_name, member = value.split(".")
-        if class_name in enums.__all__:
-            return getattr(enums, class_name)[member]
-    return value

@@ -9,7 +9,9 @@ from ipu_simulator import variables
 
 from .. import enums
 from .._logging import logger
-from .base import OptionsDict, PopartOptions, option
+from . import popart
+from .base import OptionsDict, option
+from .popart import PopartOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -49,13 +51,13 @@ class TrainingOptions(OptionsDict):
 
     def setAutomaticLossScaling(self, enabled: bool) -> Self:
         """Lets the device find the loss scale; it also makes `loss_scaling` a variable of the optimizer."""
-        self._popart_options.set("automaticLossScalingSettings.enabled", enabled)
+        self._popart_options.set(popart.AUTOMATIC_LOSS_SCALING, enabled)
         return self
 
     def setConvolutionDithering(self, enabled: bool) -> Self:
         """Starts convolutions on pseudorandom tiles. Replaces other convolution options."""
         self._popart_options.set(
-            "convolutionOptions", {"enableConvDithering": "true" if enabled else "false"}
+            popart.CONVOLUTION_OPTIONS, {"enableConvDithering": "true" if enabled else "false"}
         )
         return self
 
@@ -70,12 +72,12 @@ class PrecisionOptions(OptionsDict):
     def enableFloatingPointExceptions(self, enabled: bool) -> Self:
         """Stops the program on the device at a NaN or an overflow."""
         assert isinstance(enabled, bool), "You must provide a bool value"
-        self._popart_options.set("enableFloatingPointChecks", enabled)
+        self._popart_options.set(popart.FLOATING_POINT_CHECKS, enabled)
         return self
 
     def enableStochasticRounding(self, enabled: bool) -> Self:
         """Rounds float16 results up or down by chance, so that the mean is the exact value."""
-        self._popart_options.set("enableStochasticRounding", enabled)
+        self._popart_options.set(popart.STOCHASTIC_ROUNDING, enabled)
         return self
 
     def setPartialsType(self, dtype: torch.dtype) -> Self:
@@ -85,8 +87,8 @@ class PrecisionOptions(OptionsDict):
         names = {torch.float: "float", torch.half: "half"}
         if dtype not in names:
             raise ValueError("partialsType must be one of torch.float, torch.half")
-        self._popart_options.set("partialsTypeMatMuls", names[dtype])
-        self._popart_options.set("convolutionOptions", {"partialsType": names[dtype]})
+        self._popart_options.set(popart.MATMUL_PARTIALS, names[dtype])
+        self._popart_options.set(popart.CONVOLUTION_OPTIONS, {"partialsType": names[dtype]})
         return self
 
     def halfFloatCasting(self, half_float_casting: enums.HalfFloatCastingBehavior) -> Self:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ipu_simulator import environment, numerics
 
 from .. import enums
+from .._options.popart import Obeyed
 from ..poptorch_core import createPoptorchError
 
 if TYPE_CHECKING:
@@ -29,30 +30,27 @@ def computes_as_ipu() -> bool:
 
 def arithmetic(options: Options) -> numerics.Float16Arithmetic:
     """With the partials types and exceptions that the options ask for."""
-    popart = options._Popart.options
+    popart = Obeyed(options._Popart)
     return numerics.Float16Arithmetic(
         numerics.Arithmetic(
-            half_matmul_partials=popart.get("partialsTypeMatMuls") == "half",
-            half_convolution_partials=popart.get("convolutionOptions", {}).get("partialsType") == "half",
-            exceptions=_stops(popart),
+            half_matmul_partials=popart.half_matmul_partials,
+            half_convolution_partials=popart.half_convolution_partials,
+            exceptions=popart.stops_at_exceptions,
         )
     )
 
 
 def exceptions(options: Options) -> numerics.FloatingPointExceptions | None:
     """Where the options ask for them, else None."""
-    return numerics.FloatingPointExceptions() if _stops(options._Popart.options) else None
+    return numerics.FloatingPointExceptions() if Obeyed(options._Popart).stops_at_exceptions else None
 
 
 def state_rounding(options: Options, randomness: numerics.KeyedRandomness) -> numerics.StateRounding:
     """By chance where the options ask for it."""
-    popart = options._Popart.options
-    by_chance = bool(popart.get("enableStochasticRounding", False))
-    return numerics.StateRounding(randomness, by_chance=by_chance, stops=_stops(popart))
-
-
-def _stops(popart: dict[str, Any]) -> bool:
-    return bool(popart.get("enableFloatingPointChecks", False))
+    popart = Obeyed(options._Popart)
+    return numerics.StateRounding(
+        randomness, by_chance=popart.rounds_by_chance, stops=popart.stops_at_exceptions
+    )
 
 
 def reduction(options: Options) -> numerics.Reduction:

@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Callable
 
 from .._logging import logger
+from .._options.popart import Obeyed
 from ..poptorch_core import Error, createPoptorchError, usesIpuModel
 from .compiled import Executable
 from .device_weights import ReplicaGrouping
@@ -82,7 +83,7 @@ class Measured:
 
     def cycleCount(self) -> int:
         """IPU cycles of a call, as the simulator predicts them for the machine that it stands for."""
-        if not self._counts_cycles:
+        if not Obeyed(self._options._Popart).counts_cycles:
             raise createPoptorchError(
                 "Cycle count logging is disabled. Please set option logCycleCount to True to enable."
             )
@@ -100,10 +101,6 @@ class Measured:
         if self._executable is None or not self.replica_groupings:
             return contextlib.nullcontext()
         return self._executable.weights.swapped_in()
-
-    @property
-    def _counts_cycles(self) -> bool:
-        return bool(self._options._Popart.options["instrumentWithHardwareCycleCounter"])
 
     def compilationTime(self) -> float:
         """Seconds."""

@@ -1,0 +1,128 @@
+"""Options that go to PopART under PopART's own names."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# What the simulator reads of them.
+ENGINE_CACHING = "enableEngineCaching"
+CACHE_PATH = "cachePath"
+COUNT_CYCLES = "instrumentWithHardwareCycleCounter"
+SYNTHETIC_DATA = "syntheticDataMode"
+RECOMPUTATION = "autoRecomputation"
+NO_ACCUMULATOR_STREAMS = "disableGradAccumulationTensorStreams"
+AUTOMATIC_LOSS_SCALING = "automaticLossScalingSettings.enabled"
+FLOATING_POINT_CHECKS = "enableFloatingPointChecks"
+STOCHASTIC_ROUNDING = "enableStochasticRounding"
+MATMUL_PARTIALS = "partialsTypeMatMuls"
+CONVOLUTION_OPTIONS = "convolutionOptions"
+
+
+class PopartOptions:
+    """Holds what a program sets by PopART's names; they're checked when a model is compiled, not here."""
+
+    def __init__(self) -> None:
+        self._is_frozen = False
+        self.options: dict[str, Any] = {
+            COUNT_CYCLES: False,
+            "rearrangeAnchorsOnHost": False,
+        }
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """An unfrozen copy."""
+        duplicate = type(self)()
+        memo[id(self)] = duplicate
+        duplicate.options = copy.deepcopy(self.options, memo)
+        return duplicate
+
+    def __repr__(self) -> str:
+        return repr(self.options)
+
+    def _freeze(self) -> None:
+        self._is_frozen = True
+
+    def checkIsFrozen(self, option: str | None = None) -> None:
+        """Raises AttributeError where the options can't be changed any more."""
+        if self._is_frozen:
+            raise AttributeError("Can't modify frozen Options")
+
+    def set(self, key: str, value: Any) -> PopartOptions:
+        """Sets one of PopART's session options."""
+        self.checkIsFrozen(key)
+        self.options[key] = value
+        return self
+
+    def setPatterns(self, patterns: dict[str, bool], level: int = 2) -> PopartOptions:
+        """Turns PopART's graph patterns on and off, on top of a level."""
+        self.checkIsFrozen("patterns")
+        assert isinstance(patterns, dict), "patterns must be a dictionary of names to bool"
+        self.options["patterns_level"] = level
+        self.options["patterns"] = patterns
+        return self
+
+    def setEngineOptions(self, engine_options: dict[str, str]) -> PopartOptions:
+        """Replaces the options of Poplar's engine."""
+        return self.set("engineOptions", engine_options)
+
+
+class Obeyed:
+    """What the simulator obeys of PopART's options, as they are when asked."""
+
+    def __init__(self, popart: PopartOptions) -> None:
+        self._options = popart.options
+
+    @property
+    def cache_folder(self) -> Path | None:
+        """Where executables are kept; None for nowhere."""
+        path = self._options.get(CACHE_PATH)
+        return Path(path) if path and self._options.get(ENGINE_CACHING) else None
+
+    @property
+    def counts_cycles(self) -> bool:
+        """Whether cycleCount() may be asked."""
+        return bool(self._options[COUNT_CYCLES])
+
+    @property
+    def has_synthetic_data(self) -> bool:
+        """Whether inputs stay on the host."""
+        return bool(self._options.get(SYNTHETIC_DATA, 0))
+
+    @property
+    def recomputation(self) -> int | None:
+        """PopART's RecomputationType; None where the program leaves it to PopTorch."""
+        return self._options.get(RECOMPUTATION)
+
+    @property
+    def shows_accumulators(self) -> bool:
+        """Whether gradient accumulators are part of the optimizer's state on the host."""
+        return not self._options.get(NO_ACCUMULATOR_STREAMS, False)
+
+    @property
+    def scales_loss_automatically(self) -> bool:
+        """Whether the device finds the loss scale."""
+        return bool(self._options.get(AUTOMATIC_LOSS_SCALING, False))
+
+    @property
+    def stops_at_exceptions(self) -> bool:
+        """Whether an overflow or a NaN stops the program."""
+        return bool(self._options.get(FLOATING_POINT_CHECKS, False))
+
+    @property
+    def rounds_by_chance(self) -> bool:
+        """Whether float16 results are rounded stochastically."""
+        return bool(self._options.get(STOCHASTIC_ROUNDING, False))
+
+    @property
+    def half_matmul_partials(self) -> bool:
+        """Whether products accumulate in float16."""
+        return bool(self._options.get(MATMUL_PARTIALS) == "half")
+
+    @property
+    def half_convolution_partials(self) -> bool:
+        """Whether convolutions accumulate in float16."""
+        return bool(self._options.get(CONVOLUTION_OPTIONS, {}).get("partialsType") == "half")
