@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections import Counter
 from types import TracebackType
 from typing import TextIO
@@ -49,15 +50,24 @@ class _RepeatLimit(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self.most = 4
+        self._most = 4
+        self._lock = threading.Lock()
         self._seen: Counter[str] = Counter()
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()
-        self._seen[text] += 1
-        if self._seen[text] == self.most:
-            record.msg, record.args = f"{text} [repeated {self.most} times: not shown from now on]", ()
-        return self._seen[text] <= self.most
+        with self._lock:
+            self._seen[text] += 1
+            times = self._seen[text]
+        if times == self._most:
+            record.msg, record.args = f"{text} [repeated {times} times: not shown from now on]", ()
+        return times <= self._most
+
+    def begin(self, most: int) -> None:
+        """Counts anew, with another limit."""
+        with self._lock:
+            self._most = most
+            self._seen.clear()
 
 
 _repeats = _RepeatLimit()
@@ -65,8 +75,7 @@ _repeats = _RepeatLimit()
 
 def limit_repeats(most: int) -> None:
     """How often the same text is logged from now on; texts logged before count anew."""
-    _repeats.most = most
-    _repeats._seen.clear()
+    _repeats.begin(most)
 
 
 def _destination() -> logging.Handler:

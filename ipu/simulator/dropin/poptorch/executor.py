@@ -16,7 +16,7 @@ from ._options.popart import Obeyed
 from ._run import compile_hooks, files, host_weights, profile
 from ._run.arguments import ArgumentParser, Arguments, CompiledCall
 from ._run.compiled import Executable
-from ._run.device_weights import ReplicaGrouping, executors
+from ._run.device_weights import ReplicaGrouping, register
 from ._run.measured import Measured
 from ._run.predictions import Predictions
 from ._run.structure import tensors
@@ -95,7 +95,7 @@ class PoplarExecutor(Measured):
             assert optimizer is not None, "A training model needs an optimizer"
             self.setOptimizer(optimizer)
             host_weights.wrap(self._user_model, host_weights.HostWeights(self))
-        executors.add(self)
+        register(self)
         options._freeze()
 
     # ---- what it is made of

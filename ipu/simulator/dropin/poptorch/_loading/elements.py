@@ -7,7 +7,7 @@ from typing import Any, Iterator, Mapping, MutableMapping, Sequence
 
 import torch
 
-from .._run.structure import parser_of
+from .._run.custom_types import parser_of
 from ..poptorch_core import createPoptorchError
 from .ring import Build
 

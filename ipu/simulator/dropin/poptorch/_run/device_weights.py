@@ -7,6 +7,7 @@ data that they hold is exchanged for the time of a run.
 from __future__ import annotations
 
 import contextlib
+import threading
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Iterator
@@ -70,7 +71,20 @@ def checked(kind: object, group_size: int, returned: object) -> ReplicaGrouping:
 
 
 # All executors alive: a parameter is the user's own object and doesn't know its executors.
-executors: weakref.WeakSet[PoplarExecutor] = weakref.WeakSet()
+_executors: weakref.WeakSet[PoplarExecutor] = weakref.WeakSet()
+_executors_lock = threading.Lock()
+
+
+def register(executor: PoplarExecutor) -> None:
+    """Makes an executor known to the parameters of its model."""
+    with _executors_lock:
+        _executors.add(executor)
+
+
+def _executors_of(parameter: torch.nn.Parameter) -> list[PoplarExecutor]:
+    with _executors_lock:
+        alive = list(_executors)
+    return [executor for executor in alive if any(parameter is one for one in executor.model.parameters())]
 
 
 def replica_grouping(
@@ -87,7 +101,7 @@ def replica_grouping(
     Raises poptorch.Error for a weight of no executor, or where all are compiled.
     """
     grouping = checked(comm_group_type, shards, variable_retrieval_mode)
-    of = [e for e in executors if any(self is weight for weight in e._user_model.parameters())]
+    of = _executors_of(self)
     if not of:
         raise createPoptorchError("replicaGrouping is for parameters of an executor's model")
     waiting = [executor for executor in of if not executor.isCompiled()]
