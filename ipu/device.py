@@ -52,8 +52,6 @@ class DeviceChoice:
 _asked: Optional[str] = None
 _chosen: Optional[DeviceChoice] = None
 _module: Optional[ModuleType] = None
-# Whether the drop-in is on sys.path for its ipu_simulator only.
-_appended = False
 
 
 def select_device(
@@ -98,11 +96,10 @@ def make_simulator_importable() -> None:
 
     Raises DeviceError where Python is too old for the simulator.
     """
-    global _appended
     _check_python("the cost model is part of it")
+    _use_this_copy()
     if not any(_is_drop_in_folder(folder) for folder in sys.path):
         sys.path.append(str(DROP_IN))
-        _appended = True
 
 
 def resolve() -> ModuleType:
@@ -117,7 +114,7 @@ def _first_that_answers(offline: bool) -> tuple[ModuleType, DeviceChoice]:
     already = sys.modules.get("poptorch")
     if already is not None and _is_drop_in(already):
         return _simulator("the simulator's poptorch is the one in use already")
-    if already is None and not _appended and any(_is_drop_in_folder(folder) for folder in sys.path):
+    if already is None and _started_on_drop_in():
         return _simulator("the program was started on the simulator's poptorch")
     try:
         module = _import_graphcore()
@@ -141,6 +138,7 @@ def _simulator(reason: str) -> tuple[ModuleType, DeviceChoice]:
     _check_python(reason)
     # The banner is the line that says so; the drop-in would print one of its own.
     os.environ["IPU_SIMULATOR_ANNOUNCED"] = "1"
+    _use_this_copy()
     if "poptorch" not in sys.modules and not _is_drop_in_folder(sys.path[0]):
         sys.path.insert(0, str(DROP_IN))
     module = importlib.import_module("poptorch")
@@ -229,13 +227,32 @@ def _import_graphcore() -> ModuleType:
         sys.path[:] = path
 
 
+def _started_on_drop_in() -> bool:
+    """Whether the simulator comes before installed packages on sys.path, where only its front door and the
+    user put it. An installed simulator's folder comes after them, and doesn't say that it is wanted.
+    """
+    for folder in sys.path:
+        if _is_drop_in_folder(folder):
+            return True
+        if Path(folder).name in ("site-packages", "dist-packages"):
+            return False
+    return False
+
+
+def _use_this_copy() -> None:
+    """Has sys.path name this repository's simulator instead of an installed one: a process has one engine."""
+    if "ipu_simulator" not in sys.modules:
+        sys.path[:] = [str(DROP_IN) if _is_drop_in_folder(folder) else folder for folder in sys.path]
+
+
 def _is_drop_in_folder(folder: str) -> bool:
-    return Path(folder or ".").resolve() == DROP_IN
+    """Whether a folder has the simulator's poptorch: this repository's, or an installed copy."""
+    return (Path(folder or ".") / "ipu_simulator").is_dir()
 
 
 def _is_drop_in(module: ModuleType) -> bool:
     file = getattr(module, "__file__", None)
-    return file is not None and DROP_IN in Path(file).resolve().parents
+    return file is not None and _is_drop_in_folder(str(Path(file).parents[1]))
 
 
 def _forget(package: str) -> None:

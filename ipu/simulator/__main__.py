@@ -1,13 +1,42 @@
-"""`python -m ipu.simulator`, and `python path/to/ipu/simulator` where another package is called ipu."""
+"""`python -m ipu.simulator`, and `python path/to/ipu/simulator` where another package is called ipu.
+
+Runs programs as the installed command `poptorch-simulator` does. `validate` and `fit` are the repository's
+alone: they need the application's models, so they run as a process that has its packages.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "dropin"))
 
-from ipu_simulator.command import main
+from ipu_simulator.command import FrontDoor
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_DOOR = FrontDoor(
+    "python -m ipu.simulator",
+    repository=_REPOSITORY,
+    more_usage="""
+       python -m ipu.simulator validate ROWS.csv [--json FILE] [--markdown FILE]
+       python -m ipu.simulator fit ROWS.csv""",
+    more_help=""" validate predicts published step times, fit fits the
+model's constants to them.""",
+)
+
+
+def _run_of_the_repository(arguments: list[str]) -> NoReturn:
+    """`validate ...` and `fit ...`: planning's command line, in the same folder as this one."""
+    # `python -m` looks in the current folder first, which may have packages with our names.
+    flags = ["-P"] if sys.version_info >= (3, 11) else []
+    path = [str(_REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    os.execve(sys.executable, [sys.executable, *flags, "-m", "planning.validate", *arguments], environment)
+
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if sys.argv[1:2] in (["validate"], ["fit"]):
+        _run_of_the_repository(sys.argv[1:])
+    _DOOR.run(sys.argv[1:])

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from ipu_simulator.installation import refuse_to_replace_another_poptorch as _refuse_to_replace
+
+_refuse_to_replace()
+
 
 def _constants(name: str, members: str) -> type[IntEnum]:
     # mypy knows this call of the enumeration only with a literal name.

@@ -2,5 +2,7 @@
 
 from __future__ import annotations
 
-# PopTorch's version whose behaviour this is.
+# The distribution's own version: it counts releases of the simulator (pyproject.toml reads it here).
+__version__ = "0.1.0"
+# PopTorch's version whose behaviour this is: poptorch.__version__.
 POPTORCH_VERSION = "3.4.0+simulator"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from . import POPTORCH_VERSION, variables
+from .installation import NAME
 
 TARGET_VARIABLE = variables.TARGET
 DEFAULT_TARGET = "pod16"
@@ -156,7 +157,7 @@ def announcement() -> str:
         stands_for = f"{machine.name} ({machine.num_ipus} IPUs)"
     if precision() == IPU_FLOAT16:
         stands_for += ", with its float16 numerics"
-    return f"ipu.simulator: no IPU and no SDK in use; poptorch {POPTORCH_VERSION} stands for {stands_for}"
+    return f"{NAME}: no IPU and no SDK in use; poptorch {POPTORCH_VERSION} stands for {stands_for}"
 
 
 def announce() -> None:
@@ -168,7 +169,7 @@ def announce() -> None:
         line = announcement()
     except (UnknownTarget, UnknownPrecision) as error:
         # Whoever asks for the hardware, or compiles, gets it as an error.
-        line = f"ipu.simulator: {error}"
+        line = f"{NAME}: {error}"
     say(line)
 
 

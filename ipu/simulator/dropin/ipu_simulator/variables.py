@@ -11,8 +11,8 @@ from pathlib import Path
 # The simulator's own.
 TARGET = "IPU_SIMULATOR_TARGET"  # the machine to stand for
 PRECISION = "IPU_SIMULATOR_PRECISION"  # how to compute
-PROFILE = "IPU_SIMULATOR_PROFILE"  # a folder for reports; `python -m ipu.simulator --profile` sets it
-CUSTOM_OPS = "IPU_SIMULATOR_CUSTOM_OPS"  # a file of functions; `python -m ipu.simulator --custom-ops` sets it
+PROFILE = "IPU_SIMULATOR_PROFILE"  # a folder for reports; the front door's --profile sets it
+CUSTOM_OPS = "IPU_SIMULATOR_CUSTOM_OPS"  # a file of functions; the front door's --custom-ops sets it
 # The line that says a simulator is at work was printed; inherited by the processes that a program starts.
 # The application's runners set it too: their first line is the device's banner.
 ANNOUNCED = "IPU_SIMULATOR_ANNOUNCED"

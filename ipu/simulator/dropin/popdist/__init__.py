@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import os
 
+from ipu_simulator.installation import refuse_to_replace_another_poptorch as _refuse_to_replace
+
+_refuse_to_replace()
+
 _TOTAL_REPLICAS = "POPDIST_NUM_TOTAL_REPLICAS"
 _LOCAL_REPLICAS = "POPDIST_NUM_LOCAL_REPLICAS"
 _REPLICA_OFFSET = "POPDIST_REPLICA_INDEX_OFFSET"

@@ -13,6 +13,7 @@ import typing as _typing
 from ipu_simulator import POPTORCH_VERSION as _POPTORCH_VERSION
 from ipu_simulator import variables as _variables
 from ipu_simulator.environment import announce as _announce
+from ipu_simulator.installation import refuse_to_replace_another_poptorch as _refuse_to_replace
 
 from . import (
     _impl,
@@ -75,6 +76,7 @@ def _has_file(stream: _typing.TextIO | None) -> bool:
 
 def _prepare_process() -> None:
     """What importing PopTorch does to a process besides defining names."""
+    _refuse_to_replace()
     _announce()
     # RDMA and fork() together are unsafe unless this is set first.
     if not _variables.is_set("RDMAV_FORK_SAFE"):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Callable, Mapping, NamedTuple
 
-import numpy
 import torch
 from ipu_simulator import environment
+from ipu_simulator.installation import needed_for
 
 from ._trace import popart_ir
 from ._trace import run as trace
@@ -132,6 +132,8 @@ class _PrintStyle(NamedTuple):
 
     def show(self, title: str, tensor: torch.Tensor) -> None:
         is_float = tensor.is_floating_point()
+        with needed_for("ipu_print_tensor"):
+            import numpy
         values = numpy.array2string(
             tensor.detach().float().numpy() if is_float else tensor.detach().numpy(),
             threshold=self.summarise_threshold,

@@ -9,6 +9,7 @@ from typing import Any, Callable
 
 import torch
 from ipu_simulator import numerics, variables
+from ipu_simulator.installation import COMMAND
 
 from ._run.structure import tensors
 from ._trace import run as trace
@@ -52,7 +53,7 @@ def _run_function(
         raise createPoptorchError(
             f"{what} is written for PopART: the simulator needs a PyTorch function in its place.{where} "
             "A file with CUSTOM_OPS = {(name, domain, version): function of (inputs, attributes)} brings it: "
-            f"python -m ipu.simulator --custom-ops FILE.py SCRIPT, or {variables.CUSTOM_OPS}=FILE.py"
+            f"{COMMAND} --custom-ops FILE.py SCRIPT, or {variables.CUSTOM_OPS}=FILE.py"
         )
     outputs = function(list(inputs), dict(attributes))
     made = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)

@@ -15,8 +15,9 @@ import struct
 from contextlib import contextmanager
 from typing import Iterator, List, Sequence
 
-import numpy as np
 import torch
+
+from ..installation import needed_for
 
 _MASK = (1 << 64) - 1
 
@@ -68,6 +69,8 @@ def random_words(
     shape: torch.Size, seed: int, update: int, replica: int, step: int, tensor: str
 ) -> torch.Tensor:
     """int32 tensor of uniform bits; the i-th element's are the i-th 32 bits of the key's Philox stream."""
+    with needed_for("stochastic rounding"):
+        import numpy as np
     key = struct.pack("<QQqQ", seed, update, replica, step) + tensor.encode()
     digest = hashlib.blake2b(key, digest_size=16).digest()
     generator = np.random.Philox(key=np.frombuffer(digest, dtype=np.uint64))

@@ -1,6 +1,6 @@
 """Reports on a program that runs: the verdict on its first compiled model, written when the compilation ends.
 
-IPU_SIMULATOR_PROFILE names the folder; `python -m ipu.simulator --profile` sets it. The folder itself has the
+IPU_SIMULATOR_PROFILE names the folder; the front door's --profile sets it. The folder itself has the
 reports on the training model, or on an inference model until there is one; `inference` in it has those on the
 inference model. The model's forward runs a second time for this, on tensors without memory.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipu_simulator import environment, variables
+from ipu_simulator.installation import NAME
 
 from .._logging import logger
 from .predictions import Predictions
@@ -62,4 +63,4 @@ def _write(predictions: Predictions, kind: str, folders: list[Path]) -> None:
 
 
 def _say(text: str) -> None:
-    environment.say(f"ipu.simulator: {text}")
+    environment.say(f"{NAME}: {text}")

@@ -48,6 +48,11 @@ _SIMULATOR = str(Path(__file__).parents[2])
 _OPERATIONS = (str(Path(__file__).parents[1] / "ops"),)
 
 
+def _is_library(filename: str) -> bool:
+    """Whether a source file belongs to an installed package other than the simulator itself."""
+    return not filename.startswith(_SIMULATOR) and any(folder in filename for folder in _LIBRARIES)
+
+
 def called_by_library() -> bool:
     """Whether the call that a mode intercepts stands in a library's code, or in that of our operations.
 
@@ -59,7 +64,7 @@ def called_by_library() -> bool:
         if frame.f_code.co_filename.startswith(_OPERATIONS):
             return True
         frame = frame.f_back
-    return any(folder in frame.f_code.co_filename for folder in _LIBRARIES)
+    return _is_library(frame.f_code.co_filename)
 
 
 def computed_by_library() -> bool:
@@ -69,7 +74,7 @@ def computed_by_library() -> bool:
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith((_SIMULATOR, _TORCH)):
         frame = frame.f_back
-    return any(folder in frame.f_code.co_filename for folder in _LIBRARIES)
+    return _is_library(frame.f_code.co_filename)
 
 
 @dataclass(frozen=True)
