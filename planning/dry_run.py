@@ -154,7 +154,7 @@ def program_of(config: Config, *, layers_per_ipu: Optional[Sequence[float]] = No
     """
     ipu.select_device("simulator")
     import torch
-    from poptorch._trace import capture as capture
+    from poptorch import simulator
 
     import model as models
     import training
@@ -165,7 +165,7 @@ def program_of(config: Config, *, layers_per_ipu: Optional[Sequence[float]] = No
         "squad": models.SquadModel,
         "glue": models.ClassificationModel,
     }
-    with capture.without_memory():
+    with simulator.without_memory():
         model = kinds[config.task](config.model_config())
         if config.precision == "float16":
             model.half()
@@ -180,8 +180,8 @@ def program_of(config: Config, *, layers_per_ipu: Optional[Sequence[float]] = No
         # One replica shows all; more than a process may have (64 IPUs) are no concern of a dry run.
         options = training_options(replace(plan, replication_factor=1, replicated_tensor_sharding=False))
         inputs = tuple(torch.zeros(shape, dtype=torch.int32) for shape in _input_shapes(config))
-        graph = capture.capture(model, inputs, {}, options, training=True)
-    settings = capture.settings_of(
+        graph = simulator.capture(model, inputs, {}, options, training=True)
+    settings = simulator.settings_of(
         training_options(plan), optimizer, micro_batch_size=config.micro_batch_size
     )
     return graph, replace(settings, matmul_proportions=config.matmul_proportion)

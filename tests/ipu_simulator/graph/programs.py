@@ -14,7 +14,7 @@ from tests.model.builders import VARIANTS, batch
 
 ipu.select_device("simulator")
 poptorch = ipu.poptorch
-from poptorch._trace import capture  # noqa: E402 (there once the device is chosen)
+from poptorch import simulator  # noqa: E402 (there once the device is chosen)
 
 BERT = VARIANTS["post-plain-dense"]
 GROUPBERT = VARIANTS["pre-convolution-grouped_projected"]
@@ -42,7 +42,7 @@ def pretraining(
     checkpoints: bool = True,
 ) -> models.PretrainingModel:
     """A pretraining model on IPUs, by default without memory for its weights."""
-    with capture.without_memory() if without_memory else contextlib.nullcontext():
+    with simulator.without_memory() if without_memory else contextlib.nullcontext():
         model = models.PretrainingModel(config, seed=0)
         if half:
             model.half()
@@ -59,7 +59,7 @@ def captured(
     model: torch.nn.Module, *args: Any, training: bool = True, made: Any = None, with_values: bool = False
 ) -> Any:
     """The graph of a model, checked."""
-    graph = capture.capture(model, args, {}, made or options(), training, with_values)
+    graph = simulator.capture(model, args, {}, made or options(), training, with_values)
     check(graph)
     return graph
 

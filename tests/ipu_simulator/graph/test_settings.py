@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.ipu_simulator.graph.programs import capture, options, poptorch
+from tests.ipu_simulator.graph.programs import options, poptorch, simulator
 
 
 def _weights() -> list[torch.nn.Parameter]:
@@ -13,7 +13,7 @@ def _weights() -> list[torch.nn.Parameter]:
 
 
 def _settings(optimizer, made=None, **more):
-    return capture.settings_of(made or options(), optimizer, 4, **more)
+    return simulator.settings_of(made or options(), optimizer, 4, **more)
 
 
 HALF = {"accum_type": torch.float16, "first_order_momentum_accum_type": torch.float16}

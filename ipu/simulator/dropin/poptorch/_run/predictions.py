@@ -64,21 +64,24 @@ class Predictions:
         """Raises whatever capturing the model raises."""
         if torch.__version__ < _TORCH:
             raise NotImplementedError(f"predictions need torch {_TORCH}, this is {torch.__version__}")
-        from ipu_simulator.cost import assess
+        from ..simulator import verdict_of
 
-        from .._trace.capture import capture, settings_of
-
-        program = (self._model, self._args, self._kwargs, self._options, self._optimizer is not None)
+        verdict = functools.partial(
+            verdict_of,
+            self._model,
+            self._args,
+            self._options,
+            self._optimizer,
+            kwargs=self._kwargs,
+            name=Path(sys.argv[0]).name or "python",
+        )
         try:
-            graph = capture(*program)
+            return verdict()
         except Exception as error:
             # The model did compile: so its way depends on values (a condition, NumPy, a layer on the host).
             # Whatever else is wrong with it is raised by the second try.
             logger.debug("Captured once more, with values: %s: %s", type(error).__name__, error)
-            graph = capture(*program, with_values=True)
-        batch = self._inputs[0].shape[0] if self._inputs and self._inputs[0].dim() else 1
-        settings = settings_of(self._options, self._optimizer, batch, graph.num_ipus)
-        return assess.assess(graph, settings, target(), name=Path(sys.argv[0]).name or "python")
+            return verdict(with_values=True)
 
     @property
     def cycles(self) -> int:
