@@ -424,3 +424,15 @@ def test_destroy_leaves_the_last_state_with_the_optimizer():
     _, executor, optimizer = start(lambda model: optim.Adam(model.parameters(), lr=0.1), calls=3)
     executor.destroy()
     assert float(optimizer.state_dict()["ipu_state"]["Step___first.bias"]) == 3.0
+
+
+def test_hyperparameters_have_the_same_order_in_every_process():
+    # A set's order changes from process to process, and with it the bytes of a saved optimizer.
+    def lamb(model):
+        return optim.LAMB(
+            model.parameters(), lr=0.1, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1, max_weight_norm=2.0
+        )
+
+    _, _, optimizer = start(lamb, calls=1)
+    names = [name.partition("___")[0] for name in optimizer.state_dict()["ipu_param"]]
+    assert names[:6] == ["learningRate", "eps", "weightDecay", "maxWeightNorm", "beta1", "beta2"]

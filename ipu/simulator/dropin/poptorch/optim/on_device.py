@@ -189,9 +189,9 @@ class OptimizerOnDevice:
         rate = group.lr * undamped if kind == 0 else group.lr
         decay = 1 - rate * group.weight_decay if kind == 0 else group.weight_decay
         named = {}
-        if {"lr", "dampening"} & variable:
+        if {"lr", "dampening"} & {*variable}:
             named[f"scaledLearningRate{kind}"] = rate / self._found.loss_scaling
-        if {"weight_decay", "lr", "dampening"} & variable:
+        if {"weight_decay", "lr", "dampening"} & {*variable}:
             named[f"weightDecayScaleFactor{kind}"] = decay
         if kind and "momentum" in variable:
             named[f"scaledMomentum{kind}"] = group.momentum

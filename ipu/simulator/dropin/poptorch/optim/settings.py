@@ -77,11 +77,9 @@ class Extracted:
         """An attribute of a group."""
         return self.values[group, name]
 
-    def variable(self, group: int) -> set[str]:
-        """The attributes of a group that aren't compiled in."""
-        return {name for index, name in self.values if index == group} - {
-            name for index, name in self.constants if index == group
-        }
+    def variable(self, group: int) -> list[str]:
+        """The attributes of a group that aren't compiled in, in the rule's order."""
+        return [name for index, name in self.values if index == group and (index, name) not in self.constants]
 
     def unexpected(self, first: Extracted) -> list[str]:
         """Texts on what wasn't there when the program's first optimizer was looked at."""
