@@ -32,10 +32,10 @@ from . import (
 from ._logging import setLogLevel
 from ._run.compile_hooks import registerPostCompileHook, registerPreCompileHook
 from ._run.custom_types import ICustomArgParser, registerCustomArgParser, registerGeometricCustomArgParsers
-from ._run.device_weights import replica_grouping as _replica_grouping
 from ._run.files import importPoptorchMetadataFromFile, load
 from ._run.host_weights import is_wrapped as _is_wrapped
 from ._run.outputs import check_backward as _check_backward
+from ._run.replica_groups import replica_grouping as _replica_grouping
 from ._trace.patches import install as _change_torch
 from ._trace.run import isRunningOnIpu
 from .accessor import AsynchronousDataAccessor

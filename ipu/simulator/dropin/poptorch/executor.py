@@ -16,9 +16,9 @@ from ._options.popart import Obeyed
 from ._run import compile_hooks, files, host_weights, profile
 from ._run.arguments import ArgumentParser, Arguments, CompiledCall
 from ._run.compiled import Executable
-from ._run.device_weights import ReplicaGrouping, register
 from ._run.measured import Measured
 from ._run.predictions import Predictions
+from ._run.replica_groups import ReplicaGrouping, register
 from ._run.structure import tensors
 from .optim.on_device import OptimizerOnDevice
 from .optim.settings import Extracted, extract

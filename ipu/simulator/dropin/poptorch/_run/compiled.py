@@ -26,7 +26,8 @@ from . import anchors as _anchors
 from . import outputs as _outputs
 from .arguments import Arguments, FrozenArguments, check_batch_dimension
 from .arithmetic import arithmetic, computes_as_ipu, exceptions, reduction, state_rounding
-from .device_weights import DeviceWeights, ReplicaGrouping
+from .device_weights import DeviceWeights
+from .replica_groups import ReplicaGrouping
 from .structure import check_types, map_leaves, tensors, with_tensors
 
 # What a compilation leaves in the folder of Options.enableExecutableCaching.

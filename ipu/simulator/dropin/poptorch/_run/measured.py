@@ -9,8 +9,8 @@ from .._logging import logger
 from .._options.popart import Obeyed
 from ..poptorch_core import Error, createPoptorchError, usesIpuModel
 from .compiled import Executable
-from .device_weights import ReplicaGrouping
 from .predictions import Latencies, Predictions
+from .replica_groups import ReplicaGrouping
 
 if TYPE_CHECKING:
     from ..options import Options
