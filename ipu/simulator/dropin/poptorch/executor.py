@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Concatenate, Mapping, ParamSpec, TypeVar
 
 import torch
 from ipu_simulator import numerics
@@ -28,13 +28,19 @@ from .poptorch_core import createPoptorchError
 # torch.inference_mode is the program's: the device trains, and keeps its weights, whatever it says.
 
 
-def left(method: Callable[..., Any]) -> Callable[..., Any]:
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def outside_inference_mode(
+    method: Callable[Concatenate[PoplarExecutor, P], R],
+) -> Callable[Concatenate[PoplarExecutor, P], R]:
     """An executor's method, run outside torch.inference_mode, in which PyTorch records no gradients and makes
     tensors that can't be changed elsewhere. A model whose own tensors are such stays inside.
     """
 
     @functools.wraps(method)
-    def outside(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    def outside(executor: PoplarExecutor, /, *args: P.args, **kwargs: P.kwargs) -> R:
         if not torch.is_inference_mode_enabled() or executor.is_of_inference_mode:
             return method(executor, *args, **kwargs)
         with torch.inference_mode(False), torch.no_grad():
@@ -131,7 +137,7 @@ class PoplarExecutor(Measured):
             raise AttributeError(attribute)
         return getattr(self._user_model, attribute)
 
-    def load_state_dict(self, state_dict: Any, strict: bool = True) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
         """Load weights into the user's model, and on to the device if there is one."""
         result = self._user_model.load_state_dict(state_dict, strict)
         if self.isAttachedToDevice():
@@ -165,7 +171,7 @@ class PoplarExecutor(Measured):
             return
         self._compile(arguments)
 
-    @left
+    @outside_inference_mode
     def _compile(self, compiled: Arguments | dict[str, Any]) -> None:
         """`compiled`: what to compile for, or what a file holds of a compilation."""
         compile_hooks.pre_compile.call()
@@ -211,7 +217,7 @@ class PoplarExecutor(Measured):
             profile.report(self._predictions, self._options, self._training)
         compile_hooks.post_compile.call()
 
-    @left
+    @outside_inference_mode
     def _run(self, arguments: Arguments) -> Any:
         executable, host = self._compiled(), self._host
         start_s = time.time()
@@ -255,7 +261,7 @@ class PoplarExecutor(Measured):
             raise createPoptorchError("Model has not been compiled or has been destroyed.")
         return self._executable
 
-    @left
+    @outside_inference_mode
     def copyWeightsToHost(self) -> None:
         """Download the weights into the user's model."""
         executable = self._compiled()
@@ -271,7 +277,7 @@ class PoplarExecutor(Measured):
         host = self._host
         return host is not None and host.sync()
 
-    @left
+    @outside_inference_mode
     def copyWeightsToDevice(self) -> None:
         """Upload the user's model's weights: edits on the host have no effect before."""
         executable = self._compiled()
@@ -284,7 +290,7 @@ class PoplarExecutor(Measured):
             self._host_version = host.version
         executable.weights.upload()
 
-    @left
+    @outside_inference_mode
     def copyNamedBuffersToDevice(self) -> None:
         """Upload the buffers that options.updatableNamedBuffers lists."""
         names = self._options.updatable_named_buffers

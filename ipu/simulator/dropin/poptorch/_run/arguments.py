@@ -10,7 +10,7 @@ import torch
 
 from .._logging import logger
 from ..poptorch_core import Error, createPoptorchError
-from .structure import check_types, expanded, leaves, map_leaves, tensor_paths, tensors, with_tensors
+from .structure import check_types, expanded, map_leaves, tensor_paths, tensors, with_tensors
 
 if TYPE_CHECKING:
     from ..options import Options
