@@ -91,8 +91,8 @@ def _try(config: Config, changes: Mapping[str, Any], judge: Judge) -> Any:
 
 
 def _changes(config: Config) -> Iterator[Dict[str, Any]]:
-    if config.optimizer_state == "on_chip":
-        yield {"optimizer_state": "off_chip"}
+    # On the chip where streaming memory is what doesn't suffice.
+    yield {"optimizer_state": "off_chip" if config.optimizer_state == "on_chip" else "on_chip"}
     if config.replication_factor > 1 and not config.replicated_tensor_sharding:
         yield {"replicated_tensor_sharding": True}
     if not config.enable_half_first_order_momentum and config.optimizer != "sgd":

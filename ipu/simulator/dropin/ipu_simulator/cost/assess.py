@@ -33,13 +33,15 @@ def assess(
     micro_batches = settings.gradient_accumulation if graph.training else settings.device_iterations
     packs = settings.micro_batch_size * micro_batches * settings.replicas
     flops_per_pack = time.flops_per_micro_batch / settings.micro_batch_size
-    peak_flops_per_s = target.peak_flops_per_s * graph.num_ipus * settings.replicas
+    num_ipus = graph.num_ipus * settings.replicas
+    lacking_ipus = max(0, num_ipus - target.num_ipus)
+    peak_flops_per_s = target.peak_flops_per_s * num_ipus
     samples = packs * settings.samples_per_sequence
     return Verdict(
         config=name,
         device="simulator",
         target=target.name,
-        fits=memory.fits,
+        fits=memory.fits and not lacking_ipus,
         parameters=sum(parameter.elements for parameter in graph.parameters),
         ipus=memory.ipus,
         pipeline=time.pipeline,
@@ -62,6 +64,7 @@ def assess(
             overflows=memory.overflows,
             bounds=time.bounds,
             assumptions=(*time.assumptions, *memory.assumptions, *_machine(target)),
+            lacking_ipus=lacking_ipus,
         ),
     )
 
@@ -71,7 +74,7 @@ def _machine(target: Target) -> tuple[Assumption, ...]:
     return tuple(
         Assumption(
             fact.name,
-            fact.value,
+            getattr(target, fact.name),
             fact.unit,
             "assumed" if fact.confidence == "low" else "published",
             f"{fact.source} (confidence: {fact.confidence})",

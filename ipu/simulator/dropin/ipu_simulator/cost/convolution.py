@@ -87,7 +87,7 @@ def plan_convolution(convolution: Convolution, target: Target, proportion: float
 
 def _in_place(convolution: Convolution, target: Target, bound: float) -> ConvolutionPlan:
     """Split over groups, positions and output channels; each tile receives a margin of neighbours."""
-    unit = unit_of(convolution.input_bytes, convolution.half_partials)
+    unit = unit_of(target, convolution.input_bytes, convolution.half_partials)
     rows = convolution.batch * convolution.positions
     options = [
         tight_splits(total, target.tiles_per_ipu)
@@ -106,7 +106,7 @@ def _in_place(convolution: Convolution, target: Target, bound: float) -> Convolu
     shared = np.where(
         split_n % 2 == 0, target.shared_exchange_bytes_per_cycle, target.exchange_bytes_per_cycle
     )
-    cycles = _compute(convolution, groups, here, columns) + inputs / shared
+    cycles = _compute(convolution, target, groups, here, columns) + inputs / shared
     cycles = cycles + weights * (1 - 1 / split_m) / target.exchange_bytes_per_cycle
     temporary = inputs + weights + partials
     fitting = np.flatnonzero(temporary <= max(bound, temporary.min()))
@@ -114,27 +114,27 @@ def _in_place(convolution: Convolution, target: Target, bound: float) -> Convolu
     return ConvolutionPlan(float(cycles[index]), int(temporary[index]))
 
 
-def _compute(convolution: Convolution, groups: Any, positions: Any, out_channels: Any) -> Any:
+def _compute(convolution: Convolution, target: Target, groups: Any, positions: Any, out_channels: Any) -> Any:
     """Cycles of one tile by the vertex that takes fewer."""
-    unit = unit_of(convolution.input_bytes, convolution.half_partials)
+    unit = unit_of(target, convolution.input_bytes, convolution.half_partials)
     row_length, in_channels = convolution.field[1], convolution.in_channels
     kernel = convolution.kernel
     by_tap = kernel_cycles(unit, groups, positions, row_length, in_channels, out_channels, kernel)
     if convolution.input_bytes > 2:
         return by_tap
-    by_window = slic_cycles(groups, positions, row_length, in_channels, out_channels, kernel)
+    by_window = slic_cycles(target, groups, positions, row_length, in_channels, out_channels, kernel)
     return np.minimum(by_tap, by_window)
 
 
-def tile_cycles(convolution: Convolution) -> float:
+def tile_cycles(convolution: Convolution, target: Target) -> float:
     """A whole convolution on one tile, without exchange: for comparison with measurements of vertices.
 
     The kernel's positions may be moved into the input channels where these fill one block then.
     """
     positions = convolution.batch * convolution.positions
-    cycles = float(_compute(convolution, convolution.groups, positions, convolution.out_channels))
+    cycles = float(_compute(convolution, target, convolution.groups, positions, convolution.out_channels))
     if convolution.in_channels * convolution.taps <= BLOCK:
-        unit = unit_of(convolution.input_bytes, convolution.half_partials)
+        unit = unit_of(target, convolution.input_bytes, convolution.half_partials)
         out_blocks = ceil_div(convolution.out_channels, unit.block_out)
         cycles = min(cycles, float(product_cycles(unit, convolution.groups, positions, 1, out_blocks)))
     return cycles

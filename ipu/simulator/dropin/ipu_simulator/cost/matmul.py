@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..environment import Target
-from .matrix_unit import BLOCK, ceil_div, product_cycles, reduction_cycles, unit_of
+from .matrix_unit import BLOCK, Unit, ceil_div, product_cycles, reduction_cycles, unit_of
 
 SERIAL_N = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 SERIAL_K = (1, 2, 4)
@@ -84,8 +84,9 @@ def plan(product: Product, target: Target, proportion: float) -> Plan:
 
     A proportion of 0 asks for the least memory.
     """
-    tiles, exchange = target.tiles_per_ipu, target.exchange_bytes_per_cycle
-    front = _front(product, tiles, exchange, target.shared_exchange_bytes_per_cycle)
+    unit = unit_of(target, product.input_bytes, product.half_partials)
+    exchange = (target.exchange_bytes_per_cycle, target.shared_exchange_bytes_per_cycle)
+    front = _front(product, unit, target.tiles_per_ipu, *exchange)
     least = front[0].temporary_bytes
     bound = proportion * target.bytes_per_tile
     within = least <= bound
@@ -98,12 +99,14 @@ def plan(product: Product, target: Target, proportion: float) -> Plan:
 
 
 @functools.cache
-def _front(product: Product, tiles: int, exchange: float, shared_exchange: float) -> tuple[Plan, ...]:
+def _front(
+    product: Product, unit: Unit, tiles: int, exchange: float, shared_exchange: float
+) -> tuple[Plan, ...]:
     """The plans that no other beats in both cycles and memory: from least memory to fewest cycles."""
-    orders = [_one_order(product, tiles, exchange, shared_exchange)]
+    orders = [_one_order(product, unit, tiles, exchange, shared_exchange)]
     if product.m != product.n:
         other = replace(product, m=product.n, n=product.m)
-        orders.append(_one_order(other, tiles, exchange, shared_exchange))
+        orders.append(_one_order(other, unit, tiles, exchange, shared_exchange))
     temporary = np.concatenate([order.temporary for order in orders])
     cycles = np.concatenate([order.cycles for order in orders])
     # What is worse in both than the plan of fewest cycles, or of least memory, needn't be sorted.
@@ -154,9 +157,10 @@ class _Candidates:
         )
 
 
-def _one_order(product: Product, tiles: int, own_exchange: float, shared_exchange: float) -> _Candidates:
+def _one_order(
+    product: Product, unit: Unit, tiles: int, own_exchange: float, shared_exchange: float
+) -> _Candidates:
     """All plans with [k, n] as the weights."""
-    unit = unit_of(product.input_bytes, product.half_partials)
     parts = [
         _splits(product, tiles, serial_n, serial_k, unit.block_out)
         for serial_n in SERIAL_N

@@ -1,8 +1,8 @@
 """Cycles of one tile's share of a matrix product: the AMP unit, and the reduction of partial sums.
 
 Formulas follow poplibs' own estimators: poplin/PerformanceEstimation.hpp (getConvPartial1x1Supervisor...,
-getConvPartialnx1...) and getReduceCycleEstimate. The tile's six workers take turns, so a worker's cycle is
-six of the tile's. All functions take numpy arrays as well as numbers.
+getConvPartialnx1...) and getReduceCycleEstimate. The tile's workers (six on Mk2) take turns, so a worker's
+cycle is as many of the tile's as there are workers. All functions take numpy arrays as well as numbers.
 """
 
 from __future__ import annotations
@@ -12,40 +12,42 @@ from typing import Any
 
 import numpy as np
 
-WORKERS = 6
-# What goes through the AMP together: channels of input of one block.
+from ..environment import Target
+
+# Input channels that go through the AMP together, and its convolution units: output channels of a block. The
+# vertices with float32 partial sums use half of the units (poplin, ConvVertexType).
 BLOCK = 16
-# Bytes of weights that a tile loads into its AMP in a cycle: one 64-bit load, as 128-bit loads are off by
-# default.
-_WEIGHT_LOAD_BYTES = 8
+_UNITS = 16
 
 
 @dataclass(frozen=True)
 class Unit:
-    """How the AMP works on a type.
+    """How a tile's AMP works on elements of one type.
 
+    :param macs_per_cycle: multiply-adds of a tile, at best: a hardware fact of the type.
     :param block_out: output channels of a block.
-    :param loop_cycles: a worker's cycles for one position through one block.
+    :param fact: name of the hardware fact that `macs_per_cycle` is.
+    :param workers: worker threads of a tile.
+    :param load_bytes_per_cycle: by two loads at once.
     """
 
+    macs_per_cycle: int
     block_out: int
-    loop_cycles: int
     input_bytes: int
     partial_bytes: int
+    fact: str
+    workers: int
+    load_bytes_per_cycle: int
+
+    @property
+    def loop_cycles(self) -> float:
+        """A worker's cycles for one position through one block."""
+        return self.block_out * BLOCK / self.macs_per_cycle
 
     @property
     def weight_load_cycles(self) -> float:
-        return self.block_out * BLOCK * self.input_bytes / _WEIGHT_LOAD_BYTES
-
-    @property
-    def macs_per_cycle(self) -> float:
-        """Of one tile, at best."""
-        return self.block_out * BLOCK / self.loop_cycles
-
-
-HALF = Unit(16, 4, 2, 2)
-HALF_FLOAT_PARTIALS = Unit(8, 4, 2, 4)
-FLOAT = Unit(8, 8, 4, 4)
+        """For the weights of a block, by one of the two loads: poplibs' 128-bit loads are off by default."""
+        return self.block_out * BLOCK * self.input_bytes / (self.load_bytes_per_cycle / 2)
 
 
 def ceil_div(total: Any, parts: Any) -> Any:
@@ -53,11 +55,35 @@ def ceil_div(total: Any, parts: Any) -> Any:
     return -(-total // parts)
 
 
-def unit_of(input_bytes: int, half_partials: bool) -> Unit:
-    """The AMP's way with elements of 2 or 4 bytes."""
+def unit_of(target: Target, input_bytes: int, half_partials: bool) -> Unit:
+    """The AMP of `target` with elements of 2 or 4 bytes."""
     if input_bytes >= 4:
-        return FLOAT
-    return HALF if half_partials else HALF_FLOAT_PARTIALS
+        rate, block_out, stored, partial, fact = (
+            target.float_macs_per_cycle,
+            _UNITS // 2,
+            4,
+            4,
+            "float_macs_per_cycle",
+        )
+    elif half_partials:
+        rate, block_out, stored, partial, fact = (
+            target.half_macs_per_cycle,
+            _UNITS,
+            2,
+            2,
+            "half_macs_per_cycle",
+        )
+    else:
+        rate, block_out, stored, partial, fact = (
+            target.half_float_partials_macs_per_cycle,
+            _UNITS // 2,
+            2,
+            4,
+            "half_float_partials_macs_per_cycle",
+        )
+    return Unit(
+        rate, block_out, stored, partial, fact, target.worker_threads_per_tile, target.load_bytes_per_cycle
+    )
 
 
 def product_cycles(unit: Unit, groups: Any, rows: Any, in_blocks: Any, out_blocks: Any) -> Any:
@@ -65,16 +91,16 @@ def product_cycles(unit: Unit, groups: Any, rows: Any, in_blocks: Any, out_block
 
     The first block of inputs zeroes the partial sums, which costs a worker one cycle less.
     """
-    inner = WORKERS * _positions_cycles(unit, rows)
+    inner = unit.workers * _positions_cycles(unit, rows)
     load = 25 + unit.weight_load_cycles
     accumulating = (in_blocks - 1) * (15 + out_blocks * (load + inner))
-    zeroing = 11 + out_blocks * (load + inner - WORKERS)
-    return 50 + WORKERS * (7 + 3 * (in_blocks * groups - 1)) + groups * (13 + accumulating + zeroing)
+    zeroing = 11 + out_blocks * (load + inner - unit.workers)
+    return 50 + unit.workers * (7 + 3 * (in_blocks * groups - 1)) + groups * (13 + accumulating + zeroing)
 
 
 def _positions_cycles(unit: Unit, rows: Any) -> Any:
     """A worker's cycles for its positions of one block, without zeroing."""
-    positions = ceil_div(np.asarray(rows), WORKERS)
+    positions = ceil_div(np.asarray(rows), unit.workers)
     many = 31 + unit.loop_cycles * (positions - 3)
     return np.where(positions >= 3, many, np.where(positions == 2, 35, 26))
 
@@ -95,14 +121,15 @@ def kernel_cycles(
     height, loading = (1, 0) if in_channels > 8 else (2, 46) if in_channels > 4 else (4, 60)
     steps = ceil_div(kernel[0], height) * kernel[1]
     blocks = ceil_div(in_channels, BLOCK) * ceil_div(out_channels, unit.block_out)
-    own = ceil_div(np.asarray(positions), WORKERS)
+    own = ceil_div(np.asarray(positions), unit.workers)
     pieces = np.maximum(1, own / row_length)
     worker = 18 + pieces * (3 + 34 - 9 - 3 * unit.loop_cycles) + unit.loop_cycles * np.maximum(own, 3)
-    step = 12 + 18 + loading + unit.weight_load_cycles + WORKERS * worker
+    step = 12 + 18 + loading + unit.weight_load_cycles + unit.workers * worker
     return 109 + groups * blocks * (14 + steps * step)
 
 
 def slic_cycles(
+    target: Target,
     groups: Any,
     positions: Any,
     row_length: int,
@@ -112,18 +139,20 @@ def slic_cycles(
 ) -> Any:
     """A convolution of float16 by the SLIC vertex: 4 channels with 4, 4 positions of a kernel row at once.
 
-    Two of its four chains work, so it goes over the field twice (at most 32 multiply-adds a cycle).
+    Two of its four chains work, so it reaches half of the AMP's rate: two passes over the field on Mk2.
     """
-    passes = 2
+    workers = target.worker_threads_per_tile
+    passes = 2 * 4 * 4 * 4 / target.half_macs_per_cycle
     blocks = ceil_div(in_channels, 4) * ceil_div(out_channels, 4) * kernel[0] * ceil_div(kernel[1], 4)
-    own = ceil_div(np.asarray(positions), WORKERS)
+    own = ceil_div(np.asarray(positions), workers)
     pieces = np.maximum(1, own / row_length)
     worker = 10 + pieces * (15 - 5 * passes) + passes * np.maximum(own, 5)
-    return 109 + groups * blocks * (16 + 18 + WORKERS * worker)
+    return 109 + groups * blocks * (16 + 18 + workers * worker)
 
 
 def reduction_cycles(unit: Unit, elements: Any, partials: Any) -> Any:
     """Sums `partials` partial sums of `elements` results on this tile (one of them in place)."""
-    vector = 16 // unit.partial_bytes
-    vectors = np.ceil(np.asarray(elements) / (vector * WORKERS))
-    return np.where(np.asarray(partials) > 1, 33 + WORKERS * (20 + vectors * (2 * (partials - 1) + 9)), 0.0)
+    vector = unit.load_bytes_per_cycle / unit.partial_bytes
+    vectors = np.ceil(np.asarray(elements) / (vector * unit.workers))
+    cycles = 33 + unit.workers * (20 + vectors * (2 * (partials - 1) + 9))
+    return np.where(np.asarray(partials) > 1, cycles, 0.0)

@@ -1,8 +1,8 @@
 """Does a program fit? Memory of each IPU over a weight update, by component, and a proof where it doesn't.
 
 Always live are weights, gradient accumulators, optimiser state that is kept on chip, stashes, stream buffers
-and code. The rest comes and goes: `pipeline_cycle` says what a cycle of the main phase takes, `weight_memory`
-what the update takes.
+and code. The rest comes and goes: `liveness.timeline` says what a cycle of the main phase takes,
+`WeightMemory.update` what the update takes. State off the chip stands in the M2000's streaming memory.
 """
 
 from __future__ import annotations
@@ -180,7 +180,9 @@ def code(
 # The proof that an IPU's memory doesn't suffice.
 
 
-def overflow(ipu: int, moment: str, live: Iterable[Buffer], usable_bytes: int) -> Overflow:
+def overflow(
+    ipu: int, moment: str, live: Iterable[Buffer], usable_bytes: int, m2000: int | None = None
+) -> Overflow:
     """The fewest of the buffers that are `live` at one moment and together exceed `usable_bytes`.
 
     Taking the largest first gives the fewest. They must exceed it all together.
@@ -195,12 +197,45 @@ def overflow(ipu: int, moment: str, live: Iterable[Buffer], usable_bytes: int) -
         taken_bytes += buffer.bytes
         if taken_bytes > usable_bytes:
             break
-    return Overflow(ipu, moment, over_bytes, tuple(taken))
+    return Overflow(ipu, moment, over_bytes, tuple(taken), m2000)
+
+
+def streaming_overflows(
+    weights: WeightMemory, homes: Mapping[int, int], target: Target
+) -> tuple[Overflow, ...]:
+    """The M2000s whose streaming memory can't hold the state that their IPUs keep off the chip.
+
+    IPU i of replica r is number r * (IPUs of a replica) + i; each M2000 has `ipus_per_m2000` in a row.
+    """
+    optimizer = weights.settings.optimizer
+    if optimizer is None or optimizer.location != "off_chip":
+        return ()
+    state_of_ipu: dict[int, list[Buffer]] = {}
+    for weight in weights.graph.parameters:
+        size = weights.state_bytes(weight)
+        if size:
+            buffer = Buffer(f"state of {weight.name}", "optimizer_state", "", size)
+            state_of_ipu.setdefault(homes[weight.id], []).append(buffer)
+    num_ipus = weights.graph.num_ipus
+    total_ipus = num_ipus * weights.settings.replicas
+    overflows: list[Overflow] = []
+    for first in range(0, total_ipus, target.ipus_per_m2000):
+        ipus = range(first, min(first + target.ipus_per_m2000, total_ipus))
+        buffers = [buffer for ipu in ipus for buffer in state_of_ipu.get(ipu % num_ipus, ())]
+        capacity_bytes = int(target.streaming_memory_bytes)
+        if sum(buffer.bytes for buffer in buffers) > capacity_bytes:
+            holder = next(ipu % num_ipus for ipu in ipus if state_of_ipu.get(ipu % num_ipus))
+            m2000 = first // target.ipus_per_m2000
+            overflows.append(overflow(holder, "always", buffers, capacity_bytes, m2000))
+    return tuple(overflows)
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Memory of each IPU of a replica; `overflows` names those that don't suffice, and is empty if all do."""
+    """Memory of each IPU of a replica.
+
+    :param overflows: memories that don't suffice: an IPU's, or an M2000's streaming memory; empty if all do.
+    """
 
     ipus: tuple[IpuMemory, ...]
     liveness: tuple[LivenessPoint, ...]
@@ -230,7 +265,7 @@ def memory_of(
     sizes: Materialised | None = None,
 ) -> MemoryEstimate:
     """Memory of every IPU of one replica. `op_cost`, `sizes`: costs, and tensors in memory, known already."""
-    op_cost = op_cost or _cached(graph, settings, target)
+    op_cost, sizes = op_cost or _cached(graph, settings, target), sizes or materialised(graph)
     plans = plans_of(graph, stages, settings, constants, op_cost, sizes)
     ipus: list[IpuMemory] = []
     points: list[LivenessPoint] = []
@@ -250,6 +285,8 @@ def memory_of(
             moment = "always" if worst is None else str(plan.timeline.events[worst])
             usable_bytes = int(memory.capacity_bytes / constants.tile_imbalance)
             overflows.append(overflow(ipu, moment, at_worst, usable_bytes))
+    weights = WeightMemory(graph, sizes, settings, constants)
+    overflows += streaming_overflows(weights, homes(graph), target)
     return MemoryEstimate(tuple(ipus), tuple(points), tuple(overflows), constants.assumptions)
 
 

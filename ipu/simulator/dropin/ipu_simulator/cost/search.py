@@ -18,7 +18,7 @@ from ..graph.ir import Graph, Op
 from ..graph.stages import Stage, restage, stages_of
 from .aliases import materialised
 from .constants import Constants, constants, memory_constants
-from .memory import memory_of
+from .memory import MemoryEstimate, memory_of
 from .ops import OpCost
 from .ops import op_cost as cost_of
 from .settings import Settings
@@ -181,12 +181,12 @@ class PlacementSearch:
             fastest_mix = self._mix(candidate, columns, placed, None)
             if self._step_s(self._placed(candidate.ipu_of_block, fastest_mix)) >= faster_than_s:
                 return None
-        tiles = [self._fullest_tiles(each) for each in placed]
+        memories = [self._memory(each) for each in placed]
         if number > 1:
-            mixed = self._mix(candidate, columns, placed, tiles)
+            mixed = self._mix(candidate, columns, placed, [_fullest_tiles(memory) for memory in memories])
             placed = [self._placed(candidate.ipu_of_block, mixed)]
-            tiles = [self._fullest_tiles(placed[0])]
-        return self._judged(candidate, placed[0], tiles[0])
+            memories = [self._memory(placed[0])]
+        return self._judged(candidate, placed[0], memories[0])
 
     def lower_bound_s(self, candidate: Candidate) -> float:
         """Seconds that a weight update surely takes: the blocks on the busiest IPU in every cycle, and what
@@ -258,8 +258,7 @@ class PlacementSearch:
     def _step_s(self, placed: _Placed) -> float:
         return placed.program.step_s(self._target, self._constants)
 
-    def _fullest_tiles(self, placed: _Placed) -> dict[int, int]:
-        """Bytes of the fullest tile, by IPU."""
+    def _memory(self, placed: _Placed) -> MemoryEstimate:
 
         def op_cost(op: Op) -> OpCost:
             # Sums of gradients take no time of their own, but have code.
@@ -267,7 +266,7 @@ class PlacementSearch:
                 return cost_of(op, placed.graph, placed.settings, self._target)
             return placed.costs[op.index]
 
-        memory = memory_of(
+        return memory_of(
             placed.graph,
             placed.stages,
             placed.settings,
@@ -276,7 +275,6 @@ class PlacementSearch:
             op_cost=op_cost,
             sizes=self._sizes,
         )
-        return {each.ipu: each.fullest_tile_bytes for each in memory.ipus}
 
     def _mix(
         self,
@@ -298,7 +296,8 @@ class PlacementSearch:
             mixed.append(columns[min(range(len(columns)), key=order)][ipu])
         return tuple(mixed)
 
-    def _judged(self, candidate: Candidate, placed: _Placed, tiles: Mapping[int, int]) -> Judged:
+    def _judged(self, candidate: Candidate, placed: _Placed, memory: MemoryEstimate) -> Judged:
+        tiles = _fullest_tiles(memory)
         cycles = _cycles_of_ipus(placed.program.loads, self._constants)
         fullest = max(tiles, key=lambda ipu: tiles[ipu])
         room = self._target.bytes_per_tile - tiles[fullest]
@@ -310,8 +309,13 @@ class PlacementSearch:
             busiest_ipu=max(cycles, key=lambda ipu: cycles[ipu]),
             fullest_ipu=fullest,
             headroom_bytes=int(room * self._target.tiles_per_ipu / memory_constants().tile_imbalance),
-            fits=room >= 0,
+            fits=memory.fits,
         )
+
+
+def _fullest_tiles(memory: MemoryEstimate) -> dict[int, int]:
+    """Bytes of the fullest tile, by IPU."""
+    return {each.ipu: each.fullest_tile_bytes for each in memory.ipus}
 
 
 def _work(load: StageLoad) -> Load:

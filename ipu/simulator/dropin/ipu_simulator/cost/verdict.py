@@ -125,12 +125,22 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Overflow:
-    """Why memory of an IPU does not suffice: the fewest buffers, largest first, that exceed it alone."""
+    """Why a memory does not suffice: the fewest buffers, largest first, that exceed it alone.
+
+    :param ipu: whose memory it is; of streaming memory, the first IPU that keeps something there.
+    :param m2000: the machine of four IPUs whose streaming memory it is; None for an IPU's own memory.
+    """
 
     ipu: int
     moment: str
     over_bytes: int
     buffers: tuple[Buffer, ...]
+    m2000: int | None = None
+
+    @property
+    def memory(self) -> str:
+        """Whose memory it is, in words."""
+        return f"IPU {self.ipu}" if self.m2000 is None else f"the streaming memory of M2000 {self.m2000}"
 
 
 @dataclass(frozen=True)
@@ -166,7 +176,10 @@ class Bound:
 
 @dataclass(frozen=True)
 class Details:
-    """What reports show beside the verdict's own fields."""
+    """What reports show beside the verdict's own fields.
+
+    :param lacking_ipus: how many IPUs more the replicas need than the machine has.
+    """
 
     stages: tuple[StageTime, ...]
     work: tuple[Work, ...]
@@ -175,6 +188,7 @@ class Details:
     overflows: tuple[Overflow, ...]
     bounds: tuple[Bound, ...]
     assumptions: tuple[Assumption, ...]
+    lacking_ipus: int = 0
 
 
 @dataclass(frozen=True)
@@ -253,9 +267,11 @@ class Verdict:
                     "moment": overflow.moment,
                     "over_bytes": overflow.over_bytes,
                     "buffers": [vars(buffer) for buffer in overflow.buffers],
+                    **({} if overflow.m2000 is None else {"m2000": overflow.m2000}),
                 }
                 for overflow in self.details.overflows
             ],
+            **({"lacking_ipus": self.details.lacking_ipus} if self.details.lacking_ipus else {}),
             "bounds": [vars(bound) for bound in self.details.bounds],
             "assumptions": [vars(assumption) for assumption in self.details.assumptions],
         }

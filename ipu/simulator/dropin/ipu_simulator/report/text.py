@@ -35,6 +35,8 @@ _BUFFER_WIDTH, _MODULE_WIDTH = 68, 20
 def text(verdict: Verdict) -> str:
     """The table that a dry run prints; ends with a line break."""
     sections = [_headline(verdict)]
+    if verdict.details.lacking_ipus:
+        sections.append(_lacking_ipus(verdict))
     if verdict.details.overflows:
         sections.append("\n".join(_proofs(verdict)))
     if verdict.remedies:
@@ -75,12 +77,19 @@ def _headline(verdict: Verdict) -> str:
     )
 
 
+def _lacking_ipus(verdict: Verdict) -> str:
+    return (
+        f"too few IPUs: {verdict.target} has {verdict.details.lacking_ipus} fewer than the replicas need, of "
+        f"{len(verdict.ipus)} IPUs each; take fewer replicas or a larger machine"
+    )
+
+
 def _proofs(verdict: Verdict) -> Iterator[str]:
     """Of the IPU that lacks most; the others in a line."""
     worst, *others = sorted(verdict.details.overflows, key=lambda overflow: -overflow.over_bytes)
     yield from _proof(worst)
     if others:
-        named = ", ".join(f"IPU {other.ipu} by {human_bytes(other.over_bytes)}" for other in others)
+        named = ", ".join(f"{other.memory} by {human_bytes(other.over_bytes)}" for other in others)
         yield f"also over: {named} (report.html has their buffers)"
 
 
@@ -88,7 +97,8 @@ def _proof(overflow: Overflow) -> Iterator[str]:
     total = human_bytes(sum(buffer.bytes for buffer in overflow.buffers))
     number = len(overflow.buffers)
     which = "this buffer alone exceeds" if number == 1 else f"these {number} buffers alone exceed"
-    yield f"what proves it: IPU {overflow.ipu} lacks {human_bytes(overflow.over_bytes)} in {overflow.moment}"
+    moment = f" in {overflow.moment}" if overflow.m2000 is None else ""
+    yield f"what proves it: {overflow.memory} lacks {human_bytes(overflow.over_bytes)}{moment}"
     yield f"  {total:>10}  in all: {which} its memory"
     for buffer in overflow.buffers[:_BUFFERS_SHOWN]:
         where = _shortened(buffer.module, max(_BUFFER_WIDTH - len(buffer.name), _MODULE_WIDTH))
