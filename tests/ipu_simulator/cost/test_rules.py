@@ -88,22 +88,6 @@ def test_vectors_are_matmuls_too():
     assert cost("dot", [(200,), (200,)], [()]).flops == 2 * 200
 
 
-@pytest.mark.parametrize(
-    ("shapes", "sliced"),
-    [
-        ([(160, 768), (768, 30522)], Product(1, 160, 768, 15261)),
-        ([(160, 30522), (30522, 768)], Product(1, 160, 15261, 768)),
-        ([(30522, 160), (160, 768)], Product(1, 15261, 160, 768)),
-    ],
-)
-def test_a_serialised_matmul_is_several(shapes, sliced):
-    whole = cost("mm", shapes, [(shapes[0][0], shapes[1][1])])
-    found = cost("mm", shapes, [(shapes[0][0], shapes[1][1])], serialization=("OutputChannels", 2))
-    assert found.matmul_cycles == 2 * plan(sliced, CHIP, 0.2).cycles
-    assert found.flops == whole.flops
-    assert found.working_set_bytes <= whole.working_set_bytes
-
-
 def test_what_is_rearranged_for_gradients():
     shapes = [(512, 768), (768, 3072)], [(512, 3072)]
     assert cost("mm", *shapes, roles=["activation", "parameter"]).rearranged_elements == 0

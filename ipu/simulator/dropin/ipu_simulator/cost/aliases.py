@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Mapping
 
 from ..graph.ir import Graph, Op
+from .serialization import slices_of_weights
 
 _MASKED = {"native_dropout": 1}  # operation -> position of the output that is a mask
 _ROWS = {"embedding_dense_backward", "embedding_backward", "index_put", "index_add"}
@@ -64,7 +65,7 @@ def materialised(graph: Graph) -> Materialised:
         if tensor.role == "constant" and tensor.id not in forward:
             bytes_of[tensor.id] = 0
 
-    factors = serialization_factors(graph)
+    factors = slices_of_weights(graph)
     sums: set[int] = set()
     for parameter, gradient in graph.gradients.items():
         pending = [gradient]
@@ -83,19 +84,6 @@ def materialised(graph: Graph) -> Materialised:
                 factor = factors.get((parameter, op_or_none.module), 1)
                 bytes_of[tensor_id] = -(-graph.tensors[tensor_id].bytes // factor)
     return Materialised(bytes_of, frozenset(sums))
-
-
-def serialization_factors(graph: Graph) -> dict[tuple[int, str], int]:
-    """Slices of serialised matmuls: (id of a parameter, path of the module that uses it) -> their number."""
-    factors: dict[tuple[int, str], int] = {}
-    for op in graph.ops:
-        if op.phase == "forward" and "serialization" in op.attributes:
-            factor = int(op.attributes["serialization"][1])
-            for tensor_id in op.inputs:
-                owner = graph.owner(tensor_id)
-                if owner.role == "parameter":
-                    factors[owner.id, op.module] = factor
-    return factors
 
 
 def _is_sum(op: Op, graph: Graph) -> bool:

@@ -15,11 +15,12 @@ from typing import Callable, Iterable, Mapping, Sequence
 from ..environment import Target
 from ..graph.ir import BYTES_OF_DTYPE, Graph, Op, Tensor
 from ..graph.stages import Stage
-from .aliases import Materialised, is_view, materialised, serialization_factors
+from .aliases import Materialised, is_view, materialised
 from .constants import MemoryConstants
 from .liveness import Event, Lifetime, Timeline, crossing_tensors, schedule, stashed_bytes, timeline
 from .ops import PRODUCTS, OpCost
 from .ops import op_cost as cost_of
+from .serialization import slices_of_weights
 from .settings import Settings
 from .verdict import COMPONENTS, Assumption, Buffer, IpuMemory, LivenessPoint, Overflow
 
@@ -91,7 +92,7 @@ class WeightMemory:
         if self.settings.optimizer is None:
             return Timeline((), ())
         factors: dict[int, int] = {}
-        for (weight_id, _), factor in serialization_factors(self.graph).items():
+        for (weight_id, _), factor in slices_of_weights(self.graph).items():
             factors[weight_id] = max(factor, factors.get(weight_id, 1))
         lifetimes = tuple(
             Lifetime(buffer, event, event)

@@ -19,6 +19,7 @@ from ..environment import Target
 from ..graph.ir import BYTES_OF_DTYPE, Graph, Op, Tensor
 from .convolution import WEIGHT_GRADIENT_FACTOR, Convolution, plan_convolution
 from .matmul import Plan, Product, plan
+from .serialization import sliced
 from .settings import Settings
 
 # What one operation costs on one IPU.
@@ -87,7 +88,7 @@ def matmul_cost(op: Op, graph: Graph, target: Target, proportion: float, half_pa
             BYTES_OF_DTYPE[left.dtype],
             half_partials,
         )
-    slices, product = _serialized(op, product)
+    slices, product = sliced(op, graph, product)
     made = plan(product, target, proportion)
     cost = _planned(made, slices, target)
     biased = len(op.inputs) > 2
@@ -108,23 +109,6 @@ def _planned(made: Plan, slices: int, target: Target) -> tuple[float, int]:
     """(cycles, compute sets) of `slices` equal products."""
     compute_sets = _PRODUCT_COMPUTE_SETS + (made.split_k > 1)
     return slices * made.cycles, slices * made.serial_splits * compute_sets
-
-
-def _serialized(op: Op, product: Product) -> tuple[int, Product]:
-    """(number of slices, one of them) of a serializedMatMul; its gradients are cut alike."""
-    mark = op.attributes.get("serialization")
-    if not mark:
-        return 1, product
-    slices = int(mark[1])
-    sliced = max(product.m, product.k, product.n)  # the vocabulary, wherever it stands
-    m, k, n = product.m, product.k, product.n
-    if n == sliced:
-        n = -(-n // slices)
-    elif m == sliced:
-        m = -(-m // slices)
-    else:
-        k = -(-k // slices)
-    return slices, Product(product.groups, m, k, n, product.input_bytes, product.half_partials)
 
 
 def _rearranged(op: Op, number: int, graph: Graph) -> int:
