@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Callable, Mapping, NamedTuple
+from typing import Any, Mapping, NamedTuple
 
 import torch
 from ipu_simulator import environment
 from ipu_simulator.installation import needed_for
 
+from ._run.structure import made_of, map_leaves
 from ._trace import popart_ir
 from ._trace import run as trace
 from .blocks import BeginBlock, Block, BlockFunction, LegacyBeginBlockFn, removeBlocks
@@ -81,8 +82,7 @@ def recomputationCheckpoint(*tensors: Any) -> Any:
     marked = [nop(tensor) for tensor in tensors]
     popart_ir.checkpoint(marked)
     if container is not None:
-        # A namedtuple takes its fields one by one.
-        return container(*marked) if hasattr(container, "_fields") else container(marked)
+        return made_of(container, marked)
     return marked[0] if len(marked) == 1 else tuple(marked)
 
 
@@ -191,27 +191,20 @@ def ipu_print_tensor(
     return result
 
 
-def _map_tensors(structure: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    if isinstance(structure, torch.Tensor):
-        return function(structure)
-    if isinstance(structure, dict):
-        return type(structure)((key, _map_tensors(value, function)) for key, value in structure.items())
-    if isinstance(structure, (list, tuple)):
-        parts = [_map_tensors(part, function) for part in structure]
-        return type(structure)(*parts) if hasattr(structure, "_fields") else type(structure)(parts)
-    return structure
+def _all_nop(structure: Any) -> Any:
+    return map_leaves(structure, lambda leaf: nop(leaf) if isinstance(leaf, torch.Tensor) else leaf)
 
 
 def set_overlap_for_input(input_tensors: Any, mode: OverlapMode) -> Any:
     """The inputs themselves; their transfer may overlap with computation as `mode` says."""
     assert isinstance(mode, OverlapMode), "mode must be a poptorch.OverlapMode"
-    return _map_tensors(input_tensors, nop)
+    return _all_nop(input_tensors)
 
 
 def set_overlap_for_output(output_tensors: Any, mode: OverlapMode) -> Any:
     """The outputs themselves; their transfer may overlap with computation as `mode` says."""
     assert isinstance(mode, OverlapMode), "mode must be a poptorch.OverlapMode"
-    return _map_tensors(output_tensors, nop)
+    return _all_nop(output_tensors)
 
 
 class Attribute:

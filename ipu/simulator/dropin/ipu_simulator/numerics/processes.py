@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import time
-from typing import Any, List, Optional, Sequence
+from typing import List, Optional, Sequence
 
 import torch
 
@@ -28,7 +28,7 @@ class Processes:
     def __init__(self, index: int, count: int) -> None:
         self.index = index
         self.count = count
-        self._group: Any = _gloo_group(count) if count > 1 else None
+        self._group: Optional[torch.distributed.ProcessGroup] = _gloo_group(count) if count > 1 else None
 
     def sum_gradients(self, weights: Sequence[torch.Tensor], gradients: Gradients) -> Gradients:
         """The gradients summed over all processes; one that only others have counts as zeros here."""
@@ -50,7 +50,7 @@ class Processes:
         return summed
 
 
-def _gloo_group(count: int) -> Any:
+def _gloo_group(count: int) -> Optional[torch.distributed.ProcessGroup]:
     if not torch.distributed.is_available():
         raise ValueError(f"{count} processes train together, but this PyTorch has no torch.distributed.")
     if not torch.distributed.is_initialized():

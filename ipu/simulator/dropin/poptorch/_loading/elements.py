@@ -8,6 +8,7 @@ from typing import Any, Iterator, Mapping, MutableMapping, Sequence
 import torch
 
 from .._run.custom_types import parser_of
+from .._run.structure import made_of
 from ..poptorch_core import createPoptorchError
 from .ring import Build
 
@@ -34,10 +35,7 @@ def _parts(element: Any) -> tuple[list[Any], Build]:
     if isinstance(element, Mapping):
         return _parts_of_mapping(element)
     if isinstance(element, (list, tuple)):
-        kind = type(element)
-        if hasattr(kind, "_fields"):  # a namedtuple takes its fields one by one
-            return list(element), lambda tensors: kind(*tensors)
-        return list(element), lambda tensors: kind(tensors)
+        return list(element), lambda tensors: made_of(type(element), tensors)
     return [element], lambda tensors: tensors[0]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 
@@ -12,14 +12,19 @@ from ..poptorch_core import createPoptorchError
 from .custom_types import parser_of
 
 
+def made_of(kind: type, parts: Sequence[Any]) -> Any:
+    """A list or tuple of this type. A namedtuple takes its fields one by one; torch.Size, and what torch.max
+    returns, take them as one.
+    """
+    return kind(*parts) if hasattr(kind, "_fields") else kind(parts)
+
+
 def _map_values(structure: Any, function: Callable[[Any], Any]) -> Any:
     """As map_leaves, but for values of custom types, which are leaves here."""
     if parser_of(structure) is not None:
         return function(structure)
     if isinstance(structure, tuple):
-        parts = [_map_values(part, function) for part in structure]
-        # torch.Size and what torch.max returns take their parts as one.
-        return type(structure)(*parts) if hasattr(structure, "_fields") else type(structure)(parts)
+        return made_of(type(structure), [_map_values(part, function) for part in structure])
     if isinstance(structure, list):
         return [_map_values(part, function) for part in structure]
     if isinstance(structure, dict):
