@@ -12,6 +12,8 @@ from benchmarks.speed import Apart, Contender, compare, plain_loop, simulator
 from config import ConfigError
 from run_benchmark import main
 
+pytestmark = pytest.mark.slow
+
 
 def test_they_alternate_and_take_turns_to_begin():
     order = []

@@ -10,6 +10,8 @@ from benchmarks.trainings import Budget, trained
 from planning import dry_run
 from run_benchmark import main
 
+pytestmark = pytest.mark.slow
+
 
 def test_recipes_that_differ_in_length_alone_are_a_line():
     berts = ["bert_base_512_pod16", "bert_base_128_pod16"]

@@ -7,6 +7,8 @@ from safetensors.torch import load_file
 
 from benchmarks.trainings import Budget, digest, trained
 
+pytestmark = pytest.mark.slow
+
 UNLIMITED = Budget(None)
 
 

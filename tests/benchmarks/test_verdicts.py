@@ -11,6 +11,8 @@ import config
 import run_benchmark
 from planning.dry_run import verdict_of
 
+pytestmark = pytest.mark.slow
+
 # BERT Large and GroupBERT Base of one phase would be compared with the other phase too.
 NAMES = ["bert_demo_tiny_128", "squad_bert_base_384"]
 

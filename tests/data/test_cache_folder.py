@@ -17,6 +17,8 @@ from data.corpora import Corpus
 from data.files import write_atomically
 from data.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def options(corpus: Corpus) -> PretrainingDataOptions:

@@ -23,6 +23,8 @@ from tests.data import preprocess_slowly
 from tests.data.conftest import write_text_corpus
 from tests.data.preprocess_slowly import PARAMETERS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -17,6 +17,8 @@ import run_pretraining
 from training import Progress, StopRequest
 from training.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 # Dropout on: randomness belongs to the replica, wherever it runs.
 STEPS = (

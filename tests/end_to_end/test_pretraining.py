@@ -224,7 +224,8 @@ import resource, sys
 sys.path.insert(0, {str(ROOT)!r})
 import run_pretraining, torch
 sys.argv[1:] = {flags(tmp_path / "run", *HUGE)!r}
-limit = 1 << 33  # bytes of address space
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + (2 << 30)  # address space, bytes: two of its weights, of hundreds
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 sys.exit(run_pretraining.run_as_program())
 """

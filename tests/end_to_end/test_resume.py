@@ -18,6 +18,8 @@ import run_pretraining
 from data import DataError
 from training.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 UNTIMED = ("samples_per_s",)
 

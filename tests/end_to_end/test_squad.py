@@ -21,6 +21,8 @@ from training.metrics import read_metrics
 
 from .test_resume import assert_same_run, signalled_at
 
+pytestmark = pytest.mark.slow
+
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789_.?,"
 TOKENIZER = Tokenizer(
     [*SPECIAL_TOKENS, *LETTERS, *("##" + letter for letter in LETTERS), "the", "is", "##on"]

@@ -5,11 +5,14 @@ import pydoc
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import ipu
 import run_pretraining
 import run_squad
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 DROPIN = str(ROOT / "ipu" / "simulator")

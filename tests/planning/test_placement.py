@@ -19,6 +19,9 @@ from config import Config, ConfigError
 from planning import placement
 from planning.dry_run import program_of, verdict_of
 
+# One process, for the fixture `search`.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("placement")]
+
 LAYERS = 4
 SMALL = {
     "num_layers": LAYERS,

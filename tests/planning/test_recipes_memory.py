@@ -20,6 +20,9 @@ from config import Config, names
 from planning.known_fits import cases, judge
 from tests.planning.recipe_programs import program, recipe
 
+# In one process, for which `program` captures each graph once.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("recipes")]
+
 PRETRAINING = [
     name for name in names() if not name.startswith("test_") and recipe(name).task == "pretraining"
 ]
@@ -141,7 +144,7 @@ def test_more_memory_never_unfits(name):
     machine = target(config.target)
     constants = memory_constants()
     fits = []
-    for factor in (0.5, 0.8, 0.95, 1.0, 1.02, 1.05, 1.1, 1.25, 1.5, 2.0):
+    for factor in (0.5, 0.95, 1.0, 1.02, 1.1, 1.5):
         larger = replace(machine, bytes_per_tile=int(machine.bytes_per_tile * factor))
         fits.append(memory_of(graph, stages, settings, larger, constants).fits)
     assert fits == sorted(fits) and not fits[0] and fits[-1]

@@ -10,7 +10,12 @@ import pytest
 import config
 from config import Config
 from planning import remedies
-from planning.dry_run import verdict_of
+from planning.dry_run import assess, program_of, verdict_of
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("remedies"),
+]  # one process, for a fixture of ten seconds
 
 SMALL = config.load("test_groupbert", overrides={"micro_batch_size": 8, "gradient_accumulation": 8})
 
@@ -47,7 +52,7 @@ def test_a_remedy_keeps_its_promise(too_large: tuple, which: str) -> None:
     name, overrides, before = too_large
     remedy = next(each for each in before.remedies if each.change.startswith(which))
     changed = applied(name, overrides, remedy.change)
-    after = verdict_of(changed, name)
+    after = assess(changed, name, program_of(changed))
     assert after.fits == remedy.fits
     assert peak(before) - peak(after) == remedy.saves_bytes
     was = config.load(name, overrides=overrides)
@@ -99,7 +104,7 @@ def test_a_micro_batch_without_a_half_becomes_the_largest_that_keeps_the_sequenc
 
 
 def test_float16_is_a_remedy_for_float32() -> None:
-    wide = config.load("bert_large_128_pod16", overrides={"precision": "float32", "device": "simulator"})
+    wide = config.load("bert_base_128_pod16", overrides={"precision": "float32", "device": "simulator"})
     (first, *_) = [each for each in verdict_of(wide, "wide").remedies if "float16" in each.change]
     assert first.fits and first.change == "--precision float16" and first.costs_s < 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,11 @@ from planning import validate as command
 from planning.fit_constants import by_utilisation_s, fit, measured, utilisation, validate, with_values
 from planning.published_rows import read_rows
 from tests.planning.rows import ROWS, rows_file
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("validate"),
+]  # one process, for a fixture of ten seconds
 
 PUBLISHED = Path(command.__file__).with_name("published.csv")
 
@@ -35,6 +42,15 @@ def published():
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     return programs(rows_file(tmp_path_factory.mktemp("rows")))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What is printed of a file that has the second row only."""
+    path = rows_file(tmp_path_factory.mktemp("alone"), {"T2": ROWS["T2"]})
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert command.main(["validate", str(path)]) == 0
+    return printed.getvalue()
 
 
 def test_json_and_text(tmp_path, capsys):
@@ -80,10 +96,8 @@ def test_json_and_text(tmp_path, capsys):
         ({"framework": "PyTorch"}, "framework"),
     ],
 )
-def test_a_row_that_cannot_be_predicted_is_named_and_left_out(tmp_path, capsys, changes, column):
+def test_a_row_that_cannot_be_predicted_is_named_and_left_out(tmp_path, capsys, alone, changes, column):
     """The other row's figures are those of a file without the faulty one."""
-    assert command.main(["validate", str(rows_file(tmp_path, {"T2": ROWS["T2"]}))]) == 0
-    alone = capsys.readouterr().out
     out = tmp_path / "errors.json"
     assert command.main(["validate", str(rows_file(tmp_path, **changes)), "--json", str(out)]) == 2
     captured = capsys.readouterr()

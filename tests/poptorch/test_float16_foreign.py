@@ -8,6 +8,8 @@ import pytest
 
 from tests.poptorch.test_front_door import DOOR, DROP_IN, door
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
     import poptorch, torch
 

@@ -10,6 +10,8 @@ import pytest
 
 from tests.poptorch.test_front_door import door
 
+pytestmark = pytest.mark.slow
+
 PROGRAMS = Path(__file__).parent / "foreign"
 NAMES = sorted(path.stem for path in PROGRAMS.glob("*.py"))
 

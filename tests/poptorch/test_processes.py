@@ -8,6 +8,8 @@ import torch
 from tests.poptorch.executor_models import CLASSES, FEATURES, batch, options, poptorch
 from tests.poptorch.in_processes import train_in_processes
 
+pytestmark = pytest.mark.slow
+
 REPLICAS, ACCUMULATION, STEPS, MICRO_BATCH = 4, 2, 3, 2
 
 

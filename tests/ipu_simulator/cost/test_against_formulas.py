@@ -11,6 +11,8 @@ from ipu_simulator.graph.stages import stages_of
 from tests.ipu_simulator.cost.analytic import bert_layer, groupbert_layer, stash_cycles
 from tests.ipu_simulator.cost.programs import program
 
+pytestmark = pytest.mark.slow
+
 CASES = [
     ("bert-base", 768, 12, 128, 32, 0.25),
     ("bert-base", 768, 12, 512, 8, 0.25),

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 import ipu
 from tests.poptorch.test_front_door import door
+
+pytestmark = pytest.mark.slow
 
 FOREIGN = Path(ipu.__file__).parents[1] / "tests" / "poptorch" / "foreign"
 REPORTS = {"verdict.json", "report.html", "trace.json"}

@@ -16,6 +16,11 @@ from playwright.sync_api import Browser, Page
 from tests.ipu_simulator.report.samples import fitting, overflowing
 from tests.ipu_simulator.report.test_html import EVIL
 
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("browser"),
+]  # one process, which starts the browser once
+
 PHONE, DESKTOP = (390, 844), (1280, 800)
 
 Open = Callable[..., Page]

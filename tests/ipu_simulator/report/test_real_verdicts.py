@@ -14,6 +14,11 @@ from tests.ipu_simulator.report.test_html import Document
 from tests.ipu_simulator.report.trace_checks import check
 from tests.planning.recipe_programs import recipe
 
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("recipes"),
+]  # with the other users of `recipe_programs`
+
 CASES = {
     "demo": {},
     "groupbert_base_128_pod16": {},
