@@ -114,11 +114,11 @@ def print_verdict(
     """
     from planning.dry_run import verdict_beside
 
-    samples = config.micro_batch_size * config.gradient_accumulation * config.replication_factor
     if "samples_per_s" not in summary:  # nothing was left to train
         return
+    measured_s = config.global_batch_size / summary["samples_per_s"]
     try:
-        verdict_beside(config, flags.config, output, measured_host_s=samples / summary["samples_per_s"])
+        verdict_beside(config, flags.config, output, measured_host_s=measured_s)
     except Exception as error:
         print(f"there is no verdict on this run: {type(error).__name__}: {error}", file=sys.stderr)
 

@@ -108,8 +108,7 @@ def _run(
         progress=config.progress_bar and sys.stderr.isatty(),
         identity=None if resumed is None else resumed.state["data"],
     )
-    samples_per_call = config.section(training.LoopPlan).samples_per_call
-    data.require_examples(prepared.train, samples_per_call, "one training step")
+    data.require_examples(prepared.train, config.samples_per_call, "one training step")
     held_out = prepared.validation
     if held_out is None:
         raise data.DataError(

@@ -253,10 +253,9 @@ def _with_training_steps(config: Config, windows: int) -> Config:
     """
     if config.epochs is None:
         return config
-    batch = config.micro_batch_size * config.gradient_accumulation * config.replication_factor
-    calls = math.ceil(config.epochs * windows / (batch * config.device_iterations))
-    steps = calls * config.device_iterations
-    print(f"data: epochs {config.epochs:g} make {steps} weight updates of {batch} windows", flush=True)
+    steps = math.ceil(config.epochs * windows / config.samples_per_call) * config.device_iterations
+    size = config.global_batch_size
+    print(f"data: epochs {config.epochs:g} make {steps} weight updates of {size} windows", flush=True)
     return replace(config, training_steps=steps, epochs=None)
 
 

@@ -77,7 +77,7 @@ def random_batch(config: Config, samples: int, seed: int) -> data.Batch:
 
 
 def _batches(config: Config, options: Any, source: str, count: int) -> Iterator[Sequence[torch.Tensor]]:
-    samples = samples_per_call(config)
+    samples = config.samples_per_call
     if source != "real":
         batch = random_batch(config, samples, config.seed)
         return iter([batch] * count)
@@ -100,7 +100,7 @@ def _batches(config: Config, options: Any, source: str, count: int) -> Iterator[
 
 def samples_per_call(config: Config) -> int:
     """Sequences of a device call, in all replicas."""
-    return config.section(training.LoopPlan).samples_per_call
+    return config.samples_per_call
 
 
 def flops_per_sample(config: Config) -> int:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
 import command_line
 import config as configuration
 import ipu
-import training
 from config import Config, ConfigError
 
 from .results import Column, Result, missing_note, publish
@@ -52,7 +51,7 @@ class Phase:
 
     @property
     def global_batch(self) -> int:
-        return self.config.section(training.LoopPlan).global_batch_size
+        return self.config.global_batch_size
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -19,17 +19,12 @@ from typing import Callable, Iterator, List, Optional
 
 import run_pretraining
 import training
-from config import Config
+from config import Config, keys_that_alter
 from training.checkpoints import newest_checkpoint
 from training.metrics import read_metrics
 
 from .steps import flops_per_sample
 
-# Keys that change neither a weight nor an evaluation.
-_WITHOUT_EFFECT = frozenset(
-    """wandb wandb_project progress_bar log_steps checkpoint_steps checkpoints_to_keep cache_folder
-    dataloader_workers preprocessing_workers async_dataloader executable_cache profile_folder""".split()
-)
 _LOOK_EVERY_S = 0.5
 _DIVERGED = "diverged.txt"
 
@@ -79,7 +74,7 @@ class Trained:
 
     @property
     def samples_per_update(self) -> int:
-        return self.config.section(training.LoopPlan).global_batch_size
+        return self.config.global_batch_size
 
     @property
     def flops_per_update(self) -> int:
@@ -93,9 +88,8 @@ class Trained:
     def host_s(self, until_step: Optional[int] = None) -> float:
         """Seconds of updates on this host, waiting for data included; compilation, evaluations and
         checkpoints are not in it."""
-        calls = self.config.device_iterations * self.samples_per_update
         return sum(
-            calls / record["samples_per_s"]
+            self.config.samples_per_call / record["samples_per_s"]
             for record in self.records
             if record.get("samples_per_s") and (until_step is None or record["step"] <= until_step)
         )
@@ -106,11 +100,12 @@ def digest(config: Config) -> str:
 
     Keys at their defaults are left out: so a key that is new in this program loses no training.
     """
+    without_effect = keys_that_alter("nothing")
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     values = {
         key: value
         for key, value in config.to_dict().items()
-        if key not in _WITHOUT_EFFECT and getattr(config, key) != defaults[key]
+        if key not in without_effect and getattr(config, key) != defaults[key]
     }
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=6).hexdigest()
 

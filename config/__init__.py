@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from .flags import FlagParser
-from .recipes import ConfigError, nearest
-from .rules import TARGET_IPUS, balanced_layers
-from .schema import (
-    ANY,
-    AUTO,
-    AUTO_KEYS,
+from .config import (
     CONFIGS,
     Config,
     add_flags,
@@ -19,20 +13,22 @@ from .schema import (
     overrides_from,
     read_recipe,
 )
+from .flags import FlagParser
+from .recipes import ConfigError, nearest
+from .schema import ANY, AUTO, AUTO_KEYS, keys_that_alter
 
 __all__ = [
     "ANY",
     "AUTO",
     "AUTO_KEYS",
     "CONFIGS",
-    "TARGET_IPUS",
     "Config",
     "ConfigError",
     "FlagParser",
     "add_flags",
-    "balanced_layers",
     "derived",
     "free_keys",
+    "keys_that_alter",
     "load",
     "names",
     "nearest",

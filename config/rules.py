@@ -5,30 +5,20 @@ Every rule sees values that are legal by themselves (type and bounds are checked
 
 from __future__ import annotations
 
-import math
 from dataclasses import fields
-from typing import TYPE_CHECKING, Dict, Iterator, List, Sequence, Tuple
+from typing import Iterator, List, Sequence
 
-from ipu.placement import minimum_gradient_accumulation, pipeline_stages
+from ipu.placement import (
+    balanced_layers,
+    machine_ipus,
+    minimum_gradient_accumulation,
+    nearest_divisors,
+    nearest_multiples,
+    pipeline_stages,
+)
 
-from .recipes import Problem, nearest
-
-if TYPE_CHECKING:
-    from .schema import Config
-
-# IPUs of a machine; the Bow generation has the same sizes, and a Pod256 besides.
-TARGET_IPUS: Dict[str, int] = {
-    "pod4": 4,
-    "pod16": 16,
-    "pod64": 64,
-    "pod128": 128,
-    "pod256": 256,
-    "bow-pod4": 4,
-    "bow-pod16": 16,
-    "bow-pod64": 64,
-    "bow-pod128": 128,
-    "bow-pod256": 256,
-}
+from .recipes import ConfigError, Problem, nearest
+from .schema import Keys
 
 # Besides epochs, which has a rule of its own.
 FINE_TUNING_KEYS = (
@@ -49,49 +39,34 @@ FINE_TUNING_KEYS = (
 CLIPPING_OPTIMIZERS = ("sgd", "adam", "adamw")
 
 
-def rule_problems(config: Config) -> List[Problem]:
+def rule_problems(config: Keys) -> List[Problem]:
     """Everything that keeps this configuration from running."""
+    try:
+        config.task_model  # noqa: B018
+    except ConfigError as error:
+        return list(error.problems)
     rules = (_length, _model, _data, _unread, _squad, _training, _placement, _memory, _device)
     return [problem for rule in rules for problem in rule(config)]
 
 
-def default_validation_layers(num_layers: int) -> Tuple[int, ...]:
-    """The published placement of SQuAD validation: two IPUs with half of the layers each."""
-    return (num_layers // 2, num_layers - num_layers // 2)
-
-
-def balanced_layers(num_layers: int, ipus: int) -> List[int]:
-    """A placement like the published ones: IPU 0, with embeddings and heads, gets about 4 layers fewer."""
-    if ipus == 1:
-        return [num_layers]
-    first = max(0, (num_layers + 4) // ipus - 4)
-    share, rest = divmod(num_layers - first, ipus - 1)
-    return [first] + [share + (ipu < rest) for ipu in range(ipus - 1)]
+def _either(numbers: Sequence[int]) -> str:
+    return " or ".join(map(str, numbers))
 
 
 def _multiples(number: int, factor: int) -> str:
-    below = number // factor * factor
-    return " or ".join(str(legal) for legal in (below, below + factor) if legal > 0)
-
-
-def _divisors(number: int, wanted: int) -> str:
-    """The divisors of `number` next below and above `wanted`."""
-    small = [factor for factor in range(1, math.isqrt(number) + 1) if number % factor == 0]
-    divisors = small + [number // factor for factor in reversed(small)]
-    below = [divisor for divisor in divisors if divisor < wanted][-1:]
-    return " or ".join(str(legal) for legal in below + [d for d in divisors if d > wanted][:1])
+    return _either(nearest_multiples(number, factor))
 
 
 def _words(layers: Sequence[int]) -> str:
     return " ".join(str(count) for count in layers)
 
 
-def _length(config: Config) -> Iterator[Problem]:
+def _length(config: Keys) -> Iterator[Problem]:
     steps = config.training_steps
-    if not steps and (config.task == "pretraining" or config.epochs is None):
-        also = "" if config.task == "pretraining" else ", or give epochs"
+    if not steps and (config.task_model.is_pretraining or config.epochs is None):
+        also = "" if config.task_model.is_pretraining else ", or give epochs"
         yield Problem("training_steps", f"is missing; give the number of weight updates{also}")
-    if config.epochs is not None and config.task == "pretraining":
+    if config.epochs is not None and config.task_model.is_pretraining:
         yield Problem("epochs", f"{config.epochs:g} is not read in pretraining; give training_steps instead")
     elif config.epochs is not None and steps:
         yield Problem(
@@ -109,30 +84,16 @@ def _length(config: Config) -> Iterator[Problem]:
             )
 
 
-def _model(config: Config) -> Iterator[Problem]:
-    hidden = config.hidden_size
-    divided_by = [("num_heads", "")]
-    if config.resolved_convolution:
-        divided_by.append(("conv_group_size", " (or turn convolution off)"))
-    if config.resolved_feed_forward != "dense":
-        divided_by.append(("ffn_groups", " (or make feed_forward dense)"))
-    for key, otherwise in divided_by:
-        parts = getattr(config, key)
-        if hidden % parts:
-            yield Problem(
-                key,
-                f"hidden_size {hidden} is no multiple of {parts}; take {key} {_divisors(hidden, parts)}, "
-                f"or hidden_size {_multiples(hidden, parts)}{otherwise}",
-            )
-    kernel = config.conv_kernel_size
-    if config.resolved_convolution and kernel % 2 == 0:
-        yield Problem(
-            "conv_kernel_size",
-            f"{kernel} is even, so it has no middle token; take {kernel - 1} or {kernel + 1}",
-        )
+def _model(config: Keys) -> Iterator[Problem]:
+    from model import ModelConfigError  # here: torch takes seconds to import, and --help needs none
+
+    try:
+        config.model_config()
+    except ModelConfigError as error:
+        yield from (Problem(fault.field, fault.text) for fault in error.faults)
 
 
-def _data(config: Config) -> Iterator[Problem]:
+def _data(config: Keys) -> Iterator[Problem]:
     length = config.sequence_length
     if length > config.max_position_embeddings:
         yield Problem(
@@ -140,7 +101,7 @@ def _data(config: Config) -> Iterator[Problem]:
             f"{length} is {length - config.max_position_embeddings} above max_position_embeddings "
             f"{config.max_position_embeddings}; shorten it or raise max_position_embeddings to {length}",
         )
-    if config.task == "pretraining" and config.mask_tokens > length:
+    if config.task_model.is_pretraining and config.mask_tokens > length:
         yield Problem(
             "mask_tokens",
             f"{config.mask_tokens} is more than sequence_length {length}; about "
@@ -149,9 +110,9 @@ def _data(config: Config) -> Iterator[Problem]:
         )
 
 
-def _unread(config: Config) -> Iterator[Problem]:
+def _unread(config: Keys) -> Iterator[Problem]:
     """Keys of fine-tuning that say something in pretraining, where nothing reads them."""
-    if config.task != "pretraining":
+    if not config.task_model.is_pretraining:
         return
     defaults = {entry.name: entry.default for entry in fields(config)}
     for key in FINE_TUNING_KEYS:
@@ -162,8 +123,8 @@ def _unread(config: Config) -> Iterator[Problem]:
             yield Problem(key, f"{given} is not read by task pretraining; leave it at {default}")
 
 
-def _squad(config: Config) -> Iterator[Problem]:
-    if config.task == "pretraining":
+def _squad(config: Keys) -> Iterator[Problem]:
+    if config.task_model.is_pretraining:
         return
     if config.task == "squad":
         window = config.sequence_length - config.max_query_length - 3  # [CLS] query [SEP] window [SEP]
@@ -179,7 +140,7 @@ def _squad(config: Config) -> Iterator[Problem]:
                 f"{config.doc_stride} is more than the {window} tokens of a window, so text would be lost "
                 f"between them; take at most {window}",
             )
-    if config.embedding_serialization_factor != 1:
+    if config.embedding_serialization_factor != 1 and not config.head.shares_embeddings:
         yield Problem(
             "embedding_serialization_factor",
             f"{config.embedding_serialization_factor}: a {config.task} model has no vocabulary projection to "
@@ -188,14 +149,14 @@ def _squad(config: Config) -> Iterator[Problem]:
     layers = config.resolved_validation_layers_per_ipu
     if sum(layers) != config.num_layers:
         yield _wrong_sum("validation_layers_per_ipu", layers, config.num_layers)
-    stages = pipeline_stages(layers, config.task)
+    stages = pipeline_stages(layers, config.head)
     if config.validation_device_iterations < stages:
         yield Problem(
             "validation_device_iterations",
             f"{config.validation_device_iterations} cannot fill a pipeline of {stages} stages "
             f"({_words(layers)}); take at least {stages}",
         )
-    replicas, available = config.validation_replication_factor, TARGET_IPUS.get(config.target)
+    replicas, available = config.validation_replication_factor, machine_ipus().get(config.target)
     if replicas is not None and available is not None and replicas * len(layers) > available:
         yield Problem(
             "validation_replication_factor",
@@ -204,7 +165,7 @@ def _squad(config: Config) -> Iterator[Problem]:
         )
 
 
-def _training(config: Config) -> Iterator[Problem]:
+def _training(config: Keys) -> Iterator[Problem]:
     warmup, steps = config.lr_warmup, config.training_steps
     if warmup >= 1 and warmup != round(warmup):
         yield Problem(
@@ -250,7 +211,7 @@ def _wrong_sum(key: str, layers: Sequence[int], num_layers: int) -> Problem:
     )
 
 
-def _placement(config: Config) -> Iterator[Problem]:
+def _placement(config: Keys) -> Iterator[Problem]:
     layers, ipus = config.layers_per_ipu, config.ipus_per_replica
     if len(layers) != ipus:
         suggestion = _words(balanced_layers(config.num_layers, ipus))
@@ -267,8 +228,8 @@ def _placement(config: Config) -> Iterator[Problem]:
             f"has {len(config.matmul_proportion)} values for ipus_per_replica {ipus}; give {ipus}, or one "
             "for all",
         )
-    stages = pipeline_stages(layers, config.task)
-    least = minimum_gradient_accumulation(layers, config.task)
+    stages = pipeline_stages(layers, config.head)
+    least = minimum_gradient_accumulation(layers, config.head)
     if config.gradient_accumulation < least:
         yield Problem(
             "gradient_accumulation",
@@ -277,13 +238,14 @@ def _placement(config: Config) -> Iterator[Problem]:
         )
 
 
-def _memory(config: Config) -> Iterator[Problem]:
+def _memory(config: Keys) -> Iterator[Problem]:
     factor = config.embedding_serialization_factor
     if config.vocab_size % factor:
         yield Problem(
             "embedding_serialization_factor",
             f"{factor} does not divide vocab_size {config.vocab_size}; take "
-            f"{_divisors(config.vocab_size, factor)}, or vocab_size {_multiples(config.vocab_size, factor)}",
+            f"{_either(nearest_divisors(config.vocab_size, factor))}, or vocab_size "
+            f"{_multiples(config.vocab_size, factor)}",
         )
     if config.replicated_tensor_sharding and config.replication_factor == 1:
         yield Problem(
@@ -293,8 +255,8 @@ def _memory(config: Config) -> Iterator[Problem]:
         )
 
 
-def _device(config: Config) -> Iterator[Problem]:
-    if config.compile_only and config.task != "pretraining":
+def _device(config: Keys) -> Iterator[Problem]:
+    if config.compile_only and not config.task_model.is_pretraining:
         yield Problem("compile_only", f"is read in pretraining only, not by {config.task}; leave it out")
     if config.compile_only and config.executable_cache is None:
         yield Problem("compile_only", "has nowhere to leave what it compiles; give an executable_cache")
@@ -312,14 +274,14 @@ def _device(config: Config) -> Iterator[Problem]:
             "validation_replication_factor",
             f"{config.validation_replication_factor}: Poplar's IPU model has no replication; take 1",
         )
-    if config.target not in TARGET_IPUS:
+    if config.target not in machine_ipus():
         yield Problem(
-            "target", f"{config.target!r} is no known machine; {nearest(config.target, TARGET_IPUS)}"
+            "target", f"{config.target!r} is no known machine; {nearest(config.target, machine_ipus())}"
         )
         return
-    needed, available = config.ipus_per_replica * config.replication_factor, TARGET_IPUS[config.target]
+    needed, available = config.ipus_per_replica * config.replication_factor, machine_ipus()[config.target]
     if needed > available:
-        larger = [f"{name} ({ipus})" for name, ipus in TARGET_IPUS.items() if ipus >= needed]
+        larger = [f"{name} ({ipus})" for name, ipus in machine_ipus().items() if ipus >= needed]
         replicas = available // config.ipus_per_replica
         ways = [f"a target of {' or '.join(larger)}"] if larger else []
         ways += [f"replication_factor {replicas}"] if replicas else []

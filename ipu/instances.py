@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Iterator, List, Sequence
 
 from . import device as device_module
 from .device import DeviceChoice, DeviceError
+from .placement import nearest_divisors
 
 if TYPE_CHECKING:
     import torch
@@ -141,10 +142,9 @@ def join_instances(device: DeviceChoice, *, replication_factor: int, ipus_per_re
             f"--replication-factor {total} with a gradient_accumulation that keeps the global batch"
         )
     if replication_factor % count:
-        legal = [n for n in range(1, replication_factor + 1) if replication_factor % n == 0]
         raise DeviceError(
             f"replication_factor {replication_factor} can't be shared equally by {count} instances: start "
-            f"{max([n for n in legal if n < count], default=1)} of them"
+            f"{nearest_divisors(replication_factor, count)[0]} of them"
         )
     try:
         popdist.checkNumIpusPerReplica(ipus_per_replica)

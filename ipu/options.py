@@ -15,7 +15,7 @@ import ipu
 
 from . import device
 from .instances import ALONE, Instances
-from .placement import pipeline_stages
+from .placement import Head, pipeline_stages
 
 # Both always come with Graphcore's recipes. The autoloader spreads the transfer of code over tiles;
 # independent replicas don't wait for each other while each of them talks to its host.
@@ -30,7 +30,7 @@ _PATTERNS = {"TiedGather": True, "TiedGatherAccumulate": True, "UpdateInplacePri
 class DevicePlan:
     """The configuration's keys that the device needs."""
 
-    task: str
+    head: Head
     seed: int
     gradient_accumulation: int
     replication_factor: int
@@ -91,7 +91,7 @@ def inference_options(plan: DevicePlan, instances: Instances = ALONE) -> Any:
     A pipeline needs at least as many device iterations as stages.
     """
     options = _common(plan, instances)
-    options.deviceIterations(pipeline_stages(plan.layers_per_ipu, plan.task))
+    options.deviceIterations(pipeline_stages(plan.layers_per_ipu, plan.head))
     options.outputMode(ipu.poptorch.OutputMode.All)
     return options
 

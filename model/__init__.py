@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from .annotate import Annotations, StagesError, annotate, placement
+from ipu.placement import StagesError
+
+from .annotate import Annotations, annotate
 from .config import PRESETS, ModelConfig, ModelConfigError
 from .conversion import from_pretrained, read_model_config, save_pretrained
 from .files import ConversionError
 from .flops import count_parameters, flops_per_sequence
-from .heads import PRETRAINING_OUTPUTS, ClassificationModel, PretrainingModel, SquadModel
+from .heads import PRETRAINING_OUTPUTS, TASKS, ClassificationModel, PretrainingModel, SquadModel, TaskModel
 
 __all__ = [
     "PRESETS",
     "PRETRAINING_OUTPUTS",
+    "TASKS",
     "Annotations",
     "ClassificationModel",
     "ConversionError",
@@ -20,11 +23,11 @@ __all__ = [
     "PretrainingModel",
     "SquadModel",
     "StagesError",
+    "TaskModel",
     "annotate",
     "count_parameters",
     "flops_per_sequence",
     "from_pretrained",
-    "placement",
     "read_model_config",
     "save_pretrained",
 ]

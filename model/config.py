@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Dict, List
+from typing import Dict, Iterator, List, NamedTuple, Sequence
+
+from ipu.placement import nearest_divisors, nearest_multiples
 
 NORMS = ("pre", "post")
 FEED_FORWARDS = ("dense", "grouped", "grouped_projected")
 
 
+class Fault(NamedTuple):
+    """What is wrong with a field of a ModelConfig."""
+
+    field: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.text}"
+
+
 class ModelConfigError(ValueError):
-    """A model configuration that describes no model; the message lists every fault found."""
+    """A model configuration that describes no model; `faults` are all that were found."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        super().__init__("not a model: " + "; ".join(map(str, faults)))
+        self.faults = tuple(faults)
 
 
 @dataclass(frozen=True)
@@ -43,7 +59,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         faults = _faults(self)
         if faults:
-            raise ModelConfigError("not a model: " + "; ".join(faults))
+            raise ModelConfigError(faults)
 
     @property
     def intermediate_size(self) -> int:
@@ -62,7 +78,7 @@ class ModelConfig:
         return (self.norm, self.convolution, self.feed_forward) == ("pre", True, "grouped_projected")
 
 
-def _faults(config: ModelConfig) -> List[str]:
+def _faults(config: ModelConfig) -> List[Fault]:
     faults = []
     sizes = (
         "hidden_size num_layers num_heads vocab_size max_position_embeddings type_vocab_size "
@@ -71,45 +87,48 @@ def _faults(config: ModelConfig) -> List[str]:
     for name in sizes.split():
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            faults.append(f"{name} is {value!r}, but must be a positive integer")
+            faults.append(Fault(name, f"is {value!r}, but must be a positive integer"))
     for name, legal in (("norm", NORMS), ("feed_forward", FEED_FORWARDS)):
         if getattr(config, name) not in legal:
-            faults.append(f"{name} is {getattr(config, name)!r}, but must be one of {', '.join(legal)}")
+            faults.append(Fault(name, f"is {getattr(config, name)!r}, but must be one of {', '.join(legal)}"))
     if not isinstance(config.convolution, bool):
-        faults.append(f"convolution is {config.convolution!r}, but must be true or false")
+        faults.append(Fault("convolution", f"is {config.convolution!r}, but must be true or false"))
     for name in ("hidden_dropout", "attention_dropout"):
         value = getattr(config, name)
         if not _is_number(value) or not 0.0 <= value < 1.0:
-            faults.append(f"{name} is {value!r}, but must be a number of at least 0 and below 1")
+            faults.append(Fault(name, f"is {value!r}, but must be a number of at least 0 and below 1"))
     if not _is_number(config.layer_norm_eps) or not 0.0 < config.layer_norm_eps < 1.0:
-        faults.append(f"layer_norm_eps is {config.layer_norm_eps!r}, but must lie between 0 and 1")
-    if faults:
-        return faults  # what follows divides by these
+        faults.append(Fault("layer_norm_eps", f"is {config.layer_norm_eps!r}, but must lie between 0 and 1"))
+    return faults or list(_misfits(config))  # which divide by these
 
+
+def _misfits(config: ModelConfig) -> Iterator[Fault]:
+    """Fields that don't go together, each legal by itself."""
     hidden = config.hidden_size
-    faults += _indivisible("hidden_size", hidden, "num_heads", config.num_heads)
-    if config.feed_forward != "dense":
-        faults += _indivisible("hidden_size", hidden, "ffn_groups", config.ffn_groups)
+    divided_by = [("num_heads", "")]
     if config.convolution:
-        faults += _indivisible("hidden_size", hidden, "conv_group_size", config.conv_group_size)
-        if config.conv_kernel_size % 2 == 0:
-            size = config.conv_kernel_size
-            faults.append(
-                f"conv_kernel_size is {size}, but must be odd, so that a token has as many neighbours on "
-                f"either side (nearest: {size - 1}, {size + 1})"
+        divided_by.append(("conv_group_size", " (or turn convolution off)"))
+    if config.feed_forward != "dense":
+        divided_by.append(("ffn_groups", " (or make feed_forward dense)"))
+    for name, otherwise in divided_by:
+        parts = getattr(config, name)
+        if hidden % parts:
+            yield Fault(
+                name,
+                f"{parts} does not divide hidden_size {hidden}; take {name} "
+                f"{_either(nearest_divisors(hidden, parts))}, or hidden_size "
+                f"{_either(nearest_multiples(hidden, parts))}{otherwise}",
             )
-    return faults
+    kernel = config.conv_kernel_size
+    if config.convolution and kernel % 2 == 0:
+        yield Fault(
+            "conv_kernel_size",
+            f"{kernel} is even, so it has no middle token; take {kernel - 1} or {kernel + 1}",
+        )
 
 
-def _indivisible(name: str, value: int, divisor_name: str, divisor: int) -> List[str]:
-    if value % divisor == 0:
-        return []
-    below = value // divisor * divisor
-    nearest = [size for size in (below, below + divisor) if size > 0]
-    return [
-        f"{name} {value} isn't a multiple of {divisor_name} {divisor} (remainder {value % divisor}; "
-        f"nearest {name}: {', '.join(map(str, nearest))})"
-    ]
+def _either(numbers: Sequence[int]) -> str:
+    return " or ".join(map(str, numbers))
 
 
 def _is_number(value: object) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List, Optional, Tuple, Type, Union
 
 from torch import Tensor, nn
 
@@ -23,7 +23,7 @@ from .files import (
     to_file,
     write,
 )
-from .heads import PretrainingModel, SquadModel
+from .heads import TASKS, TaskModel
 
 # Ours -> theirs, for the settings that have a name of their own in config.json.
 _SETTINGS = {
@@ -57,7 +57,7 @@ _DEFAULTS = {
 _MOST_NAMES_SHOWN = 5
 
 
-def save_pretrained(model: Union[PretrainingModel, SquadModel], folder: Union[str, Path]) -> None:
+def save_pretrained(model: TaskModel, folder: Union[str, Path]) -> None:
     """Writes config.json and model.safetensors into `folder`, in the model's dtype.
 
     transformers loads what is saved of a BERT. Files are written in place: a caller that must not leave
@@ -74,13 +74,13 @@ def from_pretrained(
     attention_dropout: Optional[float] = None,
     seed: Optional[int] = None,
     fresh_head: bool = True,
-) -> Union[PretrainingModel, SquadModel]:
+) -> TaskModel:
     """The model saved in `folder`, in float32, with its configuration in `.config`.
 
-    `head`: "pretraining" gives a PretrainingModel and needs all of its weights. "squad" gives a SquadModel;
-    the folder of a pretrained one will do, then the head is fresh, from `seed`, unless `fresh_head` forbids
-    it. Dropouts other than None replace the saved ones. Raises ConversionError for files that are missing,
-    damaged or unsafe, for settings that no model here has, and for weights that don't belong to the model.
+    `head` is a task. "pretraining" needs all of its weights; for another the folder of a pretrained model
+    will do, then the head is fresh, from `seed`, unless `fresh_head` forbids it. Dropouts other than None
+    replace the saved ones. Raises ConversionError for files that are missing, damaged or unsafe, for settings
+    that no model here has, and for weights that don't belong to the model.
     """
     folder = Path(folder)
     config = read_model_config(folder)
@@ -94,24 +94,20 @@ def from_pretrained(
     check_vocabulary(folder, config.vocab_size)
     weights = from_file(read_weights(folder), config)
 
-    model: Union[PretrainingModel, SquadModel]
-    if head == "pretraining":
-        model = PretrainingModel(config, seed)
-        other_head, may_be_fresh = "span.", "none"
-    elif head == "squad":
-        model = SquadModel(config, seed)
-        other_head, may_be_fresh = "heads.", "span."
-    else:
-        raise ConversionError(f"head is {head!r}, but must be 'pretraining' or 'squad'")
-    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(other_head)}
-    if not any(name.startswith(may_be_fresh) for name in weights):
-        if head == "squad" and not fresh_head:
+    if head not in TASKS:
+        raise ConversionError(f"head is {head!r}, but must be one of {', '.join(TASKS)}")
+    model = TASKS[head](config, seed=seed)
+    own = _prefixes(model)
+    others = {prefix for task in TASKS.values() for prefix in _prefixes(task)} - set(own)
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(tuple(others))}
+    if not model.is_pretraining and not any(name.startswith(own) for name in weights):
+        if not fresh_head:
             raise ConversionError(
                 f"{folder} holds no fine-tuned model: it has no weights of a {head} head. Fine-tune it "
                 "first, or give the folder of a fine-tuned one"
             )
         fresh = model.state_dict()
-        weights.update({name: fresh[name] for name in fresh if name.startswith(may_be_fresh)})
+        weights.update({name: fresh[name] for name in fresh if name.startswith(own)})
     if not any(name.startswith("encoder.") for name in weights):
         raise ConversionError(
             f"{folder} holds no encoder: none of its {len(weights)} weights is one of a BERT's or a "
@@ -157,16 +153,20 @@ def read_model_config(folder: Path) -> ModelConfig:
     return config
 
 
-def _file_config(model: Union[PretrainingModel, SquadModel]) -> Dict[str, Any]:
+def _file_config(model: TaskModel) -> Dict[str, Any]:
     config = model.config
     settings = {theirs: getattr(config, ours) for ours, theirs in _SETTINGS.items()}
     settings.update(intermediate_size=config.intermediate_size, hidden_act="gelu", pad_token_id=0)
     kind = "bert" if config.is_bert else "groupbert"
     if not config.is_bert:
         settings.update({name: getattr(config, name) for name in _GROUPBERT_SETTINGS})
-    task = "QuestionAnswering" if isinstance(model, SquadModel) else "PreTraining"
     family = "Bert" if config.is_bert else "GroupBert"
-    return {**settings, "model_type": kind, "architectures": [f"{family}For{task}"]}
+    return {**settings, "model_type": kind, "architectures": [f"{family}For{model.architecture}"]}
+
+
+def _prefixes(model: Union[TaskModel, Type[TaskModel]]) -> Tuple[str, ...]:
+    """How names of the head's weights begin."""
+    return tuple(f"{module}." for module in model.head_modules)
 
 
 def _check(weights: Dict[str, Tensor], model: nn.Module, folder: Path, head: str) -> None:

@@ -174,7 +174,7 @@ def to_file(weights: Mapping[str, Tensor], config: ModelConfig) -> Dict[str, Ten
         if layer:
             module = f"bert.encoder.layer.{layer[1]}.{table[layer[2]]}"
         else:
-            module = _AROUND_THE_LAYERS[module]
+            module = _AROUND_THE_LAYERS.get(module, module)  # a head that has no name of theirs
         file[f"{module}.{leaf}"] = tensor
     return file
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from torch import nn
 
 from .config import ModelConfig
+from .heads import TASKS
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -27,21 +28,16 @@ def flops_per_sequence(
     training: bool = False,
     head: str = "pretraining",
 ) -> int:
-    """FLOPs of one sequence through encoder and head ("pretraining", "squad" or "glue" with two classes).
+    """FLOPs of one sequence through the encoder and the `head` of a task; classification has two classes.
 
     A weight update's forward and backward passes take three times the forward FLOPs: a product X W costs as
     much again for the gradient of X and of W each (Kaplan et al. 2020, section 2.1). Recomputation isn't
     counted, nor the optimiser.
     """
-    if head not in ("pretraining", "squad", "glue"):
-        raise ValueError(f"head is {head!r}, but must be 'pretraining', 'squad' or 'glue'")
+    if head not in TASKS:
+        raise ValueError(f"head is {head!r}, but must be one of {', '.join(TASKS)}")
     forward = config.num_layers * layer_flops(config, sequence_length)
-    if head == "pretraining":
-        forward += pretraining_head_flops(config, masked_tokens)
-    elif head == "squad":
-        forward += 2 * sequence_length * config.hidden_size * 2
-    else:
-        forward += 2 * config.hidden_size**2 + 2 * config.hidden_size * 2
+    forward += TASKS[head].head_flops(config, sequence_length, masked_tokens)
     return 3 * forward if training else forward
 
 
@@ -69,11 +65,3 @@ def _feed_forward_flops(config: ModelConfig, tokens: int) -> int:
     if config.feed_forward == "grouped_projected":
         products += hidden**2
     return 2 * tokens * products
-
-
-def pretraining_head_flops(config: ModelConfig, masked_tokens: int) -> int:
-    """Transformation and vocabulary projection of M tokens, 2 M (h^2 + h V); pooler 2 h^2; next sentence 4
-    h."""
-    hidden = config.hidden_size
-    masked_lm = 2 * masked_tokens * (hidden**2 + hidden * config.vocab_size)
-    return masked_lm + 2 * hidden**2 + 2 * hidden * 2

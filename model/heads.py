@@ -1,4 +1,4 @@
-"""What stands on the encoder while it is pretrained.
+"""The tasks: what stands on the encoder in each, with its loss, and where; TASKS has one entry a task.
 
 Letters in shapes: B sequences, S tokens, M masked positions a sequence, h hidden size, V vocabulary.
 """
@@ -6,11 +6,13 @@ Letters in shapes: B sequences, S tokens, M masked positions a sequence, h hidde
 from __future__ import annotations
 
 import math
-from typing import Callable, Optional, Tuple
+from typing import Callable, ClassVar, Dict, Optional, Tuple, Type
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ipu.placement import Head
 
 from .config import ModelConfig
 from .encoder import Encoder
@@ -131,9 +133,48 @@ def _truncated_normal_(tensor: torch.Tensor, generator: Optional[torch.Generator
     tensor.clamp_(-CUT * STANDARD_DEVIATION, CUT * STANDARD_DEVIATION)
 
 
-# The pretraining model: encoder, heads and losses.
+# The models: an encoder and the head of a task, with its loss.
 
-# What `forward` returns, in order. Counts are floats, so that they sum over devices like the losses.
+
+class TaskModel(nn.Module):
+    """An encoder and the head of a task. Each subclass is the one entry of its task in TASKS.
+
+    `forward` takes a micro batch, integers in the shapes of `inputs` while training, and returns the loss
+    first, 0-d; without labels it may leave out the loss. The encoder has to run first. Parameters of the head
+    belong to the attributes `head_modules`. A subclass's `__init__` ends with `initialise(self, seed)`.
+    """
+
+    task: ClassVar[str]  # its name in configurations
+    inputs: ClassVar[Tuple[str, ...]]  # shape of each argument: B sequences, S tokens, M masked positions
+    place: ClassVar[Head]  # of the head, among the blocks of a pipeline
+    head_modules: ClassVar[Tuple[str, ...]]  # a pipeline's last block begins at the first of them
+    architecture: ClassVar[str]  # what transformers' class names call it
+    is_pretraining: ClassVar[bool] = False  # else a task of fine-tuning: its head may begin at random
+
+    def __init__(self, config: ModelConfig, seed: Optional[int] = None) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+
+    @property
+    def head(self) -> nn.Module:
+        """The module with which the head's block begins."""
+        head: nn.Module = getattr(self, self.head_modules[0])
+        return head
+
+    @property
+    def vocabulary_projection(self) -> Optional[MaskedLmHead]:
+        """The part of the head that can be serialised, if there is one."""
+        return None
+
+    @staticmethod
+    def head_flops(config: ModelConfig, sequence_length: int, masked_tokens: int) -> int:
+        """Forward FLOPs of the head for one sequence."""
+        raise NotImplementedError
+
+
+# What `PretrainingModel.forward` returns, in order. Counts are floats, so that they sum over devices like the
+# losses.
 PRETRAINING_OUTPUTS = (
     "loss",
     "mlm_loss",
@@ -145,16 +186,21 @@ PRETRAINING_OUTPUTS = (
 )
 
 
-class PretrainingModel(nn.Module):
+class PretrainingModel(TaskModel):
     """Masked language modelling plus next sentence prediction (Devlin et al. 2018).
 
     The weights come from `seed`, or from PyTorch's global generator if there is none.
     """
 
+    task = "pretraining"
+    inputs = ("BS", "BS", "BS", "BM", "BM", "B")
+    place = Head("Classifier", shares_embeddings=True)
+    head_modules = ("heads",)
+    architecture = "PreTraining"
+    is_pretraining = True
+
     def __init__(self, config: ModelConfig, seed: Optional[int] = None) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config)
+        super().__init__(config)
         self.heads = PretrainingHeads(config)
         initialise(self, seed)
 
@@ -196,20 +242,36 @@ class PretrainingModel(nn.Module):
         x_bsh = self.encoder(input_ids, attention_mask, token_type_ids)
         return self.heads(x_bsh, masked_lm_positions, self.encoder.embeddings.word.weight)
 
+    @property
+    def vocabulary_projection(self) -> MaskedLmHead:
+        return self.heads.masked_lm
+
+    @staticmethod
+    def head_flops(config: ModelConfig, sequence_length: int, masked_tokens: int) -> int:
+        """Transformation and vocabulary projection of M tokens, 2 M (h^2 + h V); pooler 2 h^2; next sentence
+        4 h."""
+        hidden = config.hidden_size
+        masked_lm = 2 * masked_tokens * (hidden**2 + hidden * config.vocab_size)
+        return masked_lm + 2 * hidden**2 + 2 * hidden * 2
+
 
 # Question answering as in SQuAD: where in the text an answer starts and ends.
 
 
-class SquadModel(nn.Module):
+class SquadModel(TaskModel):
     """Encoder and two logits a token (Devlin et al. 2018, section 4.2).
 
     The weights come from `seed`, or from PyTorch's global generator if there is none.
     """
 
+    task = "squad"
+    inputs = ("BS", "BS", "BS", "B", "B")
+    place = Head("QA Outputs", shares_embeddings=False)
+    head_modules = ("span",)
+    architecture = "QuestionAnswering"
+
     def __init__(self, config: ModelConfig, seed: Optional[int] = None) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config)
+        super().__init__(config)
         self.span = nn.Linear(config.hidden_size, 2)
         initialise(self, seed)
 
@@ -235,6 +297,11 @@ class SquadModel(nn.Module):
         end_loss = _position_loss(end_logits_bs, end_positions)
         return (start_loss + end_loss) / 2, start_logits_bs, end_logits_bs
 
+    @staticmethod
+    def head_flops(config: ModelConfig, sequence_length: int, masked_tokens: int) -> int:
+        """Two logits a token, 4 S h."""
+        return 2 * sequence_length * config.hidden_size * 2
+
 
 def _position_loss(logits_bs: Tensor, positions_b: Tensor) -> Tensor:
     outside_b = (positions_b < 0) | (positions_b >= logits_bs.shape[1])
@@ -244,16 +311,20 @@ def _position_loss(logits_bs: Tensor, positions_b: Tensor) -> Tensor:
 # Classification of a sequence or a pair, as in GLUE: from the first token.
 
 
-class ClassificationModel(nn.Module):
+class ClassificationModel(TaskModel):
     """Encoder, pooler, dropout and one logit a class (Devlin et al. 2018, section 4.1).
 
     The weights come from `seed`, or from PyTorch's global generator if there is none.
     """
 
+    task = "glue"
+    inputs = ("BS", "BS", "BS", "B")
+    place = Head("Classifier", shares_embeddings=False)
+    head_modules = ("pooler", "classes")
+    architecture = "SequenceClassification"
+
     def __init__(self, config: ModelConfig, num_classes: int = 2, seed: Optional[int] = None) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config)
+        super().__init__(config)
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.classes = nn.Linear(config.hidden_size, num_classes)
@@ -273,3 +344,13 @@ class ClassificationModel(nn.Module):
         if labels is None:
             return (logits_bc,)
         return mean_cross_entropy(logits_bc, labels), logits_bc
+
+    @staticmethod
+    def head_flops(config: ModelConfig, sequence_length: int, masked_tokens: int) -> int:
+        """Pooler and two classes, 2 h^2 + 4 h."""
+        return 2 * config.hidden_size**2 + 2 * config.hidden_size * 2
+
+
+TASKS: Dict[str, Type[TaskModel]] = {
+    model.task: model for model in (PretrainingModel, SquadModel, ClassificationModel)
+}

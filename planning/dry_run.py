@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence, Tuple
 
@@ -19,9 +19,8 @@ from ipu_simulator.cost.verdict import Verdict as Verdict  # what others above t
 from ipu_simulator.environment import target
 
 import ipu
-from config import Config, ConfigError
-from config.recipes import nearest
-from config.rules import balanced_layers
+from config import Config, ConfigError, keys_that_alter, nearest
+from ipu.placement import balanced_layers
 from planning import remedies
 
 if TYPE_CHECKING:
@@ -123,7 +122,7 @@ def _remedies(config: Config, program: Program, verdict: Verdict) -> Tuple[Remed
 
 def _graph_key(config: Config) -> Tuple[object, ...]:
     """Equal for configurations whose programs differ in nothing but what `_with_options` sets."""
-    return tuple(getattr(config, each.name) for each in fields(config) if each.name not in remedies.OPTIONS)
+    return tuple(getattr(config, key) for key in sorted(keys_that_alter("machine", "weights")))
 
 
 def _with_options(settings: Settings, config: Config) -> Settings:
@@ -143,8 +142,8 @@ def _fullest_bytes(verdict: Verdict) -> int:
 
 def _training_steps(config: Config) -> int:
     """Weight updates of the epochs over SQuAD, before its windows are counted: a few too few."""
-    update = config.micro_batch_size * config.gradient_accumulation * config.replication_factor
-    return math.ceil((config.epochs or 0) * _SQUAD_QUESTIONS[config.squad_version] / update)
+    questions = (config.epochs or 0) * _SQUAD_QUESTIONS[config.squad_version]
+    return math.ceil(questions / config.global_batch_size)
 
 
 def program_of(config: Config, *, layers_per_ipu: Optional[Sequence[float]] = None) -> Tuple[Graph, Settings]:
@@ -160,13 +159,8 @@ def program_of(config: Config, *, layers_per_ipu: Optional[Sequence[float]] = No
     import training
     from ipu.options import DevicePlan, training_options
 
-    kinds = {
-        "pretraining": models.PretrainingModel,
-        "squad": models.SquadModel,
-        "glue": models.ClassificationModel,
-    }
     with simulator.without_memory():
-        model = kinds[config.task](config.model_config())
+        model = config.task_model(config.model_config())
         if config.precision == "float16":
             model.half()
         models.annotate(
@@ -265,7 +259,5 @@ def _model_of_row(name: str) -> ModelConfig:
 
 def _input_shapes(config: Config) -> Sequence[Tuple[int, ...]]:
     """Shapes of one micro batch, in the order of the model's arguments."""
-    batch, tokens = config.micro_batch_size, (config.micro_batch_size, config.sequence_length)
-    if config.task == "pretraining":
-        return [tokens] * 3 + [(batch, config.mask_tokens)] * 2 + [(batch,)]
-    return [tokens] * 3 + [(batch,)] * (2 if config.task == "squad" else 1)
+    sizes = {"B": config.micro_batch_size, "S": config.sequence_length, "M": config.mask_tokens}
+    return [tuple(sizes[letter] for letter in shape) for shape in config.task_model.inputs]

@@ -19,8 +19,7 @@ from ipu_simulator.report import sums
 
 import config as configuration
 from config import ANY, CONFIGS, Config, ConfigError
-from config.rules import balanced_layers
-from ipu.placement import minimum_gradient_accumulation
+from ipu.placement import balanced_layers, divisors, minimum_gradient_accumulation, placement
 
 from .dry_run import program_of
 
@@ -132,7 +131,7 @@ def _found(
     placements = [
         each
         for each in placements
-        if minimum_gradient_accumulation(each, sized.task) <= sized.gradient_accumulation
+        if minimum_gradient_accumulation(each, sized.head) <= sized.gradient_accumulation
     ]
     if not placements:
         return None
@@ -221,11 +220,10 @@ def _micro_batches(config: Config, free: bool) -> Iterator[Config]:
         yield config
         return
     sequences = config.micro_batch_size * config.gradient_accumulation
-    for size in range(1, min(sequences, _LARGEST_MICRO_BATCH) + 1):
-        if sequences % size == 0:
-            accumulation = sequences // size
-            if accumulation >= minimum_gradient_accumulation(config.layers_per_ipu, config.task):
-                yield replace(config, micro_batch_size=size, gradient_accumulation=accumulation)
+    least = minimum_gradient_accumulation(config.layers_per_ipu, config.head)
+    for size in divisors(sequences):
+        if size <= _LARGEST_MICRO_BATCH and sequences // size >= least:
+            yield replace(config, micro_batch_size=size, gradient_accumulation=sequences // size)
 
 
 def _search(config: Config) -> Any:
@@ -240,10 +238,10 @@ def _search(config: Config) -> Any:
 
 
 def _candidate(config: Config, layers_per_ipu: Sequence[int], free_proportions: bool) -> Any:
-    """The embeddings' block, one for each layer (the last has a fine-tuning head), the pretraining heads."""
-    blocks = [0, *(ipu for ipu, count in enumerate(layers_per_ipu) for _ in range(count))]
-    if config.task == "pretraining":
-        blocks.append(0)
+    """The IPUs of all blocks; a head that doesn't share the embeddings belongs to the last layer's."""
+    blocks = [ipu for _, ipu in placement(config.num_layers, layers_per_ipu, config.head)]
+    if not config.head.shares_embeddings:
+        del blocks[-1]
     choices: List[Tuple[float, ...]] = [(share,) for share in config.matmul_proportion]
     if free_proportions:
         choices = [tuple(sorted({*PROPORTIONS, share})) for share in config.matmul_proportion]

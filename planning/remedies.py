@@ -11,14 +11,13 @@ from itertools import combinations
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Tuple
 
 from config import Config, ConfigError
-from config.rules import TARGET_IPUS, balanced_layers
+from ipu.placement import balanced_layers, divisors, machine_ipus
 
 # Published recipes go as low as 0.05.
 _LOWEST_PROPORTION = 0.05
+_MOST_SLICES = 32
 # How many changes that save most are tried in pairs.
 _PAIRED = 4
-# Keys that change the program's options but not its graph.
-OPTIONS = frozenset(("optimizer_state", "replicated_tensor_sharding", "matmul_proportion"))
 
 
 @dataclass(frozen=True)
@@ -52,19 +51,19 @@ def trials(config: Config, judge: Judge) -> List[Trial]:
                 both = _try(config, {**first.changes, **second.changes}, judge)
                 if both is not None and both.fits:
                     useful.append(both)
-    sequences = _sequences(config)
+    sequences = config.global_batch_size
     return sorted(
         useful,
         key=lambda trial: (
             not trial.fits,
-            trial.step_s * sequences / _sequences(trial.config) if trial.fits else trial.peak_bytes,
+            trial.step_s * sequences / trial.config.global_batch_size if trial.fits else trial.peak_bytes,
         ),
     )
 
 
 def seconds_lost(before_s: float, config: Config, trial: Trial) -> float:
     """By how much longer an update's sequences take than the `before_s` of `config`; negative: less long."""
-    return trial.step_s * _sequences(config) / _sequences(trial.config) - before_s
+    return trial.step_s * config.global_batch_size / trial.config.global_batch_size - before_s
 
 
 def words(changes: Mapping[str, Any]) -> str:
@@ -101,12 +100,16 @@ def _changes(config: Config) -> Iterator[Dict[str, Any]]:
         lower = tuple(max(_LOWEST_PROPORTION, round(share * each, 2)) for each in config.matmul_proportion)
         if lower != config.matmul_proportion:
             yield {"matmul_proportion": lower}
-    if config.task == "pretraining":
-        slices = _next_divisor(config.vocab_size, config.embedding_serialization_factor)
-        if slices:
-            yield {"embedding_serialization_factor": slices}
+    if config.head.shares_embeddings:
+        factor = config.embedding_serialization_factor
+        more = [slices for slices in divisors(config.vocab_size) if factor < slices < _MOST_SLICES]
+        if more:
+            yield {"embedding_serialization_factor": more[0]}
     samples = config.micro_batch_size * config.gradient_accumulation
-    for size in sorted({_divisor(samples, config.micro_batch_size // parts) for parts in (2, 4)} - {0}):
+    limits = (config.micro_batch_size // 2, config.micro_batch_size // 4)
+    for size in sorted(
+        {max(part for part in divisors(samples) if part <= limit) for limit in limits if limit}
+    ):
         yield {"micro_batch_size": size, "gradient_accumulation": samples // size}
     if config.precision == "float32":
         yield {"precision": "float16"}
@@ -118,7 +121,7 @@ def _changes(config: Config) -> Iterator[Dict[str, Any]]:
 def _more_ipus(config: Config) -> Iterator[Dict[str, Any]]:
     """Twice the IPUs for a replica; fewer replicas where the machine is full, with the same sequences."""
     ipus = 2 * config.ipus_per_replica
-    machine = TARGET_IPUS[config.target]
+    machine = machine_ipus()[config.target]
     if ipus > machine:
         return
     wide: Dict[str, Any] = {
@@ -135,17 +138,3 @@ def _more_ipus(config: Config) -> Iterator[Dict[str, Any]]:
         if replicas == 2:
             wide["replicated_tensor_sharding"] = False
     yield wide
-
-
-def _divisor(number: int, most: int) -> int:
-    """The largest divisor of `number` that is at most `most`; 0 where there is none."""
-    return next((part for part in range(most, 0, -1) if number % part == 0), 0)
-
-
-def _next_divisor(number: int, above: int) -> int:
-    """The next divisor of `number` above `above`, 0 where none is below 32."""
-    return next((part for part in range(above + 1, 32) if number % part == 0), 0)
-
-
-def _sequences(config: Config) -> int:
-    return config.micro_batch_size * config.gradient_accumulation * config.replication_factor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional
 
 import torch
 
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from config import Config
 
 
-TrainedModel = Union[models.PretrainingModel, models.SquadModel]
-
-
 @dataclass(frozen=True)
 class Start:
     """Where a run's weights come from: the checkpoint it goes on from, a folder of weights, or neither.
@@ -58,7 +55,7 @@ class Job:
     """
 
     task: Task
-    model: TrainedModel
+    model: models.TaskModel
     examples: data.SampleDataset
     identity: str
     tokenizer: Optional[data.Tokenizer]
@@ -93,7 +90,7 @@ def find_start(
     return Start(resumed, weights, config.to_dict())
 
 
-def place(model: TrainedModel, config: Config, layers_per_ipu: Any, *, device: ipu.DeviceChoice) -> None:
+def place(model: models.TaskModel, config: Config, layers_per_ipu: Any, *, device: ipu.DeviceChoice) -> None:
     """Gives a model the precision of the device and its place there."""
     as_ipu = device.name != "simulator" or config.simulator_precision == "ipu-float16"
     if as_ipu and config.precision == "float16":
@@ -239,7 +236,7 @@ def fit(
 
 
 def compile_pretraining(
-    config: Config, name: str, model: TrainedModel, device: ipu.DeviceChoice, instances: ipu.Instances
+    config: Config, name: str, model: models.TaskModel, device: ipu.DeviceChoice, instances: ipu.Instances
 ) -> List[Path]:
     """Compiles the training and the evaluation of `model`, without data; returns the executables' files.
 

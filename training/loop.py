@@ -26,26 +26,17 @@ class LoopPlan:
 
     training_steps: int
     device_iterations: int
-    micro_batch_size: int
     gradient_accumulation: int
-    replication_factor: int
+    global_batch_size: int
+    samples_per_call: int
     eval_steps: Optional[int]
     checkpoint_steps: Optional[int]
-    synthetic_data: bool = False
+    synthetic_data: bool
 
     @property
     def micro_batches_per_replica(self) -> int:
         """In one executor call."""
         return self.device_iterations * self.gradient_accumulation
-
-    @property
-    def global_batch_size(self) -> int:
-        """Sequences in one weight update."""
-        return self.micro_batch_size * self.gradient_accumulation * self.replication_factor
-
-    @property
-    def samples_per_call(self) -> int:
-        return self.global_batch_size * self.device_iterations
 
 
 @dataclass(frozen=True)

@@ -5,24 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any, List, Mapping, Optional, Sequence, Union
+from typing import Any, List, Mapping, Optional, Sequence
 
 import data
 import model as models
+from config import keys_that_alter
 
 from .checkpoints import Checkpoint, newest_checkpoint, step_folders, warn_of_bad_checkpoints
 from .errors import CheckpointError, TrainingError
 from .loop import Progress, Speed
-
-# What may differ between a checkpoint's configuration and that of the run that resumes it: nothing here
-# changes a weight. `training_steps` does, through the schedule, and is said aloud.
-MAY_CHANGE = frozenset(
-    """training_steps eval_steps eval_batches checkpoint_steps checkpoints_to_keep log_steps
-    wandb wandb_project progress_bar cache_folder dataloader_workers preprocessing_workers async_dataloader
-    device target executable_cache validation_data n_best_size max_answer_length null_score_diff_threshold
-    validation_micro_batch_size validation_device_iterations validation_layers_per_ipu
-    validation_replication_factor validation_matmul_proportion""".split()
-)
 
 
 def checkpoint_to_resume(output: Path, config: Mapping[str, Any], *, resume: bool) -> Optional[Checkpoint]:
@@ -51,12 +42,14 @@ def refuse_folder_of_a_run(output: Path, remedy: str = "give another --output") 
 
 
 def _refuse_another_run(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
+    # A longer or shorter training is the same run, though the schedule changes, which is said aloud.
+    may_change = keys_that_alter("nothing", "evaluation", "machine") | {"training_steps"}
     then, now = checkpoint.state["config"], json.loads(json.dumps(dict(config)))
     for key in sorted(set(then) | set(now)):
         before, after = then.get(key), now.get(key)
         if before == after:
             continue
-        if key not in MAY_CHANGE:
+        if key not in may_change:
             raise CheckpointError(
                 f"--resume: {key} was {json.dumps(before)} in {checkpoint.folder} and is {json.dumps(after)} "
                 "now, but a resumed run must be the same run. To start a new one from these weights, give "
@@ -132,11 +125,11 @@ def check_vocabulary(folder: Path, tokenizer: data.Tokenizer) -> None:
 
 def initial_model(
     config: models.ModelConfig, *, head: str, seed: int, folder: Optional[Path]
-) -> Union[models.PretrainingModel, models.SquadModel]:
-    """A model with the `head` "pretraining" or "squad": with weights from `folder` (checked before), where
-    a fine-tuning head that isn't there is drawn from `seed`, or with all weights drawn from `seed`."""
+) -> models.TaskModel:
+    """A model of the task `head`: with weights from `folder` (checked before), where the head of a
+    fine-tuning task that isn't there is drawn from `seed`, or with all weights drawn from `seed`."""
     if folder is None:
-        return (models.SquadModel if head == "squad" else models.PretrainingModel)(config, seed=seed)
+        return models.TASKS[head](config, seed=seed)
     return models.from_pretrained(
         folder,
         head=head,

@@ -10,8 +10,15 @@ import torch
 
 import config
 from config import Config, ConfigError
-from config.rules import _divisors, balanced_layers
-from ipu.placement import minimum_gradient_accumulation, pipeline_stages
+from ipu.placement import (
+    balanced_layers,
+    divisors,
+    minimum_gradient_accumulation,
+    nearest_divisors,
+    nearest_multiples,
+    pipeline_stages,
+)
+from model import TASKS
 
 VALUES: Dict[str, Any] = {
     "training_steps": 8,
@@ -232,8 +239,9 @@ def test_family_gives_defaults_that_single_keys_replace() -> None:
     ],
 )
 def test_pipeline_depth_counts_changes_of_ipu(layers: tuple, task: str, stages: int) -> None:
-    assert pipeline_stages(layers, task) == stages
-    assert minimum_gradient_accumulation(layers, task) == 2 * stages - 1
+    head = TASKS[task].place
+    assert pipeline_stages(layers, head) == stages
+    assert minimum_gradient_accumulation(layers, head) == 2 * stages - 1
 
 
 def test_suggested_placements_are_legal_and_as_published() -> None:
@@ -293,16 +301,21 @@ def test_section_takes_fields_by_name() -> None:
     class Plan:
         learning_rate: float
         warmup_steps: int
-        unknown_here: str = "kept"
+        elsewhere: str = "default"
 
-    assert Config(**VALUES, lr_warmup=2).section(Plan) == Plan(1e-3, 2, "kept")
+    made = Config(**VALUES, lr_warmup=2)
+    assert made.section(Plan, elsewhere="given") == Plan(1e-3, 2, "given")
+    with pytest.raises(AttributeError, match="elsewhere"):  # a default would hide a misspelt field
+        made.section(Plan)
 
 
 def test_nearest_divisors_of_large_numbers_are_found_at_once() -> None:
     (complaint,) = refusal(vocab_size=2**31 - 1, embedding_serialization_factor=2)
     assert "take 1 or 2147483647, or vocab_size 2147483646" in complaint
     for number in range(1, 200):
-        divisors = [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+        expected = [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+        assert divisors(number) == expected
         for wanted in range(1, number + 3):
-            near = [d for d in divisors if d < wanted][-1:] + [d for d in divisors if d > wanted][:1]
-            assert _divisors(number, wanted) == " or ".join(map(str, near))
+            near = [d for d in expected if d < wanted][-1:] + [d for d in expected if d > wanted][:1]
+            assert nearest_divisors(number, wanted) == near
+            assert all(multiple % wanted == 0 for multiple in nearest_multiples(number, wanted))

@@ -87,7 +87,7 @@ def test_an_override_is_not_blamed_on_the_file(tmp_path: Path) -> None:
         config.load("run", path=path, overrides={"num_heads": 5, "num_hedas": 2})
     assert [str(problem) for problem in raised.value.problems] == [
         "num_hedas: is no key; did you mean 'num_heads'?",
-        "num_heads: hidden_size 64 is no multiple of 5; take num_heads 4 or 8, or hidden_size 60 or 65",
+        "num_heads: 5 does not divide hidden_size 64; take num_heads 4 or 8, or hidden_size 60 or 65",
     ]
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from ipu_simulator import environment
 
-from config.rules import TARGET_IPUS
+from ipu.placement import machine_ipus
 
 DROP_IN = Path(environment.__file__).parents[1]
 
 
 def test_configurations_and_simulator_know_the_same_machines():
-    assert {name: environment.target(name).num_ipus for name in environment.TARGETS} == TARGET_IPUS
+    assert {name: environment.target(name).num_ipus for name in environment.TARGETS} == machine_ipus()
 
 
 def test_every_data_file_is_a_target_or_what_targets_share():

@@ -6,7 +6,8 @@ import torch
 import transformers
 
 import ipu
-from model import ClassificationModel, annotate, placement
+from ipu.placement import placement
+from model import ClassificationModel, annotate
 from tests.model.builders import BERT, GROUPBERT, batch, perturb
 
 ipu.select_device("simulator")
@@ -43,7 +44,7 @@ def test_the_loss_is_the_cross_entropy_of_the_logits() -> None:
 
 
 def test_its_head_stands_with_the_last_layers() -> None:
-    assert placement(4, (1, 3), head="glue")[-1] == ("Classifier", 1)
+    assert placement(4, (1, 3), ClassificationModel.place)[-1] == ("Classifier", 1)
     model = ClassificationModel(BERT)
     annotate(model, (1, 1))
     assert "Classifier, ipu_id=1" in repr(next(iter(model.pooler._forward_pre_hooks.values())))

@@ -27,10 +27,13 @@ def test_named_points_are_the_two_families_in_five_sizes() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"num_heads": 5}, ["hidden_size 32", "num_heads 5", "remainder 2", "30, 35"]),
-        ({"conv_group_size": 48}, ["hidden_size 32", "conv_group_size 48", "nearest hidden_size: 48"]),
-        ({"ffn_groups": 3}, ["hidden_size 32", "ffn_groups 3", "30, 33"]),
-        ({"conv_kernel_size": 6}, ["conv_kernel_size is 6", "5, 7"]),
+        ({"num_heads": 5}, ["num_heads 5 does not divide hidden_size 32", "num_heads 4 or 8", "30 or 35"]),
+        (
+            {"conv_group_size": 48},
+            ["conv_group_size 48", "take conv_group_size 32, or hidden_size 48"],
+        ),
+        ({"ffn_groups": 3}, ["hidden_size 32", "ffn_groups 3", "30 or 33"]),
+        ({"conv_kernel_size": 6}, ["conv_kernel_size 6 is even", "5 or 7"]),
         ({"norm": "both"}, ["norm is 'both'", "pre, post"]),
         ({"feed_forward": "sparse"}, ["feed_forward is 'sparse'", "dense, grouped, grouped_projected"]),
         ({"convolution": 1}, ["convolution is 1"]),

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import ipu
-from model import PretrainingModel, SquadModel, StagesError, annotate, placement
+from ipu.placement import placement
+from model import PretrainingModel, SquadModel, StagesError, annotate
 from tests.model.builders import BERT, GROUPBERT, batch, perturb
 
 ipu.select_device("simulator")
@@ -22,15 +23,15 @@ def blocks_of(model: torch.nn.Module) -> List[str]:
 
 
 def test_placement_of_the_published_recipe() -> None:
-    blocks = placement(12, (0, 4, 4, 4))
+    blocks = placement(12, (0, 4, 4, 4), PretrainingModel.place)
     assert blocks[0] == ("Embedding", 0) and blocks[-1] == ("Classifier", 0)
     assert [ipu_id for _, ipu_id in blocks[1:-1]] == [1] * 4 + [2] * 4 + [3] * 4
     assert [name for name, _ in blocks[1:-1]] == [f"Encoder{layer}" for layer in range(12)]
 
 
 def test_placement_of_a_squad_head_is_beside_the_last_layer() -> None:
-    assert placement(4, (1, 3), head="squad")[-1] == ("QA Outputs", 1)
-    assert placement(4, (1, 3, 0), head="squad")[-1] == ("QA Outputs", 1)
+    assert placement(4, (1, 3), SquadModel.place)[-1] == ("QA Outputs", 1)
+    assert placement(4, (1, 3, 0), SquadModel.place)[-1] == ("QA Outputs", 1)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_placement_of_a_squad_head_is_beside_the_last_layer() -> None:
 )
 def test_impossible_placements(layers: tuple, words: List[str]) -> None:
     with pytest.raises(StagesError) as caught:
-        placement(12, layers)
+        placement(12, layers, PretrainingModel.place)
     for word in words:
         assert word in str(caught.value)
 
@@ -65,7 +66,7 @@ def test_a_refused_placement_changes_nothing() -> None:
     model = PretrainingModel(BERT)
     with pytest.raises(StagesError):
         annotate(model, (1, 2))
-    with pytest.raises(StagesError, match="SQuAD"):
+    with pytest.raises(StagesError, match="squad model has no vocabulary projection"):
         annotate(SquadModel(BERT), (1, 1), embedding_serialization_factor=2)
     assert hooks(model) == 0
 
@@ -83,7 +84,7 @@ def test_blocks_stand_on_the_modules() -> None:
 
 @pytest.mark.parametrize(("config", "second_half"), [(BERT, "feed_forward"), (GROUPBERT, "attention")])
 def test_a_layer_over_two_ipus(config: object, second_half: str) -> None:
-    assert placement(2, (0.5, 1.5)) == [
+    assert placement(2, (0.5, 1.5), PretrainingModel.place) == [
         ("Embedding", 0),
         ("Encoder0", 0),
         ("Encoder0 second half", 1),

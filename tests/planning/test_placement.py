@@ -205,7 +205,7 @@ def test_where_nothing_fits_the_nearest_is_named() -> None:
 
 
 def test_config_itself_refuses_what_is_not_found_yet() -> None:
-    with pytest.raises(ConfigError, match=r"layers_per_ipu: is auto; auto_placement\.load"):
+    with pytest.raises(ConfigError, match=r"layers_per_ipu: is auto; planning\.placement\.load"):
         config.load("test_groupbert", overrides={"layers_per_ipu": "auto"})
 
 

@@ -56,7 +56,7 @@ def test_a_remedy_keeps_its_promise(too_large: tuple, which: str) -> None:
     assert after.fits == remedy.fits
     assert peak(before) - peak(after) == remedy.saves_bytes
     was = config.load(name, overrides=overrides)
-    sequences = remedies._sequences(was) / remedies._sequences(changed)
+    sequences = was.global_batch_size / changed.global_batch_size
     assert after.step_s * sequences - before.step_s == pytest.approx(remedy.costs_s, abs=1e-9)
 
 
@@ -91,7 +91,7 @@ def test_nothing_that_saves_nothing_is_suggested() -> None:
 def test_changes_keep_the_sequences_of_an_update() -> None:
     for changes in remedies._changes(config.load("bert_large_512_pod16")):
         trial = remedies._try(config.load("bert_large_512_pod16"), changes, judge_by_bytes(0))
-        assert remedies._sequences(trial.config) == 2 * 2048 * 4, changes
+        assert trial.config.global_batch_size == 2 * 2048 * 4, changes
 
 
 def test_a_micro_batch_without_a_half_becomes_the_largest_that_keeps_the_sequences() -> None:

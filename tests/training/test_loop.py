@@ -15,11 +15,12 @@ from training import LoopPlan, Progress, Speed
 PLAN = LoopPlan(
     training_steps=4,
     device_iterations=1,
-    micro_batch_size=2,
     gradient_accumulation=3,
-    replication_factor=1,
+    global_batch_size=6,
+    samples_per_call=6,
     eval_steps=None,
     checkpoint_steps=None,
+    synthetic_data=False,
 )
 
 

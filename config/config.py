@@ -1,0 +1,152 @@
+"""The configuration of a run: its keys, checked as a whole, and what follows from them.
+
+`load` reads a named recipe, lays the command line's values over it and checks the whole; nothing runs on a
+configuration that could not. What follows from the keys (global batch, pipeline depth, ...) is in `derived`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Set
+
+import yaml
+
+from ipu.placement import minimum_gradient_accumulation, pipeline_stages
+
+from .flags import add_key_flags
+from .recipes import ConfigError, Problem, Recipe, nearest, read_recipes
+from .rules import rule_problems
+from .schema import ANY, AUTO, AUTO_KEYS, GROUPS, Keys, entries, kinds
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs.yml"
+
+
+@dataclass(frozen=True)
+class Config(Keys):
+    """A complete run. Creating one checks types and rules; ConfigError names everything that is wrong."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        problems = rule_problems(self)
+        if problems:
+            raise ConfigError(problems)
+
+    def to_dict(self) -> Dict[str, Any]:
+        """Every key with a plain value (lists for tuples), ready for YAML or JSON."""
+        values = {name: getattr(self, name) for name in entries()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def to_yaml(self, name: str = "resolved") -> str:
+        """A recipe file with this one recipe; `load(name, path=...)` of it gives an equal Config."""
+        return yaml.safe_dump({name: self.to_dict()}, sort_keys=False, default_flow_style=None, width=110)
+
+
+def names(path: Path = CONFIGS) -> List[str]:
+    """The runnable recipes of a file, in its order; names that start with `_` only hold shared keys."""
+    return [name for name in read_recipes(Path(path)) if not name.startswith("_")]
+
+
+def load(name: str, *, path: Path = CONFIGS, overrides: Optional[Mapping[str, object]] = None) -> Config:
+    """The recipe `name` of a file with `overrides` laid over it.
+
+    Raises ConfigError for an unknown name or key, a value of the wrong type or range, and combinations that
+    cannot run: all that can be found at once, with file and line where the recipe is to blame.
+    """
+    path = Path(path)
+    recipe = read_recipe(name, path)
+    values = {**recipe, **(overrides or {})}
+    unknown = [
+        Problem(word, f"is no key; {nearest(word, entries())}") for word in values if word not in entries()
+    ]
+    for word in AUTO_KEYS:
+        if values.get(word) == AUTO:
+            unknown.append(
+                Problem(word, "is auto; planning.placement.load finds its value, as the runners do")
+            )
+            del values[word]
+    try:
+        config = Config(**{word: value for word, value in values.items() if word in entries()})
+    except ConfigError as error:
+        unknown.extend(error.problems)
+    if unknown:
+        mine = set(recipe) - set(overrides or {})
+        lines = {word: f"{path.name}:{recipe.lines[word]}: " for word in mine}
+        raise ConfigError([Problem("", f"{lines.get(problem.key, '')}{problem}") for problem in unknown])
+    return config
+
+
+def read_recipe(name: str, path: Path = CONFIGS) -> Recipe:
+    """The keys that a runnable recipe gives, unchecked, with their lines. Raises ConfigError."""
+    recipes = read_recipes(path)
+    if name.startswith("_") and name in recipes:
+        raise ConfigError(f"{path}: {name!r} only holds keys that recipes share; it cannot run")
+    if name not in recipes:
+        runnable = [known for known in recipes if not known.startswith("_")]
+        raise ConfigError(f"{path} has no configuration {name!r}; {nearest(name, runnable)}")
+    return recipes[name]
+
+
+def free_keys(name: str, path: Path, overrides: Optional[Mapping[str, object]] = None) -> Set[str]:
+    """The keys of a recipe, with `overrides` laid over it, whose values are left to a search.
+
+    Raises ConfigError where there is no such recipe.
+    """
+    given = {**read_recipe(name, path), **(overrides or {})}
+    free = {key for key in AUTO_KEYS if given.get(key) == AUTO}
+    layers = given.get("layers_per_ipu")
+    if isinstance(layers, (list, tuple)) and ANY in layers:
+        free.add("layers_per_ipu")
+    return free
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Gives `parser` one flag for each key, in kebab case; absent flags leave no trace in its result."""
+    add_key_flags(
+        parser, list(entries().values()), kinds(), groups=GROUPS, searchable=AUTO_KEYS, searched=AUTO
+    )
+
+
+def overrides_from(namespace: argparse.Namespace) -> Dict[str, object]:
+    """The configuration keys that a parsed command line gave."""
+    return {name: value for name, value in vars(namespace).items() if name in entries()}
+
+
+def derived(config: Config) -> Dict[str, Any]:
+    """Every quantity that follows from the keys; None where epochs are given, not training_steps.
+
+    `parameters` and `flops_per_sequence` (forward and backward) include the task's head.
+    """
+    steps = config.training_steps or None
+    return {
+        "norm": config.resolved_norm,
+        "convolution": config.resolved_convolution,
+        "feed_forward": config.resolved_feed_forward,
+        "head_size": config.hidden_size // config.num_heads,
+        "intermediate_size": 4 * config.hidden_size,
+        "ipus": config.ipus_per_replica * config.replication_factor,
+        "pipeline_stages": pipeline_stages(config.layers_per_ipu, config.head),
+        "minimum_gradient_accumulation": minimum_gradient_accumulation(config.layers_per_ipu, config.head),
+        "global_batch_size": config.global_batch_size,
+        "samples_per_device_call": config.samples_per_call,
+        "tokens_per_step": config.global_batch_size * config.sequence_length,
+        "device_calls": None if steps is None else steps // config.device_iterations,
+        "samples_total": None if steps is None else steps * config.global_batch_size,
+        "warmup_steps": None if steps is None else config.warmup_steps,
+        **_model_quantities(config),
+    }
+
+
+def _model_quantities(config: Config) -> Dict[str, int]:
+    import torch  # here: it takes a second, and recipes can be read without
+
+    from model import count_parameters, flops_per_sequence
+
+    plan = config.model_config()
+    with torch.device("meta"):  # shapes alone: no memory, no random numbers
+        model = config.task_model(plan)
+    flops = flops_per_sequence(
+        plan, config.sequence_length, config.mask_tokens, training=True, head=config.task
+    )
+    return {"parameters": count_parameters(model), "flops_per_sequence": flops}

@@ -1,0 +1,91 @@
+"""Keys feed what reads them, and what they say of themselves is true."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any, Set, Type
+
+import pytest
+
+import config
+import data.squad
+import training
+from config import keys_that_alter
+from config.schema import entries
+from ipu.options import DevicePlan
+from planning import dry_run
+
+ROOT = Path(__file__).resolve().parents[2]
+SECTIONS = (
+    DevicePlan,
+    data.PretrainingDataOptions,
+    data.squad.AnswerOptions,
+    data.squad.SquadDataOptions,
+    training.LoopPlan,
+    training.OptimizerPlan,
+    training.Schedule,
+)
+
+
+@pytest.mark.parametrize("kind", SECTIONS)
+def test_every_field_of_a_section_is_fed(kind: Type[Any]) -> None:
+    made = config.load("test_squad")
+    section = made.section(kind)
+    assert all(getattr(section, name) == getattr(made, name) for name in kind.__dataclass_fields__)
+
+
+def test_every_key_is_read_by_something() -> None:
+    """By a section, or as an attribute outside of the configuration's own files."""
+    read: Set[str] = {name for kind in SECTIONS for name in kind.__dataclass_fields__}
+    files = [ROOT / "config" / "schema.py"]
+    for room in ("benchmarks", "model", "training", "planning"):
+        files += (ROOT / room).glob("*.py")
+    for path in [*files, *ROOT.glob("*.py")]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    model_keys = set(config.load("test_bert").model_config().__dataclass_fields__)
+    assert set(entries()) - read - model_keys == set()
+
+
+def test_every_key_says_what_it_alters() -> None:
+    effects = ("nothing", "evaluation", "machine", "options", "weights")
+    parts = [keys_that_alter(effect) for effect in effects]
+    assert set().union(*parts) == set(entries()) and sum(map(len, parts)) == len(entries())
+    assert keys_that_alter("nothing", "options") == parts[0] | parts[3]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer_state": "off_chip"},
+        {"replicated_tensor_sharding": True},
+        {"matmul_proportion": (0.1, 0.7)},
+    ],
+)
+def test_options_leave_the_graph_alone(changes: Any) -> None:
+    """A program that was captured before they changed is costed as one that is captured after."""
+    assert set(changes) <= keys_that_alter("options")
+    before = config.load("test_bert", overrides={"replication_factor": 2, "device": "simulator"})
+    after = config.load("test_bert", overrides={"replication_factor": 2, "device": "simulator", **changes})
+    graph, settings = dry_run.program_of(before)
+    changed = dry_run._with_options(settings, after)
+    assert changed != settings
+    assert dry_run.assess(after, "", (graph, changed)) == dry_run.assess(after, "", dry_run.program_of(after))
+
+
+def test_all_options_are_tried() -> None:
+    assert keys_that_alter("options") == {
+        "optimizer_state",
+        "replicated_tensor_sharding",
+        "matmul_proportion",
+    }
+
+
+def test_a_key_of_the_graph_changes_it() -> None:
+    assert "embedding_serialization_factor" in keys_that_alter("weights")
+    plain = config.load("test_bert", overrides={"device": "simulator"})
+    serialized = config.load(
+        "test_bert", overrides={"device": "simulator", "embedding_serialization_factor": 5}
+    )
+    assert len(dry_run.program_of(plain)[0].ops) != len(dry_run.program_of(serialized)[0].ops)
