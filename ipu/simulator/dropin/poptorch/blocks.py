@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable
+from types import TracebackType
+from typing import Any, Callable, ParamSpec, TypeVar
 
 import torch
 
 from ._trace import run as trace
 from .poptorch_core import createPoptorchError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _begin(user_id: str | None, ipu_id: int | None) -> None:
@@ -24,26 +28,31 @@ class Block(torch.nn.Module):
     :param ipu_id: the IPU it stands on, unless the execution strategy says otherwise.
     """
 
-    def __init__(self, user_id: str | None = None, ipu_id: int | None = None):
+    def __init__(self, user_id: str | None = None, ipu_id: int | None = None) -> None:
         super().__init__()
         self._user_id = user_id
         self._ipu_id = ipu_id
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         _begin(self._user_id, self._ipu_id)
 
-    def __exit__(self, type, value, traceback):
+    def __exit__(
+        self,
+        type: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         run = trace.current()
         if run is not None:
             run.end_block()
 
     @staticmethod
-    def start(user_id: str | None = None, ipu_id: int | None = None):
+    def start(user_id: str | None = None, ipu_id: int | None = None) -> None:
         """Begins a block here; it lasts until the next one begins."""
         _begin(user_id, ipu_id)
 
     @staticmethod
-    def useAutoId():
+    def useAutoId() -> None:
         """Numbers the nameless blocks from 0 again; call it first in forward()."""
         run = trace.current()
         if run is not None:
@@ -53,11 +62,11 @@ class Block(torch.nn.Module):
 class _BeginBlockHook:
     """The forward pre-hook that begins a block. It survives deepcopy and pickling with its module."""
 
-    def __init__(self, user_id: str | None, ipu_id: int | None):
+    def __init__(self, user_id: str | None, ipu_id: int | None) -> None:
         self._user_id = user_id
         self._ipu_id = ipu_id
 
-    def __call__(self, module, inputs):
+    def __call__(self, module: torch.nn.Module, inputs: Any) -> None:
         _begin(self._user_id, self._ipu_id)
 
     def __repr__(self) -> str:
@@ -69,25 +78,25 @@ class LegacyBeginBlockFn(torch.nn.Module):
 
     def __init__(
         self, layer_to_call: Callable[..., Any], user_id: str | None = None, ipu_id: int | None = None
-    ):
+    ) -> None:
         super().__init__()
         self._layer_to_call = layer_to_call
         self._user_id = user_id
         self._ipu_id = ipu_id
 
-    def __call__(self, *input, **kwargs):
+    def __call__(self, *input: Any, **kwargs: Any) -> Any:
         _begin(self._user_id, self._ipu_id)
         return self._layer_to_call(*input, **kwargs)
 
 
-def _hook_keys(module: torch.nn.Module) -> list[int]:
-    return [key for key, hook in module._forward_pre_hooks.items() if isinstance(hook, _BeginBlockHook)]
+def _hooks(module: torch.nn.Module) -> dict[int, _BeginBlockHook]:
+    hooks = module._forward_pre_hooks.items()
+    return {key: hook for key, hook in hooks if isinstance(hook, _BeginBlockHook)}
 
 
 def begin_block_hook(module: torch.nn.Module) -> _BeginBlockHook | None:
     """What BeginBlock put on the module, if anything; its repr says which block."""
-    keys = _hook_keys(module)
-    return module._forward_pre_hooks[keys[0]] if keys else None
+    return next(iter(_hooks(module).values()), None)
 
 
 def BeginBlock(
@@ -104,7 +113,7 @@ def BeginBlock(
         if not callable(layer_to_call):
             raise createPoptorchError("module is not an instance of torch.nn.Module or function.")
         return LegacyBeginBlockFn(layer_to_call, user_id, ipu_id)
-    if _hook_keys(layer_to_call):
+    if _hooks(layer_to_call):
         raise createPoptorchError("module has already been assigned to a block.")
     layer_to_call.register_forward_pre_hook(_BeginBlockHook(user_id, ipu_id))
     return layer_to_call
@@ -114,16 +123,18 @@ def removeBlocks(module: torch.nn.Module) -> None:
     """Takes every BeginBlock off a module and all inside it; other hooks stay."""
     assert isinstance(module, torch.nn.Module), "removeBlocks needs a torch.nn.Module"
     for part in module.modules():
-        for key in _hook_keys(part):
+        for key in _hooks(part):
             del part._forward_pre_hooks[key]
 
 
-def BlockFunction(user_id: str | None = None, ipu_id: int | None = None):
+def BlockFunction(
+    user_id: str | None = None, ipu_id: int | None = None
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator: the function's operations form one block."""
 
-    def decorate(function):
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
-        def wrapped(*args, **kwargs):
+        def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
             with Block(user_id, ipu_id):
                 return function(*args, **kwargs)
 
