@@ -15,6 +15,7 @@ import ipu
 ipu.select_device("simulator")
 poptorch = ipu.poptorch
 tracing, open_attributes = poptorch._trace.run.tracing, poptorch._trace.run.open_attributes
+watching = poptorch._trace.watch.watching
 AutoIncrement = poptorch.AutoStage.AutoIncrement
 
 
@@ -45,7 +46,7 @@ class _Function(torch.nn.Module):
 
 
 def run(model, options=None):
-    with tracing(options or poptorch.Options()) as trace:
+    with tracing(options or poptorch.Options()) as trace, watching(operations=[trace.on_operation]):
         model(torch.zeros(1, 2))
     return trace
 

@@ -18,7 +18,6 @@ from typing import Any, Callable, Iterable, Iterator, Mapping
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules import module as torch_module
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import canonical
 from .ir import BYTES_OF_DTYPE, Graph, Op, Phase, Role, Tensor
@@ -175,8 +174,8 @@ class _Origin:
     marks: Mapping[str, Any]
 
 
-class Recorder(TorchDispatchMode):
-    """Stands, above a FakeTensorMode, around a forward; `backward` then follows its gradients.
+class Recorder:
+    """Listens to the operations of a forward, above a FakeTensorMode; `backward` then follows its gradients.
 
     :param placement: says, whenever it is asked, the pipeline stage that operations are part of now, and
         its IPU.
@@ -184,7 +183,6 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, placement: Callable[[], tuple[int, int]], module_paths: Mapping[int, str]) -> None:
-        super().__init__()
         self._marks: Mapping[str, Any] = {}
         self._placement = placement
         self._module_paths = module_paths
@@ -243,16 +241,19 @@ class Recorder(TorchDispatchMode):
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Inside, operations are recorded, with the path of the module that runs them."""
+        """Inside, operations get the path of the module that runs them."""
 
         def enter(module: torch.nn.Module) -> None:
             self._path.append(self._module_paths.get(id(module), self._path[-1]))
 
-        with module_calls(enter, self._path.pop), self:
+        with module_calls(enter, self._path.pop):
             yield
 
     def backward(self, loss: torch.Tensor, parameters: Iterable[torch.Tensor]) -> None:
-        """Inside `recording`: follows the gradients of `loss`. Raises RuntimeError where it has none."""
+        """Inside `recording`, under the dispatch mode: follows the gradients of `loss`.
+
+        Raises RuntimeError where it has none.
+        """
         wanted = [parameter for parameter in parameters if parameter.requires_grad]
         self._latest_origin = self._here()
         self._phase = "backward"
@@ -294,15 +295,15 @@ class Recorder(TorchDispatchMode):
 
     # ---- operations
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    def on_operation(
+        self, proceed: Callable[..., Any], func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        """Records an operation, which `proceed(func, args, kwargs)` performs; for a dispatch mode."""
         if func is _DEVICE and isinstance(args[0], FakeTensor):
             return args[0].fake_device
-        kwargs = kwargs or {}
         schema = schema_of(func)
         if schema.name in _ALIASES:
-            result = func(*args, **kwargs)
+            result = proceed(func, args, kwargs)
             if isinstance(result, torch.Tensor) and result.shape == args[0].shape:
                 self._bind(result, self._number(args[0]))
             return result
@@ -311,7 +312,7 @@ class Recorder(TorchDispatchMode):
         inputs = [self._number(tensor) for tensor in call.tensors]
         node = self._forward_node()
         origin = self._origin(node)
-        result = func(*args, **kwargs)
+        result = proceed(func, args, kwargs)
         outputs = self._outputs(call.written, result)
         attributes = {**call.attributes, **origin.marks} if origin.marks else call.attributes
         self._record(schema.name, inputs, outputs, origin, attributes, node)

@@ -15,7 +15,7 @@ import torch
 from ipu_simulator import numerics
 
 from .. import enums
-from .._trace import popart_ir
+from .._trace import popart_ir, watch
 from ..poptorch_core import createBackendError
 
 _GRADIENT, _UPDATED = "Gradient___", "UpdatedVar___"
@@ -126,7 +126,7 @@ class Anchors:
             inputs,
             {long_name for long_name, _ in self._wanted.values()},
         )
-        with watcher.recording():
+        with watcher.recording(), watch.anchored(watcher):
             yield
         for name, tensor in watcher.found.items():
             self._keep(name, which, tensor)

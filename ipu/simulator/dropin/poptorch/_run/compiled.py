@@ -15,12 +15,13 @@ from ipu_simulator.environment import keep_freed_memory
 
 from .. import enums, poptorch_core
 from .._logging import logger
-from .._trace import popart_ir
+from .._trace import popart_ir, watch
 from .._trace import run as _trace
-from .._trace.casts import ImplicitCasts, IndexCasts, IpuDevice, version_of
+from .._trace.casts import ImplicitCasts, place_on_ipu, version_of, widen_indices
+from .._trace.checks import Checks
+from .._trace.losses import Losses, LossPlace, find_loss
 from .._trace.patches import trusted_kernels
 from .._trace.tape import Program, Tape
-from .._trace.watch import CompileTap, LossPlace, LossTap, find_loss
 from ..poptorch_core import createBackendError, createPoptorchError, usesIpuModel
 from . import anchors as _anchors
 from . import outputs as _outputs
@@ -218,14 +219,16 @@ class Executable:
     def _in_run(self) -> Any:
         return contextlib.nullcontext() if self._run_arithmetic is None else self._run_arithmetic
 
-    @contextlib.contextmanager
-    def _casts(self, names_ipu: bool) -> Iterator[None]:
-        with (
-            ImplicitCasts() if self._mixes_types else contextlib.nullcontext(),
-            IndexCasts() if self._narrow_indices else contextlib.nullcontext(),
-            IpuDevice() if names_ipu else contextlib.nullcontext(),
-        ):
-            yield
+    def _watched(
+        self, device: watch.Listener | None = None, losses: Losses | None = None
+    ) -> contextlib.AbstractContextManager[None]:
+        """Around a later forward. A compiled tape needs neither a device by name nor the losses."""
+        return watch.later_run(
+            device,
+            widen_indices if self._narrow_indices else None,
+            ImplicitCasts() if self._mixes_types else None,
+            losses,
+        )
 
     def _trace_model(self, arguments: Arguments) -> None:
         first = numerics.MicroBatch(0, 0, 0)
@@ -251,23 +254,23 @@ class Executable:
                     inputs,
                 )
                 known = [*inputs, *self._model.parameters(), *self._model.buffers()]
-                tap = CompileTap(known)
+                checks, losses = Checks(known), Losses()
                 casts = ImplicitCasts()
 
                 def mark_on_device(*made: list[torch.Tensor]) -> None:
                     tape.leave()  # the host's work in the middle of a run
-                    tap.mark_on_device(*made)
+                    checks.mark_on_device(*made)
 
                 trace.mark_on_device = mark_on_device
                 trace.at_each_run = tape.call_later
-                with recorder.recording(), tape.below(), tap.below(), tap, casts, tape:
+                with recorder.recording(), watch.compilation(trace, tape, casts, checks, losses, recorder):
                     output = self._model(*args, **kwargs)
             check_types(output, "An output")
-            self._narrow_indices = tap.has_narrow_indices
-            self._names_ipu = tap.names_ipu
+            self._narrow_indices = checks.has_narrow_indices
+            self._names_ipu = checks.names_ipu
             self._mixes_types = casts.has_cast
             for tensor in tensors(output):
-                if not tap.is_on_device(tensor):
+                if not checks.is_on_device(tensor):
                     warnings.warn("Output expected to be on the IPU but is on cpu", stacklevel=2)
             trace.validate(self._training)
             self.ir = recorder.ir(
@@ -278,9 +281,9 @@ class Executable:
                 self._options._Popart.options.get("autoRecomputation"),
             )
             if self._training:
-                self._loss = find_loss(tap.losses, trace.identity_losses, tensors(output), tap.sources)
+                self._loss = find_loss(losses.found, trace.identity_losses, tensors(output), checks.sources)
             if not trace.runs_python:
-                loss = self._final_loss(tensors(output), trace.identity_losses, tap.losses)
+                loss = self._final_loss(tensors(output), trace.identity_losses, losses.found)
                 self._calls = tape.finish(loss, tensors(output))
                 self._paths = arguments.paths
         self._output = map_leaves(output, _placeholder)
@@ -358,19 +361,15 @@ class Executable:
         def forward(inputs):
             kept = anchors.micro_batch(inputs) if anchors else contextlib.nullcontext()
             if order is not None:
-                with _trace.running(self._mixes_types), kept, self._casts(names_ipu=False):
+                with _trace.running(self._mixes_types), kept, self._watched():
                     return self._calls([inputs[i] for i in order])
             args, kwargs = arguments.replaced(inputs)
-            tap = LossTap() if self._loss is not None and self._loss.kind == "function" else None
-            with (
-                _trace.running(self._mixes_types) as run,
-                kept,
-                tap or contextlib.nullcontext(),
-                self._casts(self._names_ipu),
-            ):
+            losses = Losses() if self._loss is not None and self._loss.kind == "function" else None
+            device = place_on_ipu if self._names_ipu else None
+            with _trace.running(self._mixes_types) as run, kept, self._watched(device, losses):
                 output = self._model(*args, **kwargs)
             outputs = tensors(output)
-            called = tap.losses if tap is not None else []
+            called = losses.found if losses is not None else []
             return self._final_loss(outputs, run.identity_losses, called), outputs
 
         return forward

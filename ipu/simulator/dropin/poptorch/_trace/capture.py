@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import itertools
-from typing import Any, Iterable, Iterator
+from typing import Any, Iterator
 
 import torch
 from ipu_simulator import numerics
@@ -19,9 +19,11 @@ from .._run.structure import tensors, with_tensors
 from ..optim.settings import Extracted, extract
 from ..poptorch_core import MAX_IPUS_PER_PROCESS
 from . import run as _trace
+from . import watch
 from .casts import ImplicitCasts
+from .checks import Checks
+from .losses import Losses, find_loss
 from .patches import plain_kernels
-from .watch import CompileTap, find_loss
 
 # What a program's cost depends on beside its graph, read off its options and its optimizer.
 #
@@ -139,16 +141,14 @@ class _Placement:
         return (0, *(after for before, after in itertools.pairwise(ipus) if before != after))
 
 
-class _Tap(CompileTap):
-    """Also gives a function the fake of a weight that it holds outside any module."""
+def _stand_in(weights: _stand_ins.WeightsStandIns) -> watch.Listener:
+    """Gives a function the fake of a weight that it holds outside any module."""
 
-    def __init__(self, weights: Any, inputs: Iterable[torch.Tensor]) -> None:
-        super().__init__([*weights.parameters.values(), *weights.buffers.values(), *inputs])
-        self._weights = weights
+    def on_call(proceed: watch.Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        known = tuple([weights.of(arg) if isinstance(arg, torch.Tensor) else arg for arg in args])
+        return proceed(func, known, kwargs)
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        args = tuple(self._weights.of(arg) if isinstance(arg, torch.Tensor) else arg for arg in args)
-        return super().__torch_function__(func, types, args, kwargs)
+    return on_call
 
 
 def capture(
@@ -193,14 +193,16 @@ def capture(
         for role, tensors_of_role in given.items():
             for name, tensor in tensors_of_role.items():
                 recorder.declare(tensor, role, name)
-        tap = _Tap(weights, inputs.values())
-        trace.mark_on_device = tap.mark_on_device
-        with recorder.recording():
-            with tap, ImplicitCasts():
+        known = (weights.parameters.values(), weights.buffers.values(), inputs.values())
+        checks, losses = Checks(itertools.chain(*known)), Losses()
+        trace.mark_on_device = checks.mark_on_device
+        with recorder.recording(), watch.captured_operations(trace, recorder):
+            with watch.captured_calls(ImplicitCasts(), _stand_in(weights), checks, losses):
                 outputs = tensors(model(*args, **kwargs))
             trace.validate(training)
             if training:
-                recorder.backward(_loss(tap, trace, outputs), weights.parameters.values())
+                loss = _loss(checks, losses, trace, outputs)
+                recorder.backward(loss, weights.parameters.values())
         return recorder.graph(placement.stage_ipus, inputs.values(), outputs)
 
 
@@ -218,7 +220,7 @@ def _named_tensors(
             yield base if len(found) == 1 else f"{base}.{position}", tensor
 
 
-def _loss(tap: CompileTap, trace: _trace.Trace, outputs: list[torch.Tensor]) -> torch.Tensor:
-    place = find_loss(tap.losses, trace.identity_losses, outputs, tap.sources)
-    found = {"output": outputs, "identity": trace.identity_losses, "function": tap.losses}
+def _loss(checks: Checks, losses: Losses, trace: _trace.Trace, outputs: list[torch.Tensor]) -> torch.Tensor:
+    place = find_loss(losses.found, trace.identity_losses, outputs, checks.sources)
+    found = {"output": outputs, "identity": trace.identity_losses, "function": losses.found}
     return found[place.kind][place.index]

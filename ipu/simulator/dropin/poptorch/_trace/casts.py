@@ -11,10 +11,10 @@ import math
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from .._run.structure import map_leaves, tensors
 from .run import called_by_library
+from .watch import Call
 
 _REFUSED_BY_PYTORCH = frozenset(
     {
@@ -115,69 +115,72 @@ _TAKES_NUMBER = frozenset(
 _LARGEST = torch.finfo(torch.float16).max
 
 
-class ImplicitCasts(TorchFunctionMode):
-    """Inside, float16 operands become float32 where they meet float32 ones, and numbers fit into float16.
+class ImplicitCasts:
+    """float16 operands become float32 where they meet float32 ones, and numbers fit into float16.
 
     `has_cast`: whether there was any need of it; a compilation finds out, so that other programs are spared
     the look at every call.
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.has_cast = False
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+    def on_call(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Listens to calls (watch.py)."""
         name = getattr(func, "__name__", "")
         if name in _WITHOUT_FLOAT16 and _first(args, kwargs).dtype is torch.float16:
-            return self._widened(func, args, kwargs)
+            return self._widened(proceed, func, args, kwargs)
         if name in _REFUSED_BY_PYTORCH or name in _REFUSED_IN_PLACE:
             if _is_mixture(_dtypes(args, kwargs)):
                 self.has_cast = True
                 dtype = args[0].dtype if name in _REFUSED_IN_PLACE else torch.float32
-                result = _computed_in(dtype, func, args, kwargs)
-                return _cast(result, _dtype_of_norm(func, args, kwargs)) if name in _NORMS else result
+                result = _computed_in(proceed, dtype, func, args, kwargs)
+                if name not in _NORMS:
+                    return result
+                return _cast(proceed, result, _dtype_of_norm(func, args, kwargs))
         elif name in _TAKES_NUMBER and _makes_float16(args, kwargs):
             self.has_cast = True
-            args, kwargs = map_leaves((tuple(args), dict(kwargs)), _saturated)
+            args, kwargs = map_leaves((tuple(args), dict(kwargs)), lambda leaf: _saturated(proceed, leaf))
         try:
-            return func(*args, **kwargs)
+            return proceed(func, args, kwargs)
         except RuntimeError:
             # What PyTorch refuses for other reasons it refuses in float32 as well.
             if torch.float16 not in _dtypes(args, kwargs):
                 raise
             with contextlib.suppress(RuntimeError):
-                return self._widened(func, args, kwargs)
+                return self._widened(proceed, func, args, kwargs)
             raise
 
-    def _widened(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _widened(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Computed in float32; the result is float16 again, but for a mixture's."""
-        result = _computed_in(torch.float32, func, args, kwargs)
+        result = _computed_in(proceed, torch.float32, func, args, kwargs)
         self.has_cast = True
         if _is_mixture(_dtypes(args, kwargs)) or any(result is arg for arg in args):
             return result
-        return map_leaves(result, lambda leaf: _cast(leaf, torch.float16))
+        return map_leaves(result, lambda leaf: _cast(proceed, leaf, torch.float16))
 
 
-def _computed_in(dtype: torch.dtype, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _computed_in(
+    proceed: Call, dtype: torch.dtype, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     """What `func` gives for floats of `dtype`; what it writes to is written to."""
     copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def cast(leaf: Any) -> Any:
         if id(leaf) in copies:
             return copies[id(leaf)][1]
-        copy = _cast(leaf, dtype)
+        copy = _cast(proceed, leaf, dtype)
         if copy is not leaf:
             copies[id(leaf)] = leaf, copy
         return copy
 
     cast_args, cast_kwargs = map_leaves((tuple(args), dict(kwargs)), cast)
     versions = [version_of(copy) for _, copy in copies.values()]
-    result = func(*cast_args, **cast_kwargs)
+    result = proceed(func, cast_args, cast_kwargs)
     for (original, copy), version in zip(copies.values(), versions):
         # PyTorch doesn't count what it writes to running statistics.
         if version_of(copy) != version or any(original is one for one in _statistics(func, args, kwargs)):
-            original.copy_(copy)
+            proceed(torch.Tensor.copy_, (original, copy), {})
         if result is copy:
             result = original
     return result
@@ -213,9 +216,11 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     return tensors((list(args), dict(kwargs)))[0]
 
 
-def _cast(leaf: Any, dtype: torch.dtype) -> Any:
+def _cast(proceed: Call, leaf: Any, dtype: torch.dtype) -> Any:
     both = (torch.float16, torch.float32)
-    return leaf.to(dtype) if isinstance(leaf, torch.Tensor) and leaf.dtype in both else leaf
+    if not isinstance(leaf, torch.Tensor) or leaf.dtype not in both:
+        return leaf
+    return proceed(torch.Tensor.to, (leaf, dtype), {})
 
 
 def _makes_float16(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -223,12 +228,14 @@ def _makes_float16(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return (kwargs.get("dtype") or source) is torch.float16
 
 
-def _saturated(leaf: Any) -> Any:
+def _saturated(proceed: Call, leaf: Any) -> Any:
     """Numbers only: a positive integer may be a size."""
     if isinstance(leaf, float) or (isinstance(leaf, int) and leaf < 0):
         return leaf if math.isinf(leaf) or math.isnan(leaf) else max(-_LARGEST, min(leaf, _LARGEST))
     if isinstance(leaf, torch.Tensor) and leaf.dim() == 0 and leaf.dtype is torch.float32:
-        return torch.where(leaf.isinf(), leaf, leaf.clamp(-_LARGEST, _LARGEST))
+        is_infinite = proceed(torch.Tensor.isinf, (leaf,), {})
+        clamped = proceed(torch.Tensor.clamp, (leaf, -_LARGEST, _LARGEST), {})
+        return proceed(torch.where, (is_infinite, leaf, clamped), {})
     return leaf
 
 
@@ -279,12 +286,10 @@ def widened(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[t
     return args, kwargs, False
 
 
-class IndexCasts(TorchFunctionMode):
-    """Stands around the runs of a model whose compilation met such indices."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        args, kwargs, _ = widened(func, args, kwargs or {})
-        return func(*args, **kwargs)
+def widen_indices(proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Listens to the calls of a model whose compilation met such indices (watch.py)."""
+    args, kwargs, _ = widened(func, args, kwargs)
+    return proceed(func, args, kwargs)
 
 
 # The device "ipu" by its name: `torch.ones(3, device="ipu")`, `x.to("ipu")`, `x.device` in a forward.
@@ -328,11 +333,9 @@ def _is_ipu(device: Any) -> bool:
     return isinstance(device, torch.device) and device.type == "ipu"
 
 
-class IpuDevice(TorchFunctionMode):
-    """Stands around the runs of a model whose compilation met the name."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if asks_for_device(func) and not called_by_library():
-            return device_answer(func)
-        func, args, kwargs, _ = placed(func, args, kwargs or {})
-        return func(*args, **kwargs)
+def place_on_ipu(proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Listens to the calls of a model whose compilation met the name (watch.py)."""
+    if asks_for_device(func) and not called_by_library():
+        return device_answer(func)
+    func, args, kwargs, _ = placed(func, args, kwargs)
+    return proceed(func, args, kwargs)

@@ -16,10 +16,10 @@ from typing import Any, ClassVar, Iterator
 
 import torch
 from ipu_simulator.graph.recorder import module_calls
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from . import run as _trace
+from .watch import Call
 
 _POPART_TYPES = {
     "_adaptive_avg_pool2d": "AveragePool",
@@ -107,8 +107,8 @@ class _Made:
     is_weight: bool
 
 
-class Recorder(TorchDispatchMode):
-    """Stands around the forward that compiles a model.
+class Recorder:
+    """Names the operations of a forward.
 
     :param weights: the device's parameters and buffers, by name.
     :param inputs: the first micro batch's inputs.
@@ -121,7 +121,6 @@ class Recorder(TorchDispatchMode):
         weights: dict[str, torch.Tensor],
         inputs: list[torch.Tensor],
     ) -> None:
-        super().__init__()
         self._trace = trace
         self._module_names = module_names
         self._scopes: list[str] = []
@@ -137,8 +136,9 @@ class Recorder(TorchDispatchMode):
         for index, tensor in enumerate(inputs):
             self._keep(tensor, f"input/{index}", -1, is_weight=False)
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
+    def on_operation(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Listens to operations (watch.py)."""
+        result = proceed(func, args, kwargs)
         name = func.overloadpacket.__name__
         if name == "detach":  # autograd's bookkeeping
             return result
@@ -200,7 +200,7 @@ class Recorder(TorchDispatchMode):
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Inside, operations are recorded, named after the modules that make them."""
+        """Inside, operations are named after the modules that make them."""
 
         def enter(module: torch.nn.Module) -> None:
             self._scopes.append(self._module_names.get(id(module), ""))
@@ -209,7 +209,7 @@ class Recorder(TorchDispatchMode):
         run = _trace.surrounding()
         assert run is not None
         run.ir_recorder = self
-        with scopes, self:
+        with scopes:
             yield
 
     def ir(

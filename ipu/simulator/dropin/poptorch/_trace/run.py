@@ -18,12 +18,12 @@ from typing import Any, Callable, Iterator, Mapping
 
 import torch
 from ipu_simulator.environment import TARGET_VARIABLE, target
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from .. import enums
 from ..poptorch_core import MAX_IPUS_PER_PROCESS, createBackendError, usesIpuModel
 from . import patches
+from .watch import Call
 
 # Who calls an operation: the program, or a library that it uses.
 
@@ -75,6 +75,12 @@ def computed_by_library() -> bool:
     while frame.f_back is not None and frame.f_code.co_filename.startswith((_SIMULATOR, _TORCH)):
         frame = frame.f_back
     return _is_library(frame.f_code.co_filename)
+
+
+# These make another name for a tensor and leave nothing to run.
+_NOT_COMPUTING = frozenset(
+    {torch.ops.aten.alias.default, torch.ops.aten.detach.default, torch.ops.aten.lift_fresh.default}
+)
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,25 @@ class Trace(Run):
 
     def reset_auto_id(self) -> None:
         self._next_auto_id = 0
+
+    def on_operation(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Listens to operations (watch.py): whether the model computes anything before its first block, or
+        after leaving a `with Block`; how many convolutions a MultiConv holds.
+
+        What a library computes before the first block stands on IPU 0, as PopTorch has it: transformers' BERT
+        makes its mask before its embeddings, where pipelined models on IPUs begin their first block.
+        """
+        if self.convolutions is not None:
+            self.convolutions += func is torch.ops.aten.convolution.default
+        # A constant is made where it is first used, so only what takes a tensor counts.
+        if (
+            not self.in_block
+            and func not in _NOT_COMPUTING
+            and any(isinstance(arg, torch.Tensor) for arg in tree_flatten(args)[0])
+            and (self.entries or not computed_by_library())
+        ):
+            self.computes_outside_block = True
+        return proceed(func, args, kwargs)
 
     @property
     def runs_python(self) -> bool:
@@ -202,37 +227,6 @@ class Trace(Run):
             )
 
 
-# These make another name for a tensor and leave nothing to run.
-_NOT_COMPUTING = frozenset(
-    {torch.ops.aten.alias.default, torch.ops.aten.detach.default, torch.ops.aten.lift_fresh.default}
-)
-
-
-class _OutsideBlocks(TorchDispatchMode):
-    """Notes whether the model computes anything before its first block, or after leaving a `with Block`.
-
-    What a library computes before the first block stands on IPU 0, as PopTorch has it: transformers' BERT
-    makes its mask before its embeddings, where pipelined models on IPUs begin their first block.
-    """
-
-    def __init__(self, trace: Trace) -> None:
-        super().__init__()
-        self._trace = trace
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if self._trace.convolutions is not None:
-            self._trace.convolutions += func is torch.ops.aten.convolution.default
-        # A constant is made where it is first used, so only what takes a tensor counts.
-        if (
-            not self._trace.in_block
-            and func not in _NOT_COMPUTING
-            and any(isinstance(arg, torch.Tensor) for arg in tree_flatten(args)[0])
-            and (self._trace.entries or not computed_by_library())
-        ):
-            self._trace.computes_outside_block = True
-        return func(*args, **(kwargs or {}))
-
-
 class _Thread(threading.local):
     """What this thread is in the middle of; other threads (data loading, another model) see nothing of it."""
 
@@ -296,7 +290,7 @@ def tracing(options: Any, on_function: Callable[[], None] | None = None) -> Iter
     strategy = options._execution_strategy
     strategy.onStartTracing()
     try:
-        with _as_current(trace), _OutsideBlocks(trace), patches.around_forward(True, on_function):
+        with _as_current(trace), patches.around_forward(True, on_function):
             yield trace
     finally:
         strategy.onEndTracing()

@@ -12,12 +12,11 @@ from typing import Any, Callable, NamedTuple
 
 import torch
 from torch.autograd import forward_ad
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from .._run.structure import tensors
 from .casts import placed
+from .watch import Call
 
 # The calls of a tape as one Python function, which repeats them on other inputs.
 #
@@ -198,14 +197,13 @@ _NOT_COMPUTING = frozenset(
 _KNOWN_NAMESPACES = frozenset({"aten", "prims"})
 
 
-class Tape(TorchFunctionMode):
-    """Stands around the forward that compiles a model, inside all other modes.
+class Tape:
+    """The calls of the forward that compiles a model.
 
     :param inputs: the first micro batch's.
     """
 
     def __init__(self, inputs: list[torch.Tensor]) -> None:
-        super().__init__()
         self._places: dict[int, int] = {}
         self._made_storages: set[int | None] = set()  # of inputs and results
         self._other_storages: set[int | None] = set()  # of weights and constants
@@ -231,10 +229,10 @@ class Tape(TorchFunctionMode):
         encoded = mapped(args, self._encoded)
         self._steps.append(Step(func, encoded, {}, torch.is_grad_enabled(), self._autocast()))
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+    def on_call(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Listens to calls (watch.py)."""
         if not self._is_whole or func is torch._C._set_grad_enabled:  # each step knows its own
-            return func(*args, **kwargs)
+            return proceed(func, args, kwargs)
         if torch.is_inference_mode_enabled() or forward_ad._current_level >= 0:
             self.leave()  # the calls alone don't say so
         grad_enabled, autocast = torch.is_grad_enabled(), self._autocast()
@@ -242,7 +240,7 @@ class Tape(TorchFunctionMode):
         encoded = mapped((tuple(args), dict(kwargs)), self._encoded)
         self._in_call = self._call_is_pure = True
         try:
-            result = func(*args, **kwargs)
+            result = proceed(func, args, kwargs)
         finally:
             self._in_call = False
         made = tensors(result)
@@ -292,9 +290,19 @@ class Tape(TorchFunctionMode):
             self.leave()
         return Place(place)
 
-    def below(self) -> TorchDispatchMode:
-        """Stands around the forward, and sees the operations that its calls come down to."""
-        return _Unseen(self)
+    def on_operation(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Listens to operations (watch.py): those that no call on the tape led to, and calls that do more
+        than give a result.
+        """
+        if not _is_pure(func):
+            self._call_is_pure = False
+        if (
+            not self._in_call
+            and func not in _NOT_COMPUTING
+            and any(isinstance(arg, torch.Tensor) for arg in tree_flatten(args)[0])
+        ):
+            self.leave()
+        return proceed(func, args, kwargs)
 
     def finish(self, loss: torch.Tensor | None, outputs: list[torch.Tensor]) -> Program | None:
         """The calls as a program; None where they aren't all."""
@@ -317,25 +325,6 @@ def _autocast() -> Autocast | None:
     else:
         is_on, dtype = torch.is_autocast_cpu_enabled(), torch.get_autocast_cpu_dtype()
     return Autocast(dtype, torch.is_autocast_cache_enabled()) if is_on else None
-
-
-class _Unseen(TorchDispatchMode):
-    """Notes operations that no call on the tape led to, and calls that do more than give a result."""
-
-    def __init__(self, tape: Tape) -> None:
-        super().__init__()
-        self._tape = tape
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if not _is_pure(func):
-            self._tape._call_is_pure = False
-        if (
-            not self._tape._in_call
-            and func not in _NOT_COMPUTING
-            and any(isinstance(arg, torch.Tensor) for arg in tree_flatten(args)[0])
-        ):
-            self._tape.leave()
-        return func(*args, **(kwargs or {}))
 
 
 def _is_pure(func: Any) -> bool:

@@ -1,360 +1,153 @@
-"""What a compiling run watches: which tensors are the device's, what a graph can't hold, what makes what."""
+"""How a forward is watched: THE function mode and THE dispatch mode, each with an ordered list of listeners.
+
+The function mode sees the forward's calls to torch as the program makes them; the dispatch mode sees the
+operations below autograd that these come down to. Both hand each call through their listeners in order. A
+listener may look at it, change it, answer it, and look at its result; what it does through `proceed` the
+listeners after it see as well, and what it calls directly nobody sees. So the order is the semantics, and it
+stands here alone.
+
+A compilation, calls:
+1. tape: the call as the program made it, and its final result
+2. casts: may make others of it (float16 operands that meet float32 ones become float32)
+3. checks: which tensors are the device's; refuses what a graph can't hold; "ipu" as a device; narrow indices
+4. losses: the results of loss functions
+
+A compilation, operations:
+1. checks: refuses operations that PopTorch has none of, and values read in passing
+2. tape: operations that no call on it led to
+3. names: the graph of _debugGetPopartIR
+4. blocks: what stands in which block
+
+In a compilation, an operation that no call led to (TorchScript's, a C++ extension's) is a call first.
+
+A capture for the cost model, calls: casts, the weights' stand-ins, checks, losses. Operations, also those of
+the backward pass: the graph, blocks.
+
+A later run, where the compilation found a need: calls: "ipu" as a device, narrow indices, casts, losses.
+Operations: results that options.anchorTensor names.
+
+The arithmetic of ipu-float16 (ipu_simulator/numerics) is a dispatch mode around this one: it computes what
+all listeners have seen.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Callable, Iterable
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence
 
-import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .._logging import logger
-from .._run.structure import tensors
-from ..poptorch_core import createBackendError
-from . import run as trace
-from .casts import asks_for_device, device_answer, placed, widened
-from .run import called_by_library
+if TYPE_CHECKING:
+    from ipu_simulator.graph import recorder
 
-# Operations that a compiled model can't hold: shapes depend on values, or PopTorch has none of them.
+    from . import popart_ir
+    from .casts import ImplicitCasts
+    from .checks import Checks
+    from .losses import Losses
+    from .run import Trace
+    from .tape import Tape
 
-# PyTorch's operation under each name that a call may go by.
-_ATEN = {
-    "argwhere": "nonzero",
-    "masked_select": "masked_select",
-    "nonzero": "nonzero",
-    "unique": "_unique2",
-    "unique_consecutive": "unique_consecutive",
-}
-_MASKS = (torch.bool, torch.uint8)
-_WHY = "IPU programs cannot have dynamic shapes"
-MASK_AS_INDEX = (
-    "Indexing using boolean or byte tensor masks is unsupported because it would produce dynamic output "
-    f"shapes based on the mask's data. {_WHY}: take torch.where, or assign to x[mask]."
-)
+# (func, args, kwargs) -> result.
+Call = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+# The same, after `proceed`: the rest of the way.
+Listener = Callable[[Call, Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
-def is_mask(index: Any) -> bool:
-    """Whether an index says of each element whether it is taken."""
-    return isinstance(index, torch.Tensor) and index.dtype in _MASKS
+def _perform(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return func(*args, **kwargs)
 
 
-@functools.cache
-def operations() -> frozenset[str]:
-    """Operations that PopTorch surely has none of, by PyTorch's names: `_unsupported.json`."""
-    kinds = json.loads(Path(__file__).with_name("unsupported.json").read_text(encoding="utf-8"))
-    return frozenset(name for kind in kinds.values() for name in kind["operations"].split())
+def _through(listeners: Sequence[Listener]) -> Call:
+    proceed: Call = _perform
+    for listener in reversed(listeners):
+        proceed = functools.partial(listener, proceed)
+    return proceed
 
 
-def reason(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], is_on_device: Callable[[torch.Tensor], bool]
-) -> str | None:
-    """Why a call can't be compiled, or None. Tensors of the host are constants, whose values are known."""
+class _FunctionMode(TorchFunctionMode):
+    def __init__(self, listeners: Sequence[Listener]) -> None:
+        super().__init__()
+        self._proceed = _through(listeners)
+        self.under_way = False  # whether a call is
 
-    def moves(argument: Any) -> bool:
-        return isinstance(argument, torch.Tensor) and is_on_device(argument)
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.under_way = True
+        try:
+            return self._proceed(func, args, kwargs or {})
+        finally:
+            self.under_way = False
 
-    name = getattr(func, "__name__", "")
-    if name in ("__getitem__", "__setitem__"):
-        parts = args[1] if isinstance(args[1], tuple) else (args[1],)
-        slices = [part for part in parts if isinstance(part, slice)]
-        if any(moves(bound) for part in slices for bound in (part.start, part.stop, part.step)):
-            return (
-                "aten::item is only supported in eager mode, and the bounds of a slice are read by it. "
-                "poptorch.dynamic_slice and dynamic_update take a place from a tensor."
-            )
-        if name == "__getitem__" and any(moves(part) and is_mask(part) for part in parts):
-            return MASK_AS_INDEX
-    subject = args[0] if args else kwargs.get("input", kwargs.get("tensor"))
-    if name == "one_hot" and moves(subject):
-        classes = kwargs.get("num_classes", args[1] if len(args) > 1 else -1)
-        return "OneHot num classes must be specified and must be constant." if classes == -1 else None
-    operation = _ATEN.get(name) if moves(subject) else None
-    if name == "where" and len(args) == 1 and not kwargs and moves(subject):
-        operation = "nonzero"
-    if name == "repeat_interleave" and kwargs.get("output_size") is None:
-        repeats = kwargs.get("repeats", args[1] if len(args) > 1 else subject)
-        operation = name if moves(repeats) else None
-    if operation is None:
-        return None
-    return (
-        f"Unsupported ops found in compiled model: [aten::{operation}]. The shape of its result depends on "
-        f"values. {_WHY}."
+
+class _DispatchMode(TorchDispatchMode):
+    """With `calls`, an operation that no call led to is a call first."""
+
+    def __init__(self, listeners: Sequence[Listener], calls: _FunctionMode | None = None) -> None:
+        super().__init__()
+        self._proceed = _through(listeners)
+        self._calls = calls
+        self._asked = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if self._calls is None or self._calls.under_way or self._asked:
+            return self._proceed(func, args, kwargs or {})
+        self._asked = True  # PyTorch may leave the function mode out: then it comes back here
+        try:
+            with self:
+                return func(*args, **(kwargs or {}))
+        finally:
+            self._asked = False
+
+
+@contextlib.contextmanager
+def watching(calls: Sequence[Listener] = (), operations: Sequence[Listener] = ()) -> Iterator[None]:
+    """Inside, this thread's calls and operations go through these listeners; without any, at no cost.
+
+    With both, an operation that no call led to is a call first.
+    """
+    functions = _FunctionMode(calls) if calls else None
+    with (
+        _DispatchMode(operations, functions) if operations else contextlib.nullcontext(),
+        functions or contextlib.nullcontext(),
+    ):
+        yield
+
+
+def compilation(
+    trace: Trace, tape: Tape, casts: ImplicitCasts, checks: Checks, losses: Losses, names: popart_ir.Recorder
+) -> contextlib.AbstractContextManager[None]:
+    """Stands around the forward that compiles a model."""
+    return watching(
+        calls=(tape.on_call, casts.on_call, checks.on_call, losses.on_call),
+        operations=(checks.on_operation, tape.on_operation, names.on_operation, trace.on_operation),
     )
 
 
-# Which tensor of a training forward is the loss.
-#
-# Every call of one of PyTorch's loss functions makes a loss, and so does identity_loss. A loss that
-# another one is computed from is only a step on the way; exactly one must remain.
-
-# By name, because the same function goes by several objects (torch, torch.nn.functional, torch._C._nn).
-_LOSS_NAMES = frozenset(
-    {
-        "binary_cross_entropy",
-        "binary_cross_entropy_with_logits",
-        "cosine_embedding_loss",
-        "cross_entropy",
-        "cross_entropy_loss",
-        "ctc_loss",
-        "gaussian_nll_loss",
-        "hinge_embedding_loss",
-        "huber_loss",
-        "kl_div",
-        "l1_loss",
-        "margin_ranking_loss",
-        "mse_loss",
-        "multi_margin_loss",
-        "multilabel_margin_loss",
-        "multilabel_soft_margin_loss",
-        "nll_loss",
-        "nll_loss_nd",
-        "poisson_nll_loss",
-        "smooth_l1_loss",
-        "soft_margin_loss",
-        "triplet_margin_loss",
-        "triplet_margin_with_distance_loss",
-    }
-)
+def captured_calls(
+    casts: ImplicitCasts, stand_ins: Listener, checks: Checks, losses: Losses
+) -> contextlib.AbstractContextManager[None]:
+    """Stands around the forward whose graph is captured, inside `captured_operations`."""
+    return watching(calls=(casts.on_call, stand_ins, checks.on_call, losses.on_call))
 
 
-# What autograd calls their gradients, for losses out of TorchScript, whose calls no mode sees.
-_GRADIENTS = tuple(
-    f"{name}Backward"
-    for name in "BinaryCrossEntropy BinaryCrossEntropyWithLogits CtcLoss HuberLoss KlDiv MseLoss "
-    "MultiMarginLoss MultilabelMarginLoss NllLoss SmoothL1Loss SoftMarginLoss".split()
-) + ("NllLoss2DBackward",)
+def captured_operations(trace: Trace, graph: recorder.Recorder) -> contextlib.AbstractContextManager[None]:
+    """Stands around the forward and the backward pass whose graph is captured."""
+    return watching(operations=(graph.on_operation, trace.on_operation))
 
 
-@dataclass(frozen=True)
-class LossPlace:
-    """Where later forwards find the loss: the index-th output, identity_loss or loss function."""
-
-    kind: str  # "output", "identity" or "function"
-    index: int
-
-
-class LossTap(TorchFunctionMode):
-    """Keeps what loss functions return.
-
-    A mode sees calls through any reference to a function, which patching torch.nn.functional wouldn't.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.losses: list[torch.Tensor] = []
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") in _LOSS_NAMES:
-            self.losses.append(result)
-        return result
+def later_run(
+    device: Listener | None, indices: Listener | None, casts: ImplicitCasts | None, losses: Losses | None
+) -> contextlib.AbstractContextManager[None]:
+    """Stands around each forward after the compilation; None for what that found no need of."""
+    calls = (device, indices, casts and casts.on_call, losses and losses.on_call)
+    return watching(calls=tuple(call for call in calls if call is not None))
 
 
-def find_loss(
-    called: list[torch.Tensor],
-    marked: list[torch.Tensor],
-    outputs: list[torch.Tensor],
-    sources: dict[int, list[torch.Tensor]],
-) -> LossPlace:
-    """Where the one final loss is, among those of loss functions (`called`) and of identity_loss (`marked`).
-
-    `sources`: what each tensor was made of, by its id. Raises poptorch.Error unless exactly one remains.
-    """
-    losses = [*called, *marked]
-    if not losses:
-        losses = [output for output in outputs if _has_gradient_of_loss(output)]
-    if not losses:
-        raise createBackendError("Couldn't find a loss in graph!")
-    on_the_way: set[int] = set()
-    for loss in losses:
-        on_the_way |= _ancestors(loss, sources) & {id(other) for other in losses}
-    # A loss function that hands a loss of its own on (identity of tensors) counts once.
-    final = {id(loss): loss for loss in losses if id(loss) not in on_the_way}
-    if len(final) != 1:
-        raise createBackendError(
-            "Multiple independent losses found in graph. Graph must have one final loss. "
-            "Wrap final graph loss in poptorch.identity_loss."
-        )
-    (loss,) = final.values()
-    for kind, candidates in (
-        ("output", outputs),
-        ("identity", marked),
-        ("function", called),
-    ):
-        for index, candidate in enumerate(candidates):
-            if candidate is loss:
-                return LossPlace(kind, index)
-    raise AssertionError("the final loss is one of the candidates")
-
-
-def _has_gradient_of_loss(tensor: torch.Tensor) -> bool:
-    return tensor.grad_fn is not None and tensor.grad_fn.name().rstrip("0123456789") in _GRADIENTS
-
-
-def _ancestors(tensor: torch.Tensor, sources: dict[int, list[torch.Tensor]]) -> set[int]:
-    """Ids of all tensors that `tensor` was computed from."""
-    found: set[int] = set()
-    waiting = [tensor]
-    while waiting:
-        for source in sources.get(id(waiting.pop()), []):
-            if id(source) not in found:
-                found.add(id(source))
-                waiting.append(source)
-    return found - {id(tensor)}
-
-
-# What makes a tensor of none; torch's own modules give their device where it matters.
-_NAMES = "arange empty eye full linspace logspace ones rand randint randn randperm tensor zeros"
-_FACTORIES = frozenset(getattr(torch, name) for name in _NAMES.split())
-# What needs a tensor's value, which a trace hasn't got.
-_READS_VALUES = frozenset(
-    getattr(torch.Tensor, name)
-    for name in (
-        "item tolist numpy is_nonzero __array__ __bool__ __complex__ __contains__ __float__ __format__ "
-        "__index__ __int__"
-    ).split()
-) | {torch.is_nonzero}
-_NO_VALUES = "aten::item is only supported in eager mode, but was called while the model was traced."
-_COMPARES_VALUES = frozenset({torch.allclose, torch.equal, torch.Tensor.allclose, torch.Tensor.equal})
-
-
-class CompileTap(LossTap):
-    """Stands around the compiling run. `sources`: what each tensor was made of, by its id.
-
-    Raises poptorch.Error for what the device can't do: values read, moves to the host, empty tensors, shapes
-    that depend on values, complex numbers.
-    """
-
-    def __init__(self, on_device: Iterable[torch.Tensor] = ()) -> None:
-        """`on_device`: inputs, weights and buffers, which are on the device from the start."""
-        super().__init__()
-        self._computes = False  # whether a call under way has a tensor of the device
-        self._on_device = {id(tensor) for tensor in on_device}
-        self.has_narrow_indices = False
-        self.names_ipu = False
-        self._ipus: list[object] = []
-        self._warned_of: set[str] = set()
-        self.sources: dict[int, list[torch.Tensor]] = {}
-        self._alive: list[torch.Tensor] = []  # so that no id is used twice
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if self._reads_value(func, args):
-            raise createBackendError(_NO_VALUES)
-        if asks_for_device(func) and self.is_on_device(args[0]):
-            if not called_by_library():
-                self.names_ipu = True
-                return device_answer(func)
-            # In `y.to(x.device)` this stands for the IPU, although it reads "cpu" here.
-            answer = func(*args)
-            self._ipus.append(answer)
-            return answer
-        to_host = func is torch.Tensor.cpu or (func is torch.Tensor.to and self._names_cpu(args, kwargs))
-        if to_host and self.is_on_device(args[0]):
-            raise createBackendError("Illegal move to CPU (via .cpu() or .to('cpu')) when tracing a model.")
-        if func in _FACTORIES and kwargs.get("device") is None:
-            self._warn_of_factory(func)
-        func, args, kwargs, moved = placed(func, args, kwargs)
-        self.names_ipu |= moved
-        inputs = tensors((list(args), dict(kwargs)))
-        self._refuse_unsupported(func, args, kwargs)
-        args, kwargs, changed = widened(func, args, kwargs)
-        self.has_narrow_indices |= changed
-        self._computes = any(self.is_on_device(tensor) for tensor in inputs)
-        result = super().__torch_function__(func, types, args, kwargs)
-        self._computes = False
-        for made in tensors(result):
-            if 0 in made.shape and not called_by_library():  # a class of its own may mean another numel
-                raise createBackendError(
-                    f"Zero-sized tensors are unsupported (Got shape {list(made.shape)})."
-                )
-            self.sources.setdefault(id(made), []).extend(inputs)
-            if made.is_complex():
-                raise createBackendError(f"Complex numbers are unsupported (Got {made.dtype}).")
-            # What is made of host tensors alone stays on the host.
-            if moved or not inputs or any(self.is_on_device(tensor) for tensor in inputs):
-                self._on_device.add(id(made))
-            self._alive.append(made)
-        return result
-
-    def _reads_value(self, func, args) -> bool:
-        if func is torch.Tensor.__format__ and args[0].dim() > 0:
-            return False  # prints all of it
-        if func not in _READS_VALUES | _COMPARES_VALUES or not self.is_on_device(args[0]):
-            return False
-        if func is torch.Tensor.item or not called_by_library():
-            return True
-        self._follow_values()
-        return False
-
-    def _refuse_unsupported(self, func, args, kwargs) -> None:
-        why = reason(func, args, kwargs, self.is_on_device)
-        if why is not None:
-            self._refuse_unless_library(why)
-
-    def _refuse_unless_library(self, why: str) -> None:
-        if not called_by_library():
-            raise createBackendError(why)
-        self._follow_values()
-
-    def _follow_values(self) -> None:
-        """What a library reads from tensors, its Python has to read in each run."""
-        run = trace.current()
-        if isinstance(run, trace.Trace):
-            run.follows_values = True
-
-    def below(self) -> TorchDispatchMode:
-        """Stands around the same forward, and sees the operations that its calls come down to."""
-        return _Below(self)
-
-    def refuse_operation(self, name: str, args: tuple[Any, ...]) -> None:
-        """Raise poptorch.Error for an operation that PopTorch hasn't got, and for a value read in passing."""
-        if not trace.isRunningOnIpu():
-            return  # the host's work in the middle of a run
-        on_device = [self.is_on_device(arg) for arg in args if isinstance(arg, torch.Tensor)]
-        if name in operations() and (self._computes or any(on_device)):
-            raise createBackendError(f"Unsupported ops found in compiled model: [aten::{name}].")
-        if name == "index" and any(is_mask(part) and self.is_on_device(part) for part in args[1]):
-            self._refuse_unless_library(MASK_AS_INDEX)  # older PyTorchs show a mode no __getitem__
-        if name == "_local_scalar_dense" and all(on_device) and not called_by_library():
-            raise createBackendError(_NO_VALUES)
-
-    def is_on_device(self, tensor: torch.Tensor) -> bool:
-        """Whether the tensor was there from the start or made by the model; others are the host's."""
-        return id(tensor) in self._on_device or tensor.requires_grad
-
-    def mark_on_device(self, made: list[torch.Tensor], of: list[torch.Tensor]) -> None:
-        """These come to the device although no operation seen here made them (of others)."""
-        self._on_device |= {id(tensor) for tensor in made}
-        for tensor in made:
-            self.sources.setdefault(id(tensor), []).extend(of)
-        self._alive += made
-
-    def _names_cpu(self, args, kwargs) -> bool:
-        target = kwargs.get("device", args[1] if len(args) > 1 else None)
-        if any(target is device for device in self._ipus) or not isinstance(target, (str, torch.device)):
-            return False
-        return torch.device(target).type == "cpu" and not called_by_library()
-
-    def _warn_of_factory(self, func) -> None:
-        if func.__name__ not in self._warned_of and not called_by_library():
-            self._warned_of.add(func.__name__)
-            logger.warning(
-                "No device set in torch.%s(): forcing to IPU. Give it the device of another tensor "
-                "(device=x.device) to say so.",
-                func.__name__,
-            )
-
-
-class _Below(TorchDispatchMode):
-    def __init__(self, tap: CompileTap) -> None:
-        super().__init__()
-        self._tap = tap
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self._tap.refuse_operation(func._schema.name.partition("::")[2], args)
-        return func(*args, **(kwargs or {}))
+def anchored(names: popart_ir.Watcher) -> contextlib.AbstractContextManager[None]:
+    """Stands around a forward of which operations' results are kept."""
+    return watching(operations=(names.on_operation,))

@@ -1,0 +1,227 @@
+"""What a compilation checks: which tensors are the device's, and what a graph can't hold."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any, Callable, Iterable
+
+import torch
+
+from .._logging import logger
+from .._run.structure import tensors
+from ..poptorch_core import createBackendError
+from . import run as trace
+from .casts import asks_for_device, device_answer, placed, widened
+from .run import called_by_library
+from .watch import Call
+
+# Operations that a compiled model can't hold: shapes depend on values, or PopTorch has none of them.
+
+# PyTorch's operation under each name that a call may go by.
+_ATEN = {
+    "argwhere": "nonzero",
+    "masked_select": "masked_select",
+    "nonzero": "nonzero",
+    "unique": "_unique2",
+    "unique_consecutive": "unique_consecutive",
+}
+_MASKS = (torch.bool, torch.uint8)
+_WHY = "IPU programs cannot have dynamic shapes"
+MASK_AS_INDEX = (
+    "Indexing using boolean or byte tensor masks is unsupported because it would produce dynamic output "
+    f"shapes based on the mask's data. {_WHY}: take torch.where, or assign to x[mask]."
+)
+
+
+def is_mask(index: Any) -> bool:
+    """Whether an index says of each element whether it is taken."""
+    return isinstance(index, torch.Tensor) and index.dtype in _MASKS
+
+
+@functools.cache
+def operations() -> frozenset[str]:
+    """Operations that PopTorch surely has none of, by PyTorch's names: `unsupported.json`."""
+    kinds = json.loads(Path(__file__).with_name("unsupported.json").read_text(encoding="utf-8"))
+    return frozenset(name for kind in kinds.values() for name in kind["operations"].split())
+
+
+def reason(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], is_on_device: Callable[[torch.Tensor], bool]
+) -> str | None:
+    """Why a call can't be compiled, or None. Tensors of the host are constants, whose values are known."""
+
+    def moves(argument: Any) -> bool:
+        return isinstance(argument, torch.Tensor) and is_on_device(argument)
+
+    name = getattr(func, "__name__", "")
+    if name in ("__getitem__", "__setitem__"):
+        parts = args[1] if isinstance(args[1], tuple) else (args[1],)
+        slices = [part for part in parts if isinstance(part, slice)]
+        if any(moves(bound) for part in slices for bound in (part.start, part.stop, part.step)):
+            return (
+                "aten::item is only supported in eager mode, and the bounds of a slice are read by it. "
+                "poptorch.dynamic_slice and dynamic_update take a place from a tensor."
+            )
+        if name == "__getitem__" and any(moves(part) and is_mask(part) for part in parts):
+            return MASK_AS_INDEX
+    subject = args[0] if args else kwargs.get("input", kwargs.get("tensor"))
+    if name == "one_hot" and moves(subject):
+        classes = kwargs.get("num_classes", args[1] if len(args) > 1 else -1)
+        return "OneHot num classes must be specified and must be constant." if classes == -1 else None
+    operation = _ATEN.get(name) if moves(subject) else None
+    if name == "where" and len(args) == 1 and not kwargs and moves(subject):
+        operation = "nonzero"
+    if name == "repeat_interleave" and kwargs.get("output_size") is None:
+        repeats = kwargs.get("repeats", args[1] if len(args) > 1 else subject)
+        operation = name if moves(repeats) else None
+    if operation is None:
+        return None
+    return (
+        f"Unsupported ops found in compiled model: [aten::{operation}]. The shape of its result depends on "
+        f"values. {_WHY}."
+    )
+
+
+# What makes a tensor of none; torch's own modules give their device where it matters.
+_NAMES = "arange empty eye full linspace logspace ones rand randint randn randperm tensor zeros"
+_FACTORIES = frozenset(getattr(torch, name) for name in _NAMES.split())
+# What needs a tensor's value, which a trace hasn't got.
+_READS_VALUES = frozenset(
+    getattr(torch.Tensor, name)
+    for name in (
+        "item tolist numpy is_nonzero __array__ __bool__ __complex__ __contains__ __float__ __format__ "
+        "__index__ __int__"
+    ).split()
+) | {torch.is_nonzero}
+_NO_VALUES = "aten::item is only supported in eager mode, but was called while the model was traced."
+_COMPARES_VALUES = frozenset({torch.allclose, torch.equal, torch.Tensor.allclose, torch.Tensor.equal})
+
+
+class Checks:
+    """Of one compilation. `sources`: what each tensor was made of, by its id.
+
+    Its listeners raise poptorch.Error for what the device can't do: values read, moves to the host, empty
+    tensors, shapes that depend on values, complex numbers.
+    """
+
+    def __init__(self, on_device: Iterable[torch.Tensor] = ()) -> None:
+        """`on_device`: inputs, weights and buffers, which are on the device from the start."""
+        self._computes = False  # whether a call under way has a tensor of the device
+        self._on_device = {id(tensor) for tensor in on_device}
+        self.has_narrow_indices = False
+        self.names_ipu = False
+        self._ipus: list[object] = []
+        self._warned_of: set[str] = set()
+        self.sources: dict[int, list[torch.Tensor]] = {}
+        self._alive: list[torch.Tensor] = []  # so that no id is used twice
+
+    def on_call(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Listens to calls (watch.py)."""
+        if self._reads_value(func, args):
+            raise createBackendError(_NO_VALUES)
+        if asks_for_device(func) and self.is_on_device(args[0]):
+            if not called_by_library():
+                self.names_ipu = True
+                return device_answer(func)
+            # In `y.to(x.device)` this stands for the IPU, although it reads "cpu" here.
+            answer = proceed(func, args, kwargs)
+            self._ipus.append(answer)
+            return answer
+        to_host = func is torch.Tensor.cpu or (func is torch.Tensor.to and self._names_cpu(args, kwargs))
+        if to_host and self.is_on_device(args[0]):
+            raise createBackendError("Illegal move to CPU (via .cpu() or .to('cpu')) when tracing a model.")
+        if func in _FACTORIES and kwargs.get("device") is None:
+            self._warn_of_factory(func)
+        func, args, kwargs, moved = placed(func, args, kwargs)
+        self.names_ipu |= moved
+        inputs = tensors((list(args), dict(kwargs)))
+        self._refuse_unsupported(func, args, kwargs)
+        args, kwargs, changed = widened(func, args, kwargs)
+        self.has_narrow_indices |= changed
+        self._computes = any(self.is_on_device(tensor) for tensor in inputs)
+        result = proceed(func, args, kwargs)
+        self._computes = False
+        for made in tensors(result):
+            if 0 in made.shape and not called_by_library():  # a class of its own may mean another numel
+                raise createBackendError(
+                    f"Zero-sized tensors are unsupported (Got shape {list(made.shape)})."
+                )
+            self.sources.setdefault(id(made), []).extend(inputs)
+            if made.is_complex():
+                raise createBackendError(f"Complex numbers are unsupported (Got {made.dtype}).")
+            # What is made of host tensors alone stays on the host.
+            if moved or not inputs or any(self.is_on_device(tensor) for tensor in inputs):
+                self._on_device.add(id(made))
+            self._alive.append(made)
+        return result
+
+    def _reads_value(self, func: Any, args: tuple[Any, ...]) -> bool:
+        if func is torch.Tensor.__format__ and args[0].dim() > 0:
+            return False  # prints all of it
+        if func not in _READS_VALUES | _COMPARES_VALUES or not self.is_on_device(args[0]):
+            return False
+        if func is torch.Tensor.item or not called_by_library():
+            return True
+        self._follow_values()
+        return False
+
+    def _refuse_unsupported(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        why = reason(func, args, kwargs, self.is_on_device)
+        if why is not None:
+            self._refuse_unless_library(why)
+
+    def _refuse_unless_library(self, why: str) -> None:
+        if not called_by_library():
+            raise createBackendError(why)
+        self._follow_values()
+
+    def _follow_values(self) -> None:
+        """What a library reads from tensors, its Python has to read in each run."""
+        run = trace.current()
+        if isinstance(run, trace.Trace):
+            run.follows_values = True
+
+    def on_operation(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Listens to operations (watch.py)."""
+        self._refuse_operation(func._schema.name.partition("::")[2], args)
+        return proceed(func, args, kwargs)
+
+    def _refuse_operation(self, name: str, args: tuple[Any, ...]) -> None:
+        """Raise poptorch.Error for an operation that PopTorch hasn't got, and for a value read in passing."""
+        if not trace.isRunningOnIpu():
+            return  # the host's work in the middle of a run
+        on_device = [self.is_on_device(arg) for arg in args if isinstance(arg, torch.Tensor)]
+        if name in operations() and (self._computes or any(on_device)):
+            raise createBackendError(f"Unsupported ops found in compiled model: [aten::{name}].")
+        if name == "index" and any(is_mask(part) and self.is_on_device(part) for part in args[1]):
+            self._refuse_unless_library(MASK_AS_INDEX)  # older PyTorchs show a mode no __getitem__
+        if name == "_local_scalar_dense" and all(on_device) and not called_by_library():
+            raise createBackendError(_NO_VALUES)
+
+    def is_on_device(self, tensor: torch.Tensor) -> bool:
+        """Whether the tensor was there from the start or made by the model; others are the host's."""
+        return id(tensor) in self._on_device or tensor.requires_grad
+
+    def mark_on_device(self, made: list[torch.Tensor], of: list[torch.Tensor]) -> None:
+        """These come to the device although no operation seen here made them (of others)."""
+        self._on_device |= {id(tensor) for tensor in made}
+        for tensor in made:
+            self.sources.setdefault(id(tensor), []).extend(of)
+        self._alive += made
+
+    def _names_cpu(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        target = kwargs.get("device", args[1] if len(args) > 1 else None)
+        if any(target is device for device in self._ipus) or not isinstance(target, (str, torch.device)):
+            return False
+        return torch.device(target).type == "cpu" and not called_by_library()
+
+    def _warn_of_factory(self, func: Any) -> None:
+        if func.__name__ not in self._warned_of and not called_by_library():
+            self._warned_of.add(func.__name__)
+            logger.warning(
+                "No device set in torch.%s(): forcing to IPU. Give it the device of another tensor "
+                "(device=x.device) to say so.",
+                func.__name__,
+            )
