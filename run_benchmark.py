@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures this program, and redoes the figures of the GroupBERT article with it.
+"""Measures this program, and reproduces the figures of the GroupBERT article.
 
     python run_benchmark.py all --budget-minutes 15
     python run_benchmark.py ablation --scale study --corpus TEXT --validation-corpus TEXT --seeds 3
@@ -32,7 +32,7 @@ DEFAULT_OUTPUT = Path("output/benchmarks")
 
 
 def main(argv: Optional[Sequence[str]] = None) -> Result:
-    """Runs one subcommand. Raises ValueError subclasses for mistakes that a user can mend."""
+    """Runs one subcommand. Raises ValueError subclasses for mistakes that a user can correct."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = configuration.FlagParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

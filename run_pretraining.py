@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PretrainingResult:
-    """What a run leaves: `record` is its last line of metrics, `checkpoint` its last checkpoint."""
+    """The outcome of a run: `record` is its last line of metrics, `checkpoint` its last checkpoint."""
 
     output: Path
     step: int
@@ -46,9 +46,9 @@ class PretrainingResult:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> Union[PretrainingResult, DryRun]:
-    """Runs one pretraining, or with --dry-run says how it would go.
+    """Runs one pretraining, or with --dry-run only predicts it.
 
-    Raises ValueError subclasses for mistakes that a user can mend.
+    Raises ValueError subclasses for mistakes that a user can correct.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     flags = _parse(arguments)
@@ -187,7 +187,7 @@ def _compile_only(
 
 
 def _report(result: PretrainingResult, summary: Dict[str, float]) -> None:
-    """The summary and the picture of a finished run."""
+    """Writes the summary and the loss curve of a finished run."""
     import training
 
     content = {

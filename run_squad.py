@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SquadResult:
-    """What a run leaves. `scores` are eval_exact, eval_f1 (percent) and so on, see data.squad.evaluate; none
-    after a stop and for --predict. `checkpoint` is the last one, or the one that was evaluated."""
+    """The outcome of a run. `scores` are eval_exact, eval_f1 (percent) and so on, see data.squad.evaluate;
+    empty after a stop and for --predict. `checkpoint` is the last one, or the one that was evaluated."""
 
     output: Path
     step: int
@@ -51,7 +51,7 @@ class SquadResult:
 def main(argv: Optional[Sequence[str]] = None) -> Union[SquadResult, DryRun, Dict[str, Any]]:
     """Runs one fine-tuning, evaluation or prediction; --score prints and returns one JSON object instead.
 
-    Raises ValueError subclasses for mistakes that a user can mend.
+    Raises ValueError subclasses for mistakes that a user can correct.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     flags = _parse(arguments)
@@ -104,7 +104,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_flags(flags: argparse.Namespace) -> None:
-    """Raises ConfigError for flags that don't go together."""
+    """Raises ConfigError for flags that exclude or require each other."""
     if flags.score is not None and flags.data is None:
         raise ConfigError("--score needs the questions too: give --data FILE, a SQuAD JSON file")
     if flags.score is None and flags.data is not None:
@@ -249,7 +249,7 @@ def _prepare(questions: QuestionSet, tokenizer: Tokenizer, config: Config) -> Pr
 def _with_training_steps(config: Config, windows: int) -> Config:
     """The configuration with `epochs` turned into weight updates, of whole batches and device calls.
 
-    The last update is filled up with the first windows of the next pass: training sees no padding.
+    The first windows of the next pass fill up the last update: training never pads.
     """
     if config.epochs is None:
         return config
@@ -278,7 +278,7 @@ _TABLE_COLUMN = 60  # characters of a question or an answer that a terminal show
 
 
 def table(answered: Sequence[Answered]) -> str:
-    """Questions and answers, with the probability among the n best, for a terminal; long ones are cut."""
+    """Questions and answers, with the probability among the n best, for a terminal; truncated."""
     rows: List[Tuple[str, str, str]] = [("question", "answer", "probability")]
     for one in answered:
         given = next(candidate for candidate in one.candidates if candidate.text == one.text)
@@ -290,7 +290,7 @@ def table(answered: Sequence[Answered]) -> str:
 
 
 def _shown(text: str) -> str:
-    """On one line, without what a terminal would act upon, and not too long."""
+    """On one line, without control characters, truncated."""
     line = "".join(character for character in " ".join(text.split()) if character.isprintable())
     return line if len(line) <= _TABLE_COLUMN else line[: _TABLE_COLUMN - 3] + "..."
 
