@@ -77,7 +77,7 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
     here = _losses(small, folder / "here", device)
     expected = _simulated_losses(small, folder / "simulator", flags.simulator_python)
     rows = [
-        _check(f"loss of update {number}", "nats", mine, theirs, "simulator, measured", _LOSS_TOLERANCE)
+        check(f"loss of update {number}", "nats", mine, theirs, "simulator, measured", _LOSS_TOLERANCE)
         for number, (mine, theirs) in enumerate(zip(here, expected), 1)
     ]
     rows += _memory_checks(small, folder, device, flags.simulator_python)
@@ -89,7 +89,7 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
     # The simulator's own seconds say nothing of an IPU's.
     measured_s = step_s if device.name == "ipu" else None
     rows.append(
-        _check(
+        check(
             f"weight update of {timed_name}",
             "s",
             measured_s,
@@ -173,7 +173,7 @@ def _memory_checks(
     if device.name == "ipu":
         measured = _profiled_bytes(folder / "here" / "profile", len(predicted) * config.replication_factor)
     return [
-        _check(
+        check(
             f"memory of IPU {entry['ipu']}",
             "bytes",
             measured.get(entry["ipu"]),
@@ -200,7 +200,7 @@ def _profiled_bytes(folder: Path, ipus: int) -> Dict[int, float]:
     return {number: sum(used[number * each : (number + 1) * each]) for number in range(ipus)}
 
 
-def _check(
+def check(
     check: str, unit: str, here: Optional[float], expected: float, by: str, tolerance: float
 ) -> Dict[str, Any]:
     row: Dict[str, Any] = {

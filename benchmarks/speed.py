@@ -40,19 +40,23 @@ _TRAINER_STEPS = 2
 
 
 class Contender:
-    """One side of a comparison: `step_s()` makes a weight update and returns the seconds that it took."""
+    """One side of a comparison: `step_s()` makes a weight update and returns the seconds that it took.
 
-    def __init__(self, step_s: Callable[[], float]) -> None:
+    `model` is the module whose weights are updated, where it is in this process.
+    """
+
+    def __init__(self, step_s: Callable[[], float], model: Optional[nn.Module] = None) -> None:
         self.step_s = step_s
+        self.model = model
 
 
-def _timed(step: Callable[[], None]) -> Contender:
+def _timed(step: Callable[[], None], model: nn.Module) -> Contender:
     def step_s() -> float:
         began = time.perf_counter()
         step()
         return time.perf_counter() - began
 
-    return Contender(step_s)
+    return Contender(step_s, model)
 
 
 class _InDtype(nn.Module):
@@ -94,7 +98,7 @@ def simulator(config: Config, dtype: str) -> Contender:
         executor.setOptimizer(optimizer)
         executor(*batch)
 
-    return _timed(step)
+    return _timed(step, model)
 
 
 def plain_loop(config: Config, dtype: str) -> Contender:
@@ -115,7 +119,7 @@ def plain_loop(config: Config, dtype: str) -> Contender:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return _timed(step)
+    return _timed(step, model)
 
 
 def trainer(config: Config, dtype: str) -> Contender:
@@ -172,7 +176,7 @@ def trainer(config: Config, dtype: str) -> Contender:
             side.train()
         return clock.seconds[-1]
 
-    return Contender(step_s)
+    return Contender(step_s, model)
 
 
 class _ForTrainer(nn.Module):
@@ -272,7 +276,7 @@ def _step_s() -> float:
 # Never slower than what it is compared with.
 _GOAL = 1.0
 # Until the allocator has settled: the first steps fetch their memory from the system.
-_WARM_UP_ROUNDS = 3
+WARM_UP_ROUNDS = 3
 
 # Name -> the others, model, dtype and batch: sequences of a micro batch, micro batches of an update.
 _COMPARISONS: Tuple[Tuple[str, str, str, str, int, int], ...] = tuple(
@@ -306,7 +310,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
     if flags.rounds < 1:
         raise configuration.ConfigError(f"--rounds {flags.rounds}: at least 1")
-    command_line.choose_device(_config("tiny", 1, 1))
+    command_line.choose_device(config_of("tiny", 1, 1))
     rows: List[Dict[str, Any]] = []
     missing: List[str] = []
     chosen = [comparison for comparison in _COMPARISONS if comparison[0] in flags.only]
@@ -315,7 +319,7 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
             if budget.is_spent:
                 missing.append(name)
                 continue
-            config = _config(size, batch, accumulation)
+            config = config_of(size, batch, accumulation)
             ours = our_process.contender(simulator, config, dtype)
             theirs = their_process.contender(plain_loop if other == "plain_loop" else trainer, config, dtype)
             rows.append({"name": name, **compare(ours, theirs, flags.rounds, budget)})
@@ -347,7 +351,7 @@ def compare(
     ours: Contender, theirs: Contender, rounds: int, budget: Optional[Budget] = None
 ) -> Dict[str, Any]:
     """Alternates the two, who begins too, after rounds that aren't counted; at least one is."""
-    for _ in range(_WARM_UP_ROUNDS):
+    for _ in range(WARM_UP_ROUNDS):
         ours.step_s()
         theirs.step_s()
     pairs = []
@@ -374,7 +378,7 @@ def compare(
     }
 
 
-def _config(size: str, batch: int, accumulation: int) -> Config:
+def config_of(size: str, batch: int, accumulation: int) -> Config:
     hidden, layers, heads = _SIZES[size]
     length, masks, vocabulary = _LENGTHS[size]
     return Config(

@@ -25,7 +25,7 @@ from training.metrics import read_metrics
 
 from .steps import flops_per_sample
 
-_LOOK_EVERY_S = 0.5
+LOOK_EVERY_S = 0.5
 _DIVERGED = "diverged.txt"
 
 
@@ -191,7 +191,7 @@ class _Watch:
 def _watched(should_stop: Callable[[], bool]) -> Iterator[_Watch]:
     watch = _Watch(should_stop)
     before = signal.signal(signal.SIGALRM, watch.look)
-    signal.setitimer(signal.ITIMER_REAL, _LOOK_EVERY_S, _LOOK_EVERY_S)
+    signal.setitimer(signal.ITIMER_REAL, LOOK_EVERY_S, LOOK_EVERY_S)
     try:
         yield watch
     finally:

@@ -213,7 +213,7 @@ _SAME_LENGTH = (FEATURES[:3], FEATURES[3:5])
 _HEADER_BYTES = 12
 _FOOTER_BYTES = 4
 _DIGEST_BYTES = 16
-_VERIFIED_AT_ONCE_BYTES = 4_000_000  # more records side by side gain nothing, and fall out of the caches
+VERIFIED_AT_ONCE_BYTES = 4_000_000  # more records side by side gain nothing, and fall out of the caches
 
 
 class TfRecordFile:
@@ -376,7 +376,7 @@ def _scanned(path: Path) -> _Scan:
             longest = 0
             for offset, length in _records(content, path):
                 longest = max(longest, length)
-                if waiting and longest * (len(waiting) + 1) > _VERIFIED_AT_ONCE_BYTES:
+                if waiting and longest * (len(waiting) + 1) > VERIFIED_AT_ONCE_BYTES:
                     hasher.update(_verified(content, path, waiting, len(offsets) - len(waiting)))
                     waiting, longest = [], length
                 waiting.append((offset, length))

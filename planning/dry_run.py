@@ -105,7 +105,7 @@ def _remedies(config: Config, program: Program, verdict: Verdict) -> Tuple[Remed
         if key not in programs:
             programs[key] = program_of(changed)
         graph, settings = programs[key]
-        judged = assess(changed, "", (graph, _with_options(settings, changed)))
+        judged = assess(changed, "", (graph, with_options(settings, changed)))
         return judged.step_s, _fullest_bytes(judged), judged.fits
 
     before_bytes = _fullest_bytes(verdict)
@@ -121,11 +121,11 @@ def _remedies(config: Config, program: Program, verdict: Verdict) -> Tuple[Remed
 
 
 def _graph_key(config: Config) -> Tuple[object, ...]:
-    """Equal for configurations whose programs differ in nothing but what `_with_options` sets."""
+    """Equal for configurations whose programs differ in nothing but what `with_options` sets."""
     return tuple(getattr(config, key) for key in sorted(keys_that_alter("machine", "weights")))
 
 
-def _with_options(settings: Settings, config: Config) -> Settings:
+def with_options(settings: Settings, config: Config) -> Settings:
     """Settings of the same graph with this configuration's options."""
     optimizer = settings.optimizer
     if optimizer is not None:

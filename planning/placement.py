@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Callable, Collection, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from ipu_simulator.cost import search as placement_search
-from ipu_simulator.environment import target
+from ipu_simulator.environment import Target, target
 from ipu_simulator.report import sums
 
 import config as configuration
@@ -82,7 +82,7 @@ def search(config: Config, free: Collection[str], pattern: Sequence[int]) -> Out
 
     :param pattern: for each IPU its encoder layers, or ANY; read where layers_per_ipu is free.
     """
-    sizes = list(_micro_batches(config, "micro_batch_size" in free))
+    sizes = list(micro_batches_of(config, "micro_batch_size" in free))
     own = next((at for at, sized in enumerate(sizes) if sized == config), 0)
     best: Optional[Tuple[Config, Any]] = None
     looked_at: List[Tuple[Config, Any]] = []
@@ -90,7 +90,7 @@ def search(config: Config, free: Collection[str], pattern: Sequence[int]) -> Out
     def look_at(sized: Config) -> Any:
         nonlocal best
         limit_s = math.inf if best is None else best[1].step_s
-        found = _found(sized, free, pattern, limit_s, _JUDGED if len(sizes) == 1 else _JUDGED_OF_A_SIZE)
+        found = fastest_of(sized, free, pattern, limit_s, _JUDGED if len(sizes) == 1 else _JUDGED_OF_A_SIZE)
         if found is not None:
             looked_at.append((sized, found))
             if found.best is not None:
@@ -121,13 +121,13 @@ def search(config: Config, free: Collection[str], pattern: Sequence[int]) -> Out
     )
 
 
-def _found(
+def fastest_of(
     sized: Config, free: Collection[str], pattern: Sequence[int], faster_than_s: float, max_judged: int
 ) -> Any:
     """The search for one micro batch; None where no placement fills its pipeline."""
     placements = [sized.layers_per_ipu]
     if "layers_per_ipu" in free:
-        placements = list(_placements(sized.num_layers, pattern))
+        placements = list(placements_of(sized.num_layers, pattern))
     placements = [
         each
         for each in placements
@@ -136,10 +136,10 @@ def _found(
     if not placements:
         return None
     known = sized.layers_per_ipu in placements
-    return _search(sized).fastest(
-        [_candidate(sized, each, "matmul_proportion" in free) for each in placements],
+    return search_over(sized).fastest(
+        [candidate_of(sized, each, "matmul_proportion" in free) for each in placements],
         max_judged=max_judged,
-        known=_candidate(sized, sized.layers_per_ipu, False) if known else None,
+        known=candidate_of(sized, sized.layers_per_ipu, False) if known else None,
         faster_than_s=faster_than_s,
     )
 
@@ -184,7 +184,7 @@ def _checked_pattern(layers: Sequence[Any], config: Config) -> List[int]:
     return list(layers)
 
 
-def _placements(layers: int, pattern: Sequence[int]) -> Iterator[Tuple[int, ...]]:
+def placements_of(layers: int, pattern: Sequence[int]) -> Iterator[Tuple[int, ...]]:
     """The ways to put `layers` layers on the IPUs of a pattern.
 
     Where there are too many to look at (24 layers on 8 IPUs: 2.6 million), no free IPU gets two layers more
@@ -214,7 +214,7 @@ def _ways(layers: int, pattern: Sequence[int], most: int) -> Iterator[Tuple[int,
             yield (count, *others)
 
 
-def _micro_batches(config: Config, free: bool) -> Iterator[Config]:
+def micro_batches_of(config: Config, free: bool) -> Iterator[Config]:
     """The configuration at every micro batch size that divides the sequences of a replica's update."""
     if not free:
         yield config
@@ -226,18 +226,17 @@ def _micro_batches(config: Config, free: bool) -> Iterator[Config]:
             yield replace(config, micro_batch_size=size, gradient_accumulation=sequences // size)
 
 
-def _search(config: Config) -> Any:
-    """A search over placements of this configuration's layers."""
+def search_over(config: Config, machine: Optional[Target] = None) -> Any:
+    """A search over placements of this configuration's layers, on its target or on another machine."""
     layers = config.num_layers
     # Every block on an IPU of its own makes a deep pipeline, which has to be filled to be captured.
     deep = replace(config, gradient_accumulation=max(config.gradient_accumulation, 2 * layers + 4))
     graph, settings = program_of(deep, layers_per_ipu=[0] + [1] * layers)
     settings = replace(settings, gradient_accumulation=config.gradient_accumulation)
-    machine = target(config.target)
-    return placement_search.PlacementSearch(graph, settings, machine)
+    return placement_search.PlacementSearch(graph, settings, machine or target(config.target))
 
 
-def _candidate(config: Config, layers_per_ipu: Sequence[int], free_proportions: bool) -> Any:
+def candidate_of(config: Config, layers_per_ipu: Sequence[int], free_proportions: bool) -> Any:
     """The IPUs of all blocks; a head that doesn't share the embeddings belongs to the last layer's."""
     blocks = [ipu for _, ipu in placement(config.num_layers, layers_per_ipu, config.head)]
     if not config.head.shares_embeddings:

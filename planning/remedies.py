@@ -40,7 +40,7 @@ def trials(config: Config, judge: Judge) -> List[Trial]:
     :param judge: (step_s, bytes of the fullest IPU, fits) of a configuration.
     """
     _, peak_bytes, _ = judge(config)
-    single = [_try(config, changes, judge) for changes in _changes(config)]
+    single = [trial_of(config, changes, judge) for changes in changes_of(config)]
     useful = sorted(
         (trial for trial in single if trial is not None and (trial.fits or trial.peak_bytes < peak_bytes)),
         key=lambda trial: trial.peak_bytes,
@@ -48,7 +48,7 @@ def trials(config: Config, judge: Judge) -> List[Trial]:
     if not any(trial.fits for trial in useful):
         for first, second in combinations(useful[:_PAIRED], 2):
             if not set(first.changes) & set(second.changes):
-                both = _try(config, {**first.changes, **second.changes}, judge)
+                both = trial_of(config, {**first.changes, **second.changes}, judge)
                 if both is not None and both.fits:
                     useful.append(both)
     sequences = config.global_batch_size
@@ -80,7 +80,7 @@ def words(changes: Mapping[str, Any]) -> str:
     return " ".join(flags)
 
 
-def _try(config: Config, changes: Mapping[str, Any], judge: Judge) -> Any:
+def trial_of(config: Config, changes: Mapping[str, Any], judge: Judge) -> Any:
     try:
         changed = replace(config, **changes)
     except ConfigError:
@@ -89,7 +89,7 @@ def _try(config: Config, changes: Mapping[str, Any], judge: Judge) -> Any:
     return Trial(changes, changed, step_s, peak_bytes, fits)
 
 
-def _changes(config: Config) -> Iterator[Dict[str, Any]]:
+def changes_of(config: Config) -> Iterator[Dict[str, Any]]:
     # On the chip where streaming memory is what doesn't suffice.
     yield {"optimizer_state": "off_chip" if config.optimizer_state == "on_chip" else "on_chip"}
     if config.replication_factor > 1 and not config.replicated_tensor_sharding:

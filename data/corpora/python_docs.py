@@ -242,7 +242,7 @@ def _build() -> Iterator[str]:
     for limit, sources in _packages():
         of_package = 0
         for docstrings in sources:
-            for document in _documents_of(docstrings, seen):
+            for document in documents_of(docstrings, seen):
                 yield document
                 of_package += len(document)
             if of_package >= limit or total + of_package >= MAX_CHARACTERS:
@@ -252,7 +252,7 @@ def _build() -> Iterator[str]:
             return
 
 
-def _documents_of(docstrings: Iterable[str], seen: Set[bytes]) -> Iterator[str]:
+def documents_of(docstrings: Iterable[str], seen: Set[bytes]) -> Iterator[str]:
     """Documents of one source: a paragraph per line, docstrings that came before (in any source) left out."""
     lines: List[str] = []
     sentences = 0
@@ -284,12 +284,12 @@ def _is_new(docstring: str, seen: Set[bytes]) -> bool:
 def _packages() -> Iterator[Tuple[int, Iterator[List[str]]]]:
     """For each package how many characters it may give, and its sources: each a list of docstrings."""
     library = Path(sysconfig.get_paths()["stdlib"])
-    yield MAX_CHARACTERS, _standard_library(library)
+    yield MAX_CHARACTERS, standard_library_sources(library)
     for _, distribution in _distributions():
         yield MAX_CHARACTERS_PER_PACKAGE, _installed(distribution)
 
 
-def _standard_library(library: Path) -> Iterator[List[str]]:
+def standard_library_sources(library: Path) -> Iterator[List[str]]:
     yield from ([topic] for topic in _language_topics(library / "pydoc_data" / "topics.py"))
     files: List[Path] = []
     for parent, folders, names in os.walk(library):

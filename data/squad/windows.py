@@ -190,7 +190,7 @@ def _window(
 
 FORMAT_VERSION = 1
 _MANIFEST = "manifest.json"
-_IN_A_CHUNK = 1024  # windows that are held as objects while they are made
+WINDOWS_IN_A_CHUNK = 1024  # windows that are held as objects while they are made
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ class Features:
         return int(self.input_ids.shape[1])
 
 
-_ARRAYS = tuple(name for name in Features.__dataclass_fields__ if name not in ("identity", "pad_id"))
+ARRAYS = tuple(name for name in Features.__dataclass_fields__ if name not in ("identity", "pad_id"))
 
 
 def prepare_features(
@@ -279,12 +279,12 @@ def _arrays(
         for window in make_windows(data, tokenizer, options):
             bar.update(window.question - bar.n)
             held.append(window)
-            if len(held) == _IN_A_CHUNK:
+            if len(held) == WINDOWS_IN_A_CHUNK:
                 chunks.append(_columns(held, tokenizer.vocab_size))
                 held = []
     if held:
         chunks.append(_columns(held, tokenizer.vocab_size))
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in _ARRAYS}
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in ARRAYS}
 
 
 def _columns(windows: List[Window], vocab_size: int) -> Dict[str, np.ndarray]:
@@ -322,12 +322,12 @@ def _load(folder: Path) -> Optional[Dict[str, np.ndarray]]:
         return None
     try:
         checksums: Dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))["crc32"]
-        for name in _ARRAYS:
+        for name in ARRAYS:
             file = folder / f"{name}.npy"
             if _crc32(file) != checksums[name]:
                 raise ValueError(f"the checksum of {file} is wrong")
         # Plain arrays over the maps: slicing them is several times faster than slicing numpy.memmaps.
-        return {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in _ARRAYS}
+        return {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in ARRAYS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"warning: prepared data is damaged and made again: {error}", file=sys.stderr)
         return None

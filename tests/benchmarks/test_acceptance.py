@@ -5,7 +5,7 @@ import csv
 import pytest
 
 import config as configuration
-from benchmarks.acceptance import _check, published_row
+from benchmarks.acceptance import check, published_row
 from ipu import DeviceChoice
 from planning.published_rows import COLUMNS, read_rows
 
@@ -43,4 +43,4 @@ def test_a_simulators_row_says_so():
     "here, outcome", [(1.02, "agrees"), (1.03, "DIFFERS"), (0.97, "DIFFERS"), (None, "not measured")]
 )
 def test_a_check_is_relative_to_what_is_expected(here, outcome):
-    assert _check("loss", "nats", here, 1.0, "simulator", 0.025)["outcome"] == outcome
+    assert check("loss", "nats", here, 1.0, "simulator", 0.025)["outcome"] == outcome

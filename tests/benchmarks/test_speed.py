@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from benchmarks import speed
-from benchmarks import speed as contenders
 from benchmarks.speed import Apart, Contender, compare, plain_loop, simulator
 from config import ConfigError
 from run_benchmark import main
@@ -27,7 +26,7 @@ def test_they_alternate_and_take_turns_to_begin():
 
         return Contender(step_s)
 
-    warm_up = [9.0] * speed._WARM_UP_ROUNDS
+    warm_up = [9.0] * speed.WARM_UP_ROUNDS
     ours = contender("ours", [*warm_up, 1.0, 2.0, 4.0])
     theirs = contender("theirs", [*warm_up, 2.0, 2.0, 2.0])
     row = compare(ours, theirs, 3)
@@ -46,22 +45,14 @@ def test_what_goes_wrong_in_the_other_process_is_told():
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
-def test_simulator_and_plain_loop_reach_the_same_weights(monkeypatch, device, accumulation):
-    made = []
-    remember = contenders._InDtype.__init__
-
-    def init(self, *arguments):
-        remember(self, *arguments)
-        made.append(self)
-
-    monkeypatch.setattr(contenders._InDtype, "__init__", init)
-    config = speed._config("tiny", 2, accumulation)
+def test_simulator_and_plain_loop_reach_the_same_weights(device, accumulation):
+    config = speed.config_of("tiny", 2, accumulation)
     first, second = simulator(config, "float32"), plain_loop(config, "float32")
-    before = {name: weight.clone() for name, weight in made[0].state_dict().items()}
+    before = {name: weight.clone() for name, weight in first.model.state_dict().items()}
     for side in (first, second):
         side.step_s()
         side.step_s()
-    ours, theirs = made[0].state_dict(), made[1].state_dict()
+    ours, theirs = first.model.state_dict(), second.model.state_dict()
     assert ours.keys() == theirs.keys()
     moved = max(float((ours[name] - before[name]).abs().max()) for name in ours)
     assert moved > 1e-4

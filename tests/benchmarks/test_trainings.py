@@ -52,7 +52,7 @@ class _SpentAfterUpdates(Budget):
 
 
 def test_a_training_that_the_budget_stopped_goes_on_to_the_same_weights(small, tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.trainings._LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr("benchmarks.trainings.LOOK_EVERY_S", 0.02)
     config = small(training_steps=100, eval_steps=None)
     assert trained(config, "x", runs=tmp_path / "a", budget=_SpentAfterUpdates(tmp_path / "a", 5)) is None
     (folder,) = (tmp_path / "a").iterdir()
@@ -66,7 +66,7 @@ def test_a_training_that_the_budget_stopped_goes_on_to_the_same_weights(small, t
 
 
 def test_a_target_ends_a_training(small, tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.trainings._LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr("benchmarks.trainings.LOOK_EVERY_S", 0.02)
     config = small(training_steps=5000, eval_steps=2)
     result = trained(config, "x", runs=tmp_path, budget=UNLIMITED, target_loss=100.0)
     assert result.records[-1]["step"] < 5000

@@ -69,7 +69,7 @@ def test_options_leave_the_graph_alone(changes: Any) -> None:
     before = config.load("test_bert", overrides={"replication_factor": 2, "device": "simulator"})
     after = config.load("test_bert", overrides={"replication_factor": 2, "device": "simulator", **changes})
     graph, settings = dry_run.program_of(before)
-    changed = dry_run._with_options(settings, after)
+    changed = dry_run.with_options(settings, after)
     assert changed != settings
     assert dry_run.assess(after, "", (graph, changed)) == dry_run.assess(after, "", dry_run.program_of(after))
 

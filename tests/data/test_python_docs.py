@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from data.corpora import open_corpus, python_docs
-from data.corpora.python_docs import _documents_of, is_prose, paragraphs, split_sentences
+from data.corpora.python_docs import documents_of, is_prose, paragraphs, split_sentences
 from data.files import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -180,8 +180,8 @@ def standard_library():
     """The corpus of the standard library alone."""
     library = Path(sysconfig.get_paths()["stdlib"])
     seen: set = set()
-    sources = python_docs._standard_library(library)
-    return [document for source in sources for document in python_docs._documents_of(source, seen)]
+    sources = python_docs.standard_library_sources(library)
+    return [document for source in sources for document in python_docs.documents_of(source, seen)]
 
 
 def test_the_standard_library_alone_gives_thousands_of_sentences(standard_library):
@@ -206,8 +206,8 @@ def test_a_docstring_that_comes_again_is_left_out():
     text = "The first one is here. The second is there. Third things are rarer. The last one ends it."
     same = text.replace(" ", "  ") + " 2"  # but for blanks and a number
     seen = set()
-    assert len(list(_documents_of([text, same], seen))) == 1
-    assert list(_documents_of([same, text], seen)) == []
+    assert len(list(documents_of([text, same], seen))) == 1
+    assert list(documents_of([same, text], seen)) == []
 
 
 PACKAGE_INIT = '''"""A package that must never be imported by whoever reads its documentation."""

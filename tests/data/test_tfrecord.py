@@ -208,7 +208,7 @@ def test_damage_after_opening_is_noticed_at_reading(tmp_path):
 
 def test_damage_is_found_in_any_of_many_records(tmp_path, monkeypatch):
     """Verified in groups, of records of any length: each group's first and last, and the file's."""
-    monkeypatch.setattr(tfrecord, "_VERIFIED_AT_ONCE_BYTES", 2000)
+    monkeypatch.setattr(tfrecord, "VERIFIED_AT_ONCE_BYTES", 2000)
     file = tmp_path / "a.tfrecord"
     examples = [example(seed, length=8 + 37 * (seed % 5)) for seed in range(30)]
     offsets = write(file, examples)

@@ -11,6 +11,7 @@ from typing import Any, List
 
 import pytest
 from ipu_simulator.cost.constants import memory_constants
+from ipu_simulator.environment import target
 from ipu_simulator.graph.stages import restage
 from ipu_simulator.report.sums import human_bytes
 
@@ -45,7 +46,7 @@ def placements(number: int, ipus: int) -> List[tuple]:
 def test_moved_blocks_are_as_if_captured_there(name: str, layers: tuple) -> None:
     wanted = small(name, layers_per_ipu=layers)
     deep, _ = program_of(wanted, layers_per_ipu=[0] + [1] * LAYERS)
-    candidate = placement._candidate(wanted, layers, False)
+    candidate = placement.candidate_of(wanted, layers, False)
     moved = restage(deep, candidate.ipu_of_block)
     assert moved == program_of(wanted)[0]
 
@@ -53,21 +54,20 @@ def test_moved_blocks_are_as_if_captured_there(name: str, layers: tuple) -> None
 @pytest.fixture(scope="module")
 def search() -> Any:
     """A search on a machine whose memory only some placements fit."""
-    made = placement._search(small())
-    roomy = made._target
-    all_of_them = [made.judge(placement._candidate(small(), each, False)) for each in placements(LAYERS, 3)]
+    made = placement.search_over(small())
+    roomy = target(small().target)
+    all_of_them = [made.judge(placement.candidate_of(small(), each, False)) for each in placements(LAYERS, 3)]
     imbalance = memory_constants().tile_imbalance
     used = [
         roomy.bytes_per_tile - judged.headroom_bytes * imbalance / roomy.tiles_per_ipu
         for judged in all_of_them
     ]
-    made._target = replace(roomy, bytes_per_tile=int(statistics.median(used)))
-    return made
+    return placement.search_over(small(), replace(roomy, bytes_per_tile=int(statistics.median(used))))
 
 
 @pytest.mark.parametrize("choices", [(0.25,), (0.1, 0.4)])
 def test_the_search_finds_what_trying_everything_finds(search: Any, choices: tuple) -> None:
-    candidates = [placement._candidate(small(), each, False) for each in placements(LAYERS, 3)]
+    candidates = [placement.candidate_of(small(), each, False) for each in placements(LAYERS, 3)]
     everything = [
         search.judge(replace(candidate, proportions=tuple((share,) for share in shares)))
         for candidate in candidates
@@ -83,32 +83,32 @@ def test_the_search_finds_what_trying_everything_finds(search: Any, choices: tup
 
 def test_bounds_are_below_what_they_bound(search: Any) -> None:
     for layers in placements(LAYERS, 3):
-        candidate = placement._candidate(small(), layers, False)
+        candidate = placement.candidate_of(small(), layers, False)
         judged = search.judge(candidate)
         micro_batches_s = SMALL["gradient_accumulation"] * judged.cycle_s
         bound_s = search.lower_bound_s(candidate)
-        assert 0.5 * micro_batches_s + search._update_s(candidate) < bound_s <= judged.step_s
+        assert 0.5 * micro_batches_s + search.update_s(candidate) < bound_s <= judged.step_s
 
 
 def test_placements_are_all_there_are_until_they_are_too_many() -> None:
     free = placement.ANY
-    assert sorted(placement._placements(LAYERS, [free] * 3)) == sorted(placements(LAYERS, 3))
-    many = list(placement._placements(24, [free] * 8))
+    assert sorted(placement.placements_of(LAYERS, [free] * 3)) == sorted(placements(LAYERS, 3))
+    many = list(placement.placements_of(24, [free] * 8))
     assert len(many) == len(set(many)) < 10_000
     assert all(sum(each) == 24 and max(each) <= 4 for each in many)
     assert (2, 3, 3, 3, 3, 3, 3, 4) in many and (0, 3, 3, 3, 4, 4, 4, 3) in many  # published ones
-    assert list(placement._placements(4, [4, free])) == [(4, 0)]
+    assert list(placement.placements_of(4, [4, free])) == [(4, 0)]
 
 
 def test_what_is_found_is_never_slower_than_what_was_known(search: Any) -> None:
-    candidates = [placement._candidate(small(), each, False) for each in placements(LAYERS, 3)]
+    candidates = [placement.candidate_of(small(), each, False) for each in placements(LAYERS, 3)]
     best = search.fastest(candidates).best
     known = replace(candidates[0], ipu_of_block=best.ipu_of_block)
     assert search.fastest(candidates, max_judged=0, known=known).best == best
 
 
 def test_an_early_end_says_how_much_could_be_missed(search: Any) -> None:
-    candidates = [placement._candidate(small(), each, False) for each in placements(LAYERS, 3)]
+    candidates = [placement.candidate_of(small(), each, False) for each in placements(LAYERS, 3)]
     whole, cut = search.fastest(candidates), search.fastest(candidates, max_judged=1)
     assert cut.judged == 1
     assert cut.best is None or cut.best.step_s * (1 - cut.gap) <= whole.best.step_s
@@ -135,7 +135,7 @@ def test_a_free_micro_batch_keeps_the_sequences_of_an_update() -> None:
 
 
 def test_nothing_slower_than_what_another_search_found_is_looked_at(search: Any) -> None:
-    candidates = [placement._candidate(small(), each, False) for each in placements(LAYERS, 3)]
+    candidates = [placement.candidate_of(small(), each, False) for each in placements(LAYERS, 3)]
     best = search.fastest(candidates).best
     none = search.fastest(candidates, faster_than_s=best.step_s)
     assert none.best is None and all(each.step_s < best.step_s for each in none.faster)
@@ -150,8 +150,8 @@ def test_a_free_micro_batch_is_the_fastest_of_all_that_are_searched_alone() -> N
         "test_groupbert", overrides={**given, "micro_batch_size": "auto"}, report=lines.append
     )
     alone = {}
-    for sized in placement._micro_batches(config.load("test_groupbert", overrides=SMALL), True):
-        found = placement._found(sized, {"layers_per_ipu"}, [placement.ANY] * 3, math.inf, 300)
+    for sized in placement.micro_batches_of(config.load("test_groupbert", overrides=SMALL), True):
+        found = placement.fastest_of(sized, {"layers_per_ipu"}, [placement.ANY] * 3, math.inf, 300)
         if found is not None and found.best is not None:
             alone[sized.micro_batch_size] = found.best.step_s
     assert len(alone) > 2
@@ -223,10 +223,10 @@ def test_flags_take_auto_and_wildcards() -> None:
 @pytest.mark.parametrize("name", ["bert_base_128_pod16", "squad_groupbert_base_384"])
 def test_never_worse_than_the_published_placement(name: str) -> None:
     published = config.load(name)
-    made = placement._search(published)
-    as_published = made.judge(placement._candidate(published, published.layers_per_ipu, False))
+    made = placement.search_over(published)
+    as_published = made.judge(placement.candidate_of(published, published.layers_per_ipu, False))
     pattern = [placement.ANY] * published.ipus_per_replica
-    candidates = placement._placements(published.num_layers, pattern)
-    found = made.fastest([placement._candidate(published, each, False) for each in candidates])
+    candidates = placement.placements_of(published.num_layers, pattern)
+    found = made.fastest([placement.candidate_of(published, each, False) for each in candidates])
     assert as_published.fits
     assert found.best.step_s <= as_published.step_s

@@ -89,14 +89,14 @@ def test_nothing_that_saves_nothing_is_suggested() -> None:
 
 
 def test_changes_keep_the_sequences_of_an_update() -> None:
-    for changes in remedies._changes(config.load("bert_large_512_pod16")):
-        trial = remedies._try(config.load("bert_large_512_pod16"), changes, judge_by_bytes(0))
+    for changes in remedies.changes_of(config.load("bert_large_512_pod16")):
+        trial = remedies.trial_of(config.load("bert_large_512_pod16"), changes, judge_by_bytes(0))
         assert trial.config.global_batch_size == 2 * 2048 * 4, changes
 
 
 def test_a_micro_batch_without_a_half_becomes_the_largest_that_keeps_the_sequences() -> None:
     odd = config.load("test_groupbert", overrides={"micro_batch_size": 9, "gradient_accumulation": 10})
-    sizes = [each for each in remedies._changes(odd) if "micro_batch_size" in each]
+    sizes = [each for each in remedies.changes_of(odd) if "micro_batch_size" in each]
     assert sizes == [
         {"micro_batch_size": 2, "gradient_accumulation": 45},
         {"micro_batch_size": 3, "gradient_accumulation": 30},

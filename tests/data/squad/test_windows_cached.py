@@ -22,13 +22,13 @@ OPTIONS = WindowOptions(20, 5, 6)
 
 
 def arrays_of(features: data.squad.windows.Features) -> dict[str, np.ndarray]:
-    return {name: getattr(features, name) for name in data.squad.windows._ARRAYS}
+    return {name: getattr(features, name) for name in data.squad.windows.ARRAYS}
 
 
 def test_features_are_the_windows(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data.squad.windows, "_IN_A_CHUNK", 7)  # several chunks and a rest
+    monkeypatch.setattr(data.squad.windows, "WINDOWS_IN_A_CHUNK", 7)  # several chunks and a rest
     questions = question_set(0)
     windows = list(make_windows(questions, tokenizer, OPTIONS))
     assert len(windows) % 7

@@ -212,9 +212,9 @@ class PlacementSearch:
         stages = 1 + sum(before != after for before, after in pairwise(blocks))
         cycles = pipeline_cycles(micro_batches, stages) if pipelined else micro_batches
         cycles_s = cycles * factor * (compute_s + self._constants.cycle_overhead_s)
-        return cycles_s + self._update_s(candidate)
+        return cycles_s + self.update_s(candidate)
 
-    def _update_s(self, candidate: Candidate) -> float:
+    def update_s(self, candidate: Candidate) -> float:
         if self._settings.optimizer is None:
             return 0.0
         blocks, num_ipus = candidate.ipu_of_block, len(candidate.proportions)

@@ -18,7 +18,7 @@ from torch.optim.adamw import adamw
 Tensors = List[torch.Tensor]
 
 # PyTorch's fused Adam runs on CPUs from 2.4 on.
-_HAS_FUSED = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 4)
+HAS_FUSED = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 4)
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,15 @@ def adam(
     What lies in one piece goes through PyTorch's fused kernel, which reads memory once where single
     operations read it ten times; the two differ in the last bit of a weight.
     """
-    dense = [_HAS_FUSED and all(tensor.is_contiguous() for tensor in four) for four in zip(w, g, m, v)]
-    for is_dense, update in ((True, _fused_adam), (False, _adam)):
+    dense = [HAS_FUSED and all(tensor.is_contiguous() for tensor in four) for four in zip(w, g, m, v)]
+    for is_dense, update in ((True, fused_adam), (False, adam_by_operations)):
         chosen = [i for i, found in enumerate(dense) if found is is_dense]
         if chosen:
             own_w, own_g, own_m, own_v = ([tensors[i] for i in chosen] for tensors in (w, g, m, v))
             update(own_w, own_g, own_m, own_v, [t[i] for i in chosen], group, decoupled)
 
 
-def _fused_adam(
+def fused_adam(
     w: Tensors, g: Tensors, m: Tensors, v: Tensors, t: Sequence[int], group: GroupSettings, decoupled: bool
 ) -> None:
     (adamw if decoupled else l2_adam)(
@@ -93,7 +93,7 @@ def _fused_adam(
     )
 
 
-def _adam(
+def adam_by_operations(
     w: Tensors, g: Tensors, m: Tensors, v: Tensors, t: Sequence[int], group: GroupSettings, decoupled: bool
 ) -> None:
     if group.weight_decay:
