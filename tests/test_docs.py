@@ -64,7 +64,9 @@ def test_each_noun_of_the_glossary_is_where_it_says() -> None:
     missing = [
         (noun, file)
         for noun, file in rows
-        if not re.search(rf"^class {noun}\b|^    {noun}: ", (ROOT / file).read_text(), re.MULTILINE)
+        if not re.search(
+            rf"^class {noun}\b|^{noun} = |^    {noun}: ", (ROOT / file).read_text(), re.MULTILINE
+        )
     ]
     assert rows and not missing
 
