@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import Any, Callable, Iterator
+from typing import TYPE_CHECKING, Callable, Iterator
 
 import torch
 from ipu_simulator import numerics
@@ -17,6 +17,12 @@ from ipu_simulator import numerics
 from .. import enums
 from .._trace import popart_ir, watch
 from ..poptorch_core import createBackendError
+
+if TYPE_CHECKING:
+    from ..options import Options
+
+# One weight update, of these gradients.
+Update = Callable[["list[torch.Tensor | None]"], None]
 
 _GRADIENT, _UPDATED = "Gradient___", "UpdatedVar___"
 RETURNED = {
@@ -37,7 +43,7 @@ def names(ir: str, weights: list[str], training: bool) -> list[str]:
     return found
 
 
-def check(options: Any, known: list[str]) -> None:
+def check(options: Options, known: list[str]) -> None:
     """Raise poptorch.Error for an anchor that names no tensor of the model."""
     for short_name, (long_name, _, _) in options.anchored_tensors.items():
         if long_name not in known:
@@ -56,14 +62,18 @@ class Anchors:
     """
 
     def __init__(
-        self, options: Any, plan: Any, weights: dict[str, torch.Tensor], module_names: dict[int, str]
+        self,
+        options: Options,
+        plan: numerics.StepPlan,
+        weights: dict[str, torch.Tensor],
+        module_names: dict[int, str],
     ) -> None:
         self._weights = weights
         self._module_names = module_names
         self._each_update = numerics.StepPlan(
             device_iterations=plan.device_iterations, replicas=plan.replicas, processes=plan.processes
         )
-        self._wanted: dict[str, tuple[str, Any]] = {}
+        self._wanted: dict[str, tuple[str, numerics.OutputCollector]] = {}
         for short_name, (long_name, mode, period) in options.anchored_tensors.items():
             returned = RETURNED[options.output_mode if mode is None else mode]
             counts = self._each_update if long_name.startswith(_UPDATED) else plan
@@ -88,7 +98,7 @@ class Anchors:
         of_weights = {f"{kind}{name}" for kind in kinds for name in self._weights}
         return any(long_name not in of_weights for long_name, _ in self._wanted.values())
 
-    def _keep(self, name: str, which: Any, tensor: torch.Tensor) -> None:
+    def _keep(self, name: str, which: numerics.MicroBatch, tensor: torch.Tensor) -> None:
         for long_name, collector in self._wanted.values():
             if long_name == name:
                 collector.add(which, [tensor])
@@ -131,12 +141,10 @@ class Anchors:
         for name, tensor in watcher.found.items():
             self._keep(name, which, tensor)
 
-    def following(
-        self, update: Callable[[Any], None], enter_replica: Callable[[int], None]
-    ) -> Callable[[Any], None]:
+    def following(self, update: Update, enter_replica: Callable[[int], None]) -> Update:
         """`update`, after which updated weights that are wanted are kept, of each replica entered."""
 
-        def update_and_keep(gradients: Any) -> None:
+        def update_and_keep(gradients: list[torch.Tensor | None]) -> None:
             update(gradients)
             for replica in range(self._each_update.replicas):
                 enter_replica(replica)

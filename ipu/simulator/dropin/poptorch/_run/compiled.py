@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import warnings
-from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Callable, ContextManager, Iterator
 
 import torch
 from ipu_simulator import numerics
 from ipu_simulator.environment import keep_freed_memory
 
 from .. import enums, poptorch_core
-from .._logging import logger
+from .._options.popart import Obeyed
 from .._trace import popart_ir, watch
 from .._trace import run as _trace
 from .._trace.casts import ImplicitCasts, place_on_ipu, version_of, widen_indices
@@ -22,67 +19,19 @@ from .._trace.checks import Checks
 from .._trace.losses import Losses, LossPlace, find_loss
 from .._trace.patches import trusted_kernels
 from .._trace.tape import Program, Tape
-from ..poptorch_core import createBackendError, createPoptorchError, usesIpuModel
+from ..poptorch_core import createBackendError, createPoptorchError
 from . import anchors as _anchors
 from . import outputs as _outputs
 from .arguments import Arguments, FrozenArguments, check_batch_dimension
 from .arithmetic import arithmetic, computes_as_ipu, exceptions, reduction, state_rounding
+from .cache_folder import compile_lock, leave_note
 from .device_weights import DeviceWeights
 from .replica_groups import ReplicaGrouping
 from .structure import check_types, map_leaves, tensors, with_tensors
 
-# What a compilation leaves in the folder of Options.enableExecutableCaching.
-#
-# Compiling takes the simulator no time, so there is nothing to read back: a note of what was compiled stands
-# for PopART's executable, under a name that is the same for the same program and options.
-
-
-def leave_note(options: Any, ir: str) -> None:
-    """Writes the note if the options ask for a cache, unless it is there already."""
-    values = options._Popart.options
-    if not values.get("enableEngineCaching") or not values.get("cachePath") or usesIpuModel(options._values):
-        return
-    folder = Path(values["cachePath"])
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"options": repr(options), "graph": json.loads(ir)})
-    note = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.popef"
-    if not note.exists():
-        partial = note.with_suffix(".part")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(note)
-
-
-# Processes that train one model take turns to compile it: one fills the cache, the others read it.
-
-
-@contextlib.contextmanager
-def compile_lock(model: Any, options: Any) -> Iterator[None]:
-    """Inside, no other process compiles this model; only where several run and the options name a cache.
-
-    The lock is a file in the cache's folder, named after the model. Nothing that waits for another process
-    may happen inside.
-    """
-    if options.Distributed.numProcesses == 1:
-        yield
-        return
-    folder = options._Popart.options.get("cachePath")
-    if not folder or not options._Popart.options.get("enableEngineCaching"):
-        logger.warning(
-            "%d processes compile the same model, each for itself: options.enableExecutableCaching lets one "
-            "compile it for all",
-            options.Distributed.numProcesses,
-        )
-        yield
-        return
-    import fcntl  # not on Windows, where nobody has several processes
-
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    name = hashlib.md5(repr(model).encode(), usedforsecurity=False).hexdigest()
-    with (path / f"{name}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
+if TYPE_CHECKING:
+    from ..optim.on_device import OptimizerOnDevice
+    from ..options import Options
 
 # What a compilation finds out; the rest is made again from the model and its options.
 _SAVED = ("_inputs", "_flags", "_mixes_types", "_narrow_indices", "_names_ipu", "_loss", "_output", "ir")
@@ -101,9 +50,9 @@ class Executable:
     def __init__(
         self,
         model: torch.nn.Module,
-        options: Any,
+        options: Options,
         training: bool,
-        randomness: Any,
+        randomness: numerics.KeyedRandomness,
         compiled: Arguments | dict,
         update_types: tuple[str, ...] = (),
         replica_groupings: dict[int, ReplicaGrouping] | None = None,
@@ -133,10 +82,11 @@ class Executable:
             groups_are_orthogonal=options.input_cgt == enums.CommGroupType.Orthogonal,
             processes=self.processes.count,
         )
+        given = replica_groupings or {}
         groupings = {
-            name: replica_groupings[id(parameter)]
+            name: given[id(parameter)]
             for name, parameter in model.named_parameters()
-            if id(parameter) in (replica_groupings or {})
+            if id(parameter) in given
         }
         if isinstance(compiled, dict):
             groupings = compiled["replica_groupings"]
@@ -213,10 +163,10 @@ class Executable:
             for name, tensor in zip(self.weights.names, self.weights.device_parameters)
         }
 
-    def _float16(self) -> Any:
+    def _float16(self) -> ContextManager[Any]:
         return contextlib.nullcontext() if self._arithmetic is None else self._arithmetic
 
-    def _in_run(self) -> Any:
+    def _in_run(self) -> ContextManager[Any]:
         return contextlib.nullcontext() if self._run_arithmetic is None else self._run_arithmetic
 
     def _watched(
@@ -278,7 +228,7 @@ class Executable:
                 self._update_types,
                 trace.num_pipeline_stages > 1
                 and self._options._execution_strategy.backendOptions()["execution_mode"] == 0,
-                self._options._Popart.options.get("autoRecomputation"),
+                Obeyed(self._options._Popart).recomputation,
             )
             if self._training:
                 self._loss = find_loss(losses.found, trace.identity_losses, tensors(output), checks.sources)
@@ -288,7 +238,7 @@ class Executable:
                 self._paths = arguments.paths
         self._output = map_leaves(output, _placeholder)
 
-    def run(self, arguments: Arguments, optimizer: Any) -> Any:
+    def run(self, arguments: Arguments, optimizer: OptimizerOnDevice | None) -> Any:
         """One call: every micro batch forward -> the outputs.
 
         In training also backward and `optimizer.update`; an OptimizerOnDevice is needed for it.
@@ -298,7 +248,7 @@ class Executable:
             self._trace_model(arguments)
             self._is_traced = True
         inputs = [_on_device(tensor) for tensor in arguments.tensors]
-        synthetic = bool(self._options._Popart.options.get("syntheticDataMode", 0))
+        synthetic = Obeyed(self._options._Popart).has_synthetic_data
         if synthetic:
             # Zeros, whatever the mode: other made-up integers could point outside a table.
             inputs = [torch.zeros_like(tensor) for tensor in inputs]
@@ -326,7 +276,7 @@ class Executable:
             trusted_kernels(),
             anchors.gradients(),
         ):
-            if self._training:
+            if optimizer is not None:
                 trainable = [self.weights.parameters[i] for i in self.weights.trainable]
                 update = anchors.following(optimizer.update, self.weights.enter_replica)
                 results = numerics.run_training(
@@ -341,7 +291,7 @@ class Executable:
             _outputs.mark(result)
         return with_tensors(self._output, results)
 
-    def _gradients(self, optimizer: Any) -> Any:
+    def _gradients(self, optimizer: OptimizerOnDevice) -> numerics.BackwardSums | numerics.TypedAccumulators:
         """What takes the micro batches' gradients together."""
         groups = [self.weights.groups.get(i) for i in self.weights.trainable]
         if self.rounding is None:
@@ -354,15 +304,15 @@ class Executable:
 
     def _forward(
         self, arguments: Arguments, anchors: _anchors.Anchors
-    ) -> Callable[[list[torch.Tensor]], Any]:
-        by_calls = self._calls is not None and not anchors.need_operations
-        order = _order(self._paths, arguments.paths) if by_calls else None
+    ) -> Callable[[list[torch.Tensor]], tuple[torch.Tensor | None, list[torch.Tensor]]]:
+        calls = None if anchors.need_operations else self._calls
+        order = _order(self._paths, arguments.paths) if calls is not None else None
 
-        def forward(inputs):
+        def forward(inputs: list[torch.Tensor]) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
             kept = anchors.micro_batch(inputs) if anchors else contextlib.nullcontext()
-            if order is not None:
+            if calls is not None and order is not None:
                 with _trace.running(self._mixes_types), kept, self._watched():
-                    return self._calls([inputs[i] for i in order])
+                    return calls([inputs[i] for i in order])
             args, kwargs = arguments.replaced(inputs)
             losses = Losses() if self._loss is not None and self._loss.kind == "function" else None
             device = place_on_ipu if self._names_ipu else None
@@ -416,7 +366,7 @@ def _copy_back(callers: list[torch.Tensor], inputs: list[torch.Tensor], versions
                 caller.copy_(tensor)
 
 
-def _check_target(options: Any) -> None:
+def _check_target(options: Options) -> None:
     poptorch_core._validateOptions(options.toDict())
     never = options.connection_type == enums.ConnectionType.Never.value
     on_model = poptorch_core.usesIpuModel(options._values)
@@ -430,11 +380,11 @@ def _check_target(options: Any) -> None:
             f"{options.replication_factor}, take 1.",
             "popart_exception",
         )
-    if on_model and options._Popart.options["instrumentWithHardwareCycleCounter"]:
+    if on_model and Obeyed(options._Popart).counts_cycles:
         raise createBackendError("Cycle count logging is only supported on actual IPU hardware.")
 
 
-def _processes(options: Any, training: bool) -> Any:
+def _processes(options: Options, training: bool) -> numerics.Processes:
     """Those that train together. Inference needs nothing of other processes."""
     count = options.Distributed.numProcesses if training else 1
     try:

@@ -312,7 +312,7 @@ def device_answer(func: Any) -> Any:
 
 def placed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple, dict, bool]:
     """(func, args, kwargs, whether anything changed): what stands for an IPU where the call names one."""
-    if func is torch.Tensor.ipu:
+    if func is torch.Tensor.ipu:  # type: ignore[attr-defined]
         return torch.Tensor.to, (args[0], _STANDS_FOR), _moving(args[0]), True
     if func is torch.Tensor.to and len(args) > 1 and _is_ipu(args[1]):
         return func, (args[0], _STANDS_FOR, *args[2:]), {**kwargs, **_moving(args[0])}, True

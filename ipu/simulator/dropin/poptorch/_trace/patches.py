@@ -136,7 +136,7 @@ def _apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
 def _check_input(layer: torch.nn.RNNBase, input: torch.Tensor, batch_sizes: Any) -> None:
     """What a recurrent layer checks of its input, but for the type."""
     if _recurrent.here:
-        input = input.to(layer._flat_weights[0].dtype)
+        input = input.to(layer._flat_weights[0].dtype)  # type: ignore[union-attr]
     _recurrent.original(layer, input, batch_sizes)
 
 
@@ -169,6 +169,7 @@ def around_forward(casts: bool, on_function: Callable[[], None] | None = None) -
 # Before this version, oneDNN's gradients of one-dimensional convolutions can be garbage: seen with 2.0.1 in
 # plain PyTorch, where 2.13, and 2.0.1 without oneDNN, give what float64 does.
 _WRONG_ONEDNN = (2, 1)
+_onednn: Any = torch.backends.mkldnn
 _without_onednn = 0  # threads
 _had_onednn = True
 
@@ -178,7 +179,7 @@ def _no_onednn() -> Iterator[None]:
     global _without_onednn, _had_onednn
     with _lock:
         if not _without_onednn:
-            _had_onednn, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
+            _had_onednn, _onednn.enabled = _onednn.enabled, False
         _without_onednn += 1
     try:
         yield
@@ -186,7 +187,7 @@ def _no_onednn() -> Iterator[None]:
         with _lock:
             _without_onednn -= 1
             if not _without_onednn:
-                torch.backends.mkldnn.enabled = _had_onednn
+                _onednn.enabled = _had_onednn
 
 
 @contextlib.contextmanager

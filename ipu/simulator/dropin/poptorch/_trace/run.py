@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping
 
 import torch
 from ipu_simulator.environment import TARGET_VARIABLE, target
@@ -24,6 +24,12 @@ from .. import enums
 from ..poptorch_core import MAX_IPUS_PER_PROCESS, createBackendError, usesIpuModel
 from . import patches
 from .watch import Call
+
+if TYPE_CHECKING:
+    from ipu_simulator.graph.recorder import Recorder
+
+    from ..options import Options
+    from . import popart_ir
 
 # Who calls an operation: the program, or a library that it uses.
 
@@ -100,8 +106,8 @@ class Run:
         self.inference_only: list[str] = []  # operations that can't be trained
         # Of tensors that no operation seen made: they, and what they were made of.
         self.mark_on_device: Callable[[list[torch.Tensor], list[torch.Tensor]], None] = lambda made, of: None
-        self.recorder: Any = None  # ipu_simulator.graph.recorder.Recorder, where the graph is captured
-        self.ir_recorder: Any = None  # popart_ir.Recorder, where operations are named
+        self.recorder: Recorder | None = None  # where the graph is captured
+        self.ir_recorder: popart_ir.Recorder | None = None  # where operations are named
 
     def begin_block(self, user_id: str | None, ipu_id: int | None) -> None:
         """Blocks only matter to the run that compiles."""
@@ -116,7 +122,7 @@ class Run:
 class Trace(Run):
     """The compiling run: `entries` lists the blocks in the order in which they were entered."""
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: Options) -> None:
         super().__init__()
         self._options = options
         self._strategy = options._execution_strategy
@@ -281,7 +287,7 @@ def as_host() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def tracing(options: Any, on_function: Callable[[], None] | None = None) -> Iterator[Trace]:
+def tracing(options: Options, on_function: Callable[[], None] | None = None) -> Iterator[Trace]:
     """Stands around the forward that compiles a model; `Trace.validate` afterwards says whether it can be.
 
     :param on_function: called where an autograd.Function with a gradient is applied.

@@ -237,7 +237,7 @@ class Tape:
             self.leave()  # the calls alone don't say so
         grad_enabled, autocast = torch.is_grad_enabled(), self._autocast()
         # Before the call: it may change lists that it is given.
-        encoded = mapped((tuple(args), dict(kwargs)), self._encoded)
+        encoded_args, encoded_kwargs = mapped((tuple(args), dict(kwargs)), self._encoded)
         self._in_call = self._call_is_pure = True
         try:
             result = proceed(func, args, kwargs)
@@ -249,7 +249,11 @@ class Tape:
             places = tuple([self._place_of(tensor) for tensor in made])
             gives_tensor = isinstance(result, torch.Tensor)
             is_pure = self._call_is_pure and bool(made)
-            self._steps.append(Step(func, *encoded, grad_enabled, autocast, places, gives_tensor, is_pure))
+            self._steps.append(
+                Step(
+                    func, encoded_args, encoded_kwargs, grad_enabled, autocast, places, gives_tensor, is_pure
+                )
+            )
             for tensor in tensors((args, kwargs)):
                 if id(tensor) in self._places:  # changed in place, perhaps
                     self._needs_grad[self._places[id(tensor)]] = tensor.requires_grad

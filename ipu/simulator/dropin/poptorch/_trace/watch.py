@@ -144,7 +144,12 @@ def later_run(
     device: Listener | None, indices: Listener | None, casts: ImplicitCasts | None, losses: Losses | None
 ) -> contextlib.AbstractContextManager[None]:
     """Stands around each forward after the compilation; None for what that found no need of."""
-    calls = (device, indices, casts and casts.on_call, losses and losses.on_call)
+    calls = (
+        device,
+        indices,
+        None if casts is None else casts.on_call,
+        None if losses is None else losses.on_call,
+    )
     return watching(calls=tuple(call for call in calls if call is not None))
 
 
