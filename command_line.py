@@ -9,6 +9,7 @@ import re
 import shlex
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, List, Mapping, Optional, Sequence
 
@@ -119,8 +120,9 @@ def print_verdict(
     measured_s = config.global_batch_size / summary["samples_per_s"]
     try:
         verdict_beside(config, flags.config, output, measured_host_s=measured_s)
-    except Exception as error:
-        print(f"there is no verdict on this run: {type(error).__name__}: {error}", file=sys.stderr)
+    except Exception:
+        traceback.print_exc()
+        print("the run is saved, but there is no verdict on it: see the error above", file=sys.stderr)
 
 
 def join_instances(config: Config, device: ipu.DeviceChoice) -> ipu.Instances:
@@ -186,7 +188,7 @@ def run_as_program(main: Callable[[Optional[List[str]]], Any]) -> int:
     except BrokenPipeError:
         # Nothing reads our lines any more (`| head`); what is still to be flushed would fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print("error: what read this program's output has ended, and so has this program", file=sys.stderr)
+        print("error: broken pipe: the program reading our output has exited", file=sys.stderr)
         return 2
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

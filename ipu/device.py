@@ -66,10 +66,6 @@ def select_device(
     choice.
     """
     global _asked, _chosen, _module
-    if target is not None:
-        os.environ["IPU_SIMULATOR_TARGET"] = target
-    if precision is not None:
-        os.environ["IPU_SIMULATOR_PRECISION"] = precision
     if name not in DEVICES:
         raise DeviceError(f"unknown device {name!r}: choose one of {', '.join(DEVICES)}")
     if _chosen is not None:
@@ -79,6 +75,7 @@ def select_device(
                 f"device {name!r} was asked for, but this process uses {_chosen.name!r} already: "
                 "choose the device once, before the first use of ipu.poptorch"
             )
+        _set_up_simulator(target, precision)
         return _chosen
     if name == "auto":
         _module, _chosen = _first_that_answers(offline)
@@ -87,7 +84,15 @@ def select_device(
     else:
         _module, _chosen = _graphcore(name, offline)
     _asked = name
+    _set_up_simulator(target, precision)
     return _chosen
+
+
+def _set_up_simulator(target: Optional[str], precision: Optional[str]) -> None:
+    if _chosen is not None and _chosen.name == "simulator":
+        from ipu_simulator import environment  # newer Pythons only
+
+        environment.stand_for(target=target, precision=precision)
 
 
 def make_simulator_importable() -> None:
@@ -136,7 +141,7 @@ def _first_that_answers(offline: bool) -> tuple[ModuleType, DeviceChoice]:
 
 def _simulator(reason: str) -> tuple[ModuleType, DeviceChoice]:
     _check_python(reason)
-    # The banner is the line that says so; the drop-in would print one of its own.
+    # The device's banner takes the place of the line that the drop-in prints, here and in child processes.
     os.environ["IPU_SIMULATOR_ANNOUNCED"] = "1"
     _use_this_copy()
     if "poptorch" not in sys.modules and not _is_drop_in_folder(sys.path[0]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import math
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from typing import Callable, Iterable, TypeVar
 
 from ipu_simulator.cost.constants import FRAMEWORK_FACTORS
 from ipu_simulator.environment import TARGETS
+
+from config import nearest
 
 T = TypeVar("T")
 
@@ -165,10 +166,7 @@ class _Cells:
     def _one_of(self, column: str, known: Iterable[str]) -> str:
         value, known = self._text(column), list(known)
         if value not in known:
-            near = difflib.get_close_matches(value, known, n=1, cutoff=0.0)[0]
-            raise self._error(
-                column, f"{value!r} is unknown; the nearest is {near} (all: {', '.join(known)})"
-            )
+            raise self._error(column, f"{value!r} is unknown; {nearest(value, known)}")
         return value
 
     def _count(self, column: str) -> int:

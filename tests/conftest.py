@@ -4,16 +4,19 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from ipu_simulator import environment
 
 _OF_THE_DEVICE = ("IPU_SIMULATOR_", "POPTORCH_")
 
 
 @pytest.fixture(autouse=True)
 def device_variables_kept() -> Iterator[None]:
-    """A run tells the simulator its machine and precision through the environment of its process, which
-    tests share."""
+    """Tests share a process: its environment, and the machine and precision that a run chose for it."""
+    chosen = dict(environment._chosen)
     before = {name: value for name, value in os.environ.items() if name.startswith(_OF_THE_DEVICE)}
     yield
     for name in [name for name in os.environ if name.startswith(_OF_THE_DEVICE) and name not in before]:
         del os.environ[name]
     os.environ.update(before)
+    environment._chosen.clear()
+    environment._chosen.update(chosen)

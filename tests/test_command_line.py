@@ -82,4 +82,4 @@ raise SystemExit(command_line.run_as_program(main))
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2
-    assert done.stderr == "error: what read this program's output has ended, and so has this program\n"
+    assert done.stderr == "error: broken pipe: the program reading our output has exited\n"

@@ -220,11 +220,11 @@ def fit(
                 instances=instances,
             )
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if "DataLoader worker" not in str(error):  # PyTorch has no type for it
             raise
         raise TrainingError(
-            f"a process that reads batches has ended ({str(error).splitlines()[0]}): for want of memory, or "
-            "by another's hand. Take fewer dataloader_workers; --resume goes on from the last checkpoint"
+            f"a DataLoader worker died ({str(error).splitlines()[0]}), probably killed by the out-of-memory "
+            "killer. Lower --dataloader-workers and rerun with --resume"
         ) from error
     finally:
         reporter.close()

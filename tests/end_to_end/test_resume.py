@@ -160,7 +160,7 @@ sys.exit(run_pretraining.run_as_program())
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
-    assert "error: a process that reads batches has ended (DataLoader worker" in done.stderr
+    assert "error: a DataLoader worker died (DataLoader worker" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -205,5 +205,23 @@ def test_a_foreign_program_on_the_drop_in_sees_nothing_else_of_ours(tmp_path):
     assert out == "True ipu_simulator True"
 
 
+def test_a_run_chooses_machine_and_precision_without_the_environment():
+    out = run(
+        """
+        import os, ipu
+        before = dict(os.environ)
+        ipu.select_device("simulator", target="pod4", precision="ipu-float16")
+        from ipu_simulator import environment
+        print(environment.target().name, environment.precision())
+        ipu.select_device("simulator", target="pod16")
+        print(environment.target().name, environment.precision())
+        del os.environ["IPU_SIMULATOR_ANNOUNCED"]  # for processes that it starts
+        print(os.environ == before)
+        """,
+        IPU_SIMULATOR_TARGET="pod64",
+    )
+    assert out.splitlines() == ["pod4 ipu-float16", "pod16 ipu-float16", "True"]
+
+
 def test_the_facade_alone_imports_no_poptorch():
     assert run("import sys, ipu; print('poptorch' in sys.modules, 'torch' in sys.modules)") == "False False"

@@ -36,9 +36,9 @@ def test_further_columns_and_other_orders_do_not_matter(tmp_path):
 @pytest.mark.parametrize(
     ("column", "value", "problem"),
     [
-        ("target", "pod17", "'pod17' is unknown; the nearest is pod16"),
+        ("target", "pod17", "'pod17' is unknown; did you mean 'pod16'?"),
         ("target", "", "is empty"),
-        ("framework", "pytorch", "'pytorch' is unknown; the nearest is PopTorch"),
+        ("framework", "pytorch", "'pytorch' is unknown; did you mean 'PopTorch'?"),
         ("sequence_length", "128.5", "'128.5' is no whole number of 1 and more"),
         ("mask_tokens", "-1", "no whole number"),
         ("micro_batch_size", "0", "no whole number"),
@@ -48,7 +48,7 @@ def test_further_columns_and_other_orders_do_not_matter(tmp_path):
         ("layers_per_ipu", "0 x", "'x' is no number"),
         ("layers_per_ipu", "0 2.5 2", "places 4.5 layers: a half has no other half"),
         ("layers_per_ipu", "0 0", "places no layer"),
-        ("optimizer_state", "chip", "'chip' is unknown; the nearest is"),
+        ("optimizer_state", "chip", "'chip' is unknown; did you mean"),
         ("replicated_tensor_sharding", "yes", "'yes' is neither 0 nor 1"),
         ("packed", "2", "'2' is neither 0 nor 1"),
         ("matmul_proportion", "0.2 0.2", "2 values for the 3 IPUs of layers_per_ipu"),

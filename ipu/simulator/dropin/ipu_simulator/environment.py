@@ -20,6 +20,7 @@ from . import POPTORCH_VERSION, variables
 from .installation import NAME
 
 TARGET_VARIABLE = variables.TARGET
+PRECISION_VARIABLE = variables.PRECISION
 DEFAULT_TARGET = "pod16"
 
 # GC200 machines, and those of the Bow generation; the number in a name is that of its IPUs.
@@ -85,11 +86,27 @@ class Target:
         return self.link_bytes_per_s * self.links_between_ipus * self.link_efficiency
 
 
+# What this process chose in place of the environment's variables, by their names.
+_chosen: dict[str, str] = {}
+
+
+def stand_for(*, target: str | None = None, precision: str | None = None) -> None:
+    """Chooses the machine and the precision of this process; what is None stays as it is.
+
+    The processes that it starts read the environment's variables again.
+    """
+    for variable, value in ((TARGET_VARIABLE, target), (PRECISION_VARIABLE, precision)):
+        if value is not None:
+            _chosen[variable] = value
+
+
 def target(name: str | None = None) -> Target:
-    """A machine by name; without one, the machine that IPU_SIMULATOR_TARGET names now, else a pod16.
+    """A machine by name; without one, the one that `stand_for` chose or IPU_SIMULATOR_TARGET names now, else
+    a pod16.
 
     Raises UnknownTarget.
     """
+    name = name or _chosen.get(TARGET_VARIABLE)
     asked = name or variables.text(TARGET_VARIABLE, DEFAULT_TARGET)
     if asked not in TARGETS:
         likely = difflib.get_close_matches(asked.lower(), TARGETS, n=1, cutoff=0.0)
@@ -123,7 +140,6 @@ def _entries(name: str) -> dict[str, Mapping[str, Any]]:
 
 # How the simulator computes: in float32, or as an IPU does.
 
-PRECISION_VARIABLE = variables.PRECISION
 FLOAT32 = "float32"
 IPU_FLOAT16 = "ipu-float16"
 PRECISIONS = (FLOAT32, IPU_FLOAT16)
@@ -134,12 +150,14 @@ class UnknownPrecision(ValueError):
 
 
 def precision() -> str:
-    """What IPU_SIMULATOR_PRECISION names now, else float32. Raises UnknownPrecision."""
-    name = variables.text(PRECISION_VARIABLE, FLOAT32)
+    """What `stand_for` chose or IPU_SIMULATOR_PRECISION names now, else float32. Raises UnknownPrecision."""
+    chosen = _chosen.get(PRECISION_VARIABLE)
+    name = chosen or variables.text(PRECISION_VARIABLE, FLOAT32)
     if name not in PRECISIONS:
         likely = difflib.get_close_matches(name.lower(), PRECISIONS, n=1, cutoff=0.0)
+        where = "precision" if chosen else PRECISION_VARIABLE
         raise UnknownPrecision(
-            f"{PRECISION_VARIABLE} is {name!r}, which is no precision of the simulator: the nearest is "
+            f"{where} is {name!r}, which is no precision of the simulator: the nearest is "
             f"{likely[0]!r} (all: {', '.join(PRECISIONS)})"
         )
     return name
