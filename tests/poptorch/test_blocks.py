@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import json
 import pickle
 import runpy
 import threading
@@ -14,8 +16,6 @@ import ipu
 
 ipu.select_device("simulator")
 poptorch = ipu.poptorch
-tracing, open_attributes = poptorch._trace.run.tracing, poptorch._trace.run.open_attributes
-watching = poptorch._trace.watch.watching
 AutoIncrement = poptorch.AutoStage.AutoIncrement
 
 
@@ -45,10 +45,39 @@ class _Function(torch.nn.Module):
         return self.function(x)
 
 
-def run(model, options=None):
-    with tracing(options or poptorch.Options()) as trace, watching(operations=[trace.on_operation]):
-        model(torch.zeros(1, 2))
-    return trace
+class _WithLoss(torch.nn.Module):
+    """A model that is trained; the loss belongs to its last block."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return poptorch.identity_loss(self.model(x), "sum")
+
+
+def compiled(model, options=None, training=False):
+    """An executor of a module or function, compiled for as many rows as `options` need."""
+    options = options or poptorch.Options()
+    model = model if isinstance(model, torch.nn.Module) else _Function(model)
+    rows = options.device_iterations * options.replication_factor * options.Training.gradient_accumulation
+    if training:
+        executor = poptorch.trainingModel(
+            _WithLoss(model), options, torch.optim.SGD(model.parameters(), lr=1.0)
+        )
+    else:
+        executor = poptorch.inferenceModel(model, options)
+    executor.compile(torch.zeros(rows, 2))
+    return executor
+
+
+def places(model, options=None):
+    """(stage, IPU) of the operations in their order, once for those side by side that share both."""
+    options = options.clone() if options else poptorch.Options().deviceIterations(8)
+    nodes = json.loads(compiled(model, options.autoRoundNumIPUs(True))._debugGetPopartIR())["maingraph"]
+    attributes = [node["attributes"] for node in nodes]
+    all_places = [(int(each["__pipeline_stage"]), int(each["__ipu_number"])) for each in attributes]
+    return [place for place, _ in itertools.groupby(all_places)]
 
 
 def test_begin_block_changes_nothing_but_a_hook():
@@ -68,11 +97,11 @@ def test_begin_block_changes_nothing_but_a_hook():
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_blocks_survive_copies_and_removal_leaves_other_hooks(duplicate):
     model = duplicate(Layers([0, 1]))
-    assert [entry.ipu for entry in run(model).entries] == [0, 1]
+    assert places(model) == [(0, 0), (1, 1)]
     calls = []
     model.layers[0].register_forward_pre_hook(lambda module, inputs: calls.append(module))
     poptorch.removeBlocks(model)
-    assert run(model).entries == [] and len(calls) == 1
+    assert places(model) == [(0, 0)] and len(calls) == 1
     poptorch.BeginBlock(model.layers[0], "again")
     with pytest.raises(AssertionError):
         poptorch.removeBlocks("model")
@@ -97,13 +126,13 @@ def test_depth_counts_changes_of_the_ipu(ipus, depth, per_replica):
         return made
 
     model = Layers(ipus)
-    trace = run(model)
-    assert (trace.num_pipeline_stages, trace.ipus_per_replica) == (depth, per_replica)
-    run(model, options(accumulation=2 * depth - 1)).validate(training=True)
-    run(model, options(iterations=depth)).validate(training=False)
+    with pytest.raises(poptorch.Error, match=rf"Too many IPUs requested \({128 * per_replica}\)"):
+        compiled(model, options(iterations=depth).replicationFactor(128))
+    compiled(model, options(accumulation=2 * depth - 1), training=True)
+    compiled(model, options(iterations=depth))
     if depth > 1:
         with pytest.raises(poptorch.Error) as caught:
-            run(model, options(accumulation=2 * depth - 2)).validate(training=True)
+            compiled(model, options(accumulation=2 * depth - 2), training=True)
         assert f"pipeline stages ({2 * depth - 1}) when using poptorch.Pip" in str(caught.value)
         assert f"with {depth} pipeline stages in PopTorch will have an additional {depth - 1} " in str(
             caught.value
@@ -111,28 +140,25 @@ def test_depth_counts_changes_of_the_ipu(ipus, depth, per_replica):
         with pytest.raises(
             poptorch.Error, match=rf"deviceIterations must be .* \({depth}\) when using PopTorch"
         ):
-            run(model, options(iterations=depth - 1)).validate(training=False)
+            compiled(model, options(iterations=depth - 1))
     sharded = options().setExecutionStrategy(poptorch.ShardedExecution())
-    run(model, sharded).validate(training=True)
+    compiled(model, sharded, training=True)
 
 
 def test_a_block_entered_again_keeps_its_stage():
     model = Layers([0, 1, 0], names=["A", "B", "A"])
-    options = poptorch.Options().setExecutionStrategy(poptorch.PipelinedExecution(AutoIncrement))
-    for _ in range(2):  # a second trace counts from the beginning
-        assert [(e.block_id, e.stage, e.ipu) for e in run(model, options).entries] == [
-            ("A", 1, 0),
-            ("B", 2, 1),
-            ("A", 1, 0),
-        ]
+    strategy = poptorch.PipelinedExecution(AutoIncrement)
+    options = poptorch.Options().setExecutionStrategy(strategy).deviceIterations(8)
+    for _ in range(2):  # a second compilation counts from the beginning
+        assert places(model, options) == [(1, 0), (2, 1), (1, 0)]
 
 
 def test_where_a_block_stands():
     """On its stage's own IPU, else on the one it was given, else on the stage's number."""
     model = Layers([5, 5, None], names=["A", "B", "C"])
     strategy = poptorch.PipelinedExecution(poptorch.Stage("A").ipu(2), ["B"], "C")
-    entries = run(model, poptorch.Options().setExecutionStrategy(strategy)).entries
-    assert [(e.stage, e.ipu) for e in entries] == [(0, 2), (1, 5), (2, 2)]
+    options = poptorch.Options().setExecutionStrategy(strategy).deviceIterations(8)
+    assert places(model, options) == [(0, 2), (1, 5), (2, 2)]
     assert strategy.stage("B").blocks == ["B"]
     with pytest.raises(AssertionError, match="Unknown block X"):
         strategy.stage("X")
@@ -144,10 +170,10 @@ def test_strategies_refuse():
     with pytest.raises(AssertionError, match="A associated with more than one stage"):
         poptorch.PipelinedExecution("A", ["B", "A"])
     with pytest.raises(AssertionError, match="SameAsIpu was selected but no IPU was specified for block B0"):
-        run(Layers([None]))
+        compiled(Layers([None]))
     unlisted = poptorch.Options().setExecutionStrategy(poptorch.PipelinedExecution("A"))
     with pytest.raises(AssertionError, match=r"Unknown Block 'B0' list of expected Blocks: \['A'\]"):
-        run(Layers([0]), unlisted)
+        compiled(Layers([0]), unlisted)
 
 
 def test_contexts_functions_and_numbers():
@@ -163,25 +189,23 @@ def test_contexts_functions_and_numbers():
             x = x + 1
         x = decorated(x)
         poptorch.Block.start("last", ipu_id=3)
+        x = x + 1
         return poptorch.BeginBlock(torch.abs, "legacy", ipu_id=4)(x)
 
-    assert torch.equal(forward(torch.zeros(1)), torch.full((1,), 3.0))
-    entries = run(lambda x: forward(x)).entries
-    assert [(e.block_id, e.ipu) for e in entries] == [
-        ("0", 0),
-        ("1", 1),
-        ("decorated", 2),
-        ("last", 3),
-        ("legacy", 4),
-    ]
+    assert torch.equal(forward(torch.zeros(1)), torch.full((1,), 4.0))
+    assert [ipu for _, ipu in places(forward)] == [0, 1, 2, 3, 4]
+    names = ["0", "1", "decorated", "last", "legacy"]  # by which a strategy knows them
+    strategy = poptorch.PipelinedExecution(*(poptorch.Stage(name).ipu(4 - n) for n, name in enumerate(names)))
+    options = poptorch.Options().setExecutionStrategy(strategy).deviceIterations(8)
+    assert [ipu for _, ipu in places(forward, options)] == [4, 3, 2, 1, 0]
 
 
 def test_all_operations_belong_to_a_block_once_there_are_blocks():
     layers = Layers([0])
-    run(lambda x: x * 2).validate(training=False)  # no blocks: all on the first IPU
-    run(layers).validate(training=False)
+    compiled(lambda x: x * 2)  # no blocks: all on the first IPU
+    compiled(layers)
     with pytest.raises(poptorch.Error, match="No active Block"):
-        run(lambda x: layers(x * 2)).validate(training=False)
+        compiled(lambda x: layers(x * 2))
 
 
 @pytest.mark.parametrize("folder", ["site-packages", "program"])
@@ -192,14 +216,13 @@ def test_a_library_may_compute_before_the_first_block(tmp_path, folder):
     path.write_text("def encode(layers, x):\n    return layers((1.0 - x) * 2)\n")
     program = runpy.run_path(str(path))
     layers = Layers([0, 0])
-    trace = run(lambda x: program["encode"](layers, x))
     if folder == "site-packages":
-        trace.validate(training=False)
+        compiled(lambda x: program["encode"](layers, x))
         with pytest.raises(poptorch.Error, match="No active Block"):
-            run(lambda x: program["encode"](layers, torch.nn.functional.relu(x))).validate(training=False)
+            compiled(lambda x: program["encode"](layers, torch.nn.functional.relu(x)))
     else:
         with pytest.raises(poptorch.Error, match="No active Block"):
-            trace.validate(training=False)
+            compiled(lambda x: program["encode"](layers, x))
 
 
 def test_leaving_a_block_ends_it():
@@ -207,11 +230,11 @@ def test_leaving_a_block_ends_it():
         with poptorch.Block("A", ipu_id=0):
             return (x * 2).relu()
 
-    run(inside).validate(training=False)
-    run(lambda x: inside(x).detach()).validate(training=False)  # another name for it, no operation
-    run(lambda x: (inside(x), torch.zeros(1))).validate(training=False)
+    compiled(inside)
+    compiled(lambda x: inside(x).detach())  # another name for it, no operation
+    compiled(lambda x: (inside(x), torch.zeros(1)))
     with pytest.raises(poptorch.Error, match="No active Block, all the ops must belong to a Block"):
-        run(lambda x: inside(x) + 1).validate(training=False)
+        compiled(lambda x: inside(x) + 1)
     with pytest.raises(poptorch.Error, match="No active Block"):
         poptorch.inferenceModel(_Function(lambda x: inside(x) + 1))(torch.ones(1, 2))
 
@@ -220,7 +243,7 @@ def test_leaving_a_block_ends_it():
         poptorch.Block.start("B", ipu_id=0)
         return x + 1
 
-    run(started).validate(training=False)
+    compiled(started)
 
 
 def test_number_of_ipus(monkeypatch):
@@ -231,29 +254,34 @@ def test_number_of_ipus(monkeypatch):
     with pytest.raises(
         poptorch.Error, match=r"specifies the use of 3 IPUs, however .* a minimum of 4 in order"
     ):
-        run(three, options()).validate(training=False)
-    run(three, options().autoRoundNumIPUs()).validate(training=False)
+        compiled(three, options())
+    compiled(three, options().autoRoundNumIPUs())
     with pytest.raises(poptorch.Error, match=r"Too many IPUs requested \(128\)"):
-        run(Layers([1]), options(replicas=64)).validate(training=False)
+        compiled(Layers([1]), options(replicas=64))
     monkeypatch.setenv("POPTORCH_IPU_MODEL", "1")
-    run(three, options()).validate(training=False)
+    compiled(three, options())
 
 
 def test_running_on_ipu_only_within_a_run():
     seen = []
-    assert not poptorch.isRunningOnIpu()
-    run(lambda x: seen.append(poptorch.isRunningOnIpu()))
-    with poptorch._trace.run.running():
+
+    def forward(x):
         seen.append(poptorch.isRunningOnIpu())
-        Layers([None])(torch.zeros(1, 2))  # blocks only matter to the compiling run
-    with pytest.raises(RuntimeError), tracing(poptorch.Options()):
-        raise RuntimeError
+        if len(seen) == 2:
+            raise RuntimeError("in the second compilation")
+        return x * 2
+
+    assert not poptorch.isRunningOnIpu()
+    compiled(forward)
+    assert not poptorch.isRunningOnIpu()
+    with pytest.raises(Exception, match="in the second compilation"):
+        compiled(forward)
     assert seen == [True, True] and not poptorch.isRunningOnIpu()
 
 
 def test_a_run_is_its_own_thread_s():
     """A data set that the loader's thread reads meanwhile isn't on the IPU."""
-    in_forward, in_dataset = threading.Event(), threading.Event()
+    in_forward, in_dataset, compiling_ended = threading.Event(), threading.Event(), threading.Event()
     dataset_saw, model_saw = [], []
 
     class Dataset(torch.utils.data.Dataset):
@@ -264,21 +292,25 @@ def test_a_run_is_its_own_thread_s():
             if index == 0:  # the accessor looks at one element when it is made
                 return torch.ones(2)
             assert in_forward.wait(60)
-            dataset_saw.append((poptorch.isRunningOnIpu(), dict(open_attributes())))
-            in_dataset.set()
+            dataset_saw.append(poptorch.isRunningOnIpu())
+            with poptorch.Attribute(__outline={"layer": "the data set's"}):
+                in_dataset.set()
+                assert compiling_ended.wait(60)
             return torch.ones(2)
 
     def forward(x):
         with poptorch.Attribute(__outline={"layer": "mine"}):
             in_forward.set()
             assert in_dataset.wait(60)
-            model_saw.append((poptorch.isRunningOnIpu(), dict(open_attributes())))
-            return x * 2
+            model_saw.append(poptorch.isRunningOnIpu())
+            return torch.relu(x)
 
     accessor = poptorch.AsynchronousDataAccessor(Dataset(), early_preload=True)
-    poptorch.inferenceModel(_Function(forward)).compile(torch.ones(1, 2))
-    assert model_saw == [(True, {"__outline": {"layer": "mine"}})]
-    assert set(map(str, dataset_saw)) == {"(False, {})"}
+    executor = compiled(forward)
+    compiling_ended.set()
+    (node,) = json.loads(executor._debugGetPopartIR())["maingraph"]
+    assert node["attributes"]["__outline"] == {"layer": "mine"}
+    assert model_saw == [True] and set(dataset_saw) == {False}
     accessor.terminate()
 
 

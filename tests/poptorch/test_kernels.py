@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from poptorch._trace.patches import trusted_kernels
 
 from tests.poptorch.executor_models import poptorch
 
 
 @pytest.mark.parametrize("version, allowed", [("2.0.1+cu117", False), ("2.1.0", True), ("2.13.0+cpu", True)])
-def test_onednn_is_left_out_where_it_is_wrong(version, allowed):
-    before = torch.backends.mkldnn.enabled
-    with trusted_kernels(version):
-        assert torch.backends.mkldnn.enabled == (before and allowed)
+def test_onednn_is_left_out_where_it_is_wrong(monkeypatch, version, allowed):
+    before, seen = torch.backends.mkldnn.enabled, []
+
+    class Looks(torch.nn.Module):
+        def forward(self, x):
+            seen.append(torch.backends.mkldnn.enabled)
+            return x * 2
+
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
+    poptorch.inferenceModel(Looks())(torch.ones(1))
+    assert set(seen) == {before and allowed}
     assert torch.backends.mkldnn.enabled == before
 
 

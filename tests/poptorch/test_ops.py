@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import namedtuple
 
 import pytest
@@ -43,12 +44,20 @@ def test_identity_loss_reduces(reduction):
         poptorch.identity_loss(x, "max")
 
 
-def test_a_run_knows_its_identity_losses():
-    with poptorch._trace.run.running() as run:
-        x = torch.ones(2)
-        loss = poptorch.identity_loss(x, "none")
-    assert run.identity_losses == [loss] or run.identity_losses[0] is loss
-    assert loss is not x
+def test_the_loss_that_trains_is_the_one_that_is_marked():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(2))
+
+        def forward(self, x):
+            return (self.weight * x).sum(), poptorch.identity_loss(3 * self.weight, "none")
+
+    model = Model()
+    executor = poptorch.trainingModel(model, optimizer=poptorch.optim.SGD(model.parameters(), lr=1.0))
+    _, loss = executor(torch.full((2,), 100.0))
+    assert torch.equal(loss, torch.full((2,), 3.0))
+    assert torch.equal(model.weight, torch.full((2,), 1.0 - 3.0))
 
 
 def test_recomputation_checkpoint_gives_back_what_it_got():
@@ -75,18 +84,26 @@ def test_serialized_matmul_is_a_matmul(mode):
 
 
 def test_attributes_nest_and_come_back():
-    def active():
-        return poptorch._trace.run.open_attributes()
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            outer = poptorch.Attribute(__outline={"layer": "embedding"})
+            outer.__enter__()
+            with poptorch.Attribute(__outline={"part": "sum"}, other={"a": "b"}):
+                x = torch.relu(x)
+                with outer:
+                    x = torch.relu(x)
+            x = torch.relu(x)
+            outer.__exit__(None, None, None)
+            return torch.relu(x)
 
-    outer = poptorch.Attribute(__outline={"layer": "embedding"})
-    outer.__enter__()
-    with poptorch.Attribute(__outline={"part": "sum"}, other={"a": "b"}):
-        assert active() == {"__outline": {"layer": "embedding", "part": "sum"}, "other": {"a": "b"}}
-        with outer:
-            assert active()["__outline"]["part"] == "sum"
-    assert active() == {"__outline": {"layer": "embedding"}}
-    outer.__exit__(None, None, None)
-    assert active() == {}
+    executor = poptorch.inferenceModel(Model())
+    executor.compile(torch.ones(2))
+    nodes = json.loads(executor._debugGetPopartIR())["maingraph"]
+    inner = {"__outline": {"layer": "embedding", "part": "sum"}, "other": {"a": "b"}}
+    found = [
+        {name: node["attributes"][name] for name in inner if name in node["attributes"]} for node in nodes
+    ]
+    assert found == [inner, inner, {"__outline": {"layer": "embedding"}}, {}]
     with pytest.raises(AssertionError):
         poptorch.Attribute(__outline={"layer": 1})
 

