@@ -12,11 +12,11 @@ _OF_THE_DEVICE = ("IPU_SIMULATOR_", "POPTORCH_")
 @pytest.fixture(autouse=True)
 def device_variables_kept() -> Iterator[None]:
     """Tests share a process: its environment, and the machine and precision that a run chose for it."""
-    chosen = dict(environment._chosen)
+    chosen = dict(environment.choices)
     before = {name: value for name, value in os.environ.items() if name.startswith(_OF_THE_DEVICE)}
     yield
     for name in [name for name in os.environ if name.startswith(_OF_THE_DEVICE) and name not in before]:
         del os.environ[name]
     os.environ.update(before)
-    environment._chosen.clear()
-    environment._chosen.update(chosen)
+    environment.choices.clear()
+    environment.choices.update(chosen)

@@ -87,7 +87,7 @@ class Target:
 
 
 # What this process chose in place of the environment's variables, by their names.
-_chosen: dict[str, str] = {}
+choices: dict[str, str] = {}
 
 
 def stand_for(*, target: str | None = None, precision: str | None = None) -> None:
@@ -97,7 +97,7 @@ def stand_for(*, target: str | None = None, precision: str | None = None) -> Non
     """
     for variable, value in ((TARGET_VARIABLE, target), (PRECISION_VARIABLE, precision)):
         if value is not None:
-            _chosen[variable] = value
+            choices[variable] = value
 
 
 def target(name: str | None = None) -> Target:
@@ -106,7 +106,7 @@ def target(name: str | None = None) -> Target:
 
     Raises UnknownTarget.
     """
-    name = name or _chosen.get(TARGET_VARIABLE)
+    name = name or choices.get(TARGET_VARIABLE)
     asked = name or variables.text(TARGET_VARIABLE, DEFAULT_TARGET)
     if asked not in TARGETS:
         likely = difflib.get_close_matches(asked.lower(), TARGETS, n=1, cutoff=0.0)
@@ -151,7 +151,7 @@ class UnknownPrecision(ValueError):
 
 def precision() -> str:
     """What `stand_for` chose or IPU_SIMULATOR_PRECISION names now, else float32. Raises UnknownPrecision."""
-    chosen = _chosen.get(PRECISION_VARIABLE)
+    chosen = choices.get(PRECISION_VARIABLE)
     name = chosen or variables.text(PRECISION_VARIABLE, FLOAT32)
     if name not in PRECISIONS:
         likely = difflib.get_close_matches(name.lower(), PRECISIONS, n=1, cutoff=0.0)
