@@ -1,7 +1,7 @@
 """Models from folders and into folders.
 
 A folder holds config.json and model.safetensors (pytorch_model.bin is read too), with the names of
-transformers' BERT, of optimum-graphcore's GroupBERT, or our own (parameter_names.py).
+transformers' BERT, of optimum-graphcore's GroupBERT, or our own (files.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What others call our parameters.
+"""A model's folder: its files, and what others call our parameters. Nothing unsafe is unpickled.
 
 Three layouts: Hugging Face's for a BERT, optimum-graphcore's for a GroupBERT (both have `bert.` and `cls.`
 before their names), and our own for every other point of the space. Tables name modules; `weight` or `bias`
@@ -20,8 +20,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .config import ModelConfig
-
-# Reads and writes the files of a model's folder; nothing unsafe is unpickled.
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -112,7 +110,7 @@ def write(folder: Path, config: Dict[str, Any], weights: Dict[str, Tensor]) -> N
     save_file(contiguous, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
 
 
-# ours -> both of theirs
+# Names of modules: ours -> both of theirs.
 _AROUND_THE_LAYERS = {
     "encoder.embeddings.word": "bert.embeddings.word_embeddings",
     "encoder.embeddings.position": "bert.embeddings.position_embeddings",

@@ -67,9 +67,7 @@ class PretrainingHeads(nn.Module):
         return masked_lm_logits, self.next_sentence(pooled_bh)
 
 
-# Losses and counts over the labels that aren't ignored.
-
-IGNORED = -100
+IGNORED = -100  # a label that neither loss nor count sees
 
 
 def mean_cross_entropy(logits_nc: Tensor, labels_n: Tensor) -> Tensor:
@@ -93,8 +91,6 @@ def correct_and_count(logits_nc: Tensor, labels_n: Tensor) -> Tuple[Tensor, Tens
     correct_n = logits_nc.detach().argmax(dim=-1) == labels_n  # never so where ignored: no class is negative
     return correct_n.float().sum(), real_labels(labels_n)
 
-
-# Weights before training.
 
 STANDARD_DEVIATION = 0.02
 CUT = 2.0  # in standard deviations
@@ -131,9 +127,6 @@ def _truncated_normal_(tensor: torch.Tensor, generator: Optional[torch.Generator
     tensor.erfinv_().mul_(STANDARD_DEVIATION * math.sqrt(2.0))
     # Only rounding can put a weight beyond the cut.
     tensor.clamp_(-CUT * STANDARD_DEVIATION, CUT * STANDARD_DEVIATION)
-
-
-# The models: an encoder and the head of a task, with its loss.
 
 
 class TaskModel(nn.Module):
@@ -255,11 +248,9 @@ class PretrainingModel(TaskModel):
         return masked_lm + 2 * hidden**2 + 2 * hidden * 2
 
 
-# Question answering as in SQuAD: where in the text an answer starts and ends.
-
-
 class SquadModel(TaskModel):
-    """Encoder and two logits a token (Devlin et al. 2018, section 4.2).
+    """Question answering: where in the text an answer starts and ends, by two logits a token (Devlin et al.
+    2018, section 4.2).
 
     The weights come from `seed`, or from PyTorch's global generator if there is none.
     """
@@ -308,11 +299,9 @@ def _position_loss(logits_bs: Tensor, positions_b: Tensor) -> Tensor:
     return mean_cross_entropy(logits_bs, positions_b.masked_fill(outside_b, IGNORED))
 
 
-# Classification of a sequence or a pair, as in GLUE: from the first token.
-
-
 class ClassificationModel(TaskModel):
-    """Encoder, pooler, dropout and one logit a class (Devlin et al. 2018, section 4.1).
+    """Classification of a sequence or a pair, from the first token: pooler, dropout and one logit a class
+    (Devlin et al. 2018, section 4.1).
 
     The weights come from `seed`, or from PyTorch's global generator if there is none.
     """

@@ -32,8 +32,6 @@ import data.files
 
 from .errors import CheckpointError, TrainingError
 
-# Files that are either whole or absent, and folders that one run holds at a time.
-
 
 def fsync_folder(folder: Path) -> None:
     """Makes the names in `folder` durable; data without its name is lost in a power cut."""
@@ -95,6 +93,7 @@ FORMAT = 1
 _NAME = re.compile(r"step_(\d{8,})")
 # What state.json must hold; a run that resumes needs more (find_start).
 _REQUIRED = ("format", "step", "sha256", "config", "rng_state", "progress")
+_SPEED = ("calls", "data_wait_s", "device_s")
 _KINDS: Dict[str, type] = {
     "step": int,
     "sha256": dict,
@@ -229,6 +228,11 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             )
     if not {"record", "evaluation_due"} <= set(state["progress"]):
         raise CheckpointError(f"{path} is damaged: progress lacks record or evaluation_due")
+    speed = state["progress"].get("speed", {})  # earlier versions have none
+    if not isinstance(speed, dict) or not all(
+        name in _SPEED and isinstance(value, (int, float)) for name, value in speed.items()
+    ):
+        raise CheckpointError(f"{path} is damaged: progress has the speed {json.dumps(speed)[:60]}")
     unchecked = {"model.safetensors", "config.json", "optimizer.safetensors"} - set(state["sha256"])
     if unchecked:
         raise CheckpointError(f"{path} has no checksum of {', '.join(sorted(unchecked))}")

@@ -1,4 +1,4 @@
-"""A training from its first or resumed update to its last: what pretraining and fine-tuning share."""
+"""A training from its first or resumed update to its last, and its compilation ahead: what tasks share."""
 
 from __future__ import annotations
 
@@ -232,13 +232,11 @@ def fit(
         executor.destroy()
 
 
-# Compiling ahead: executables for IPUs that aren't here, or not yet.
-
-
 def compile_pretraining(
     config: Config, name: str, model: models.TaskModel, device: ipu.DeviceChoice, instances: ipu.Instances
 ) -> List[Path]:
-    """Compiles the training and the evaluation of `model`, without data; returns the executables' files.
+    """Compiles the training and the evaluation of `model`, without data and without IPUs; returns the
+    executables' files.
 
     They are in `config.executable_cache`, where PopART also leaves what a run with the same configuration and
     the same cache takes in place of compiling.

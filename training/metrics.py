@@ -138,12 +138,11 @@ def _whole_records(path: Path, lines: Sequence[str]) -> Iterable[Record]:
         yield record
 
 
-# What the loop and the log have to know about a task: its numbers, and how a person reads them.
-
-
 @dataclass(frozen=True)
 class Task:
-    """`measure(outputs, micro batches of a replica)` makes the record of one training call; the others make
+    """What the loop and the log have to know about a task: its numbers, and how a person reads them.
+
+    `measure(outputs, micro batches of a replica)` makes the record of one training call; the others make
     the parts of a log line, of a record that has the training's or the evaluation's numbers."""
 
     measure: Callable[[Sequence[torch.Tensor], int], Record]

@@ -1,4 +1,4 @@
-"""Parameter groups and PopTorch optimisers as the published recipes have them.
+"""Parameter groups, PopTorch optimisers and learning rates as the published recipes have them.
 
 Groups (Graphcore's PyTorch BERT and optimum-graphcore): biases neither decay nor take LAMB's trust
 ratio (`max_weight_norm` 0 switches it off); LayerNorm weights don't decay; everything else does.
@@ -107,23 +107,18 @@ def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
         group["lr"] = learning_rate
 
 
-# Learning-rate schedules as pure functions of the number of updates already done.
-#
-# Letters: s updates done, W warm-up updates, T updates in all, p warm-up power.
-#
-# Warm-up   lr = peak * ((s + 1) / W) ** p           for s < W
-# Decay     lr = end + (peak - end) * (T - s) / (T - W)   for s >= W (linear: end = 0)
-#
-# So the first update already moves the weights (the reference applications waste it at zero), the update
-# at s = W uses the peak, and the last one, s = T - 1, is one decrement above `lr_end`.
-# p = 1 is the usual linear warm-up; p = 0.5 is GroupBERT's square root
-# (`lr_power [.5, 1]` in its TensorFlow 1 recipes).
-
-
 @dataclass(frozen=True)
 class Schedule:
-    """What decides the learning rate of an update.
+    """The learning rate of each update, a pure function of the s updates done before it.
 
+    W warm-up updates, T updates in all, p warm-up power:
+
+        warm-up   lr = peak * ((s + 1) / W) ** p               for s < W
+        decay     lr = end + (peak - end) * (T - s) / (T - W)  for s >= W (linear: end = 0)
+
+    So the first update already moves the weights (the reference applications waste it at zero), the update at
+    s = W uses the peak, and the last one, s = T - 1, is one decrement above `lr_end`. p = 1 is the usual
+    linear warm-up, p = 0.5 GroupBERT's square root (`lr_power [.5, 1]` in its TensorFlow 1 recipes).
     `lr_warmup_power` and `lr_end` belong to the polynomial schedule; the others warm up linearly, and the
     linear one ends at 0.
     """

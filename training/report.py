@@ -134,9 +134,6 @@ def _start_wandb(output: Path, project: str, config: Mapping[str, Any]) -> Any:
     return run
 
 
-# A picture of the loss from `metrics.jsonl`.
-
-
 def plot_loss(
     metrics: Path,
     picture: Path,

@@ -1,4 +1,4 @@
-"""Going on with a run: which checkpoint, whether it is the same run, and the command that does it."""
+"""Where a run starts: at the checkpoint that it resumes, at weights that fit it, or at random ones."""
 
 from __future__ import annotations
 
@@ -86,9 +86,6 @@ def resuming_arguments(arguments: Sequence[str]) -> List[str]:
         elif word != "--resume" and not word.startswith("--checkpoint="):
             kept.append(word)
     return [*kept, "--resume"]
-
-
-# A run's first weights: fresh, or those of a checkpoint that is checked against the run.
 
 
 def check_weights_folder(folder: Path, config: models.ModelConfig) -> None:

@@ -88,6 +88,7 @@ def test_a_damaged_state_file_is_a_clear_error(tmp_path, text):
         ("step", "x", 'step is "x", not of type int'),
         ("progress", [], r"progress is \[\], not of type dict"),
         ("progress", {}, "progress lacks record"),
+        ("progress", {"record": {}, "evaluation_due": False, "speed": {"calls": "1"}}, "has the speed"),
         ("config", [1], "config is"),
         ("rng_state", "abc", "rng_state is"),
         ("sha256", [], "sha256 is"),
