@@ -5,6 +5,7 @@ and operations that PopTorch hasn't got.
 from __future__ import annotations
 
 import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -214,3 +215,13 @@ def test_a_library_reads_the_values_of_each_run(reads, tmp_path):
     positive = torch.ones(2)
     for x, expected in ((positive, positive * 2), (-positive, -positive), (positive, positive * 2)):
         assert torch.equal(executor(x), expected)
+
+
+def _line_of(function):
+    return function.__code__.co_firstlineno
+
+
+def test_an_error_names_the_program_s_line():
+    forward = lambda x: x[x > 0]  # noqa: E731 (one line)
+    with pytest.raises(poptorch.Error, match=rf"^In {Path(__file__).name}:{_line_of(forward)}: "):
+        run(forward)

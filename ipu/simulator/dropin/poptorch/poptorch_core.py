@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from ipu_simulator import environment, variables
+
+from ._trace import callers
 
 
 class Error(Exception):
@@ -35,11 +36,12 @@ def createPoptorchError(msg: str) -> Error:
 
 
 def createBackendError(msg: str, type: str = "poptorch_cpp_error") -> Error:
-    """An Error that PopTorch's C++ side finds (here: the simulator). It names the file and line of the
-    caller.
+    """An Error that PopTorch's C++ side finds (here: the simulator).
+
+    Where PopTorch names a file and line of its own, this names the program's: the innermost one outside
+    PyTorch and the simulator.
     """
-    frame = sys._getframe(1)
-    where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+    where = callers.place() or f"{Path(__file__).name}"
     error = Error(f"In {where}: '{type}': {msg}")
     error.type, error.message, error.location = type, msg, ""
     return error
