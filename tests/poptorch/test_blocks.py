@@ -6,7 +6,6 @@ import copy
 import itertools
 import json
 import pickle
-import runpy
 import threading
 
 import pytest
@@ -200,29 +199,18 @@ def test_contexts_functions_and_numbers():
     assert [ipu for _, ipu in places(forward, options)] == [4, 3, 2, 1, 0]
 
 
-def test_all_operations_belong_to_a_block_once_there_are_blocks():
-    layers = Layers([0])
-    compiled(lambda x: x * 2)  # no blocks: all on the first IPU
-    compiled(layers)
-    with pytest.raises(poptorch.Error, match="No active Block"):
-        compiled(lambda x: layers(x * 2))
-
-
-@pytest.mark.parametrize("folder", ["site-packages", "program"])
-def test_a_library_may_compute_before_the_first_block(tmp_path, folder):
-    # As transformers' BERT does with its mask, which is pipelined on IPUs all the same.
-    path = tmp_path / folder / "encoder.py"
-    path.parent.mkdir()
-    path.write_text("def encode(layers, x):\n    return layers((1.0 - x) * 2)\n")
-    program = runpy.run_path(str(path))
-    layers = Layers([0, 0])
-    if folder == "site-packages":
-        compiled(lambda x: program["encode"](layers, x))
-        with pytest.raises(poptorch.Error, match="No active Block"):
-            compiled(lambda x: program["encode"](layers, torch.nn.functional.relu(x)))
-    else:
-        with pytest.raises(poptorch.Error, match="No active Block"):
-            compiled(lambda x: program["encode"](layers, x))
+def test_what_comes_before_the_first_block_is_stage_0_on_ipu_0():
+    """As in PopTorch, whoever computes it: transformers' BERT makes its mask before its embeddings."""
+    assert places(lambda x: x * 2) == [(0, 0)]  # no blocks: all on the first IPU
+    for ipus, expected in (([0, 0], [(0, 0)]), ([0, 1], [(0, 0), (1, 1)]), ([1, 1], [(0, 0), (1, 1)])):
+        layers = Layers(ipus)
+        early = lambda x, layers=layers: layers((1.0 - x) * 2)  # noqa: E731 (a model of one line)
+        assert places(early) == expected
+        depth = len(expected)
+        compiled(early, poptorch.Options().deviceIterations(depth))
+        if depth > 1:
+            with pytest.raises(poptorch.Error, match=rf"pipeline stages \({depth}\)"):
+                compiled(early)
 
 
 def test_leaving_a_block_ends_it():

@@ -4,6 +4,7 @@ and operations that PopTorch hasn't got.
 
 from __future__ import annotations
 
+import logging
 import runpy
 from pathlib import Path
 
@@ -217,8 +218,44 @@ def test_a_library_reads_the_values_of_each_run(reads, tmp_path):
         assert torch.equal(executor(x), expected)
 
 
+def _library(tmp_path, source):
+    path = tmp_path / "site-packages" / "library.py"
+    path.parent.mkdir()
+    path.write_text(source)
+    return runpy.run_path(str(path))["function"]
+
+
 def _line_of(function):
     return function.__code__.co_firstlineno
+
+
+def test_a_library_is_warned_of_once_with_the_program_s_line(tmp_path, caplog):
+    function = _library(tmp_path, "def function(x):\n    return x * 2 if (x > 0).all() and x.any() else x\n")
+    forward = lambda x: function(function(x))  # noqa: E731 (one line)
+    with caplog.at_level(logging.WARNING, logger="poptorch::python"):
+        poptorch.inferenceModel(Runs(forward))(torch.ones(2))
+    (text,) = [record.getMessage() for record in caplog.records]
+    assert text.startswith(f"{Path(__file__).name}:{_line_of(forward)}: ") and "library.py:2" in text
+    assert "aten::item" in text and "IPU_SIMULATOR_STRICT=1" in text
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["x * 2 if (x > 0).all() else x", "x[x > 0]", "x.nonzero()", "x[:0].sum() + x", "x.sum().tolist()"],
+)
+def test_libraries_too_are_refused_where_that_is_asked_for(tmp_path, monkeypatch, body):
+    function = _library(tmp_path, f"def function(x):\n    return {body}\n")
+    monkeypatch.setenv("IPU_SIMULATOR_STRICT", "1")
+    with pytest.raises(poptorch.Error, match=r"^In library\.py:2: 'poptorch_cpp_error'"):
+        run(function)
+    monkeypatch.setenv("IPU_SIMULATOR_STRICT", "0")
+    run(function)
+
+
+def test_poptorch_s_own_operations_may_read_values_where_libraries_may_not(monkeypatch):
+    monkeypatch.setenv("IPU_SIMULATOR_STRICT", "1")
+    result = run(lambda x: poptorch.cond(x.sum() > 0, lambda y: y, [x], lambda y: -y, [x])[0])
+    assert torch.equal(result, X)
 
 
 def test_an_error_names_the_program_s_line():

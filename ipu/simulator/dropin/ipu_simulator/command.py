@@ -37,8 +37,9 @@ PyTorch functions in place of the program's own PopART operations. --path prints
 same as this command when it is first on PYTHONPATH.{more_help}
 
 environment: IPU_SIMULATOR_TARGET=pod16 (the machine to stand for), IPU_SIMULATOR_PRECISION=ipu-float16
-(compute as an IPU does, not in float32), POPTORCH_IPU_MODEL=1 (answer as PopTorch does on Poplar's IPU
-model), and every variable that PopTorch reads"""
+(compute as an IPU does, not in float32), IPU_SIMULATOR_STRICT=1 (refuse what PopTorch refuses while a
+model is compiled in installed libraries too, which may be newer), POPTORCH_IPU_MODEL=1 (answer as PopTorch
+does on Poplar's IPU model), and every variable that PopTorch reads"""
 
 
 def main() -> NoReturn:

@@ -13,6 +13,7 @@ TARGET = "IPU_SIMULATOR_TARGET"  # the machine to stand for
 PRECISION = "IPU_SIMULATOR_PRECISION"  # how to compute
 PROFILE = "IPU_SIMULATOR_PROFILE"  # a folder for reports; the front door's --profile sets it
 CUSTOM_OPS = "IPU_SIMULATOR_CUSTOM_OPS"  # a file of functions; the front door's --custom-ops sets it
+STRICT = "IPU_SIMULATOR_STRICT"  # 1: libraries are refused what programs are
 # The line that says a simulator is at work was printed; inherited by the processes that a program starts.
 # The application's runners set it too: their first line is the device's banner.
 ANNOUNCED = "IPU_SIMULATOR_ANNOUNCED"
@@ -60,6 +61,11 @@ def set_for_children(name: str, value: str) -> None:
 def asks_for_ipu_model() -> bool:
     """Whether PopTorch's variables ask for Poplar's IPU model: a number other than 0."""
     return any(value.isdecimal() and int(value) != 0 for value in map(text, IPU_MODEL))
+
+
+def strict() -> bool:
+    """Whether installed libraries are refused, too, what PopTorch refuses while a model is compiled."""
+    return whole_number(STRICT, 0) != 0
 
 
 def profile_folder() -> Path | None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .._run.structure import map_leaves, tensors
-from .run import called_by_library
+from .callers import called_by_library
 from .watch import Call
 
 _REFUSED_BY_PYTORCH = frozenset(

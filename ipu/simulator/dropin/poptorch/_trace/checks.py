@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from pathlib import Path
 from typing import Any, Callable, Iterable
 
 import torch
+from ipu_simulator import variables
 
 from .._logging import logger
 from .._run.structure import tensors
 from ..poptorch_core import createBackendError
+from . import callers
 from . import run as trace
+from .callers import Caller, called_by_library
 from .casts import asks_for_device, device_answer, placed, widened
-from .run import called_by_library
 from .watch import Call
 
 # Operations that a compiled model can't hold: shapes depend on values, or PopTorch has none of them.
@@ -114,13 +117,13 @@ class Checks:
         self.names_ipu = False
         self._ipus: list[object] = []
         self._warned_of: set[str] = set()
+        self._has_warned = False  # of a library
         self.sources: dict[int, list[torch.Tensor]] = {}
         self._alive: list[torch.Tensor] = []  # so that no id is used twice
 
     def on_call(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Listens to calls (watch.py)."""
-        if self._reads_value(func, args):
-            raise createBackendError(_NO_VALUES)
+        self._refuse_to_read_values(func, args)
         if asks_for_device(func) and self.is_on_device(args[0]):
             if not called_by_library():
                 self.names_ipu = True
@@ -144,10 +147,8 @@ class Checks:
         result = proceed(func, args, kwargs)
         self._computes = False
         for made in tensors(result):
-            if 0 in made.shape and not called_by_library():  # a class of its own may mean another numel
-                raise createBackendError(
-                    f"Zero-sized tensors are unsupported (Got shape {list(made.shape)})."
-                )
+            if 0 in made.shape:  # a class of its own may mean another numel
+                self._refuse(f"Zero-sized tensors are unsupported (Got shape {list(made.shape)}).")
             self.sources.setdefault(id(made), []).extend(inputs)
             if made.is_complex():
                 raise createBackendError(f"Complex numbers are unsupported (Got {made.dtype}).")
@@ -157,25 +158,41 @@ class Checks:
             self._alive.append(made)
         return result
 
-    def _reads_value(self, func: Any, args: tuple[Any, ...]) -> bool:
-        if func is torch.Tensor.__format__ and args[0].dim() > 0:
-            return False  # prints all of it
+    def _refuse_to_read_values(self, func: Any, args: tuple[Any, ...]) -> None:
         if func not in _READS_VALUES | _COMPARES_VALUES or not self.is_on_device(args[0]):
-            return False
-        if func is torch.Tensor.item or not called_by_library():
-            return True
+            return
+        if func is torch.Tensor.__format__ and args[0].dim() > 0:
+            return  # prints all of it
+        if func is torch.Tensor.item:
+            raise createBackendError(_NO_VALUES)
+        self._refuse(_NO_VALUES)
         self._follow_values()
-        return False
 
     def _refuse_unsupported(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         why = reason(func, args, kwargs, self.is_on_device)
         if why is not None:
-            self._refuse_unless_library(why)
+            self._refuse(why)
+            self._follow_values()
 
-    def _refuse_unless_library(self, why: str) -> None:
-        if not called_by_library():
+    def _refuse(self, why: str) -> None:
+        """Raise poptorch.Error for what PopTorch refuses, unless an installed library does it.
+
+        Libraries newer than PopTorch look at values (transformers: whether a mask is all ones) and hold empty
+        tensors in passing. Older ones didn't: a program shouldn't fail here for having a newer one.
+        """
+        caller = callers.caller()
+        if caller is Caller.PROGRAM or (caller is Caller.LIBRARY and variables.strict()):
             raise createBackendError(why)
-        self._follow_values()
+        if caller is Caller.LIBRARY and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "%s: an installed library (%s) does what PopTorch refuses: %s The simulator lets libraries "
+                "do so, as they may be newer than PopTorch. %s=1 makes it an error.",
+                callers.place(in_program=True) or sys.argv[0],
+                callers.place() or "PyTorch",
+                why,
+                variables.STRICT,
+            )
 
     def _follow_values(self) -> None:
         """What a library reads from tensors, its Python has to read in each run."""
@@ -196,9 +213,10 @@ class Checks:
         if name in operations() and (self._computes or any(on_device)):
             raise createBackendError(f"Unsupported ops found in compiled model: [aten::{name}].")
         if name == "index" and any(is_mask(part) and self.is_on_device(part) for part in args[1]):
-            self._refuse_unless_library(MASK_AS_INDEX)  # older PyTorchs show a mode no __getitem__
-        if name == "_local_scalar_dense" and all(on_device) and not called_by_library():
-            raise createBackendError(_NO_VALUES)
+            self._refuse(MASK_AS_INDEX)  # older PyTorchs show a mode no __getitem__
+            self._follow_values()
+        if name == "_local_scalar_dense" and all(on_device):
+            self._refuse(_NO_VALUES)
 
     def is_on_device(self, tensor: torch.Tensor) -> bool:
         """Whether the tensor was there from the start or made by the model; others are the host's."""

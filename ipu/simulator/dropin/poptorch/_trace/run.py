@@ -6,13 +6,10 @@ both, isRunningOnIpu() is True; only the first records blocks.
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping
 
@@ -30,58 +27,6 @@ if TYPE_CHECKING:
 
     from ..options import Options
     from . import popart_ir
-
-# Who calls an operation: the program, or a library that it uses.
-
-# PyTorch's own functions in front of operations: whoever calls them is the caller.
-_WRAPPERS = tuple(
-    str(Path(torch.__file__).parent / name)
-    for name in (
-        "overrides.py",
-        "_tensor.py",
-        "functional.py",
-        "_jit_internal.py",
-        "nn/functional.py",
-        "_compile.py",  # around our own modes
-        "_dynamo/eval_frame.py",
-    )
-)
-_TORCH = str(Path(torch.__file__).parent)
-# Where Python's installers put packages; torch may have come otherwise.
-_LIBRARIES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}", _TORCH)
-_HERE = str(Path(__file__).parents[1])
-_SIMULATOR = str(Path(__file__).parents[2])
-_OPERATIONS = (str(Path(__file__).parents[1] / "ops"),)
-
-
-def _is_library(filename: str) -> bool:
-    """Whether a source file belongs to an installed package other than the simulator itself."""
-    return not filename.startswith(_SIMULATOR) and any(folder in filename for folder in _LIBRARIES)
-
-
-def called_by_library() -> bool:
-    """Whether the call that a mode intercepts stands in a library's code, or in that of our operations.
-
-    Libraries newer than PopTorch look at values (transformers: whether a mask is all ones), and do without
-    where they can't: a program shouldn't fail for that.
-    """
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((_HERE, *_WRAPPERS)):
-        if frame.f_code.co_filename.startswith(_OPERATIONS):
-            return True
-        frame = frame.f_back
-    return _is_library(frame.f_code.co_filename)
-
-
-def computed_by_library() -> bool:
-    """Whether an operation that runs now stands in another library's code than PyTorch's, whose layers and
-    functions compute for whoever calls them.
-    """
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((_SIMULATOR, _TORCH)):
-        frame = frame.f_back
-    return _is_library(frame.f_code.co_filename)
-
 
 # These make another name for a tensor and leave nothing to run.
 _NOT_COMPUTING = frozenset(
@@ -150,20 +95,19 @@ class Trace(Run):
         self._next_auto_id = 0
 
     def on_operation(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Listens to operations (watch.py): whether the model computes anything before its first block, or
-        after leaving a `with Block`; how many convolutions a MultiConv holds.
+        """Listens to operations (watch.py): whether the model computes anything after leaving a `with Block`;
+        how many convolutions a MultiConv holds.
 
-        What a library computes before the first block stands on IPU 0, as PopTorch has it: transformers' BERT
-        makes its mask before its embeddings, where pipelined models on IPUs begin their first block.
+        PopTorch begins with stage 0 on IPU 0 active: what comes before the first block stands there.
         """
         if self.convolutions is not None:
             self.convolutions += func is torch.ops.aten.convolution.default
         # A constant is made where it is first used, so only what takes a tensor counts.
         if (
-            not self.in_block
+            self.entries
+            and not self.in_block
             and func not in _NOT_COMPUTING
             and any(isinstance(arg, torch.Tensor) for arg in tree_flatten(args)[0])
-            and (self.entries or not computed_by_library())
         ):
             self.computes_outside_block = True
         return proceed(func, args, kwargs)
@@ -200,7 +144,7 @@ class Trace(Run):
 
     def validate(self, training: bool) -> None:
         """Raises poptorch.Error where blocks, pipeline depth or number of IPUs can't be compiled."""
-        if self.entries and self.computes_outside_block:
+        if self.computes_outside_block:
             raise createBackendError("No active Block, all the ops must belong to a Block")
         if training and self.inference_only:
             raise createBackendError(f"{self.inference_only[0]} is only supported in inference")
