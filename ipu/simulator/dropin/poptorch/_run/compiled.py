@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Callable, ContextManager, Iterator
 
 import torch
 from ipu_simulator import numerics
-from ipu_simulator.environment import keep_freed_memory
+from ipu_simulator.host_memory import keep_freed_memory
 
 from .. import enums, poptorch_core
 from .._options.popart import Obeyed
