@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import time
-from typing import Any, Callable, Concatenate, Mapping, ParamSpec, TypeVar
+from typing import Any, Callable, Mapping
 
 import torch
 from ipu_simulator import numerics
@@ -16,6 +15,7 @@ from ._options.popart import Obeyed
 from ._run import compile_hooks, files, host_weights, profile
 from ._run.arguments import ArgumentParser, Arguments, CompiledCall
 from ._run.compiled import Executable
+from ._run.inference_mode import is_of_inference_mode, outside_inference_mode
 from ._run.measured import Measured
 from ._run.predictions import Predictions
 from ._run.replica_groups import ReplicaGrouping, register
@@ -24,35 +24,6 @@ from .optim.on_device import OptimizerOnDevice
 from .optim.settings import Extracted, extract
 from .options import Options
 from .poptorch_core import createPoptorchError
-
-# torch.inference_mode is the program's: the device trains, and keeps its weights, whatever it says.
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def outside_inference_mode(
-    method: Callable[Concatenate[PoplarExecutor, P], R],
-) -> Callable[Concatenate[PoplarExecutor, P], R]:
-    """An executor's method, run outside torch.inference_mode, in which PyTorch records no gradients and makes
-    tensors that can't be changed elsewhere. A model whose own tensors are such stays inside.
-    """
-
-    @functools.wraps(method)
-    def outside(executor: PoplarExecutor, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        if not torch.is_inference_mode_enabled() or executor.is_of_inference_mode:
-            return method(executor, *args, **kwargs)
-        with torch.inference_mode(False), torch.no_grad():
-            return method(executor, *args, **kwargs)
-
-    return outside
-
-
-def is_of_inference_mode(model: torch.nn.Module) -> bool:
-    """Whether a model was made in torch.inference_mode, so that it can't train."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return any(not torch.nn.parameter.is_lazy(tensor) and tensor.is_inference() for tensor in tensors)
 
 
 class PoplarExecutor(Measured):
