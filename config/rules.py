@@ -18,24 +18,8 @@ from ipu.placement import (
 )
 
 from .recipes import ConfigError, Problem, nearest
-from .schema import Keys
+from .schema import Keys, group
 
-# Besides epochs, which has a rule of its own.
-FINE_TUNING_KEYS = (
-    "squad_version",
-    "train_data",
-    "validation_data",
-    "doc_stride",
-    "max_query_length",
-    "n_best_size",
-    "max_answer_length",
-    "null_score_diff_threshold",
-    "validation_micro_batch_size",
-    "validation_device_iterations",
-    "validation_matmul_proportion",
-    "validation_layers_per_ipu",
-    "validation_replication_factor",
-)
 CLIPPING_OPTIMIZERS = ("sgd", "adam", "adamw")
 
 
@@ -115,7 +99,9 @@ def _unread(config: Keys) -> Iterator[Problem]:
     if not config.task_model.is_pretraining:
         return
     defaults = {entry.name: entry.default for entry in fields(config)}
-    for key in FINE_TUNING_KEYS:
+    for key in group("squad_version"):
+        if key == "epochs":  # has a rule in _length
+            continue
         value = getattr(config, key)
         if value != defaults[key]:
             default = "none" if defaults[key] is None else defaults[key]

@@ -358,6 +358,14 @@ def kinds() -> Mapping[str, Any]:
     return get_type_hints(Keys)
 
 
+def group(first: str) -> List[str]:
+    """The keys of the group whose first key this is."""
+    names = list(entries())
+    ends = [names.index(name) for name in GROUPS] + [len(names)]
+    start = names.index(first)
+    return names[start : min(end for end in ends if end > start)]
+
+
 def keys_that_alter(*effects: Effect) -> FrozenSet[str]:
     """The keys whose change may alter one of these, and no more than that."""
     return frozenset(name for name, entry in entries().items() if entry.metadata["alters"] in effects)
