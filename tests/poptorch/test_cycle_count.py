@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from ipu_simulator.environment import target
@@ -126,3 +128,51 @@ def test_latencies_that_can_not_be_predicted_are_the_hosts(capfd: pytest.Capture
     Failing.fails = True
     assert executor.getLatency()[0] > 0
     assert "can't predict this model's latencies: AssertionError" in capfd.readouterr().err
+
+
+class _Runs(torch.nn.Module):
+    """Any function of a tensor and of how often it was called."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.layer = torch.nn.Linear(4, 4)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        y = self.function(self.layer(x), self.calls)
+        return y, poptorch.identity_loss(y, "sum")
+
+
+def _predicted(function, caplog):
+    """Cycles that a training model's capture gives, and what is logged of it."""
+    options = poptorch.Options().logCycleCount(True)
+    model = _Runs(function)
+    executor = poptorch.trainingModel(model, options, torch.optim.SGD(model.parameters(), lr=0.1))
+    executor(torch.ones(2, 4))
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="poptorch::python"):
+        cycles = executor.cycleCount()
+    return cycles, [record.getMessage() for record in caplog.records]
+
+
+def test_a_capture_that_needs_values_says_so(caplog):
+    on_host = poptorch.CPU(lambda x: x * float(x.detach().sum().item() > 1e9), "host")
+    cycles, logged = _predicted(lambda x, calls: on_host(x), caplog)
+    assert cycles > 0
+    assert len(logged) == 1 and "with real weights and inputs" in logged[0]
+    assert _predicted(lambda x, calls: torch.relu(x), caplog)[1] == []
+
+
+def test_a_capture_that_fails_otherwise_is_not_tried_again(caplog):
+    def second_time(x, calls):
+        return {1: x, 3: x}[calls]  # the second call is the capture's
+
+    with pytest.raises(poptorch.Error, match=r"can't predict this model's cycles: KeyError: 2"):
+        _predicted(second_time, caplog)
+
+
+def test_a_printed_tensor_is_captured_without_values(caplog):
+    print_twice = lambda x, calls: poptorch.ipu_print_tensor(x, "mine") * 2  # noqa: E731 (one line)
+    assert _predicted(print_twice, caplog)[1] == []

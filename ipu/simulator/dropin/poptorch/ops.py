@@ -186,7 +186,7 @@ def ipu_print_tensor(
     # A compilation computes nothing that could be printed.
     show = run.at_each_run if isinstance(run, trace.Trace) else lambda func, *args: func(*args)
     show(style.show, title, tensor)
-    if print_gradient and result.requires_grad:
+    if print_gradient and result.requires_grad and run.recorder is None:
         result.register_hook(lambda gradient: style.show(f"Gradient___{title}", gradient))
     return result
 

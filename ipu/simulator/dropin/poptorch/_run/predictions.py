@@ -15,7 +15,7 @@ from ipu_simulator.cost.constants import constants
 from ipu_simulator.environment import target
 
 from .._logging import logger
-from ..poptorch_core import createPoptorchError
+from ..poptorch_core import Error, createPoptorchError
 from .arguments import Arguments
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 # What captures a graph isn't there before.
 _TORCH = "2.3"
+# What a forward that did compile raises where tensors have no values: PyTorch's errors of its fake tensors
+# (data-dependent output, NumPy, tensor subclasses) are RuntimeErrors or TypeErrors, those of the checks are
+# poptorch.Errors. Any other is a fault of the model's or ours, and isn't hidden by a second try.
+_NEEDS_VALUES = (RuntimeError, TypeError, Error)
 
 
 class Latencies(NamedTuple):
@@ -77,10 +81,13 @@ class Predictions:
         )
         try:
             return verdict()
-        except Exception as error:
-            # The model did compile: so its way depends on values (a condition, NumPy, a layer on the host).
-            # Whatever else is wrong with it is raised by the second try.
-            logger.debug("Captured once more, with values: %s: %s", type(error).__name__, error)
+        except _NEEDS_VALUES as error:
+            logger.warning(
+                "The cost model captures this model a second time, with real weights and inputs, as tensors "
+                "without values don't suffice: %s: %s",
+                type(error).__name__,
+                error,
+            )
             return verdict(with_values=True)
 
     @property
