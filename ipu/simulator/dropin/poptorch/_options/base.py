@@ -43,6 +43,8 @@ class OptionsDict(metaclass=_SealedAfterInit):
 
     _defaults: ClassVar[dict[str, Any]] = {}
     _declared: ClassVar[frozenset[str]] = frozenset()
+    _values: dict[str, Any]
+    _is_frozen: bool
 
     def __init_subclass__(cls) -> None:
         # They are values of the objects, not attributes of the class.
@@ -56,11 +58,13 @@ class OptionsDict(metaclass=_SealedAfterInit):
         object.__setattr__(self, "_values", {**copy.deepcopy(self._defaults), **default_values})
         object.__setattr__(self, "_is_frozen", False)
 
-    def __getattr__(self, option: str) -> Any:
-        # Reached only where ordinary look-up fails; private names aren't options.
-        if not option.startswith("_") and option in self._values:
-            return self._values[option]
-        raise AttributeError(f"Invalid attribute {option}.")
+    if not TYPE_CHECKING:  # mypy knows the options by their declarations, and finds a misspelt one
+
+        def __getattr__(self, option: str) -> Any:
+            # Reached only where ordinary look-up fails; private names aren't options.
+            if not option.startswith("_") and option in self._values:
+                return self._values[option]
+            raise AttributeError(f"Invalid attribute {option}.")
 
     def __setattr__(self, option: str, value: Any) -> None:
         if not option.startswith("_"):
