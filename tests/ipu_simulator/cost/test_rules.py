@@ -6,7 +6,8 @@ import math
 
 import pytest
 from ipu_simulator.cost.matmul import Product, plan
-from ipu_simulator.cost.ops import BOUND_CYCLES_PER_ELEMENT, op_cost, table
+from ipu_simulator.cost.op_table import operation_constants, rows, vertices
+from ipu_simulator.cost.ops import op_cost
 from ipu_simulator.cost.settings import Settings
 from ipu_simulator.environment import target
 from ipu_simulator.graph.ir import Graph, Op, Tensor
@@ -129,8 +130,9 @@ def test_gelu_costs_the_tanh_form_whichever_is_asked_for():
 def test_an_unknown_operation_is_bounded_by_the_dearest_vertex():
     found = cost("my_own_thing", [(1472, 10)], [(1472, 10)])
     assert found.rule == "bound" and not found.known
-    assert found.vertex_cycles == 10 * BOUND_CYCLES_PER_ELEMENT and found.compute_sets == 1
-    assert all(vertex.half_cycles <= BOUND_CYCLES_PER_ELEMENT for vertex in table().values())
+    bound = operation_constants().unknown_cycles
+    assert found.vertex_cycles == 10 * bound and found.compute_sets == 1
+    assert all(vertex.half_cycles <= bound for vertex in vertices().values())
 
 
 def test_a_lookup_costs_every_index_on_every_tile():
@@ -179,10 +181,16 @@ def test_convolutions_of_any_dimensions_and_their_gradients(dims):
 
 
 def test_every_vertex_has_a_source():
-    for name, vertex in table().items():
-        assert len(vertex.source) > 10, name
+    for name, vertex in vertices().items():
+        assert len(vertex.source) > 10 and vertex.origin in ("derived", "assumed"), name
         assert vertex.elements in ("largest", "outputs")
         assert vertex.half_cycles >= 0 and vertex.float_cycles >= 0 and vertex.compute_sets >= 1, name
+
+
+def test_every_operation_has_a_rule_and_every_vertex_an_operation():
+    rules = {row.rule for row in rows().values()}
+    assert rules == {"matmul", "convolution", "gather", "scatter", "view", *vertices()}
+    assert {row.fused_into for row in rows().values()} <= {"", *rows()}
 
 
 def test_scalars_cost_a_compute_set():

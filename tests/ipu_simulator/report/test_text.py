@@ -72,7 +72,7 @@ def test_a_long_proof_is_cut_with_what_is_left_summed() -> None:
 def test_times_say_that_they_are_predicted_and_how_well() -> None:
     assert "time (predicted; off by 1.4% on published rows left out of the fit)" in report.text(fitting())
     verdict = fitting()
-    unknown = replace(verdict, details=replace(verdict.details, assumptions=()))
+    unknown = replace(verdict, details=replace(verdict.details, expected_time_error=None))
     assert "time (predicted)\n" in report.text(unknown)
 
 

@@ -18,10 +18,8 @@ from dataclasses import dataclass
 from typing import Mapping
 
 from ..graph.ir import Graph, Op
+from .op_table import row_of
 from .serialization import slices_of_weights
-
-_MASKED = {"native_dropout": 1}  # operation -> position of the output that is a mask
-_ROWS = {"embedding_dense_backward", "embedding_backward", "index_put", "index_add"}
 
 
 @dataclass(frozen=True)
@@ -51,11 +49,12 @@ def materialised(graph: Graph) -> Materialised:
 
     bytes_of: dict[int, int] = {}
     for op in graph.ops:
-        if op.name in _MASKED and len(op.outputs) > _MASKED[op.name]:
-            bytes_of[graph.owner(op.outputs[_MASKED[op.name]]).id] = 0
-        if op.name == "nll_loss_backward":
+        row = row_of(op.name)
+        if row.drawn_again is not None and len(op.outputs) > row.drawn_again:
+            bytes_of[graph.owner(op.outputs[row.drawn_again]).id] = 0
+        if row.fused_into:
             used_by = {consumer.name for consumer in consumers[op.outputs[0]]}
-            if used_by == {"_log_softmax_backward_data"}:
+            if used_by == {row.fused_into}:
                 bytes_of[op.outputs[0]] = 0
 
     forward = {
@@ -78,7 +77,7 @@ def materialised(graph: Graph) -> Materialised:
                 sums.add(op_or_none.index)
                 bytes_of[tensor_id] = 0
                 pending += op_or_none.inputs
-            elif op_or_none.name in _ROWS:
+            elif row_of(op_or_none.name).into_accumulator:
                 bytes_of[tensor_id] = 0
             else:
                 factor = factors.get((parameter, op_or_none.module), 1)
@@ -90,7 +89,7 @@ def _is_sum(op: Op, graph: Graph) -> bool:
     """An addition of two gradients of the same weight: both of the output's size."""
     size = graph.tensors[op.outputs[0]].elements
     return (
-        op.name == "add"
+        row_of(op.name).sums_gradients
         and op.phase == "backward"
         and len(op.inputs) == 2
         and all(graph.tensors[tensor_id].elements == size for tensor_id in op.inputs)

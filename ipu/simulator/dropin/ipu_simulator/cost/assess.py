@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from ..environment import Target, facts
+from ..environment import Target
 from ..graph.ir import Graph
 from ..graph.stages import stages_of
-from .constants import constants, memory_constants
+from .assumptions import assumptions_of
+from .constants import constants, expected_time_error, memory_constants
 from .memory import memory_of
 from .settings import Settings
 from .time import time_of
-from .verdict import Assumption, Details, Verdict
+from .verdict import Details, Verdict
 
 
 def assess(
@@ -35,6 +36,8 @@ def assess(
     flops_per_pack = time.flops_per_micro_batch / settings.micro_batch_size
     num_ipus = graph.num_ipus * settings.replicas
     lacking_ipus = max(0, num_ipus - target.num_ipus)
+    # The peak that utilisation is measured by; whether the machine has IPUs enough.
+    numbers = {"half_macs_per_cycle", *(["num_ipus"] if num_ipus > 1 else [])}
     peak_flops_per_s = target.peak_flops_per_s * num_ipus
     samples = packs * settings.samples_per_sequence
     return Verdict(
@@ -63,21 +66,8 @@ def assess(
             update_parts_s=time.update_parts_s,
             overflows=memory.overflows,
             bounds=time.bounds,
-            assumptions=(*time.assumptions, *memory.assumptions, *_machine(target)),
+            assumptions=assumptions_of(time.numbers | memory.numbers | numbers, target),
+            expected_time_error=expected_time_error(),
             lacking_ipus=lacking_ipus,
         ),
-    )
-
-
-def _machine(target: Target) -> tuple[Assumption, ...]:
-    """The facts about the machine; what rests on hearsay alone counts as assumed."""
-    return tuple(
-        Assumption(
-            fact.name,
-            getattr(target, fact.name),
-            fact.unit,
-            "assumed" if fact.confidence == "low" else "published",
-            f"{fact.source} (confidence: {fact.confidence})",
-        )
-        for fact in facts(target.name)
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping
 
-from .verdict import EXPECTED_TIME_ERROR, Assumption
+from .verdict import Assumption
 
 FILE = Path(__file__).with_name("constants.json")
 
@@ -61,7 +61,7 @@ def constants() -> Constants:
     return Constants(**{name: float(value) for name, value in values.items()})
 
 
-def assumptions() -> tuple[Assumption, ...]:
+def time_assumptions() -> tuple[Assumption, ...]:
     """All constants with their origin, for reports."""
     file = entries()
     fitted = [
@@ -72,9 +72,12 @@ def assumptions() -> tuple[Assumption, ...]:
         Assumption(name, float(entry["value"]), entry["unit"], "assumed", entry["source"])
         for name, entry in file["assumed"].items()
     ]
-    error = file["expected_error"]
-    expected = Assumption(EXPECTED_TIME_ERROR, error["value"], error["unit"], "fitted", _fitted_on(error))
-    return (expected, *fitted, *assumed)
+    return (*fitted, *assumed)
+
+
+def expected_time_error() -> float:
+    """Mean relative error of predicted step times on published rows that were left out of the fit."""
+    return float(entries()["expected_error"]["value"])
 
 
 def _fitted_on(entry: Mapping[str, Any]) -> str:
@@ -89,7 +92,7 @@ _FILE = Path(__file__).with_name("memory_constants.json")
 
 @dataclass(frozen=True)
 class MemoryConstants:
-    """Values by name as in the file, which says what they are. `assumptions` are the same for reports."""
+    """Values by name as in the file, which says what they are."""
 
     tile_imbalance: float
     code_bytes_fixed: float
@@ -100,18 +103,24 @@ class MemoryConstants:
     stream_buffers_per_tensor: float
     sharding_threshold_elements: float
     update_bytes_per_element: float
-    assumptions: tuple[Assumption, ...] = ()
+    code_compute_sets_of_a_product: float
+
+
+@functools.cache
+def _memory_entries() -> Mapping[str, Mapping[str, Any]]:
+    file = json.loads(_FILE.read_text(encoding="utf-8"))
+    return {name: entry for name, entry in file.items() if name != "about"}
 
 
 @functools.cache
 def memory_constants() -> MemoryConstants:
     """The shipped constants."""
-    entries = json.loads(_FILE.read_text(encoding="utf-8"))
-    del entries["about"]
-    return MemoryConstants(
-        **{name: float(entry["value"]) for name, entry in entries.items()},
-        assumptions=tuple(
-            Assumption(name, float(entry["value"]), entry["unit"], entry["origin"], entry["source"])
-            for name, entry in entries.items()
-        ),
+    return MemoryConstants(**{name: float(entry["value"]) for name, entry in _memory_entries().items()})
+
+
+def memory_assumptions() -> tuple[Assumption, ...]:
+    """All of them with their origin, for reports."""
+    return tuple(
+        Assumption(name, float(entry["value"]), entry["unit"], entry["origin"], entry["source"])
+        for name, entry in _memory_entries().items()
     )

@@ -18,10 +18,6 @@ from ..environment import Target
 from .matmul import Product, plan, tight_splits
 from .matrix_unit import BLOCK, ceil_div, kernel_cycles, product_cycles, slic_cycles, unit_of
 
-# Gradient of the weights against the forward pass: the planner's expansions for it can't be reproduced from
-# what is published; poplibs' costs lie between 2 and 4 times those of the forward pass.
-WEIGHT_GRADIENT_FACTOR = 3.0
-
 
 @dataclass(frozen=True)
 class Convolution:
@@ -68,17 +64,21 @@ class Convolution:
 
 @dataclass(frozen=True)
 class ConvolutionPlan:
-    """Cycles of the fullest tile, temporary bytes of one tile."""
+    """Cycles of the fullest tile, temporary bytes of one tile.
+
+    :param constants: names of the constants that it rests on.
+    """
 
     cycles: float
     temporary_bytes: int
+    constants: frozenset[str] = frozenset()
 
 
 @functools.cache
 def plan_convolution(convolution: Convolution, target: Target, proportion: float) -> ConvolutionPlan:
     """The forward pass of a convolution, or the gradient of its input, which is one as well."""
     product = plan(convolution.as_product, target, proportion)
-    expanded = ConvolutionPlan(product.cycles, product.temporary_bytes)
+    expanded = ConvolutionPlan(product.cycles, product.temporary_bytes, product.serial_constants)
     if convolution.taps == 1:
         return expanded
     in_place = _in_place(convolution, target, proportion * target.bytes_per_tile)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..graph.ir import BYTES_OF_DTYPE, Graph, Op, Tensor
 from ..graph.stages import Stage
 from .aliases import Materialised, is_view
+from .op_table import row_of
 from .ops import PRODUCTS, OpCost
 from .verdict import COMPONENTS, Buffer
 
@@ -87,13 +88,6 @@ def live_bytes(lifetimes: Sequence[Lifetime], num_events: int) -> NDArray[np.int
 # its last use, a buffer to be sent from its production to the cycle's end. What a stash gives back is a copy,
 # which lives from its first to its last use. Where stages take turns without a pipeline, nothing is copied:
 # what the backward pass needs simply lives until then.
-
-# Operations whose result PopART may write over an input of the same size and type that nothing else needs
-# (its operators with an Inplace variant).
-IN_PLACE = frozenset(
-    "add sub mul div neg where masked_fill exp relu tanh sigmoid gelu silu clamp _softmax native_dropout"
-    " native_dropout_backward".split()
-)
 
 
 @dataclass(frozen=True)
@@ -227,7 +221,7 @@ def timeline(
         lifetimes += [Lifetime(buffer, event, event) for buffer in _while_at_work(graph, op, op_cost(op))]
 
     for event, step in enumerate(steps):
-        if step.op.name in IN_PLACE:
+        if row_of(step.op.name).in_place:
             _overwrite(graph, step, event, live)
     for entry in live.values():
         if entry.bytes:

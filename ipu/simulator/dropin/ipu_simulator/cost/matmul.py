@@ -16,15 +16,11 @@ import numpy as np
 
 from ..environment import Target
 from .matrix_unit import BLOCK, Unit, ceil_div, product_cycles, reduction_cycles, unit_of
+from .op_table import OperationConstants, operation_constants
 
+# Numbers of slices that the planner tries: a search space, not a property of the machine.
 SERIAL_N = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 SERIAL_K = (1, 2, 4)
-# Control and slicing of one product of a series, and cycles to copy an element of a slice of weights, to
-# write an element of output in its place, to add one to earlier sums (popops' dynamic slice, update, add).
-_SERIAL_CYCLES = 160.0
-_SLICE_CYCLES = 0.5
-_UPDATE_CYCLES = 0.5
-_ADD_CYCLES = 0.75
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ class Product:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MatmulPlan:
     """What the planner chose. Cycles are those of the fullest tile, over all products of the series.
 
     :param swapped: the operand [m, k] plays the weights, so that `split_m` and `split_n` split n and m.
@@ -78,15 +74,23 @@ class Plan:
     def serial_splits(self) -> int:
         return self.serial_n * self.serial_k
 
+    @property
+    def serial_constants(self) -> frozenset[str]:
+        """Names of the constants that `serial_cycles` rests on."""
+        names = {"serial_cycles", "slice_cycles"} if self.serial_splits > 1 else set()
+        names |= {"update_cycles"} if self.serial_n > 1 else set()
+        names |= {"add_cycles"} if self.serial_k > 1 else set()
+        return frozenset(names)
 
-def plan(product: Product, target: Target, proportion: float) -> Plan:
+
+def plan(product: Product, target: Target, proportion: float) -> MatmulPlan:
     """The plan for a product on one IPU of `target`, under an available-memory proportion in [0, 1].
 
     A proportion of 0 asks for the least memory.
     """
     unit = unit_of(target, product.input_bytes, product.half_partials)
     exchange = (target.exchange_bytes_per_cycle, target.shared_exchange_bytes_per_cycle)
-    front = _front(product, unit, target.tiles_per_ipu, *exchange)
+    front = _front(product, unit, target.tiles_per_ipu, *exchange, operation_constants())
     least = front[0].temporary_bytes
     bound = proportion * target.bytes_per_tile
     within = least <= bound
@@ -100,13 +104,18 @@ def plan(product: Product, target: Target, proportion: float) -> Plan:
 
 @functools.cache
 def _front(
-    product: Product, unit: Unit, tiles: int, exchange: float, shared_exchange: float
-) -> tuple[Plan, ...]:
+    product: Product,
+    unit: Unit,
+    tiles: int,
+    exchange: float,
+    shared_exchange: float,
+    constants: OperationConstants,
+) -> tuple[MatmulPlan, ...]:
     """The plans that no other beats in both cycles and memory: from least memory to fewest cycles."""
-    orders = [_one_order(product, unit, tiles, exchange, shared_exchange)]
+    orders = [_one_order(product, unit, tiles, exchange, shared_exchange, constants)]
     if product.m != product.n:
         other = replace(product, m=product.n, n=product.m)
-        orders.append(_one_order(other, unit, tiles, exchange, shared_exchange))
+        orders.append(_one_order(other, unit, tiles, exchange, shared_exchange, constants))
     temporary = np.concatenate([order.temporary for order in orders])
     cycles = np.concatenate([order.cycles for order in orders])
     # What is worse in both than the plan of fewest cycles, or of least memory, needn't be sorted.
@@ -138,9 +147,9 @@ class _Candidates:
     def cycles(self) -> np.ndarray:
         return self.compute + self.exchange + self.reduction + self.serial
 
-    def plan(self, index: int, swapped: bool) -> Plan:
+    def plan(self, index: int, swapped: bool) -> MatmulPlan:
         groups, m, n, k, serial_n, serial_k = (int(split[index]) for split in self.splits)
-        return Plan(
+        return MatmulPlan(
             compute_cycles=float(self.compute[index]),
             exchange_cycles=float(self.exchange[index]),
             reduction_cycles=float(self.reduction[index]),
@@ -158,7 +167,12 @@ class _Candidates:
 
 
 def _one_order(
-    product: Product, unit: Unit, tiles: int, own_exchange: float, shared_exchange: float
+    product: Product,
+    unit: Unit,
+    tiles: int,
+    own_exchange: float,
+    shared_exchange: float,
+    constants: OperationConstants,
 ) -> _Candidates:
     """All plans with [k, n] as the weights."""
     parts = [
@@ -191,9 +205,11 @@ def _one_order(
     outputs_per_tile = product.groups * product.m * product.n / tiles
     weights_per_tile = product.groups * product.k * product.n / tiles
     serial = (
-        np.where(series > 1, series * _SERIAL_CYCLES + _SLICE_CYCLES * weights_per_tile, 0.0)
-        + np.where(serial_n > 1, _UPDATE_CYCLES * outputs_per_tile * serial_k, 0.0)
-        + np.where(serial_k > 1, _ADD_CYCLES * outputs_per_tile * serial_k, 0.0)
+        np.where(
+            series > 1, series * constants.serial_cycles + constants.slice_cycles * weights_per_tile, 0.0
+        )
+        + np.where(serial_n > 1, constants.update_cycles * outputs_per_tile * serial_k, 0.0)
+        + np.where(serial_k > 1, constants.add_cycles * outputs_per_tile * serial_k, 0.0)
     )
     return _Candidates(
         compute=series * product_cycles(unit, groups, rows, in_blocks, out_blocks),

@@ -18,11 +18,12 @@ from ..graph.stages import Stage
 from .aliases import Materialised, is_view, materialised
 from .constants import MemoryConstants
 from .liveness import Event, Lifetime, Timeline, crossing_tensors, schedule, stashed_bytes, timeline
+from .op_table import row_of, vertices
 from .ops import PRODUCTS, OpCost
 from .ops import op_cost as cost_of
 from .serialization import slices_of_weights
 from .settings import Settings
-from .verdict import COMPONENTS, Assumption, Buffer, IpuMemory, LivenessPoint, Overflow
+from .verdict import COMPONENTS, Buffer, IpuMemory, LivenessPoint, Overflow
 
 # What an IPU keeps for each weight, and what updating it takes.
 
@@ -131,9 +132,6 @@ class WeightMemory:
 # Operations of equal shapes share their code, as PopART outlines repeated layers; recomputation shares the
 # forward pass's.
 
-# Operands to where the plan wants them, twice; products, sums of partial results.
-_OF_A_PRODUCT = 4
-
 
 def outline_key(op: Op, graph: Graph) -> tuple[object, ...]:
     """Equal for operations that can share their code."""
@@ -144,9 +142,11 @@ def outline_key(op: Op, graph: Graph) -> tuple[object, ...]:
     return (op.name, shapes, repr(sorted(op.attributes.items())))
 
 
-def _compute_sets(cost: OpCost) -> int:
-    """Compute sets that have code of their own: a series of products is a loop around those of one."""
-    return min(cost.compute_sets, _OF_A_PRODUCT) if cost.kind in PRODUCTS else cost.compute_sets
+def _compute_sets(cost: OpCost, constants: MemoryConstants) -> float:
+    """Compute sets that have code: a series of products is a loop around those of one."""
+    if cost.kind in PRODUCTS:
+        return min(cost.compute_sets, constants.code_compute_sets_of_a_product)
+    return cost.compute_sets
 
 
 def code(
@@ -160,7 +160,7 @@ def code(
     """Code and exchange code of an IPU that runs `ops`, recomputation included, and updates `weights`."""
     calls = [op for op in ops if not is_view(op, graph)]
     distinct = {outline_key(op, graph): op for op in calls}
-    compute_sets = sum(_compute_sets(op_cost(op)) for op in distinct.values())
+    compute_sets = round(sum(_compute_sets(op_cost(op), constants) for op in distinct.values()))
     collectives = len({weight.shape for weight in weights}) * math.log2(replicas)
     sizes = {
         ("control program and runtime", "code"): constants.code_bytes_fixed,
@@ -236,12 +236,13 @@ class MemoryEstimate:
     """Memory of each IPU of a replica.
 
     :param overflows: memories that don't suffice: an IPU's, or an M2000's streaming memory; empty if all do.
+    :param numbers: names of the constants and facts that it rests on, beside those of its operations' cycles.
     """
 
     ipus: tuple[IpuMemory, ...]
     liveness: tuple[LivenessPoint, ...]
     overflows: tuple[Overflow, ...]
-    assumptions: tuple[Assumption, ...]
+    numbers: frozenset[str]
 
     @property
     def fits(self) -> bool:
@@ -288,7 +289,39 @@ def memory_of(
             overflows.append(overflow(ipu, moment, at_worst, usable_bytes))
     weights = WeightMemory(graph, sizes, settings, constants)
     overflows += streaming_overflows(weights, homes(graph), target)
-    return MemoryEstimate(tuple(ipus), tuple(points), tuple(overflows), constants.assumptions)
+    return MemoryEstimate(
+        tuple(ipus), tuple(points), tuple(overflows), _numbers(graph, settings, sizes, op_cost)
+    )
+
+
+def _numbers(
+    graph: Graph, settings: Settings, sizes: Materialised, op_cost: Callable[[Op], OpCost]
+) -> frozenset[str]:
+    """Names of what acts on this program's memory: nothing of collectives where there is one replica."""
+    names = {"tile_imbalance", "code_bytes_fixed", "bytes_per_tile", "tiles_per_ipu"}
+    optimizer, replicated = settings.optimizer, bool(settings.replicas > 1 and graph.gradients)
+    state = bool(optimizer and optimizer.state_bytes_per_element and graph.gradients)
+    off_chip = state and optimizer and optimizer.location == "off_chip"
+    ops = [op for op in graph.ops if not is_view(op, graph)]
+    code = ("code_bytes_per_distinct_operation", "code_bytes_per_call", "exchange_code_bytes_per_compute_set")
+    for acts, numbers in (
+        (ops, code),
+        (any(op_cost(op).kind in PRODUCTS for op in ops), ("code_compute_sets_of_a_product",)),
+        (replicated, ("exchange_code_bytes_per_collective",)),
+        (graph.inputs or graph.outputs, ("stream_buffers_per_tensor",)),
+        (replicated and optimizer and optimizer.sharded, ("sharding_threshold_elements",)),
+        (state, ("update_bytes_per_element",)),
+        (off_chip, ("streaming_memory_bytes",)),
+        (off_chip and settings.replicas * graph.num_ipus > 1, ("ipus_per_m2000",)),
+        # What only the accumulator adds takes no time, but has code.
+        (
+            sizes.sums,
+            [vertices()[row_of(graph.ops[index].name).rule].compute_sets_name for index in sizes.sums],
+        ),
+    ):
+        if acts:
+            names.update(numbers)
+    return frozenset(names)
 
 
 def _ipu_memory(

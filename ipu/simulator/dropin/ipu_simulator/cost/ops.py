@@ -6,19 +6,17 @@ which it makes the weights' gradients, with inner and outer dimensions exchanged
 
 from __future__ import annotations
 
-import functools
-import json
 import math
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..environment import Target
 from ..graph.ir import BYTES_OF_DTYPE, Graph, Op, Tensor
-from .convolution import WEIGHT_GRADIENT_FACTOR, Convolution, plan_convolution
-from .matmul import Plan, Product, plan
+from .convolution import Convolution, ConvolutionPlan, plan_convolution
+from .matmul import MatmulPlan, Product, plan
+from .matrix_unit import unit_of
+from .op_table import operation_constants, row_of, vertices
 from .serialization import sliced
 from .settings import Settings
 
@@ -40,6 +38,7 @@ class OpCost:
     :param working_set_bytes: over the whole IPU, beside its inputs and outputs as they are kept.
     :param flops: floating-point operations, 2 for a multiplication with addition.
     :param rule: which rule gave this, such as "matmul planner"; "bound" for an operation without a rule.
+    :param numbers: names of the constants and hardware facts that it rests on.
     """
 
     kind: str
@@ -50,22 +49,12 @@ class OpCost:
     working_set_bytes: int = 0
     flops: int = 0
     rule: str = ""
+    numbers: frozenset[str] = frozenset()
 
     @property
     def known(self) -> bool:
         """False for an operation without a cost rule: a bound was used, and reports name it."""
         return self.rule != "bound"
-
-
-MATMULS = frozenset("mm addmm bmm baddbmm addmv mv dot".split())
-CONVOLUTIONS = frozenset("convolution convolution_backward".split())
-
-# A bias: added in its own pass, and summed over rows for its gradient (popops; cycles an element in float16).
-_BIAS_CYCLES = 0.75
-_BIAS_GRADIENT_CYCLES = 0.5
-_BIAS_GRADIENT_COMPUTE_SETS = 2
-# Operands to where the plan wants them, then the products themselves; one more sums partial results.
-_PRODUCT_COMPUTE_SETS = 2
 
 
 def matmul_cost(op: Op, graph: Graph, target: Target, proportion: float, half_partials: bool) -> OpCost:
@@ -90,25 +79,48 @@ def matmul_cost(op: Op, graph: Graph, target: Target, proportion: float, half_pa
         )
     slices, product = sliced(op, graph, product)
     made = plan(product, target, proportion)
-    cost = _planned(made, slices, target)
+    constants = operation_constants()
     biased = len(op.inputs) > 2
     outputs = graph.tensors[op.outputs[0]].elements
     return OpCost(
         "matmul",
-        matmul_cycles=cost[0],
-        vertex_cycles=_BIAS_CYCLES * _tile_share(outputs, target) if biased else 0.0,
-        compute_sets=cost[1] + biased,
+        matmul_cycles=slices * made.cycles,
+        vertex_cycles=constants.bias_cycles * _tile_share(outputs, target) if biased else 0.0,
+        compute_sets=slices * made.serial_splits * _compute_sets(made)
+        + (constants.bias_compute_sets if biased else 0),
         rearranged_elements=sum(_rearranged(op, number, graph) for number in operands),
         working_set_bytes=made.temporary_bytes * target.tiles_per_ipu,
         flops=slices * product.flops,
         rule="matmul planner",
+        numbers=_numbers_of_product(product, made, target) | (_BIAS if biased else frozenset()),
     )
 
 
-def _planned(made: Plan, slices: int, target: Target) -> tuple[float, int]:
-    """(cycles, compute sets) of `slices` equal products."""
-    compute_sets = _PRODUCT_COMPUTE_SETS + (made.split_k > 1)
-    return slices * made.cycles, slices * made.serial_splits * compute_sets
+_BIAS = frozenset({"bias_cycles", "bias_compute_sets"})
+_BIAS_GRADIENT = frozenset({"bias_gradient_cycles", "bias_gradient_compute_sets"})
+# Hardware facts that every product or convolution rests on, beside the rate of its type.
+_OF_PLANS = frozenset(
+    {
+        "worker_threads_per_tile",
+        "load_bytes_per_cycle",
+        "exchange_bytes_per_cycle",
+        "shared_exchange_bytes_per_cycle",
+        "product_compute_sets",
+    }
+)
+
+
+def _compute_sets(made: MatmulPlan) -> int:
+    """Of one product of the series."""
+    constants = operation_constants()
+    return constants.product_compute_sets + constants.reduction_compute_sets * (made.split_k > 1)
+
+
+def _numbers_of_product(product: Product, made: MatmulPlan, target: Target) -> frozenset[str]:
+    names = {unit_of(target, product.input_bytes, product.half_partials).fact}
+    if made.split_k > 1:
+        names.add("reduction_compute_sets")
+    return _OF_PLANS | names | made.serial_constants
 
 
 def _rearranged(op: Op, number: int, graph: Graph) -> int:
@@ -116,12 +128,16 @@ def _rearranged(op: Op, number: int, graph: Graph) -> int:
     elements = graph.tensors[number].elements
     if graph.owner(number).role in ("parameter", "constant"):
         return elements if op.phase == "backward" else 0
-    if op.phase == "forward" and op.name in ("mm", "addmm"):
+    if op.phase == "forward" and row_of(op.name).operands_in_layout:
         return 0  # whatever made it wrote it as the plan wants
     if any(graph.owner(other).role == "parameter" for other in op.inputs[-2:]):
         return 0
     producer = graph.producers.get(graph.owner(number).id)
-    return 0 if producer is not None and producer.name == "clone" and _same_order(number, graph) else elements
+    return (
+        0
+        if producer is not None and row_of(producer.name).keeps_order and _same_order(number, graph)
+        else elements
+    )
 
 
 def _same_order(number: int, graph: Graph) -> bool:
@@ -129,7 +145,7 @@ def _same_order(number: int, graph: Graph) -> bool:
     tensor = graph.tensors[number]
     while tensor.base is not None:
         producer = graph.producers.get(tensor.id)
-        if producer is None or producer.name in ("t", "transpose", "permute"):
+        if producer is None or row_of(producer.name).reorders:
             return False
         tensor = graph.tensors[producer.inputs[0]]
     return True
@@ -160,6 +176,10 @@ def convolution_cost(op: Op, graph: Graph, target: Target, proportion: float, ha
         input_bytes=BYTES_OF_DTYPE[source.dtype],
         half_partials=half_partials,
     )
+    constants = operation_constants()
+    compute_sets = constants.product_compute_sets + constants.convolution_layout_compute_sets
+    fact = unit_of(target, convolution.input_bytes, half_partials).fact
+    numbers = _OF_PLANS | {fact, "convolution_layout_compute_sets"}
     moved = source.elements + result.elements
     outputs = _tile_share(result.elements, target)
     if forward:
@@ -168,12 +188,13 @@ def convolution_cost(op: Op, graph: Graph, target: Target, proportion: float, ha
         return OpCost(
             "convolution",
             matmul_cycles=made.cycles,
-            vertex_cycles=_BIAS_CYCLES * outputs if biased else 0.0,
-            compute_sets=_PRODUCT_COMPUTE_SETS + 2 + biased,
+            vertex_cycles=constants.bias_cycles * outputs if biased else 0.0,
+            compute_sets=compute_sets + (constants.bias_compute_sets if biased else 0),
             rearranged_elements=moved,
             working_set_bytes=made.temporary_bytes * target.tiles_per_ipu,
             flops=convolution.flops,
             rule="convolution planner",
+            numbers=numbers | made.constants | (_BIAS if biased else frozenset()),
         )
     wanted = tuple(op.attributes.get("output_mask", (True, True, False)))
     cycles, working_set, passes = 0.0, 0, 0
@@ -181,18 +202,21 @@ def convolution_cost(op: Op, graph: Graph, target: Target, proportion: float, ha
         backward = _gradient_of_input(convolution, _plane(source.shape[2:]))
         made = plan_convolution(backward, target, proportion)
         cycles, working_set, passes = made.cycles, made.temporary_bytes, 1
+        numbers |= made.constants
     if wanted[1]:
-        weight_cycles, weight_bytes = _gradient_of_weights(convolution, target, proportion)
-        cycles, working_set, passes = cycles + weight_cycles, max(working_set, weight_bytes), passes + 1
+        made = _gradient_of_weights(convolution, target, proportion)
+        cycles, working_set, passes = cycles + made.cycles, max(working_set, made.temporary_bytes), passes + 1
+        numbers |= made.constants
     return OpCost(
         "convolution",
         matmul_cycles=cycles,
-        vertex_cycles=_BIAS_GRADIENT_CYCLES * outputs if wanted[2] else 0.0,
-        compute_sets=passes * (_PRODUCT_COMPUTE_SETS + 2) + _BIAS_GRADIENT_COMPUTE_SETS * bool(wanted[2]),
+        vertex_cycles=constants.bias_gradient_cycles * outputs if wanted[2] else 0.0,
+        compute_sets=passes * compute_sets + (constants.bias_gradient_compute_sets if wanted[2] else 0),
         rearranged_elements=passes * moved,
         working_set_bytes=working_set * target.tiles_per_ipu,
         flops=passes * convolution.flops,
         rule="convolution planner",
+        numbers=numbers | (_BIAS_GRADIENT if wanted[2] else frozenset()),
     )
 
 
@@ -215,8 +239,7 @@ def _gradient_of_input(convolution: Convolution, field: tuple[int, int]) -> Conv
     )
 
 
-def _gradient_of_weights(convolution: Convolution, target: Target, proportion: float) -> tuple[float, int]:
-    """(cycles, temporary bytes of a tile)."""
+def _gradient_of_weights(convolution: Convolution, target: Target, proportion: float) -> ConvolutionPlan:
     if convolution.taps == 1:
         product = Product(
             convolution.groups,
@@ -227,9 +250,10 @@ def _gradient_of_weights(convolution: Convolution, target: Target, proportion: f
             convolution.half_partials,
         )
         made = plan(product, target, proportion)
-        return made.cycles, made.temporary_bytes
+        return ConvolutionPlan(made.cycles, made.temporary_bytes, made.serial_constants)
     forward = plan_convolution(convolution, target, proportion)
-    return WEIGHT_GRADIENT_FACTOR * forward.cycles, forward.temporary_bytes
+    cycles = operation_constants().weight_gradient_factor * forward.cycles
+    return replace(forward, cycles=cycles, constants=forward.constants | {"weight_gradient_factor"})
 
 
 def _tile_share(elements: int, target: Target) -> int:
@@ -241,17 +265,9 @@ def _tile_share(elements: int, target: Target) -> int:
 # The table is spread over tiles by rows and columns. Every tile that holds part of it examines every index;
 # the rows that are elsewhere cost it little, but not nothing.
 
-# Columns come in atoms of this size (two 64-bit words keep a copy fast).
-_ATOM = 8
 
-# Worker's cycles: of the vertex, of an index in range without and with its elements, of one that isn't.
-_GATHER = (30, 19, 1.0, 8)
-_UPDATE = (33, 12, 1.5, 5)
-
-GATHERS = frozenset("embedding index_select gather index take_along_dim".split())
-UPDATES = frozenset(
-    "embedding_dense_backward index_add index_put scatter scatter_add scatter_reduce gather_backward "
-    "_index_put_impl".split()
+_OF_LOOKUPS = frozenset(
+    {"worker_threads_per_tile", "exchange_bytes_per_cycle", "lookup_compute_sets", "lookup_atom_elements"}
 )
 
 
@@ -259,20 +275,23 @@ def lookup_cost(op: Op, graph: Graph, target: Target) -> OpCost:
     """A gather of rows, or an addition to rows."""
     inputs = [graph.tensors[number] for number in op.inputs]
     made = graph.tensors[op.outputs[0]]
-    gathering = op.name in GATHERS
+    rule = row_of(op.name).rule
+    gathering = rule == "gather"
     table = inputs[0] if gathering else made
     columns = table.shape[-1] if len(table.shape) > 1 else 1
     moved = made.elements if gathering else _moved_elements(inputs)
     indices = -(-moved // columns)
     rows = max(1, table.elements // columns)
-    cycles = _cycles(_GATHER if gathering else _UPDATE, rows, columns, indices, target)
+    cycles = _lookup_cycles(gathering, rows, columns, indices, target)
     exchanged = moved * BYTES_OF_DTYPE[made.dtype] / target.tiles_per_ipu / target.exchange_bytes_per_cycle
+    vertex = ("cycles", "cycles_per_row", "cycles_per_element", "cycles_per_other_row")
     return OpCost(
-        "gather" if gathering else "scatter",
+        rule,
         vertex_cycles=cycles + exchanged,
-        compute_sets=3,  # indices to all tiles, the vertices, rows to where they are used
+        compute_sets=operation_constants().lookup_compute_sets,
         rearranged_elements=moved,
         rule="lookup",
+        numbers=_OF_LOOKUPS | {f"{rule}_{name}" for name in vertex},
     )
 
 
@@ -282,76 +301,55 @@ def _moved_elements(inputs: list[Tensor]) -> int:
     return min(values, default=max((tensor.elements for tensor in inputs), default=0))
 
 
-def _cycles(
-    costs: tuple[int, int, float, int], rows: int, columns: int, indices: int, target: Target
-) -> float:
+def _lookup_cycles(gathering: bool, rows: int, columns: int, indices: int, target: Target) -> float:
     """The best split of the table over tiles; an index is as likely in any row."""
-    fixed, found, per_element, elsewhere = costs
-    column_splits = np.arange(1, min(math.ceil(columns / _ATOM), target.tiles_per_ipu) + 1)
+    constants, workers = operation_constants(), target.worker_threads_per_tile
+    if gathering:
+        fixed, found = constants.gather_cycles, constants.gather_cycles_per_row
+        per_element, elsewhere = constants.gather_cycles_per_element, constants.gather_cycles_per_other_row
+    else:
+        fixed, found = constants.scatter_cycles, constants.scatter_cycles_per_row
+        per_element, elsewhere = constants.scatter_cycles_per_element, constants.scatter_cycles_per_other_row
+    most_splits = min(math.ceil(columns / constants.lookup_atom_elements), target.tiles_per_ipu)
+    column_splits = np.arange(1, most_splits + 1)
     row_splits = np.minimum(np.maximum(target.tiles_per_ipu // column_splits, 1), rows)
     elements = np.ceil(columns / column_splits)
-    of_worker = math.ceil(indices / target.worker_threads_per_tile)
+    of_worker = math.ceil(indices / workers)
     here = of_worker / row_splits
     worker = fixed + here * (found + elements * per_element) + (of_worker - here) * elsewhere
-    return float(target.worker_threads_per_tile * worker.min())
+    return float(workers * worker.min())
 
 
-# Operations that are no products: the table of vertices.json, and the bound for what isn't in it.
-
-_FILE = Path(__file__).with_name("vertices.json")
-
-# What an operation without a rule is assumed to cost: as the dearest poplibs vertex, a GELU by erf.
-BOUND_CYCLES_PER_ELEMENT = 16.0
-
-
-@dataclass(frozen=True)
-class Vertex:
-    """An entry of the table.
-
-    :param elements: "largest": cycles are for each element of the largest tensor; "outputs": of the largest
-        output.
-    :param rearranged: its elements move into another layout.
-    """
-
-    kind: str
-    half_cycles: float
-    float_cycles: float
-    compute_sets: int
-    source: str
-    elements: str = "largest"
-    rearranged: bool = False
-
-
-@functools.cache
-def table() -> Mapping[str, Vertex]:
-    """Vertices by the name of the operation."""
-    vertices = {}
-    for entry in json.loads(_FILE.read_text(encoding="utf-8"))["vertices"]:
-        names = entry.pop("ops")
-        vertices.update(dict.fromkeys(names, Vertex(**entry)))
-    return vertices
+# Operations that are no products: what the table says, and the bound for what isn't in it.
 
 
 def vertex_cost(op: Op, graph: Graph, target: Target) -> OpCost:
     """What the table says, else the bound."""
-    vertex = table().get(op.name)
+    vertex = vertices().get(row_of(op.name).rule)
     tensors = [graph.tensors[number] for number in op.outputs]
     if vertex is None or vertex.elements == "largest":
         tensors += [graph.tensors[number] for number in op.inputs]
     largest = max(tensors, key=lambda tensor: tensor.elements, default=None)
     elements = largest.elements if largest else 0
-    on_a_tile = -(-elements // target.tiles_per_ipu)
+    on_a_tile = _tile_share(elements, target)
     if vertex is None:
+        constants = operation_constants()
         return OpCost(
-            "unknown", vertex_cycles=BOUND_CYCLES_PER_ELEMENT * on_a_tile, compute_sets=1, rule="bound"
+            "unknown",
+            vertex_cycles=constants.unknown_cycles * on_a_tile,
+            compute_sets=constants.unknown_compute_sets,
+            rule="bound",
+            numbers=frozenset({"unknown_cycles", "unknown_compute_sets"}),
         )
     half = largest is not None and BYTES_OF_DTYPE[largest.dtype] <= 2
+    cycles = vertex.cycles(half)
     return OpCost(
         vertex.kind,
-        vertex_cycles=(vertex.half_cycles if half else vertex.float_cycles) * on_a_tile,
+        vertex_cycles=cycles * on_a_tile,
         compute_sets=vertex.compute_sets,
         rearranged_elements=elements if vertex.rearranged else 0,
         rule="vertex table",
+        numbers=frozenset({vertex.compute_sets_name, *([vertex.cycles_name(half)] if cycles else [])}),
     )
 
 
@@ -364,11 +362,11 @@ def op_cost(op: Op, graph: Graph, settings: Settings, target: Target) -> OpCost:
     """The cost of one operation on its IPU. Never fails: an operation without a rule gets the bound."""
     if all(graph.tensors[number].base is not None for number in op.outputs):
         return _VIEW  # another name for memory that is there
-    if op.name in MATMULS or op.name in CONVOLUTIONS:
-        proportion = _proportion(op, settings)
-        cost = matmul_cost if op.name in MATMULS else convolution_cost
-        return cost(op, graph, target, proportion, settings.half_partials)
-    if op.name in GATHERS or op.name in UPDATES:
+    rule = row_of(op.name).rule
+    if rule in PRODUCTS:
+        cost = matmul_cost if rule == "matmul" else convolution_cost
+        return cost(op, graph, target, _proportion(op, settings), settings.half_partials)
+    if rule in ("gather", "scatter"):
         return lookup_cost(op, graph, target)
     return vertex_cost(op, graph, target)
 

@@ -15,10 +15,10 @@ from ..environment import Target
 from ..graph.ir import BYTES_OF_DTYPE, Graph, Op
 from ..graph.stages import Stage
 from .aliases import materialised
-from .constants import Constants, assumptions
+from .constants import FRAMEWORK_FACTORS, Constants
 from .ops import OpCost, op_cost
 from .settings import Settings
-from .verdict import Assumption, Bound, Pipeline, StageTime, Work
+from .verdict import Bound, Pipeline, StageTime, Work
 
 # What the stages of a program have to do in one pipeline cycle, before any constant makes seconds of it.
 
@@ -247,6 +247,7 @@ class TimeEstimate:
 
     :param flops_per_micro_batch: of products and convolutions, forward and backward, nothing computed again.
     :param bounds: operations without a rule.
+    :param numbers: names of the constants and hardware facts that it rests on.
     """
 
     pipeline: Pipeline
@@ -257,7 +258,7 @@ class TimeEstimate:
     work: tuple[Work, ...]
     update_parts_s: Mapping[str, float]
     bounds: tuple[Bound, ...]
-    assumptions: tuple[Assumption, ...]
+    numbers: frozenset[str]
     flops_per_micro_batch: int
 
 
@@ -381,9 +382,40 @@ def time_of(
         work=_work(graph, stages, costs, program, target, constants),
         update_parts_s=program.update.parts_s(target, constants) if program.update else {},
         bounds=_bounds(graph, costs, target, constants),
-        assumptions=assumptions(),
+        numbers=_numbers(graph, costs, program, settings),
         flops_per_micro_batch=sum(costs[op.index].flops for op in graph.ops),
     )
+
+
+def _numbers(
+    graph: Graph, costs: Mapping[int, OpCost], program: Program, settings: Settings
+) -> frozenset[str]:
+    """What acts on this program's time: not other frameworks' factors, not links that nothing crosses."""
+    names = {"cycle_overhead_s", "call_overhead_s", "clock_hz", "tiles_per_ipu"}
+    names.update(*(costs[op.index].numbers for op in graph.ops))
+    total = sum((load.total for load in program.loads), Load())
+    stash = any(load.stash.vertex_cycles for load in program.loads)
+    update = program.update
+    links = ("link_bytes_per_s", "links_between_ipus", "link_efficiency")
+    for acts, numbers in (
+        (total.matmul_cycles, ("matmul_factor",)),
+        (total.compute_sets, ("compute_set_cycles",)),
+        (total.rearranged_elements, ("rearrangement_cycles",)),
+        (graph.gradients, ("accumulation_cycles",)),
+        (stash, ("stash_in_8_bits_cycles" if settings.stash_bytes_per_element == 1 else "stash_cycles",)),
+        (any(program.copied_bytes), links),
+        (program.input_bytes, ("host_bytes_per_s",)),
+        (program.input_bytes and program.replicas * program.num_ipus > 1, ("ipus_per_m2000",)),
+        (update and update.cycles, ("update_cycles_per_tensor_of_state",)),
+        (update and update.collective_bytes, ("collective_bytes_per_s",)),
+        (update and update.collectives + update.remote_buffers, ("transfer_overhead_s",)),
+        (update and update.remote_bytes, ("streaming_memory_bytes_per_s",)),
+        (update and update.remote_bytes and update.ipus > 1, ("ipus_per_m2000",)),
+    ):
+        if acts:
+            names.update(numbers)
+    factor = FRAMEWORK_FACTORS[program.framework]
+    return frozenset(names | ({factor} if factor else set()))
 
 
 def _sent_bytes(graph: Graph, stages: Sequence[Stage], stage: Stage) -> int:

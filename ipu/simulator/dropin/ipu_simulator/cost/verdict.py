@@ -18,9 +18,6 @@ COMPONENTS = (
     "stream_buffers",
 )
 
-# Name of the assumption that says how far off predicted times are on published rows, relative; where known.
-EXPECTED_TIME_ERROR = "mean error of predicted times"
-
 Origin = Literal["published", "derived", "fitted", "assumed", "measured"]
 
 
@@ -178,6 +175,8 @@ class Bound:
 class Details:
     """What reports show beside the verdict's own fields.
 
+    :param assumptions: the numbers that this verdict rests on: each can change something in it.
+    :param expected_time_error: how far off predicted times are on published rows, relative; None: not known.
     :param lacking_ipus: how many IPUs more the replicas need than the machine has.
     """
 
@@ -188,6 +187,7 @@ class Details:
     overflows: tuple[Overflow, ...]
     bounds: tuple[Bound, ...]
     assumptions: tuple[Assumption, ...]
+    expected_time_error: float | None = None
     lacking_ipus: int = 0
 
 

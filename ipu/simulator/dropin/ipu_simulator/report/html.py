@@ -311,7 +311,7 @@ def html(verdict: Verdict) -> str:
             samples=sums.samples_per_step(verdict),
             cycle_name=sums.cycle_name(verdict),
             step_name=sums.step_name(verdict),
-            expected_error=sums.expected_error(verdict),
+            expected_error=verdict.details.expected_time_error,
             busiest=sums.busiest_ipu(verdict),
             kinds=sums.by_kind(verdict),
             modules=modules[:_MODULES_SHOWN],

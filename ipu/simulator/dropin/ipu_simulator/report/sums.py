@@ -8,7 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Callable, Hashable
 
-from ..cost.verdict import EXPECTED_TIME_ERROR, IpuMemory, StageTime, Verdict, Work
+from ..cost.verdict import IpuMemory, StageTime, Verdict, Work
 
 # Phases that run in every pipeline cycle; the rest runs once in a weight update.
 CYCLE_PHASES = ("forward", "recompute", "backward")
@@ -105,14 +105,6 @@ def costliest(verdict: Verdict, most: int) -> list[CostlyOp]:
         for (op, kind, module, phase), group in groups.items()
     ]
     return sorted(ops, key=lambda op: -op.cycles)[:most]
-
-
-def expected_error(verdict: Verdict) -> float | None:
-    """Mean relative error of times of published rows that were left out of the fit, where it is known."""
-    for assumption in verdict.details.assumptions:
-        if assumption.name == EXPECTED_TIME_ERROR:
-            return assumption.value
-    return None
 
 
 def flags(change: str) -> list[str]:

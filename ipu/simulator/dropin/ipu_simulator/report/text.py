@@ -11,7 +11,6 @@ from .sums import (
     by_kind,
     by_module,
     cycle_name,
-    expected_error,
     flags,
     fullest,
     human_bytes,
@@ -246,7 +245,7 @@ def _origin(verdict: Verdict) -> Iterator[str]:
 
 
 def _error(verdict: Verdict) -> str:
-    error = expected_error(verdict)
+    error = verdict.details.expected_time_error
     return "" if error is None else f"; off by {percent(error)} on published rows left out of the fit"
 
 

@@ -1,0 +1,146 @@
+"""The table of operations, ops.json: a row says all that the cost model needs of an operation.
+
+The file explains its entries, and gives each number's unit, origin and source.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping
+
+from .verdict import Assumption, Origin
+
+FILE = Path(__file__).with_name("ops.json")
+
+
+@dataclass(frozen=True)
+class Vertex:
+    """What an elementwise operation, a reduction, a copy costs.
+
+    :param half_cycles: of a tile for each element there, in types of 2 bytes; `float_cycles` in wider ones.
+    :param elements: "largest": of the largest tensor; "outputs": of the largest output.
+    :param rearranged: its elements move into another layout.
+    """
+
+    name: str
+    kind: str
+    half_cycles: float
+    float_cycles: float
+    compute_sets: int
+    origin: Origin
+    source: str
+    elements: str = "largest"
+    rearranged: bool = False
+
+    def cycles(self, half: bool) -> float:
+        return self.half_cycles if half else self.float_cycles
+
+    def cycles_name(self, half: bool) -> str:
+        """Name of that number among a verdict's assumptions."""
+        return f"{self.name}, {'float16' if half else 'float32'}"
+
+    @property
+    def compute_sets_name(self) -> str:
+        return f"{self.name}, compute sets"
+
+    @property
+    def assumptions(self) -> tuple[Assumption, ...]:
+        """Its numbers, for reports."""
+        unit = f"cycles/element of the largest {'output' if self.elements == 'outputs' else 'tensor'}/tile"
+        cycles = [
+            Assumption(self.cycles_name(half), self.cycles(half), unit, self.origin, self.source)
+            for half in (True, False)
+        ]
+        sets = Assumption(
+            self.compute_sets_name, float(self.compute_sets), "compute sets", self.origin, self.source
+        )
+        return (*cycles, sets)
+
+
+@dataclass(frozen=True)
+class OpRow:
+    """An operation; the file explains its fields.
+
+    :param rule: matmul, convolution, gather, scatter, view or the name of a vertex; "" where there is none.
+    """
+
+    rule: str = ""
+    in_place: bool = False
+    operands_in_layout: bool = False
+    keeps_order: bool = False
+    reorders: bool = False
+    drawn_again: int | None = None
+    into_accumulator: bool = False
+    sums_gradients: bool = False
+    fused_into: str = ""
+
+
+@dataclass(frozen=True)
+class OperationConstants:
+    """Numbers of products, convolutions and lookups, and the bound for what has no rule."""
+
+    product_compute_sets: int
+    reduction_compute_sets: int
+    convolution_layout_compute_sets: int
+    serial_cycles: float
+    slice_cycles: float
+    update_cycles: float
+    add_cycles: float
+    weight_gradient_factor: float
+    bias_cycles: float
+    bias_compute_sets: int
+    bias_gradient_cycles: float
+    bias_gradient_compute_sets: int
+    lookup_compute_sets: int
+    lookup_atom_elements: int
+    gather_cycles: float
+    gather_cycles_per_row: float
+    gather_cycles_per_element: float
+    gather_cycles_per_other_row: float
+    scatter_cycles: float
+    scatter_cycles_per_row: float
+    scatter_cycles_per_element: float
+    scatter_cycles_per_other_row: float
+    unknown_cycles: float
+    unknown_compute_sets: int
+
+
+@functools.cache
+def content() -> Mapping[str, Mapping[str, Any]]:
+    """The file, as it is."""
+    read: Mapping[str, Mapping[str, Any]] = json.loads(FILE.read_text(encoding="utf-8"))
+    return read
+
+
+@functools.cache
+def operation_constants() -> OperationConstants:
+    return OperationConstants(**{name: entry["value"] for name, entry in content()["constants"].items()})
+
+
+@functools.cache
+def vertices() -> Mapping[str, Vertex]:
+    """By name."""
+    return {name: Vertex(name, **entry) for name, entry in content()["vertices"].items()}
+
+
+@functools.cache
+def rows() -> Mapping[str, OpRow]:
+    """By the operation's name."""
+    return {name: OpRow(**row) for name, row in content()["ops"].items()}
+
+
+def row_of(name: str) -> OpRow:
+    """The row of an operation; an empty one where the table has none."""
+    return rows().get(name, OpRow())
+
+
+def operation_assumptions() -> tuple[Assumption, ...]:
+    """All numbers of the table, for reports."""
+    of_rules = [
+        Assumption(name, float(entry["value"]), entry["unit"], entry["origin"], entry["source"])
+        for name, entry in content()["constants"].items()
+    ]
+    return (*of_rules, *(each for vertex in vertices().values() for each in vertex.assumptions))
