@@ -77,10 +77,11 @@ def test_libraries_find_an_installed_poptorch(tmp_path):
     door(script, folder=tmp_path)
 
 
-LOOK = """
+OURS = ("benchmarks", "command_line", "config", "data", "ipu", "model", "planning", "tests", "training")
+LOOK = f"""
     import sys, subprocess
-    import config, data, ipu, model, tests, training
-    assert all(module.mine for module in (config, data, ipu, model, tests, training))
+    import {", ".join(OURS)}
+    assert all(module.mine for module in ({", ".join(OURS)}))
     import poptorch, popdist.poptorch, popart
     print(sys.argv, __name__, sys.stdin.read())
     print([entry for entry in sys.path if "site-packages" not in entry and "lib/python" not in entry])
@@ -94,7 +95,7 @@ LOOK = """
 def program(tmp_path):
     """A program beside packages of its own that have the names of ours."""
     folder = tmp_path / "program"
-    for name in ("config", "data", "ipu", "model", "tests", "training"):
+    for name in OURS:
         write(folder / name / "__init__.py", "mine = True\n")
     return write(folder / "look.py", LOOK)
 
@@ -199,6 +200,15 @@ def test_a_signal_reaches_the_program(tmp_path):
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 5
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="only Python's -P leaves the current folder out")
+def test_commands_of_the_repository_run_beside_packages_with_our_names(program):
+    """They are planning's, in a process that has this repository's packages."""
+    asked = door("validate", "--help", folder=program.parent).stdout
+    assert asked.startswith("usage: python -m ipu.simulator validate")
+    refused = door("fit", "absent.csv", folder=program.parent, status=2).stderr
+    assert refused.startswith("ipu.simulator fit: ") and "absent.csv" in refused
 
 
 @pytest.mark.parametrize(

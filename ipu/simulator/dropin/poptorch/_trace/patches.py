@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import sys
 import threading
 from typing import Any, Callable, Iterator
@@ -154,7 +153,7 @@ def around_forward(casts: bool, on_function: Callable[[], None] | None = None) -
     """
     if "torch._compile" in sys.modules:
         # PyTorch imports this with the first operation that a mode sees, and looks at the constructor then.
-        importlib.import_module("torch._dynamo")
+        import torch._dynamo as _dynamo  # noqa: F401
     with contextlib.ExitStack() as stack:
         stack.enter_context(_subclasses())
         if on_function is not None:
