@@ -215,8 +215,9 @@ def test_a_run_chooses_machine_and_precision_without_the_environment():
         print(environment.target().name, environment.precision())
         ipu.select_device("simulator", target="pod16")
         print(environment.target().name, environment.precision())
-        del os.environ["IPU_SIMULATOR_ANNOUNCED"]  # for processes that it starts
-        print(os.environ == before)
+        changed = {name for name, value in os.environ.items() if before.get(name) != value}
+        # For processes that it starts: the banner is printed, and what importing PopTorch always sets.
+        print(changed <= {"IPU_SIMULATOR_ANNOUNCED", "RDMAV_FORK_SAFE"})
         """,
         IPU_SIMULATOR_TARGET="pod64",
     )
