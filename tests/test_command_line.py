@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
@@ -9,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import command_line
+import config as configuration
 
 ROOT = Path(__file__).resolve().parents[1]
 # Sends itself the signal as soon as a module of the given name is looked for.
@@ -83,3 +87,16 @@ raise SystemExit(command_line.run_as_program(main))
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2
     assert done.stderr == "error: broken pipe: the program reading our output has exited\n"
+
+
+def test_a_verdict_that_fails_after_a_run_is_told_with_its_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()  # no folder to write a verdict to
+    config = configuration.load("test_bert", overrides={"device": "simulator"})
+    flags = argparse.Namespace(config="test_bert")
+    command_line.print_verdict(config, flags, file, {"samples_per_s": 1.0})
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback") and "FileExistsError" in said
+    assert said.endswith("the run is saved, but there is no verdict on it: see the error above\n")
