@@ -17,7 +17,10 @@ DROP_IN = Path(environment.__file__).parents[1]
 
 
 def test_configurations_and_simulator_know_the_same_machines():
-    assert {name: environment.target(name).num_ipus for name in environment.TARGETS} == machine_ipus()
+    """In the same order, which errors and --help list them in."""
+    names = "pod4 pod16 pod64 pod128 pod256 bow-pod4 bow-pod16 bow-pod64 bow-pod128 bow-pod256".split()
+    assert list(environment.TARGETS) == list(machine_ipus()) == names
+    assert {name: environment.target(name).num_ipus for name in names} == machine_ipus()
 
 
 def test_every_data_file_is_a_target_or_what_targets_share():

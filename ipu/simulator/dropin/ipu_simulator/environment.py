@@ -22,10 +22,17 @@ TARGET_VARIABLE = variables.TARGET
 PRECISION_VARIABLE = variables.PRECISION
 DEFAULT_TARGET = "pod16"
 
-# GC200 machines, and those of the Bow generation; the number in a name is that of its IPUs.
-TARGETS = "pod4 pod16 pod64 pod128 pod256 bow-pod4 bow-pod16 bow-pod64 bow-pod128 bow-pod256".split()
-
 _FOLDER = Path(__file__).resolve().parent / "targets"
+
+
+def _machines() -> list[str]:
+    """The described machines, GC200 before Bow, from small to large; the other files describe chips."""
+    described = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in _FOLDER.glob("*.json")}
+    ipus = {name: facts["num_ipus"]["value"] for name, facts in described.items() if "num_ipus" in facts}
+    return sorted(ipus, key=lambda name: (name.startswith("bow-"), ipus[name]))
+
+
+TARGETS = _machines()
 
 
 class UnknownTarget(ValueError):
