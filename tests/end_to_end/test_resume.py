@@ -18,7 +18,8 @@ import run_pretraining
 from data import DataError
 from training.metrics import read_metrics
 
-pytestmark = pytest.mark.slow
+# One process, which trains the run that others are compared with once.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]
 
 ROOT = Path(__file__).resolve().parents[2]
 UNTIMED = ("samples_per_s",)
@@ -164,18 +165,24 @@ sys.exit(run_pretraining.run_as_program())
     assert "Traceback" not in done.stderr
 
 
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    return tmp_path_factory.mktemp("evaluated") / "run"
+
+
 @pytest.mark.parametrize("call", [3, 15])
-def test_a_stop_during_an_evaluation_is_made_good(tmp_path, flags, call):
+def test_a_stop_during_an_evaluation_is_made_good(tmp_path, flags, evaluated, call):
     """In the first evaluation, before anything was trained, and in that of step 4: ten calls each."""
     steps = (*STEPS, "--eval-batches", 30)
-    run_pretraining.main(flags(tmp_path / "whole", *steps))
+    if not evaluated.exists():
+        run_pretraining.main(flags(evaluated, *steps))
     arguments = flags(tmp_path / "stopped", *steps)
     stopped = signalled_at(arguments, "EvaluationMetrics", "add", call, signal.SIGTERM)
     assert stopped.returncode == 0, stopped.stderr
     trained = (tmp_path / "stopped" / "checkpoints").exists()
     assert trained == (call > 10)
     run_pretraining.main([*arguments, "--resume"] if trained else arguments)
-    assert_same_run(tmp_path / "whole", tmp_path / "stopped", 8)
+    assert_same_run(evaluated, tmp_path / "stopped", 8)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -13,8 +13,6 @@ from torch.utils.data import BatchSampler, IterableDataset, SequentialSampler
 
 import ipu
 
-pytestmark = pytest.mark.slow
-
 ipu.select_device("simulator")
 poptorch = ipu.poptorch
 Mode = poptorch.DataLoaderMode

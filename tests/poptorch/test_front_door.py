@@ -85,7 +85,7 @@ LOOK = f"""
     import poptorch, popdist.poptorch, popart
     print(sys.argv, __name__, sys.stdin.read())
     print([entry for entry in sys.path if "site-packages" not in entry and "lib/python" not in entry])
-    child = "import sys, poptorch; print(poptorch.__file__)"
+    child = "import importlib.util; print(importlib.util.find_spec('poptorch').origin)"
     print(subprocess.run([sys.executable, "-c", child], capture_output=True, text=True).stdout, end="")
     sys.exit(7)
 """
