@@ -82,8 +82,8 @@ def pipeline_stages(layers_per_ipu: Sequence[float], head: Head) -> int:
 
     (PopTorch counts changes of the IPU, not blocks.)
     """
-    blocks = placement(round(sum(layers_per_ipu)), layers_per_ipu, head)
-    way = [ipu for _, ipu in blocks]
+    used = [int(layers > 0) for layers in layers_per_ipu]  # more layers on an IPU make no more stages
+    way = [ipu for _, ipu in placement(sum(used), used, head)]
     return 1 + sum(before != after for before, after in zip(way, way[1:]))
 
 

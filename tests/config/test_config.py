@@ -244,6 +244,11 @@ def test_pipeline_depth_counts_changes_of_ipu(layers: tuple, task: str, stages: 
     assert minimum_gradient_accumulation(layers, head) == 2 * stages - 1
 
 
+def test_absurd_placements_are_refused_at_once() -> None:
+    (complaint,) = refusal(layers_per_ipu=(10**12, 0))
+    assert "places 1000000000000 layers, num_layers is 4: 999999999996 too many" in complaint
+
+
 def test_suggested_placements_are_legal_and_as_published() -> None:
     assert balanced_layers(12, 4) == [0, 4, 4, 4]
     assert balanced_layers(24, 4) == [3, 7, 7, 7]
