@@ -9,7 +9,6 @@ object, of views that of the storage.
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -21,100 +20,7 @@ from torch.nn.modules import module as torch_module
 
 from . import canonical
 from .ir import BYTES_OF_DTYPE, Graph, Op, Phase, Role, Tensor
-
-# Which forward operation a backward operation belongs to: the few private calls of PyTorch that tell.
-#
-# Autograd numbers its nodes in the order in which they are made. A node is made just before its forward
-# operation is dispatched, and while it runs backward it is the "current node". Checked with PyTorch 2.13.
-
-# Gradient accumulators of leaves aren't numbered in order: they all have this number.
-_UNNUMBERED = 2**64 - 1
-
-
-def latest_node() -> int:
-    """In a forward operation: the number of the node that will compute its gradient.
-
-    An operation that has no gradient leaves the number of some earlier one.
-    """
-    return torch._C._autograd._get_sequence_nr() - 1  # type: ignore[attr-defined]
-
-
-def running_node() -> int | None:
-    """In a backward operation: the number of the node it is part of; None between nodes, where gradients
-    that reach one tensor on several ways are added.
-    """
-    node = torch._C._current_autograd_node()
-    if node is None:
-        return None
-    number: int = node._sequence_nr()
-    return None if number == _UNNUMBERED else number
-
-
-# The arguments of PyTorch's operations by name.
-
-# Arguments that say how PyTorch stores or draws, not what is computed.
-_NOT_COMPUTED = frozenset({"device", "generator", "layout", "memory_format", "non_blocking", "pin_memory"})
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call's arguments: tensors in their order, those among them that are written to, all others."""
-
-    tensors: list[torch.Tensor]
-    written: list[torch.Tensor]
-    attributes: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Schema:
-    """An operation. `name` is aten's without overload, and without the underscore of in-place ones."""
-
-    name: str
-    arguments: tuple[tuple[str, Any, bool], ...]  # name, default, whether it is written to
-
-    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """Names a call's arguments. Absent optional tensors are attributes with the value None."""
-        tensors: list[torch.Tensor] = []
-        written: list[torch.Tensor] = []
-        attributes: dict[str, Any] = {}
-        for index, (name, default, is_written) in enumerate(self.arguments):
-            value = args[index] if index < len(args) else kwargs.get(name, default)
-            if isinstance(value, torch.Tensor):
-                tensors.append(value)
-                if is_written:
-                    written.append(value)
-            elif isinstance(value, (list, tuple)) and any(isinstance(one, torch.Tensor) for one in value):
-                parts = [one for one in value if isinstance(one, torch.Tensor)]
-                tensors += parts
-                if is_written:
-                    written += parts
-                if len(parts) < len(value):  # such as index(x, [None, positions])
-                    attributes[name] = tuple(isinstance(one, torch.Tensor) for one in value)
-            elif name not in _NOT_COMPUTED:
-                attributes[name] = _plain(value)
-        return Call(tensors, written, attributes)
-
-
-@functools.cache
-def schema_of(func: Any) -> Schema:
-    """The schema of an operation as dispatched (torch._ops.OpOverload)."""
-    name = func.overloadpacket.__name__
-    arguments = []
-    for argument in func._schema.arguments:
-        is_written = argument.alias_info is not None and argument.alias_info.is_write
-        default = argument.default_value if argument.has_default_value() else None
-        arguments.append((argument.name, default, is_written))
-    in_place = any(is_written for _, _, is_written in arguments)
-    return Schema(name[:-1] if in_place and name.endswith("_") else name, tuple(arguments))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, torch.dtype):
-        return str(value).removeprefix("torch.")
-    if isinstance(value, (list, tuple)):
-        return tuple(_plain(one) for one in value)
-    return value
-
+from .operations import latest_node, running_node, schema_of
 
 # Another name for the same tensor.
 _ALIASES = frozenset({"alias", "detach", "lift", "lift_fresh"})

@@ -14,11 +14,14 @@ from .. import enums, poptorch_core
 from .._options.popart import Obeyed
 from .._trace import popart_ir, watch
 from .._trace import run as _trace
-from .._trace.casts import ImplicitCasts, place_on_ipu, version_of, widen_indices
+from .._trace.casts import ImplicitCasts, version_of
 from .._trace.checks import Checks
+from .._trace.device import place_on_ipu
+from .._trace.indices import widen_indices
 from .._trace.losses import Losses, LossPlace, find_loss
 from .._trace.patches import trusted_kernels
-from .._trace.tape import Program, Tape
+from .._trace.replay import Program
+from .._trace.tape import Tape
 from ..poptorch_core import createBackendError, createPoptorchError
 from . import anchors as _anchors
 from . import outputs as _outputs

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from . import popart_ir
 
 # These make another name for a tensor and leave nothing to run.
-_NOT_COMPUTING = frozenset(
+NOT_COMPUTING = frozenset(
     {torch.ops.aten.alias.default, torch.ops.aten.detach.default, torch.ops.aten.lift_fresh.default}
 )
 
@@ -106,7 +106,7 @@ class Trace(Run):
         if (
             self.entries
             and not self.in_block
-            and func not in _NOT_COMPUTING
+            and func not in NOT_COMPUTING
             and any(isinstance(arg, torch.Tensor) for arg in tree_flatten(args)[0])
         ):
             self.computes_outside_block = True
