@@ -20,6 +20,7 @@ from ipu_simulator.environment import target
 
 import ipu
 from config import Config, ConfigError, keys_that_alter, nearest
+from config.recipes import Problem
 from ipu.placement import balanced_layers
 from planning import remedies
 
@@ -206,9 +207,8 @@ def program_of_row(
     preset = _model_of_row(model)
     factor = embedding_serialization_factor
     if factor > preset.vocab_size:
-        raise ConfigError(
-            f"embedding_serialization_factor: {factor} slices of a vocabulary of {preset.vocab_size}"
-        )
+        problem = f"{factor} slices of a vocabulary of {preset.vocab_size}"
+        raise ConfigError([Problem("embedding_serialization_factor", problem)])
     family = "groupbert" if preset.convolution else "bert"
     values: Dict[str, Any] = {
         "model": family,

@@ -1,8 +1,11 @@
-"""A published row as a program of ours: the graph that the application would run in that configuration."""
+"""Published rows as programs of ours, the constants fitted to them, and how far predictions are from them.
+
+A row's program is the graph that the application would run in that configuration. Constants are fitted by
+least squares on the logarithm of step times, with log-normal priors.
+"""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import Callable, Mapping, Sequence
 
@@ -13,6 +16,9 @@ from ipu_simulator.cost.time import Program, program_of
 from ipu_simulator.environment import Target, target
 from ipu_simulator.graph.ir import Graph
 from ipu_simulator.graph.stages import stages_of
+
+from config import ConfigError
+from ipu.placement import StagesError
 
 from .published_rows import COLUMNS, Row, RowError
 
@@ -94,21 +100,20 @@ def _program(row: Row) -> tuple[Graph, Settings]:
             matmul_proportion=row.matmul_proportion,
             embedding_serialization_factor=row.embedding_serialization_factor,
         )
-    except ValueError as error:
-        problem = "; ".join(line.strip() for line in str(error).splitlines())
-        column = _column_of(problem)
-        raise row.error(column, problem.removeprefix(f"{column}: ")) from None
+    except StagesError as error:
+        raise row.error("layers_per_ipu", str(error)) from None
+    except ConfigError as error:
+        raise _of_row(row, error) from None
     return graph, replace(settings, framework=row.framework)
 
 
-def _column_of(problem: str) -> str:
-    """The column that a configuration's problem is about: its keys are the columns' names."""
-    words = re.findall(r"\w+", problem)
-    named = [word for word in words if word in COLUMNS]
-    return named[0] if named else "model"
+def _of_row(row: Row, error: ConfigError) -> RowError:
+    """A configuration's problems as those of the row: keys and columns have the same names."""
+    problems = sorted(error.problems, key=lambda problem: problem.key not in COLUMNS)
+    column = problems[0].key if problems[0].key in COLUMNS else "model"
+    first = problems[0].text if problems[0].key == column else str(problems[0])
+    return row.error(column, "; ".join([first, *map(str, problems[1:])]))
 
-
-# Fits the time model's constants: least squares on the logarithm of step times, with log-normal priors.
 
 # The model's own relative error and that of measurements: what a residual is weighed with against the priors.
 RESIDUAL_SD = 0.02
@@ -190,9 +195,6 @@ def by_utilisation_s(row: Measured, level: float, poptorch_factor: float) -> flo
     framework = row.row.framework
     factor = poptorch_factor if framework == "PopTorch" else constants().framework_factor(framework)
     return row.at_peak_s / level * factor
-
-
-# How far predictions are from published rows, also with constants fitted without a row or its group.
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""A validation as a table for the terminal, as JSON, as a page of the documentation."""
+"""`python -m ipu.simulator validate ROWS.csv` and `fit ROWS.csv`: the commands and what they print.
+
+A validation is printed as a table, and written as JSON or as a page of the documentation where asked.
+"""
 
 from __future__ import annotations
 
@@ -173,8 +176,6 @@ def _table_of_rows(validation: Validation) -> list[str]:
 def _line(name: str, errors: Errors) -> str:
     return f"| {name} | {errors.mean:.1%} | {errors.max:.1%} | {len(errors.of_row)} |"
 
-
-# `python -m ipu.simulator validate ROWS.csv` and `python -m ipu.simulator fit ROWS.csv`.
 
 COMMANDS = ("validate", "fit")
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 from ipu_simulator.cost.verdict import Pipeline, StageTime, Verdict
-from ipu_simulator.report.schedule import Plan, plan_of
+from ipu_simulator.report.schedule import Schedule, schedule_of
 
 from tests.ipu_simulator.report.samples import fitting
 
@@ -47,7 +47,7 @@ def program(stage_ipus: tuple[int, ...], micro_batches: int, depth: int, trained
     )
 
 
-def visits(plan: Plan, part: str) -> dict[int, dict[int, int]]:
+def visits(plan: Schedule, part: str) -> dict[int, dict[int, int]]:
     """Micro batch -> stage -> the cycle in which the stage works on it. Never twice."""
     found: dict[int, dict[int, int]] = defaultdict(dict)
     for slice_ in plan.slices:
@@ -63,7 +63,7 @@ PLACEMENTS = [(0,), (0, 1), (0, 1, 2, 3, 0), (0, 1, 0, 1)]
 @pytest.mark.parametrize("stage_ipus", PLACEMENTS)
 def test_every_micro_batch_passes_every_stage_in_order(stage_ipus: tuple[int, ...]) -> None:
     micro_batches = 5
-    plan = plan_of(pipelined(stage_ipus, micro_batches))
+    plan = schedule_of(pipelined(stage_ipus, micro_batches))
     assert not plan.omitted
     forward, backward = visits(plan, "forward"), visits(plan, "backward")
     stages = range(len(stage_ipus))
@@ -78,7 +78,7 @@ def test_every_micro_batch_passes_every_stage_in_order(stage_ipus: tuple[int, ..
 
 
 def test_a_stage_holds_as_many_micro_batches_as_it_has_stash_slots() -> None:
-    plan = plan_of(pipelined((0, 1, 2, 3, 0), 12))
+    plan = schedule_of(pipelined((0, 1, 2, 3, 0), 12))
     assert not plan.omitted
     forward, backward = visits(plan, "forward"), visits(plan, "backward")
     for stage in range(5):
@@ -92,7 +92,7 @@ def test_a_stage_holds_as_many_micro_batches_as_it_has_stash_slots() -> None:
 @pytest.mark.parametrize("stage_ipus", PLACEMENTS)
 def test_an_ipu_does_one_thing_at_a_time_within_the_cycle(stage_ipus: tuple[int, ...]) -> None:
     verdict = pipelined(stage_ipus, 40)
-    plan = plan_of(verdict)
+    plan = schedule_of(verdict)
     starts_s = {cycle.index: cycle.start_s for cycle in plan.cycles}
     for ipu in set(stage_ipus):
         slices = sorted((each for each in plan.slices if each.ipu == ipu), key=lambda each: each.start_s)
@@ -105,7 +105,7 @@ def test_an_ipu_does_one_thing_at_a_time_within_the_cycle(stage_ipus: tuple[int,
 
 
 def test_work_is_conserved() -> None:
-    plan = plan_of(pipelined((0, 1, 2, 0), 5))
+    plan = schedule_of(pipelined((0, 1, 2, 0), 5))
     seconds: Counter[str] = Counter()
     for slice_ in plan.slices:
         seconds[slice_.part] += slice_.duration_s
@@ -115,11 +115,11 @@ def test_work_is_conserved() -> None:
 
 
 def test_cycles_left_out_are_those_that_look_like_their_neighbours() -> None:
-    every, few = plan_of(pipelined((0, 1, 2, 0), 9)), plan_of(pipelined((0, 1, 2, 0), 1000))
+    every, few = schedule_of(pipelined((0, 1, 2, 0), 9)), schedule_of(pipelined((0, 1, 2, 0), 1000))
     assert every.omitted == 0
     assert few.omitted + len(few.cycles) == 1000 + 6
 
-    def shape(plan: Plan, cycle: int) -> list[tuple[object, ...]]:
+    def shape(plan: Schedule, cycle: int) -> list[tuple[object, ...]]:
         return [
             (each.ipu, each.stage, each.part, each.duration_s) for each in plan.slices if each.cycle == cycle
         ]
@@ -133,7 +133,7 @@ def test_cycles_left_out_are_those_that_look_like_their_neighbours() -> None:
 
 
 def test_inference_drains_without_coming_back() -> None:
-    plan = plan_of(pipelined((0, 1, 2), 6, trained=False))
+    plan = schedule_of(pipelined((0, 1, 2), 6, trained=False))
     assert [cycle.index for cycle in plan.cycles] == list(range(8))
     forward = visits(plan, "forward")
     assert forward == {batch: {stage: batch + stage for stage in range(3)} for batch in range(6)}
@@ -142,7 +142,7 @@ def test_inference_drains_without_coming_back() -> None:
 
 def test_without_a_pipeline_stages_take_turns() -> None:
     verdict = program((0, 1, 2), 40, depth=0)
-    plan = plan_of(verdict)
+    plan = schedule_of(verdict)
     assert {cycle.phase for cycle in plan.cycles} == {"main"}
     for cycle in plan.cycles:
         slices = [each for each in plan.slices if each.cycle == cycle.index]
@@ -159,7 +159,7 @@ def test_without_a_pipeline_stages_take_turns() -> None:
 
 def test_the_update_follows_the_last_cycle() -> None:
     verdict = fitting()
-    plan = plan_of(verdict)
+    plan = schedule_of(verdict)
     assert plan.cycles_end_s == pytest.approx(len(plan.cycles) * verdict.pipeline.cycle_s)
     assert [part.name for part in plan.after][-1] == "host input and output"
     assert plan.end_s - plan.cycles_end_s == pytest.approx(verdict.update_s + verdict.host_s)

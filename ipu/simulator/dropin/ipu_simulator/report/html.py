@@ -13,7 +13,7 @@ import markupsafe
 from ..cost.verdict import COMPONENTS, IpuMemory, LivenessPoint, Verdict
 from . import sums
 from . import sums as units
-from .schedule import PARTS, Plan, Slice, plan_of
+from .schedule import PARTS, Schedule, Slice, schedule_of
 from .sums import busy_s_of_ipus, human_bytes, human_seconds, percent
 
 # Geometry of the report's charts. Widths and positions are thousandths of a chart's width.
@@ -180,7 +180,7 @@ def _phases(phases: Sequence[str]) -> tuple[Segment, ...]:
 
 def cycle_rows(verdict: Verdict) -> list[CycleRow]:
     """A pipeline cycle in which every stage works, as wide as the chart."""
-    plan = plan_of(verdict)
+    plan = schedule_of(verdict)
     busy_s = busy_s_of_ipus(verdict)
     cycle_s = max([verdict.pipeline.cycle_s, *busy_s.values()])
     by_cycle: dict[int, list[Slice]] = {cycle.index: [] for cycle in plan.cycles}
@@ -205,7 +205,7 @@ def cycle_rows(verdict: Verdict) -> list[CycleRow]:
 
 def step_chart(verdict: Verdict) -> StepChart:
     """Filling, main phase, flushing, weight update."""
-    plan = plan_of(verdict)
+    plan = schedule_of(verdict)
     cycles_end_s = plan.cycles_end_s
     after_s = plan.end_s - cycles_end_s
     update_s = min(after_s, _UPDATE_CYCLES * verdict.pipeline.cycle_s)
@@ -233,7 +233,7 @@ def step_chart(verdict: Verdict) -> StepChart:
     return StepChart(tuple(rows), (*_cycle_phases(plan, span_s), *labels), gap_x, plan.omitted)
 
 
-def _cycle_phases(plan: Plan, span_s: float) -> list[Segment]:
+def _cycle_phases(plan: Schedule, span_s: float) -> list[Segment]:
     starts = [cycle for cycle in plan.cycles if cycle.index == 0 or cycle.start_s == plan.gap_s]
     starts += [
         cycle

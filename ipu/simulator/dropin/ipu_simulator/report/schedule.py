@@ -6,8 +6,8 @@ both at once. In the first 2F - 2 cycles the pipeline fills, in the last 2F - 2 
 as long as the busiest IPU takes. Without backward passes (inference) there are N = G + F - 1 cycles. Where
 nothing is pipelined, N = G: stages take turns, forward and back, within a cycle.
 
-An update may take thousands of cycles that all look alike: a plan keeps the first and the last of them and
-says how many it leaves out. Times are the verdict's predictions.
+An update may take thousands of cycles that all look alike: a schedule keeps the first and the last of them
+and says how many it leaves out. Times are the verdict's predictions.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Schedule:
     """The drawing: cycles in order, their slices, the gap, what follows the pipeline.
 
     :param gap_s: where the cycles left out would be, at the start of the cycle after them; None if all are
@@ -83,7 +83,7 @@ class Plan:
         return self.cycles_end_s + sum(part.duration_s for part in self.after)
 
 
-def plan_of(verdict: Verdict) -> Plan:
+def schedule_of(verdict: Verdict) -> Schedule:
     """The drawing of one weight update."""
     stages = sorted(verdict.details.stages, key=lambda stage: stage.stage)
     pipeline = verdict.pipeline
@@ -103,7 +103,7 @@ def plan_of(verdict: Verdict) -> Plan:
         cycles.append(Cycle(index, phase, start_s))
         slices += _slices_of_cycle(stages, index, start_s, depth, micro_batches)
     end_s = len(drawn) * pipeline.cycle_s
-    return Plan(tuple(cycles), tuple(slices), gap_s, total - len(drawn), end_s, _after(verdict, end_s))
+    return Schedule(tuple(cycles), tuple(slices), gap_s, total - len(drawn), end_s, _after(verdict, end_s))
 
 
 def _drawn_cycles(total: int, depth: int) -> list[int]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..cost.verdict import Verdict
-from .schedule import HOST, Plan, Slice, plan_of
+from .schedule import HOST, Schedule, Slice, schedule_of
 
 _PROCESS = 1
 _CYCLES, _FIRST_IPU = 1, 2
@@ -24,7 +24,7 @@ Event = dict[str, Any]
 
 def trace_text(verdict: Verdict) -> str:
     """The trace as JSON text, one event a line."""
-    plan = plan_of(verdict)
+    plan = schedule_of(verdict)
     events = [*_names(verdict), *_cycles(plan), *_slices(plan), *_arrows(plan), *_after(verdict, plan)]
     lines = ",\n".join(json.dumps(event, allow_nan=False) for event in events)
     other = {
@@ -57,7 +57,7 @@ def _metadata(kind: str, thread: int | None, name: str) -> Event:
     return event if thread is None else {**event, "tid": thread}
 
 
-def _cycles(plan: Plan) -> Iterable[Event]:
+def _cycles(plan: Schedule) -> Iterable[Event]:
     ends_s = [cycle.start_s for cycle in plan.cycles[1:]] + [plan.cycles_end_s]
     for cycle, end_s in zip(plan.cycles, ends_s, strict=True):
         if cycle.start_s == plan.gap_s:
@@ -75,7 +75,7 @@ def _cycles(plan: Plan) -> Iterable[Event]:
         yield _complete(name, "cycle", _CYCLES, cycle.start_s, end_s - cycle.start_s, {"phase": cycle.phase})
 
 
-def _slices(plan: Plan) -> Iterable[Event]:
+def _slices(plan: Schedule) -> Iterable[Event]:
     for slice_ in plan.slices:
         arguments: dict[str, Any] = {"stage": slice_.stage, "pipeline_cycle": slice_.cycle}
         if slice_.micro_batch >= 0:
@@ -90,7 +90,7 @@ def _slices(plan: Plan) -> Iterable[Event]:
         )
 
 
-def _arrows(plan: Plan) -> Iterable[Event]:
+def _arrows(plan: Schedule) -> Iterable[Event]:
     """From each stage that works on a micro batch to the next one, where neither is left out."""
     paths: dict[int, list[Slice]] = {}
     for slice_ in plan.slices:
@@ -114,7 +114,7 @@ def _arrows(plan: Plan) -> Iterable[Event]:
             yield {**shared, "ph": "f", "bp": "e", "tid": _FIRST_IPU + other.ipu, "ts": _us(other.start_s)}
 
 
-def _after(verdict: Verdict, plan: Plan) -> Iterable[Event]:
+def _after(verdict: Verdict, plan: Schedule) -> Iterable[Event]:
     """The weight update, which all IPUs do at once, and what the host adds."""
     for part in plan.after:
         if part.name == HOST:
