@@ -42,7 +42,7 @@ _TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_no
 _OF_THE_DEVICE = ("IPU_SIMULATOR_", "POPTORCH_", "POPDIST_", "OMPI_", "PYTHON")
 _FIXED = {
     **{"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "HF_HUB_OFFLINE": "1"},
-    **{"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"},
+    **{"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "TQDM_DISABLE": "1", "PYTHONIOENCODING": "utf-8"},
 }
 # Keys of metrics that say how fast this host was.
 _SPEED = re.compile(r"per_s$|_s$|time|second")
