@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -166,32 +164,29 @@ def test_available_memory_is_marked_on_the_product() -> None:
     assert marked == {("addmm", "forward", "first"): 0.15, ("mm", "backward", "first"): 0.15}
 
 
-def test_a_model_in_blocks_outside_any_is_refused() -> None:
+def test_what_follows_a_block_that_was_left_is_refused() -> None:
     class Outside(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer = poptorch.BeginBlock(nn.Linear(4, 4), ipu_id=0)
+            self.layer = nn.Linear(4, 4)
 
         def forward(self, x, y):
-            return F.mse_loss(self.layer(x * 2), y)
+            with poptorch.Block("inside", ipu_id=0):
+                x = self.layer(x)
+            return F.mse_loss(x, y)
 
     with pytest.raises(poptorch.Error, match="No active Block"):
         captured(Outside(), torch.randn(2, 4), torch.randn(2, 4), made=options(poptorch.PipelinedExecution()))
 
 
-def test_a_library_computes_before_the_first_block_on_the_first_ipu(tmp_path) -> None:
-    path = tmp_path / "site-packages" / "encoder.py"
-    path.parent.mkdir()
-    path.write_text("def encode(layers, x):\n    return layers((1.0 - x).exp())\n")
-    encode = runpy.run_path(str(path))["encode"]
-
+def test_what_comes_before_the_first_block_stands_on_the_first_ipu() -> None:
     class Encoder(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.layer = poptorch.BeginBlock(nn.Linear(4, 4), ipu_id=1)
 
         def forward(self, x, y):
-            return F.mse_loss(encode(self.layer, x), y)
+            return F.mse_loss(self.layer((1.0 - x).exp()), y)
 
     pipelined = options(poptorch.PipelinedExecution())
     pipelined.Training.gradientAccumulation(3)
