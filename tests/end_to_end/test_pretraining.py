@@ -218,6 +218,7 @@ def test_a_corrupt_checkpoint_is_refused_by_name(tmp_path, flags):
         run_pretraining.main(flags(tmp_path / "two", *FEW, "--checkpoint", result.checkpoint))
 
 
+@pytest.mark.slow
 def test_a_model_too_large_for_the_host_is_told(tmp_path, flags):
     script = f"""
 import resource, sys

@@ -12,6 +12,8 @@ import pytest
 
 import ipu
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 DROP_IN = REPOSITORY / "ipu" / "simulator" / "dropin"
 
