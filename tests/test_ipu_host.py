@@ -121,6 +121,7 @@ def test_an_ipu_host_has_all_that_this_needs(path):
 
 # Captures the graph for the cost model, whose predictions say that they need a newer torch.
 PREDICTING = {ROOT / "ipu/simulator/dropin/poptorch/_trace/capture.py"}
+PREDICTING_FUNCTIONS = {"plain_kernels"}  # of other modules
 
 
 @pytest.mark.parametrize(
@@ -130,6 +131,7 @@ PREDICTING = {ROOT / "ipu/simulator/dropin/poptorch/_trace/capture.py"}
 )
 def test_the_simulator_runs_with_poptorchs_torch(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if getattr(node, "name", "") not in PREDICTING_FUNCTIONS]
     asked_for = {
         f"{dotted(node.args[0])}.{getattr(node.args[1], 'value', '')}"
         for node in ast.walk(tree)
