@@ -1,4 +1,7 @@
-"""The time model's constants, from constants.json: fitted on published rows, or assumed."""
+"""The constants of the time model and of the memory model, each with its unit, origin and source in the file.
+
+constants.json has those of time, fitted on published rows or assumed; memory_constants.json those of memory.
+"""
 
 from __future__ import annotations
 
@@ -84,8 +87,6 @@ def _fitted_on(entry: Mapping[str, Any]) -> str:
     rows = entry.get("rows")
     return f"{entry['source']}; fitted on rows {rows}" if rows else str(entry["source"])
 
-
-# The memory model's constants, from memory_constants.json: each with its unit, origin and source.
 
 _FILE = Path(__file__).with_name("memory_constants.json")
 

@@ -1,4 +1,15 @@
-"""Which buffers are live when: lifetimes on a line of events, and their sum at each of them."""
+"""Which buffers are live when: lifetimes on a line of events, and their sum at each of them.
+
+The events are one IPU's operations in one pipeline cycle of the main phase. It runs its stages in turn: all
+forward stages, then the backward stages, last one first. A stage that recomputes goes back segment by
+segment: a segment's forward operations again, just before the first backward operation of the segment. A
+pipeline's last stage goes forward and backward in one.
+
+What crosses IPUs is exchanged once, between cycles: a buffer received lives from the start of a cycle to its
+last use, a buffer to be sent from its production to the cycle's end. A stash gives back a copy, which lives
+from its first to its last use. Where stages take turns without a pipeline, nothing is copied: what the
+backward pass needs simply lives until then.
+"""
 
 from __future__ import annotations
 
@@ -76,18 +87,6 @@ def live_bytes(lifetimes: Sequence[Lifetime], num_events: int) -> NDArray[np.int
         changes[row, lifetime.first] += lifetime.buffer.bytes
         changes[row, lifetime.last + 1] -= lifetime.buffer.bytes
     return changes.cumsum(axis=1)[:, :num_events]
-
-
-# What is live on one IPU during one pipeline cycle of the main phase, operation by operation.
-#
-# An IPU runs its stages in turn: all forward stages, then the backward stages, last one first. A stage that
-# recomputes goes back segment by segment: a segment's forward operations again, just before the first
-# backward operation of the segment. A pipeline's last stage goes forward and backward in one.
-#
-# What crosses IPUs is exchanged once, between cycles: a buffer received lives from the start of a cycle to
-# its last use, a buffer to be sent from its production to the cycle's end. What a stash gives back is a copy,
-# which lives from its first to its last use. Where stages take turns without a pipeline, nothing is copied:
-# what the backward pass needs simply lives until then.
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,6 @@ from .serialization import slices_of_weights
 from .settings import Settings
 from .verdict import COMPONENTS, Buffer, IpuMemory, LivenessPoint, Overflow
 
-# What an IPU keeps for each weight, and what updating it takes.
-
 
 def homes(graph: Graph) -> dict[int, int]:
     """The IPU that keeps each parameter, buffer and constant: that of its first use; IPU 0 if it has none."""
@@ -127,12 +125,6 @@ class WeightMemory:
         return buffers
 
 
-# Bytes of code on an IPU: a stated model, since nothing is published.
-#
-# Operations of equal shapes share their code, as PopART outlines repeated layers; recomputation shares the
-# forward pass's.
-
-
 def outline_key(op: Op, graph: Graph) -> tuple[object, ...]:
     """Equal for operations that can share their code."""
     shapes = tuple(
@@ -157,7 +149,11 @@ def code(
     op_cost: Callable[[Op], OpCost],
     constants: MemoryConstants,
 ) -> list[Buffer]:
-    """Code and exchange code of an IPU that runs `ops`, recomputation included, and updates `weights`."""
+    """Code and exchange code of an IPU that runs `ops`, recomputation included, and updates `weights`.
+
+    A stated model, since nothing is published. Operations of equal shapes share their code, as PopART
+    outlines repeated layers; recomputation shares the forward pass's.
+    """
     calls = [op for op in ops if not is_view(op, graph)]
     distinct = {outline_key(op, graph): op for op in calls}
     compute_sets = round(sum(_compute_sets(op_cost(op), constants) for op in distinct.values()))
@@ -176,9 +172,6 @@ def code(
         ),
     }
     return [Buffer(name, part, "", round(size)) for (name, part), size in sizes.items() if round(size)]
-
-
-# The proof that an IPU's memory doesn't suffice.
 
 
 def overflow(

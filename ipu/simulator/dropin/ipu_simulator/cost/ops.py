@@ -1,4 +1,6 @@
-"""Matrix products and convolutions of a graph: planned, with the copies between the layouts that plans want.
+"""What each operation of a graph costs on its IPU, by the rule that its row of the table names (op_table.py).
+
+Matrix products and convolutions are planned, with the copies between the layouts that plans want.
 
 Weights stand in memory as the forward pass wants them. The backward pass needs them, and the activations from
 which it makes the weights' gradients, with inner and outer dimensions exchanged: these are rearranged.
@@ -19,8 +21,6 @@ from .matrix_unit import unit_of
 from .op_table import operation_constants, row_of, vertices
 from .serialization import sliced
 from .settings import Settings
-
-# What one operation costs on one IPU.
 
 PRODUCTS = ("matmul", "convolution")  # kinds that the planner works on
 
@@ -260,19 +260,17 @@ def _tile_share(elements: int, target: Target) -> int:
     return -(-elements // target.tiles_per_ipu)
 
 
-# Rows of a table by index: gathers, and additions to them (popops MultiSlice and MultiUpdateAdd).
-#
-# The table is spread over tiles by rows and columns. Every tile that holds part of it examines every index;
-# the rows that are elsewhere cost it little, but not nothing.
-
-
 _OF_LOOKUPS = frozenset(
     {"worker_threads_per_tile", "exchange_bytes_per_cycle", "lookup_compute_sets", "lookup_atom_elements"}
 )
 
 
 def lookup_cost(op: Op, graph: Graph, target: Target) -> OpCost:
-    """A gather of rows, or an addition to rows."""
+    """A gather of rows by index, or an addition to rows (popops MultiSlice and MultiUpdateAdd).
+
+    The table is spread over tiles by rows and columns. Every tile that holds part of it examines every index;
+    rows that are elsewhere cost it little, but not nothing.
+    """
     inputs = [graph.tensors[number] for number in op.inputs]
     made = graph.tensors[op.outputs[0]]
     rule = row_of(op.name).rule
@@ -320,9 +318,6 @@ def _lookup_cycles(gathering: bool, rows: int, columns: int, indices: int, targe
     return float(workers * worker.min())
 
 
-# Operations that are no products: what the table says, and the bound for what isn't in it.
-
-
 def vertex_cost(op: Op, graph: Graph, target: Target) -> OpCost:
     """What the table says, else the bound."""
     vertex = vertices().get(row_of(op.name).rule)
@@ -352,8 +347,6 @@ def vertex_cost(op: Op, graph: Graph, target: Target) -> OpCost:
         numbers=frozenset({vertex.compute_sets_name, *([vertex.cycles_name(half)] if cycles else [])}),
     )
 
-
-# What each operation of a graph costs: the right rule by its name.
 
 _VIEW = OpCost("view", rule="no cost")
 

@@ -20,12 +20,10 @@ from .ops import OpCost, op_cost
 from .settings import Settings
 from .verdict import Bound, Pipeline, StageTime, Work
 
-# What the stages of a program have to do in one pipeline cycle, before any constant makes seconds of it.
-
 
 @dataclass(frozen=True)
 class Load:
-    """Work on the fullest tile, by cause. Loads add up."""
+    """Work on the fullest tile, by cause, before any constant makes seconds of it. Loads add up."""
 
     matmul_cycles: float = 0.0
     vertex_cycles: float = 0.0
@@ -136,12 +134,11 @@ def _stash(graph: Graph, stage: Stage, settings: Settings, target: Target, const
     return Load(vertex_cycles=2 * per_element * on_a_tile, compute_sets=compute_sets)
 
 
-# The weight update: gradients are summed over replicas, then each IPU updates the weights that it holds.
-
-
 @dataclass(frozen=True)
 class Update:
-    """What the IPU with most weights does, in bytes and cycles of its fullest tile.
+    """What the IPU with most weights does in a weight update, in bytes and cycles of its fullest tile.
+
+    Gradients are summed over replicas, then each IPU updates the weights that it holds.
 
     :param collective_bytes: sent by it: gradients reduced (scattered, if sharded), weights gathered.
     :param remote_bytes: of optimiser state, from streaming memory and back.

@@ -16,8 +16,6 @@ from .html import html
 from .text import summary, text
 from .trace import trace_text
 
-# Files that are there whole or not at all.
-
 
 def write_together(folder: Path, contents: Mapping[str, str]) -> None:
     """Writes texts by file name: all of them under other names first, then each takes its place at once."""
@@ -40,9 +38,6 @@ def write_together(folder: Path, contents: Mapping[str, str]) -> None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
         raise
-
-
-# verdict.json: what programs read.
 
 
 def json_text(verdict: Verdict) -> str:

@@ -1,4 +1,7 @@
-"""The verdict summed up: who is busiest, where cycles go, how full the fullest IPU is."""
+"""The verdict summed up: who is busiest, where cycles go, how full the fullest IPU is; numbers for people.
+
+Bytes are binary multiples: an IPU's 897 MiB of SRAM.
+"""
 
 from __future__ import annotations
 
@@ -142,8 +145,6 @@ def _shares(verdict: Verdict, name_of: Callable[[Work], Hashable]) -> list[Share
     ]
     return sorted(shares, key=lambda share: -share.cycles)
 
-
-# Numbers as people read them. Bytes are binary multiples: an IPU's 897 MiB of SRAM.
 
 _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _COUNT_UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
