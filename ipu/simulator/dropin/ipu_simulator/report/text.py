@@ -241,7 +241,7 @@ def _origin(verdict: Verdict) -> Iterator[str]:
     named = ", ".join(f"{count} {origin}" for origin, count in sorted(counts.items()))
     yield "Every figure above is predicted by a model of the machine; none was measured on an IPU."
     total = len(verdict.details.assumptions)
-    yield f"It rests on {total} numbers ({named}): report.html lists each with its source."
+    yield f"It rests on {total} numbers ({named}): report.html has their sources."
 
 
 def _error(verdict: Verdict) -> str:
