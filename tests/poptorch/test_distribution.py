@@ -16,6 +16,8 @@ import ipu_simulator
 import pytest
 from packaging.requirements import Requirement
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 DROP_IN = REPOSITORY / "ipu" / "simulator" / "dropin"
 PROGRAMS = Path(__file__).parent / "foreign"
