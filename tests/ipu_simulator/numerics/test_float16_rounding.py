@@ -5,8 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from ipu_simulator.numerics.formats import FLOAT16, FLOAT32, NumberFormat
-from ipu_simulator.numerics.rounding import overflows, round_to_nearest_, to_nearest
+from ipu_simulator.numerics.rounding import (
+    FLOAT16,
+    FLOAT32,
+    NumberFormat,
+    overflows,
+    round_to_nearest_,
+    to_nearest,
+)
 
 ALL_BITS = np.arange(1 << 16, dtype=np.uint32)
 

@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 from ipu_simulator.numerics import FloatingPointException, KeyedRandomness, StateRounding
-from ipu_simulator.numerics.randomness import random_words
-from ipu_simulator.numerics.rounding import stochastic
+from ipu_simulator.numerics.rounding import random_words, stochastic
 
 ALL_HALVES = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(torch.float16)
 FINITE = ALL_HALVES[ALL_HALVES.isfinite()]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from . import POPTORCH_VERSION, variables
-from .installation import NAME
+from .host import NAME
 
 TARGET_VARIABLE = variables.TARGET
 PRECISION_VARIABLE = variables.PRECISION

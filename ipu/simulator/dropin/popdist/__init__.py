@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from ipu_simulator.installation import refuse_to_replace_another_poptorch as _refuse_to_replace
+from ipu_simulator.host import refuse_to_replace_another_poptorch as _refuse_to_replace
 
 _refuse_to_replace()
 

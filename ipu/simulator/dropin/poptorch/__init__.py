@@ -13,7 +13,7 @@ import typing as _typing
 from ipu_simulator import POPTORCH_VERSION as _POPTORCH_VERSION
 from ipu_simulator import variables as _variables
 from ipu_simulator.environment import announce as _announce
-from ipu_simulator.installation import refuse_to_replace_another_poptorch as _refuse_to_replace
+from ipu_simulator.host import refuse_to_replace_another_poptorch as _refuse_to_replace
 
 from . import (
     _impl,
@@ -30,12 +30,12 @@ from . import (
     tools,
 )
 from ._logging import setLogLevel
-from ._run.compile_hooks import registerPostCompileHook, registerPreCompileHook
-from ._run.custom_types import ICustomArgParser, registerCustomArgParser, registerGeometricCustomArgParsers
+from ._run.compilation import registerPostCompileHook, registerPreCompileHook
+from ._run.device_weights import replica_grouping as _replica_grouping
 from ._run.files import importPoptorchMetadataFromFile, load
+from ._run.host_weights import check_backward as _check_backward
 from ._run.host_weights import is_wrapped as _is_wrapped
-from ._run.outputs import check_backward as _check_backward
-from ._run.replica_groups import replica_grouping as _replica_grouping
+from ._run.structure import ICustomArgParser, registerCustomArgParser, registerGeometricCustomArgParsers
 from ._trace.patches import install as _change_torch
 from ._trace.run import isRunningOnIpu
 from .accessor import AsynchronousDataAccessor

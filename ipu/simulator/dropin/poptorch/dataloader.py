@@ -7,9 +7,8 @@ from typing import Any, Callable, Iterator, Sized, cast
 import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
-from ._loading.elements import Rebatched
 from ._logging import logger
-from .accessor import AsynchronousDataAccessor
+from .accessor import AsynchronousDataAccessor, Rebatched
 from .enums import DataLoaderMode
 from .options import Options
 from .poptorch_core import createPoptorchError

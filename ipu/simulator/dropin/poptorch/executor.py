@@ -12,13 +12,12 @@ from ipu_simulator import numerics
 from . import enums
 from ._logging import limit_repeats, logger
 from ._options.popart import Obeyed
-from ._run import compile_hooks, files, host_weights, profile
+from ._run import compilation, files, host_weights, predictions
 from ._run.arguments import ArgumentParser, Arguments, CompiledCall
 from ._run.compiled import Executable
-from ._run.inference_mode import is_of_inference_mode, outside_inference_mode
-from ._run.measured import Measured
-from ._run.predictions import Predictions
-from ._run.replica_groups import ReplicaGrouping, register
+from ._run.device_weights import ReplicaGrouping, register
+from ._run.host_weights import is_of_inference_mode, outside_inference_mode
+from ._run.predictions import Measured, Predictions
 from ._run.structure import tensors
 from .optim.on_device import OptimizerOnDevice
 from .optim.settings import Extracted, extract
@@ -145,7 +144,7 @@ class PoplarExecutor(Measured):
     @outside_inference_mode
     def _compile(self, compiled: Arguments | dict[str, Any]) -> None:
         """`compiled`: what to compile for, or what a file holds of a compilation."""
-        compile_hooks.pre_compile.call()
+        compilation.pre_compile.call()
         start_s = time.perf_counter()
         host = self._host
         if host is not None:
@@ -185,8 +184,8 @@ class PoplarExecutor(Measured):
                 self._model, compiled, executable.plan, self._options, self._optimizer
             )
         with self._weights_of_groups():
-            profile.report(self._predictions, self._options, self._training)
-        compile_hooks.post_compile.call()
+            predictions.report(self._predictions, self._options, self._training)
+        compilation.post_compile.call()
 
     @outside_inference_mode
     def _run(self, arguments: Arguments) -> Any:

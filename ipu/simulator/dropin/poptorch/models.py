@@ -7,7 +7,7 @@ import torch
 from . import enums, optim
 from ._run import host_weights
 from ._run.files import VERSION
-from ._run.inference_mode import is_of_inference_mode
+from ._run.host_weights import is_of_inference_mode
 from .executor import PoplarExecutor
 from .options import Options, PipelinedExecution
 from .poptorch_core import createPoptorchError

@@ -7,7 +7,7 @@ from typing import Any, Mapping, NamedTuple
 
 import torch
 from ipu_simulator import environment
-from ipu_simulator.installation import needed_for
+from ipu_simulator.host import needed_for
 
 from ._run.structure import made_of, map_leaves
 from ._trace import popart_ir

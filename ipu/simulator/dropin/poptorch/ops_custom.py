@@ -9,7 +9,7 @@ from typing import Any, Callable
 
 import torch
 from ipu_simulator import numerics, variables
-from ipu_simulator.installation import COMMAND
+from ipu_simulator.host import COMMAND
 
 from ._run.structure import tensors
 from ._trace import run as trace

@@ -10,10 +10,8 @@ from ipu_simulator import variables
 
 from . import enums
 from ._logging import logger
-from ._options import files, popart
-from ._options.base import OptionsDict, option
-from ._options.files import ConfigFileError
-from ._options.phased import ParallelPhasedExecution, Phase, SerialPhasedExecution
+from ._options import base, popart
+from ._options.base import ConfigFileError, OptionsDict, option
 from ._options.popart import PopartOptions
 from ._options.sections import (
     DistributedOptions,
@@ -23,7 +21,15 @@ from ._options.sections import (
     TensorLocationSettings,
     TrainingOptions,
 )
-from ._options.strategies import PipelinedExecution, ShardedExecution, Stage, _IExecutionStrategy
+from ._options.strategies import (
+    ParallelPhasedExecution,
+    Phase,
+    PipelinedExecution,
+    SerialPhasedExecution,
+    ShardedExecution,
+    Stage,
+    _IExecutionStrategy,
+)
 from .poptorch_core import usesIpuModel
 
 if TYPE_CHECKING:
@@ -167,7 +173,7 @@ class Options(OptionsDict):
 
         A line that isn't Python is a ConfigFileError; whatever a setter raises passes through.
         """
-        files.apply_file(self, filepath)
+        base.apply_file(self, filepath)
         return self
 
     def from_json(self, string: str) -> Self:
@@ -176,7 +182,7 @@ class Options(OptionsDict):
 
         A list gives several arguments.
         """
-        files.apply_json(self, string)
+        base.apply_json(self, string)
         return self
 
     # ---- how much a call processes, and what it returns

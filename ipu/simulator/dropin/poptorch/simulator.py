@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from ipu_simulator.environment import target as _target
-from ipu_simulator.installation import needed_for as _needed_for
+from ipu_simulator.host import needed_for as _needed_for
 
 with _needed_for("a verdict"):
     from ipu_simulator.cost.assess import assess as _assess

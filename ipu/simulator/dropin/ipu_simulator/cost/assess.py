@@ -5,8 +5,7 @@ from __future__ import annotations
 from ..environment import Target
 from ..graph.ir import Graph
 from ..graph.stages import stages_of
-from .assumptions import assumptions_of
-from .constants import constants, expected_time_error, memory_constants
+from .constants import assumptions_of, constants, expected_time_error, memory_constants
 from .memory import memory_of
 from .settings import Settings
 from .time import time_of

@@ -5,16 +5,19 @@ moments are float32; or as an IPU, with `Float16Arithmetic` around the model, `T
 gradients and a `StateRounding` in the updater.
 """
 
-from .exceptions import FloatingPointExceptions
 from .float16 import Arithmetic, Float16Arithmetic
-from .formats import device_dtype, to_device_dtype
-from .gradients import AccumulatorSettings, BackwardSums, Reduction, TypedAccumulators
-from .loss_scale import AutomaticLossScale
-from .outputs import OutputCollector, Returned
-from .plan import MicroBatch, StepPlan
+from .float16_products import FloatingPointExceptions
+from .gradients import AccumulatorSettings, AutomaticLossScale, BackwardSums, Reduction, TypedAccumulators
+from .plan import MicroBatch, OutputCollector, Returned, StepPlan
 from .processes import Processes
-from .randomness import KeyedRandomness, host_generator_kept
-from .rounding import FloatingPointException, StateRounding
+from .rounding import (
+    FloatingPointException,
+    KeyedRandomness,
+    StateRounding,
+    device_dtype,
+    host_generator_kept,
+    to_device_dtype,
+)
 from .step import StepProgram, run_inference, run_training
 from .update_rules import GroupSettings
 from .updater import Rule, Updater, UpdateSettings

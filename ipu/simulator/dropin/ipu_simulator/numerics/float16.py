@@ -22,10 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 from . import float16_products
-from .exceptions import check
-from .formats import FLOAT16
-from .operators import Operator, operator_of
-from .rounding import FloatingPointException, overflows, round_to_nearest_, to_nearest
+from .float16_products import Operator, check, operator_of
+from .rounding import FLOAT16, FloatingPointException, overflows, round_to_nearest_, to_nearest
 
 aten = torch.ops.aten
 

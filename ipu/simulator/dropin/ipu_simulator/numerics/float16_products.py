@@ -14,12 +14,17 @@ of a group, K = T * C.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only
 
-from .formats import fact
+from .rounding import FloatingPointException, fact
 
 # Rounds partial results in place: float32 that has float16's values afterwards.
 PartialRounding = Callable[[torch.Tensor], Any]
@@ -153,3 +158,114 @@ def _walk(window: Window) -> Dict[str, Tuple[int, int]]:
 def _pair(sizes: Sequence[int]) -> Tuple[int, int]:
     height, width = sizes
     return height, width
+
+
+# What is known of a dispatched operator of PyTorch: whether it computes, and what it writes to.
+
+# These write what they are given or what chance gives; an infinity from them is meant.
+_NOT_ARITHMETIC = frozenset(
+    """_unsafe_view bernoulli bernoulli_ cat clone constant_pad_nd detach embedding empty empty_like
+    empty_strided fill fill_ flip full full_like gather index index_select lift_fresh masked_fill
+    masked_fill_ new_empty new_empty_strided new_full new_zeros normal_ ones_like random_ repeat roll
+    scalar_tensor select_backward slice_backward stack uniform_ where zero_ zeros_like""".split()
+)
+# PyTorch's declaration doesn't say that these arguments, running statistics, are written to.
+_ALSO_WRITTEN = {"native_batch_norm": (3, 4)}
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What is known of an operator: its name, whether it computes, which arguments it writes to, by position
+    or name, and whether it returns one of those.
+    """
+
+    name: str
+    computes: bool
+    writes: Tuple[int, ...]
+    writes_named: Tuple[str, ...]
+    returns_written: bool
+
+
+@cache
+def operator_of(func: Any) -> Operator:
+    """What is known of a dispatched operator."""
+    name = func.overloadpacket.__name__
+    schema = func._schema
+    writes = [
+        (index, argument)
+        for index, argument in enumerate(schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    is_view = torch.Tag.inplace_view in func.tags or (
+        not writes and any(argument.alias_info is not None for argument in schema.arguments)
+    )
+    by_position = tuple(index for index, argument in writes if not argument.kwarg_only)
+    return Operator(
+        name=name,
+        computes=not is_view and name not in _NOT_ARITHMETIC,
+        writes=by_position or _ALSO_WRITTEN.get(name, ()),
+        writes_named=tuple(argument.name for _, argument in writes if argument.kwarg_only),
+        returns_written=any(returned.alias_info is not None for returned in schema.returns),
+    )
+
+
+# Floating-point exceptions: results that stop a program which asks for that.
+
+# IEEE 754: comparisons for order signal where an operand is NaN, those for equality don't.
+_ORDERS = frozenset("ge ge_ gt gt_ le le_ lt lt_".split())
+
+
+def check(name: str, operands: Any, result: Any) -> None:
+    """Raises FloatingPointException where an operation made an infinity or NaN that wasn't in its operands.
+
+    :param operands, result: tensors and numbers, nested in any way.
+    """
+    made = [leaf for leaf in tree_flatten(result)[0] if _is_floating(leaf)]
+    if name in _ORDERS:
+        if any(_has_nan(leaf) for leaf in tree_flatten(operands)[0]):
+            raise FloatingPointException(f"floating point exception, invalid operation, in {name}")
+        return
+    if all(_is_finite(tensor) for tensor in made):
+        return
+    given: List[Any] = tree_flatten(operands)[0]
+    if any(_has_nan(tensor) for tensor in made):
+        if not any(_has_nan(leaf) for leaf in given):
+            raise FloatingPointException(f"floating point exception, invalid operation, in {name}")
+    elif all(_is_finite(leaf) for leaf in given):
+        raise FloatingPointException(f"floating point exception, division by zero or overflow, in {name}")
+
+
+def _is_floating(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+
+
+def _is_finite(leaf: Any) -> bool:
+    if _is_floating(leaf):
+        return bool(leaf.isfinite().all())
+    return not isinstance(leaf, float) or math.isfinite(leaf)
+
+
+def _has_nan(leaf: Any) -> bool:
+    if _is_floating(leaf):
+        return bool(leaf.isnan().any())
+    return isinstance(leaf, float) and math.isnan(leaf)
+
+
+class FloatingPointExceptions(TorchDispatchMode):
+    """Inside, forward and backward, an operation that makes an infinity or NaN of other numbers raises
+    FloatingPointException.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        operator = operator_of(func)
+        if not operator.computes:
+            return func(*args, **kwargs)
+        given = (args, kwargs)
+        if operator.writes or operator.writes_named:
+            given = tree_map_only(torch.Tensor, torch.Tensor.clone, given)
+        result = func(*args, **kwargs)
+        check(operator.name, given, result)
+        return result

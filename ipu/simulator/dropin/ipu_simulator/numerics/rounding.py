@@ -7,10 +7,162 @@ which stop it.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import struct
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterator, List, Sequence
+
 import torch
 
-from .formats import FLOAT16, FLOAT32, fact
-from .randomness import KeyedRandomness, random_words
+from ..host import needed_for
+
+# Number formats: binary floating point, a device's dtypes, and facts of its arithmetic.
+
+
+@dataclass(frozen=True)
+class NumberFormat:
+    """A sign, `exponent_bits` biased exponent and `mantissa_bits` fraction, as in IEEE 754: with subnormal
+    numbers, and the largest exponent kept for infinities and NaN.
+    """
+
+    exponent_bits: int
+    mantissa_bits: int
+
+    @property
+    def bits(self) -> int:
+        return 1 + self.exponent_bits + self.mantissa_bits
+
+    @property
+    def bias(self) -> int:
+        return (1 << (self.exponent_bits - 1)) - 1
+
+    @property
+    def smallest_normal(self) -> float:
+        return 2.0 ** (1 - self.bias)
+
+    @property
+    def smallest_subnormal(self) -> float:
+        """Also the distance between subnormal numbers."""
+        return 2.0 ** (1 - self.bias - self.mantissa_bits)
+
+    @property
+    def epsilon(self) -> float:
+        """The distance from 1 to the next larger number."""
+        return 2.0**-self.mantissa_bits
+
+    @property
+    def largest(self) -> float:
+        """The largest finite number."""
+        return 2.0**self.bias * (2 - self.epsilon)
+
+    @property
+    def overflow_from(self) -> float:
+        """The smallest magnitude that rounding to nearest, ties to even, takes beyond `largest`."""
+        return 2.0**self.bias * (2 - self.epsilon / 2)
+
+
+FLOAT16 = NumberFormat(exponent_bits=5, mantissa_bits=10)
+FLOAT32 = NumberFormat(exponent_bits=8, mantissa_bits=23)
+
+
+# Which dtypes the device has: no 64-bit types and no bfloat16.
+
+_FLOATS = {torch.float64: torch.float32, torch.bfloat16: torch.float32}
+_INTEGERS = {torch.int64: torch.int32}
+
+
+def device_dtype(dtype: torch.dtype, integers: bool = False) -> torch.dtype:
+    """The dtype that stands for `dtype`; 64-bit integers narrow only if `integers`.
+
+    Inside a step 64-bit integers stay as they are, because PyTorch's CPU kernels index with them;
+    they narrow where they come back to the host.
+    """
+    dtype = _FLOATS.get(dtype, dtype)
+    return _INTEGERS.get(dtype, dtype) if integers else dtype
+
+
+def to_device_dtype(tensor: torch.Tensor, integers: bool = False, copy: bool = False) -> torch.Tensor:
+    """`tensor` in its device dtype: itself where that is the same and no copy is asked for."""
+    return tensor.to(device_dtype(tensor.dtype, integers), copy=copy)
+
+
+def fact(name: str) -> Any:
+    """The value of one fact of an IPU's arithmetic: `facts.json`, with sources and confidence."""
+    text = Path(__file__).with_name("facts.json").read_text(encoding="utf-8")
+    return json.loads(text)[name]["value"]
+
+
+# Random draws keyed by what they belong to: seed, update, replica, micro batch, tensor, element.
+#
+# The device's generator is PyTorch's default CPU generator, seeded afresh for every micro batch and given
+# back to the host as it was. So the host's stream never moves, no draw depends on how many draws came before,
+# and two integers (seed, updates done) resume a run exactly.
+#
+# Stochastic rounding has separate draws, one for each element. None depends on another, on an order or on a
+# number of threads, so a resumed run, and replicas in other processes, round as one run in one process does.
+
+_MASK = (1 << 64) - 1
+
+
+class KeyedRandomness:
+    """The device's random state: a seed and the number of device iterations done.
+
+    `first_replica`: the number of this process's first replica among those of all processes.
+    """
+
+    def __init__(self, seed: int, first_replica: int = 0) -> None:
+        self.seed = seed & _MASK
+        self.iterations_done = 0
+        self._first_replica = first_replica
+
+    @property
+    def state(self) -> List[int]:
+        """[seed, device iterations done]: all that a resumed run needs."""
+        return [self.seed, self.iterations_done]
+
+    @state.setter
+    def state(self, state: Sequence[int]) -> None:
+        seed, iterations_done = state
+        self.seed, self.iterations_done = int(seed) & _MASK, int(iterations_done)
+
+    def global_replica(self, replica: int) -> int:
+        """A replica of this process as numbered among those of all processes."""
+        return self._first_replica + replica
+
+    def seed_micro_batch(self, replica: int, micro_batch: int) -> None:
+        """Start the stream of one micro batch of the current device iteration."""
+        replica = self.global_replica(replica)
+        key = struct.pack("<QQQQ", self.seed, self.iterations_done, replica, micro_batch)
+        digest = hashlib.blake2b(key, digest_size=8).digest()
+        torch.default_generator.manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+@contextmanager
+def host_generator_kept() -> Iterator[None]:
+    """Put the host's default CPU generator back as it was."""
+    state = torch.default_generator.get_state()
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)
+
+
+def random_words(
+    shape: torch.Size, seed: int, update: int, replica: int, step: int, tensor: str
+) -> torch.Tensor:
+    """int32 tensor of uniform bits; the i-th element's are the i-th 32 bits of the key's Philox stream."""
+    with needed_for("stochastic rounding"):
+        import numpy as np
+    key = struct.pack("<QQqQ", seed, update, replica, step) + tensor.encode()
+    digest = hashlib.blake2b(key, digest_size=16).digest()
+    generator = np.random.Philox(key=np.frombuffer(digest, dtype=np.uint64))
+    count = shape.numel()
+    words = generator.random_raw(-(-count // 2)).view(np.int32)[:count]
+    return torch.from_numpy(words).view(shape)
+
 
 assert fact("overflow") == "largest", "to_nearest and stochastic are written for that"
 

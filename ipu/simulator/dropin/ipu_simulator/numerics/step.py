@@ -13,10 +13,9 @@ from typing import Any, Callable, ContextManager, List, Optional, Sequence, Tupl
 import torch
 
 from .gradients import BackwardSums, TypedAccumulators
-from .outputs import OutputCollector
-from .plan import MicroBatch, StepPlan
+from .plan import MicroBatch, OutputCollector, StepPlan
 from .processes import Gradients
-from .randomness import KeyedRandomness, host_generator_kept
+from .rounding import KeyedRandomness, host_generator_kept
 
 # One micro batch's inputs -> (its loss or None, the tensors it returns).
 Forward = Callable[[List[torch.Tensor]], Tuple[Optional[torch.Tensor], List[torch.Tensor]]]

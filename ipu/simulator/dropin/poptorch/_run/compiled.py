@@ -8,28 +8,25 @@ from typing import TYPE_CHECKING, Any, Callable, ContextManager, Iterator
 
 import torch
 from ipu_simulator import numerics
-from ipu_simulator.host_memory import keep_freed_memory
+from ipu_simulator.host import keep_freed_memory
 
 from .. import enums, poptorch_core
 from .._options.popart import Obeyed
 from .._trace import popart_ir, watch
 from .._trace import run as _trace
-from .._trace.casts import ImplicitCasts, version_of
+from .._trace.casts import ImplicitCasts, place_on_ipu, version_of, widen_indices
 from .._trace.checks import Checks
-from .._trace.device import place_on_ipu
-from .._trace.indices import widen_indices
 from .._trace.losses import Losses, LossPlace, find_loss
 from .._trace.patches import trusted_kernels
 from .._trace.replay import Program
 from .._trace.tape import Tape
 from ..poptorch_core import createBackendError, createPoptorchError
 from . import anchors as _anchors
-from . import outputs as _outputs
+from . import host_weights as _outputs
 from .arguments import Arguments, FrozenArguments, check_batch_dimension
 from .arithmetic import arithmetic, computes_as_ipu, exceptions, reduction, state_rounding
-from .cache_folder import compile_lock, leave_note
-from .device_weights import DeviceWeights
-from .replica_groups import ReplicaGrouping
+from .compilation import compile_lock, leave_note
+from .device_weights import DeviceWeights, ReplicaGrouping
 from .structure import check_types, map_leaves, tensors, with_tensors
 
 if TYPE_CHECKING:

@@ -8,9 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from typing import TYPE_CHECKING, Any, ClassVar, Iterator, Protocol, Sequence, SupportsIndex
+import functools
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    ClassVar,
+    Concatenate,
+    Iterator,
+    ParamSpec,
+    Protocol,
+    Sequence,
+    SupportsIndex,
+    TypeVar,
+)
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .._logging import logger
 from ..poptorch_core import createPoptorchError
@@ -247,3 +261,62 @@ def unwrap(model: torch.nn.Module) -> None:
         for tensor in members:
             _set_hosts(tensor, kind, [other for other in _hosts(tensor) if other is not host])
     _set_class(model, original_class(model))
+
+
+# A model's outputs: plain tensors that are told from others, since backward() can't be called on them.
+#
+# The mark isn't on the tensors themselves: what they are saved, pickled and copied with stays PyTorch's own.
+
+_outputs = WeakTensorKeyDictionary()
+
+
+def mark(tensor: torch.Tensor) -> None:
+    """From now on the tensor refuses backward(), with poptorch.Error."""
+    _outputs[tensor] = True
+
+
+def check_backward(tensor: torch.Tensor) -> None:
+    """Raise poptorch.Error for a model's output."""
+    if tensor in _outputs:
+        raise createPoptorchError(
+            "backward() cannot be called explicitly on outputs of a PopTorch model. If you're using a "
+            "trainingModel, the backwards pass is performed automatically when invoking the model. If you're "
+            "using an inferenceModel, you should use a trainingModel instead."
+        )
+
+
+# torch.inference_mode is the program's: the device trains, and keeps its weights, whatever it says.
+
+
+class Executor(Protocol):
+    """What has a model that may have been made in torch.inference_mode."""
+
+    is_of_inference_mode: bool
+
+
+E = TypeVar("E", bound=Executor)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def outside_inference_mode(
+    method: Callable[Concatenate[E, P], R],
+) -> Callable[Concatenate[E, P], R]:
+    """An executor's method, run outside torch.inference_mode, in which PyTorch records no gradients and makes
+    tensors that can't be changed elsewhere. A model whose own tensors are such stays inside.
+    """
+
+    @functools.wraps(method)
+    def outside(executor: E, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        if not torch.is_inference_mode_enabled() or executor.is_of_inference_mode:
+            return method(executor, *args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            return method(executor, *args, **kwargs)
+
+    return outside
+
+
+def is_of_inference_mode(model: torch.nn.Module) -> bool:
+    """Whether a model was made in torch.inference_mode, so that it can't train."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return any(not torch.nn.parameter.is_lazy(tensor) and tensor.is_inference() for tensor in tensors)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .._run.structure import map_leaves, tensors
+from .callers import called_by_library
 from .watch import Call
 
 _REFUSED_BY_PYTORCH = frozenset(
@@ -236,3 +237,105 @@ def _saturated(proceed: Call, leaf: Any) -> Any:
         clamped = proceed(torch.Tensor.clamp, (leaf, -_LARGEST, _LARGEST), {})
         return proceed(torch.where, (is_infinite, leaf, clamped), {})
     return leaf
+
+
+# The device "ipu" by its name: `torch.ones(3, device="ipu")`, `x.to("ipu")`, `x.device` in a forward.
+
+# The simulator's device has the host's memory, and torch no kernels for the name.
+_STANDS_FOR = torch.device("cpu")
+_IPU = torch.device("ipu", 0)
+_ANSWERS = {torch.Tensor.device: _IPU, torch.Tensor.is_ipu: True, torch.Tensor.is_cpu: False}
+
+
+def asks_for_device(func: Any) -> bool:
+    """Whether a call reads a tensor's device, or whether it is on one."""
+    return getattr(func, "__self__", None) in _ANSWERS
+
+
+def device_answer(func: Any) -> Any:
+    """What such a call gives on the device."""
+    return _ANSWERS[func.__self__]
+
+
+def placed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple, dict, bool]:
+    """(func, args, kwargs, whether anything changed): what stands for an IPU where the call names one."""
+    if func is torch.Tensor.ipu:  # type: ignore[attr-defined]
+        return torch.Tensor.to, (args[0], _STANDS_FOR), _moving(args[0]), True
+    if func is torch.Tensor.to and len(args) > 1 and _is_ipu(args[1]):
+        return func, (args[0], _STANDS_FOR, *args[2:]), {**kwargs, **_moving(args[0])}, True
+    if _is_ipu(kwargs.get("device")):
+        moving = _moving(args[0]) if func is torch.Tensor.to else {}
+        return func, args, {**kwargs, "device": _STANDS_FOR, **moving}, True
+    return func, args, kwargs, False
+
+
+def _moving(tensor: torch.Tensor) -> dict[str, bool]:
+    """A host's constant is another tensor on the device, which may change; weights are there already."""
+    return {} if isinstance(tensor, torch.nn.Parameter) else {"copy": True}
+
+
+def _is_ipu(device: Any) -> bool:
+    if isinstance(device, str):
+        return device.partition(":")[0] == "ipu"
+    return isinstance(device, torch.device) and device.type == "ipu"
+
+
+def place_on_ipu(proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Listens to the calls of a model whose compilation met the name (watch.py)."""
+    if asks_for_device(func) and not called_by_library():
+        return device_answer(func)
+    func, args, kwargs, _ = placed(func, args, kwargs)
+    return proceed(func, args, kwargs)
+
+
+# Integers of 32 bits and fewer as indices and labels.
+#
+# The device has no others; some of PyTorch's CPU kernels take nothing but 64 bits.
+
+_LABELS, _INDEX = (1, "target"), (2, "index")
+# Where the indices of a function stand, by its name: positional and by keyword.
+_PLACES = {
+    "cross_entropy": _LABELS,
+    "gather": _INDEX,
+    "index_copy": _INDEX,
+    "index_copy_": _INDEX,
+    "index_fill": _INDEX,
+    "index_fill_": _INDEX,
+    "multi_margin_loss": _LABELS,
+    "multilabel_margin_loss": _LABELS,
+    "nll_loss": _LABELS,
+    "nll_loss_nd": _LABELS,
+    "one_hot": (0, "tensor"),
+    "put": (1, "index"),
+    "put_": (1, "index"),
+    "scatter": _INDEX,
+    "scatter_": _INDEX,
+    "scatter_add": _INDEX,
+    "scatter_add_": _INDEX,
+    "scatter_reduce": _INDEX,
+    "scatter_reduce_": _INDEX,
+    "take": (1, "index"),
+    "take_along_dim": (1, "indices"),
+}
+_NARROW = frozenset({torch.int32, torch.int16, torch.int8, torch.uint8})
+
+
+def widened(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict, bool]:
+    """(args, kwargs, whether anything changed): indices and labels as the function's kernel takes them."""
+    place = _PLACES.get(getattr(func, "__name__", ""))
+    if place is None:
+        return args, kwargs, False
+    position, keyword = place
+    if position < len(args):
+        index = args[position]
+        if isinstance(index, torch.Tensor) and index.dtype in _NARROW:
+            return (*args[:position], index.long(), *args[position + 1 :]), kwargs, True
+    elif isinstance(kwargs.get(keyword), torch.Tensor) and kwargs[keyword].dtype in _NARROW:
+        return args, {**kwargs, keyword: kwargs[keyword].long()}, True
+    return args, kwargs, False
+
+
+def widen_indices(proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Listens to the calls of a model whose compilation met such indices (watch.py)."""
+    args, kwargs, _ = widened(func, args, kwargs)
+    return proceed(func, args, kwargs)

@@ -17,8 +17,7 @@ from ..poptorch_core import createBackendError
 from . import callers
 from . import run as trace
 from .callers import Caller, called_by_library
-from .device import asks_for_device, device_answer, placed
-from .indices import widened
+from .casts import asks_for_device, device_answer, placed, widened
 from .watch import Call
 
 # Operations that a compiled model can't hold: shapes depend on values, or PopTorch has none of them.

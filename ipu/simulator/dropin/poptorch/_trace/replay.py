@@ -11,7 +11,7 @@ from typing import Any, Callable, NamedTuple
 import torch
 
 from .._run.structure import tensors
-from .device import placed
+from .casts import placed
 
 # These give back the very tensor that they were given where there is nothing to do.
 _MAY_DO_NOTHING = frozenset(

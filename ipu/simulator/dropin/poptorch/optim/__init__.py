@@ -9,8 +9,7 @@ in spite of its documentation; LAMB obeys the argument.
 from __future__ import annotations
 
 from .base import Optimizer, VariableAttributes
-from .classes import SGD, Adam, AdamW, RMSprop
-from .lamb import LAMB
+from .classes import LAMB, SGD, Adam, AdamW, RMSprop
 
 __all__ = ["LAMB", "SGD", "Adam", "AdamW", "Optimizer", "RMSprop", "VariableAttributes"]
 

@@ -10,7 +10,7 @@ from ipu_simulator import numerics
 
 from . import classes
 from .base import DEVICE_ARGUMENTS, Optimizer, device_arguments
-from .lamb import LAMB, NO_WEIGHT_NORM_LIMIT
+from .classes import LAMB, NO_WEIGHT_NORM_LIMIT
 
 Rule = numerics.Rule
 

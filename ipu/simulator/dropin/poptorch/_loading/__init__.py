@@ -1,1 +1,0 @@
-"""How a data set is loaded in the background."""
