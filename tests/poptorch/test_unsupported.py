@@ -185,12 +185,14 @@ def test_the_hosts_own_tensors_may_be_read():
 
 
 @pytest.mark.parametrize("folder", ["site-packages", "program"])
-def test_a_library_is_what_an_installer_put_there(folder, tmp_path):
+@pytest.mark.parametrize("package", ["transformers", "somebodys_library"])
+def test_what_a_library_may_do_depends_on_its_name_not_on_its_folder(folder, package, tmp_path):
+    """PopTorch refuses the same to all code; only known libraries newer than PopTorch are excepted."""
     path = tmp_path / folder / "positive.py"
     path.parent.mkdir()
     path.write_text("def positive(x):\n    return x[x > 0]\n")
-    positive = runpy.run_path(str(path))["positive"]
-    if folder == "site-packages":
+    positive = runpy.run_path(str(path), run_name=f"{package}.positive")["positive"]
+    if package == "transformers":
         assert torch.equal(run(positive), torch.tensor([1.0, 3.0, 5.0]))
     else:
         with pytest.raises(poptorch.Error, match="tensor masks is unsupported"):
@@ -209,20 +211,17 @@ def test_a_library_is_what_an_installer_put_there(folder, tmp_path):
 )
 def test_a_library_reads_the_values_of_each_run(reads, tmp_path):
     """transformers asks whether a mask is all ones; the answer of the first run isn't that of the others."""
-    path = tmp_path / "site-packages" / "library.py"
-    path.parent.mkdir()
-    path.write_text(f"import torch\ndef function(x):\n    return x * 2 if {reads} else x\n")
-    executor = poptorch.inferenceModel(Runs(runpy.run_path(str(path))["function"]))
+    function = _library(tmp_path, f"import torch\ndef function(x):\n    return x * 2 if {reads} else x\n")
+    executor = poptorch.inferenceModel(Runs(function))
     positive = torch.ones(2)
     for x, expected in ((positive, positive * 2), (-positive, -positive), (positive, positive * 2)):
         assert torch.equal(executor(x), expected)
 
 
 def _library(tmp_path, source):
-    path = tmp_path / "site-packages" / "library.py"
-    path.parent.mkdir()
+    path = tmp_path / "library.py"
     path.write_text(source)
-    return runpy.run_path(str(path))["function"]
+    return runpy.run_path(str(path), run_name="transformers.library")["function"]
 
 
 def _line_of(function):

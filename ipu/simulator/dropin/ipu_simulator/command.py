@@ -38,7 +38,7 @@ same as this command when it is first on PYTHONPATH.{more_help}
 
 environment: IPU_SIMULATOR_TARGET=pod16 (the machine to stand for), IPU_SIMULATOR_PRECISION=ipu-float16
 (compute as an IPU does, not in float32), IPU_SIMULATOR_STRICT=1 (refuse what PopTorch refuses while a
-model is compiled in installed libraries too, which may be newer), POPTORCH_IPU_MODEL=1 (answer as PopTorch
+model is compiled in libraries newer than PopTorch too), POPTORCH_IPU_MODEL=1 (answer as PopTorch
 does on Poplar's IPU model), and every variable that PopTorch reads"""
 
 

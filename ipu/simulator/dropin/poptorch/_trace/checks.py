@@ -175,7 +175,7 @@ class Checks:
             self._follow_values()
 
     def _refuse(self, why: str) -> None:
-        """Raise poptorch.Error for what PopTorch refuses, unless an installed library does it.
+        """Raise poptorch.Error for what PopTorch refuses, unless a library newer than PopTorch does it.
 
         Libraries newer than PopTorch look at values (transformers: whether a mask is all ones) and hold empty
         tensors in passing. Older ones didn't: a program shouldn't fail here for having a newer one.
@@ -186,8 +186,8 @@ class Checks:
         if caller is Caller.LIBRARY and not self._has_warned:
             self._has_warned = True
             logger.warning(
-                "%s: an installed library (%s) does what PopTorch refuses: %s The simulator lets libraries "
-                "do so, as they may be newer than PopTorch. %s=1 makes it an error.",
+                "%s: a library newer than PopTorch (%s) does what PopTorch refuses: %s The simulator "
+                "allows it; on an IPU an older release may be needed. %s=1 makes it an error.",
                 callers.place(in_program=True) or sys.argv[0],
                 callers.place() or "PyTorch",
                 why,
