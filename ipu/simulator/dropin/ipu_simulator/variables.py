@@ -64,7 +64,7 @@ def asks_for_ipu_model() -> bool:
 
 
 def strict() -> bool:
-    """Whether libraries newer than PopTorch, too, are refused what PopTorch refuses while a model is compiled."""
+    """Whether PopTorch's refusals hold for libraries newer than PopTorch, too."""
     return whole_number(STRICT, 0) != 0
 
 
