@@ -129,7 +129,7 @@ def test_all_replicas_may_come_back(kind):
     [
         ((Kind.Consecutive, 3), "groups of 3 replicas don't divide"),
         ((Kind.Orthogonal, 0), "groups of 0 replicas don't divide"),
-        ((Kind.NoGrouping, 0), r"one value for each of 4 groups of replicas, its shape is \[2, 3\]"),
+        ((Kind.NoGrouping, 0), r"one value for each of 4 groups of replicas, but its shape is \[2, 3\]"),
     ],
 )
 def test_what_fits_no_replicas(grouping, problem):

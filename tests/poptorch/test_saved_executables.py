@@ -101,7 +101,7 @@ def test_executables_for_something_else_are_refused(tmp_path):
         poptorch.inferenceModel(Classifier()).loadExecutable(path)
     with pytest.raises(poptorch.Error, match="compiled for other weights"):
         poptorch.trainingModel(WithDropout(), options()).loadExecutable(path)
-    with pytest.raises(poptorch.Error, match="compiled for other counts of the options"):
+    with pytest.raises(poptorch.Error, match="compiled for other counts of micro batches"):
         poptorch.trainingModel(Classifier(), options(replicas=2)).loadExecutable(path)
 
 

@@ -1,4 +1,4 @@
-"""PoplarExecutor: what trainingModel and inferenceModel return."""
+"""PoplarExecutor, which trainingModel and inferenceModel return."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from .poptorch_core import createPoptorchError
 
 
 class PoplarExecutor(Measured):
-    """Runs a wrapped model: the first call compiles it for the inputs given, whose shapes are final then.
+    """Runs a wrapped model. The first call compiles it; input shapes and dtypes are fixed from then on.
 
-    Attributes that an executor doesn't have are the user model's.
+    Attributes that the executor lacks are looked up in the user's model.
 
-    :param model: what runs: a shallow copy of the user's model.
-    :param options: resolved options; frozen here.
+    :param model: the model to run: a shallow copy of the user's.
+    :param options: with the output mode resolved; frozen by the constructor.
     :param user_model: the model that was wrapped; default: `model`.
     """
 
@@ -83,12 +83,12 @@ class PoplarExecutor(Measured):
 
     @property
     def options(self) -> Options:
-        """The options in force: a frozen copy of the user's with the output mode resolved."""
+        """The executor's options: a frozen copy of the user's with the output mode resolved."""
         return self._options
 
     @property
     def _executable_inputs(self) -> CompiledCall | None:
-        # Private in PopTorch too, but optimum-graphcore's pipelines look up the compiled batch size here.
+        # Private in PopTorch too, but optimum-graphcore's pipelines read the compiled batch size from it.
         executable = self._executable
         return None if executable is None else executable.inputs.as_call(self._parser.positional)
 
@@ -102,13 +102,13 @@ class PoplarExecutor(Measured):
         self._randomness.state = state
 
     def __getattr__(self, attribute: str) -> Any:
-        # Reached only where ordinary look-up fails, also before __init__ has run (copy, pickle).
+        # Called only if ordinary lookup fails, also before __init__ has run (copy, pickle).
         if attribute.startswith("__") or "_user_model" not in self.__dict__:
             raise AttributeError(attribute)
         return getattr(self._user_model, attribute)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
-        """Load weights into the user's model, and on to the device if there is one."""
+        """Loads weights into the user's model, and uploads them if a device is attached."""
         result = self._user_model.load_state_dict(state_dict, strict)
         if self.isAttachedToDevice():
             self.copyWeightsToDevice()
@@ -117,9 +117,11 @@ class PoplarExecutor(Measured):
     # ---- compile and run
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run on a combined batch: deviceIterations * gradientAccumulation * replicas micro batches.
+        """Runs a combined batch: [deviceIterations * gradientAccumulation * replicas * micro batch, ...].
 
-        Raises poptorch.Error where the arguments differ from those the model was compiled for.
+        Compiles first if needed. Returns the forward's structure of outputs, whose first dimension depends on
+        the output mode. Raises poptorch.Error if the arguments differ from those of the compilation,
+        AssertionError for an offline device and a batch dimension that can't be split.
         """
         assert not self._offline, (
             "Trying to run a model on an offline device (ConnectionType.Never): use model.compile(inputs) "
@@ -134,7 +136,7 @@ class PoplarExecutor(Measured):
         return self._run(arguments)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile for these inputs without running."""
+        """Compiles for these inputs without running; a warning if the model is compiled already."""
         arguments = self._parser.parse(args, kwargs)
         if self._executable is not None:
             logger.warning("Call to compile() ignored: the executable is already compiled")
@@ -143,7 +145,7 @@ class PoplarExecutor(Measured):
 
     @outside_inference_mode
     def _compile(self, compiled: Arguments | dict[str, Any]) -> None:
-        """`compiled`: what to compile for, or what a file holds of a compilation."""
+        """`compiled`: the arguments to compile for, or the saved state of an executable."""
         compilation.pre_compile.call()
         start_s = time.perf_counter()
         host = self._host
@@ -192,7 +194,7 @@ class PoplarExecutor(Measured):
         executable, host = self._compiled(), self._host
         start_s = time.time()
         if host is not None:
-            # Set before: whatever stops a run in the middle, the device may hold newer weights.
+            # Set before the run: if it is interrupted, the device may hold newer weights all the same.
             host.stale = host.stale or self._training
             host.running = True
         try:
@@ -211,11 +213,11 @@ class PoplarExecutor(Measured):
 
     @property
     def _host(self) -> host_weights.HostWeights | None:
-        """The host's side of the weights while the user's model trains."""
+        """State of the host's weights if the user's model is wrapped for training, otherwise None."""
         return host_weights.host_of(self._user_model)
 
     def _fetch_training_weights(self) -> None:
-        """Before inference: take over what training has done to a shared model since."""
+        """Before inference: uploads the latest weights of a training executor that shares the model."""
         host = self._host
         if self._training or host is None:
             return
@@ -233,7 +235,7 @@ class PoplarExecutor(Measured):
 
     @outside_inference_mode
     def copyWeightsToHost(self) -> None:
-        """Download the weights into the user's model."""
+        """Downloads the weights into the user's model. Raises poptorch.Error if it isn't compiled."""
         executable = self._compiled()
         host = self._host
         if host is not None:
@@ -243,13 +245,16 @@ class PoplarExecutor(Measured):
         executable.weights.download()
 
     def copyWeightsToHostIfNeeded(self) -> bool:
-        """Download the weights if the device has newer ones; returns whether it did."""
+        """Downloads the weights if the device has newer ones; returns whether it did."""
         host = self._host
         return host is not None and host.sync()
 
     @outside_inference_mode
     def copyWeightsToDevice(self) -> None:
-        """Upload the user's model's weights: edits on the host have no effect before."""
+        """Uploads the user model's weights; without it, edits on the host have no effect on the device.
+
+        Raises poptorch.Error if the model isn't compiled.
+        """
         executable = self._compiled()
         host = self._host
         if host is not None:
@@ -262,7 +267,7 @@ class PoplarExecutor(Measured):
 
     @outside_inference_mode
     def copyNamedBuffersToDevice(self) -> None:
-        """Upload the buffers that options.updatableNamedBuffers lists."""
+        """Uploads the buffers of options.updatableNamedBuffers. Raises poptorch.Error if it lists none."""
         names = self._options.updatable_named_buffers
         if not names:
             raise createPoptorchError("No named buffers marked as updatable via updatableNamedBuffers option")
@@ -277,7 +282,7 @@ class PoplarExecutor(Measured):
         return self._attached
 
     def detachFromDevice(self) -> None:
-        """Download weights and optimizer state and leave the device to others."""
+        """Downloads weights and optimizer state and releases the device. poptorch.Error if not attached."""
         self._compiled()
         if not self._attached:
             raise createPoptorchError("Device is not attached")
@@ -287,7 +292,7 @@ class PoplarExecutor(Measured):
         self._attached = False
 
     def attachToDevice(self) -> None:
-        """Take the device again and upload everything."""
+        """Acquires the device again and uploads everything. poptorch.Error if it is attached already."""
         self._compiled()
         assert not self._offline, "Can't attach to an offline device (ConnectionType.Never)"
         if self._attached:
@@ -296,7 +301,7 @@ class PoplarExecutor(Measured):
         self._attached = True
 
     def destroy(self) -> None:
-        """Download the weights, drop the executable, unwrap the user's model. No-op if not compiled."""
+        """Downloads the weights, drops the executable, unwraps the user's model. No-op if not compiled."""
         if self._executable is None:
             return
         if self._training:
@@ -311,10 +316,10 @@ class PoplarExecutor(Measured):
     # ---- optimizer
 
     def setOptimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take over the optimizer's present attributes; a scheduler's change has no effect before.
+        """Applies the optimizer's current attributes; without it, a scheduler's changes have no effect.
 
-        Raises AssertionError for an unsupported class, ValueError for one that would change the mean
-        reduction strategy of a compiled model, poptorch.Error for a changed constant.
+        Raises AssertionError for an unsupported class, ValueError if it would change the mean reduction
+        strategy of a compiled model, poptorch.Error for a changed constant.
         """
         assert self._training, "setOptimizer is only for training models"
         found = extract(optimizer)
@@ -336,7 +341,7 @@ class PoplarExecutor(Measured):
                 log(text)
 
     def _choose_reduction_strategy(self, found: Extracted) -> None:
-        """float16 accumulators would overflow before a division at the end: they need a running mean."""
+        """Selects a running mean for float16 accumulators, which would overflow before a final division."""
         training = self._options.Training
         running = enums.MeanReductionStrategy.Running
         if (
@@ -354,42 +359,42 @@ class PoplarExecutor(Measured):
         self._options.Training.setMeanAccumulationAndReplicationReductionStrategy(running)
         self._options._freeze()
 
-    # ---- what the compilation found
+    # ---- tensors and graph
 
     def getTensorNames(self) -> list[str]:
-        """What options.anchorTensor can name: weights, their gradients and updates, results."""
+        """The names that options.anchorTensor accepts: weights, their gradients and updates, results."""
         assert self._executable is not None, "Model must be compiled first"
         return self._executable.tensor_names
 
     def getAnchoredTensor(self, short_name: str) -> torch.Tensor:
-        """A tensor that options.anchorTensor kept of the last run, laid out as an output is."""
+        """The last run's anchored tensor, laid out as an output is. AssertionError for an unknown name."""
         kept = self._executable.anchored if self._executable is not None else {}
         assert short_name in kept, f"No tensor with name {short_name} found."
         return kept[short_name]
 
     def _debugGetPopartIR(self) -> str:
-        """JSON: {"maingraph": [{name, type, attributes, inputs, outputs}, ...]}, what the compilation saw."""
+        """The traced graph as JSON: {"maingraph": [{name, type, attributes, inputs, outputs}, ...]}."""
         return self._compiled().ir
 
-    # ---- executables in files
+    # ---- executable files
 
     def compileAndExport(self, filename: str, *args: Any, export_model: bool = True, **kwargs: Any) -> None:
-        """Compile for these inputs, if that isn't done, and save()."""
+        """Compiles for these inputs, unless the model is compiled already, and saves as `save` does."""
         arguments = self._parser.parse(args, kwargs)
         if self._executable is None:
             self._compile(arguments)
         self.save(filename, export_model)
 
     def save(self, filename: str, export_model: bool = True, save_rng_state: bool = True) -> None:
-        """Write the executable to a file, by default with the model, its optimizer and the random state.
+        """Writes the executable to a file, by default with the model, its optimizer and the random state.
 
-        A folder gets a model.poptorch; missing parents are made. poptorch.load reads a file that has the
-        model, loadExecutable any.
+        In a directory, the file is model.poptorch; missing parent directories are created. poptorch.load
+        reads a file with the model, loadExecutable any. Raises poptorch.Error if the model isn't compiled.
         """
         executable = self._compiled()
         if export_model and any(isinstance(m, torch.jit.ScriptModule) for m in self._user_model.modules()):
             raise createPoptorchError(
-                "PyTorch can't write a TorchScript module beside other things: save the executable with "
+                "A TorchScript module can't be pickled into the file: save the executable with "
                 "export_model=False, and the module with torch.jit.save."
             )
         saved = executable.saved()
@@ -408,10 +413,11 @@ class PoplarExecutor(Measured):
         )
 
     def loadExecutable(self, filename: str) -> None:
-        """Take the executable from a file in place of compiling; weights stay this model's own.
+        """Loads an executable from a file instead of compiling; the weights remain this model's.
 
         The file is a pickle: load only files that you trust. Raises AssertionError for another version's
-        file or where there is an executable, poptorch.Error for a file of another kind of model.
+        file and if the model is compiled already, poptorch.Error for the executable of another model or kind
+        of model.
         """
         assert self._executable is None, "The model is compiled already: call destroy() first"
         contents = files.read(filename, self._poptorch_version)

@@ -1,8 +1,7 @@
 """Tensors that `Options.anchorTensor` keeps for `getAnchoredTensor`.
 
-What can be kept goes by the names that `getTensorNames` gives: a weight's own, `Gradient___<weight>` (of each
-micro batch, before accumulation), `UpdatedVar___<weight>` (once in a weight update), and those of the
-operations' results.
+They are named as in `getTensorNames`: `<weight>`, `Gradient___<weight>` (one per micro batch, before
+accumulation), `UpdatedVar___<weight>` (one per weight update), and the results of operations.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from ..poptorch_core import createBackendError
 if TYPE_CHECKING:
     from ..options import Options
 
-# One weight update, of these gradients.
+# Applies one weight update with these gradients.
 Update = Callable[["list[torch.Tensor | None]"], None]
 
 _GRADIENT, _UPDATED = "Gradient___", "UpdatedVar___"
@@ -34,7 +33,7 @@ RETURNED = {
 
 
 def names(ir: str, weights: list[str], training: bool) -> list[str]:
-    """Every name that can be anchored: weights, in training their gradients and updates, then results."""
+    """All names that can be anchored: weights, in training their gradients and updates, then results."""
     found = list(weights)
     if training:
         found += [f"{kind}{name}" for kind in (_GRADIENT, _UPDATED) for name in weights]
@@ -44,7 +43,7 @@ def names(ir: str, weights: list[str], training: bool) -> list[str]:
 
 
 def check(options: Options, known: list[str]) -> None:
-    """Raise poptorch.Error for an anchor that names no tensor of the model."""
+    """Raises poptorch.Error for an anchor whose name isn't in `known`."""
     for short_name, (long_name, _, _) in options.anchored_tensors.items():
         if long_name not in known:
             raise createBackendError(
@@ -58,7 +57,7 @@ class Anchors:
     """One call's anchored tensors.
 
     :param weights: the model's parameters by name, which hold the device's data during the call.
-    :param module_names: the modules' names by id, as the compilation had them.
+    :param module_names: the modules' names by id, the same as during compilation.
     """
 
     def __init__(
@@ -93,7 +92,7 @@ class Anchors:
 
     @property
     def need_operations(self) -> bool:
-        """Whether any of them is an operation's result, which needs the forward's modules for its name."""
+        """Whether an operation's result is anchored: its name depends on modules, so the forward must run."""
         kinds = ("", _GRADIENT, _UPDATED)
         of_weights = {f"{kind}{name}" for kind in kinds for name in self._weights}
         return any(long_name not in of_weights for long_name, _ in self._wanted.values())
@@ -105,7 +104,7 @@ class Anchors:
 
     @contextlib.contextmanager
     def gradients(self) -> Iterator[None]:
-        """Inside, backward passes hand over the gradients that are wanted."""
+        """Context: hooks on the weights keep the anchored gradients of backward passes."""
         handles = []
         for name, weight in self._weights.items():
             if any(long_name == f"{_GRADIENT}{name}" for long_name, _ in self._wanted.values()):
@@ -122,7 +121,7 @@ class Anchors:
 
     @contextlib.contextmanager
     def micro_batch(self, inputs: list[torch.Tensor]) -> Iterator[None]:
-        """Stands around the forward of the next micro batch."""
+        """Context of the next micro batch's forward: keeps anchored weights and results."""
         which = self._order[self._next]
         self._next += 1
         for name, weight in self._weights.items():
@@ -142,7 +141,7 @@ class Anchors:
             self._keep(name, which, tensor)
 
     def following(self, update: Update, enter_replica: Callable[[int], None]) -> Update:
-        """`update`, after which updated weights that are wanted are kept, of each replica entered."""
+        """`update`, which afterwards also keeps the anchored updated weights of every replica."""
 
         def update_and_keep(gradients: list[torch.Tensor | None]) -> None:
             update(gradients)
@@ -156,5 +155,5 @@ class Anchors:
         return update_and_keep if self._wanted else update
 
     def result(self) -> dict[str, torch.Tensor]:
-        """By short name."""
+        """The anchored tensors by short name, laid out as an output is."""
         return {short_name: collector.result()[0] for short_name, (_, collector) in self._wanted.items()}

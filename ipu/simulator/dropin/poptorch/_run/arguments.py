@@ -1,4 +1,4 @@
-"""A call's arguments: parsed against the model's forward, and frozen by the compilation."""
+"""A call's arguments: bound to the forward's parameters, and checked against those of the compilation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _TensorSpec:
 
 @dataclass(frozen=True)
 class Arguments:
-    """One call's arguments; `names` of the positional ones, `defaults` of what it leaves out."""
+    """One call's arguments; `names` of the positional ones, `defaults` of the omitted ones."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -45,23 +45,23 @@ class Arguments:
 
     @property
     def paths(self) -> list[tuple[Any, ...]]:
-        """Where each of `tensors` is, by names and keys: the same however a call passes an argument."""
+        """Each tensor's path of names and keys; passing by position or keyword makes no difference."""
         named = [*zip(self.names, self.args), *self.kwargs.items()]
         return [path for name, value in named for path in tensor_paths(value, (name,))]
 
     def replaced(self, replacements: list[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """(args, kwargs) with other tensors in place of these."""
+        """(args, kwargs) with their tensors replaced, in order."""
         return with_tensors((self.args, self.kwargs), replacements)
 
     def frozen(self) -> FrozenArguments:
-        """What later calls are compared with."""
+        """Their shapes, dtypes, structure and plain values, to compare later calls with."""
         return FrozenArguments(
             _specs(expanded(self.args)), _specs(expanded(self.kwargs)), self.names, self.defaults
         )
 
 
 def _parameters(forward: Any) -> list[inspect.Parameter]:
-    """A forward's parameters; a traced one's are in its schema alone."""
+    """A forward's parameters; those of a TorchScript forward come from its schema."""
     schema = getattr(forward, "schema", None)
     if schema is None:
         return list(inspect.signature(forward).parameters.values())
@@ -79,7 +79,7 @@ def _parameters(forward: Any) -> list[inspect.Parameter]:
 
 
 class ArgumentParser:
-    """Binds calls to a forward's parameters."""
+    """Binds a call's arguments to a forward's parameters."""
 
     def __init__(self, forward: Any) -> None:
         parameters = _parameters(forward)
@@ -89,10 +89,11 @@ class ArgumentParser:
         self._warned_of: set[str] = set()
 
     def parse(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-        """Check a call as Python would, with PopTorch's errors; make its tensors fit for the device.
+        """Binds arguments as Python would, with PopTorch's errors, and detaches their tensors.
 
-        Raises AssertionError for an argument too many, unknown or twice, and poptorch.Error for one
-        that is missing or has no elements.
+        Raises AssertionError for an argument too many, an unknown keyword, and an argument given twice;
+        poptorch.Error for a missing argument, and for a tensor that is empty, complex, sparse or not on the
+        CPU.
         """
         positional = self.positional
         names = [p.name for p in self._named]
@@ -119,7 +120,7 @@ class ArgumentParser:
 
     @property
     def positional(self) -> list[str]:
-        """The parameters that a call may pass by position, in their order."""
+        """The names of the parameters that can be passed by position, in order."""
         return [p.name for p in self._named if p.kind is not p.KEYWORD_ONLY]
 
     def _ready(self, leaf: Any) -> Any:
@@ -145,8 +146,8 @@ class ArgumentParser:
 
 
 def check_batch_dimension(arguments: Arguments, options: Options, gradient_accumulation: int) -> None:
-    """Raise AssertionError unless every tensor can be cut into one part for each micro batch, and
-    poptorch.Error where there is none.
+    """Raises AssertionError unless every tensor's first dimension can be split into micro batches, and
+    poptorch.Error if a count in the options is below 1.
     """
     counts = {
         "deviceIterations": options.device_iterations,
@@ -172,7 +173,7 @@ def check_batch_dimension(arguments: Arguments, options: Options, gradient_accum
 
 @dataclass(frozen=True)
 class CompiledCall:
-    """What an executable was compiled for; tensors have a shape and a dtype, and no memory."""
+    """The arguments that an executable was compiled for; tensors are on the meta device."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -188,21 +189,21 @@ class FrozenArguments:
     defaults: dict[str, Any]
 
     def as_call(self, order: list[str]) -> CompiledCall:
-        """The arguments again, those of `order` by position."""
+        """The arguments as a call, with those named in `order` passed by position."""
         given = {**dict(zip(self.names, self.args)), **self.kwargs}
-        # A forward's *args have names of their own and stay in their place.
+        # A forward's *args ("args[0]", ...) keep their positions.
         positional = [name for name in order if name in given]
         positional += [name for name in self.names if name not in positional]
         kwargs = {name: value for name, value in given.items() if name not in positional}
         return CompiledCall(*_as_tensors((tuple(given[name] for name in positional), kwargs)))
 
     def check(self, given: Arguments) -> None:
-        """Raise poptorch.Error where a call differs; how an argument is passed makes no difference."""
+        """Raises poptorch.Error if a call differs; passing by position or keyword makes no difference."""
         if given.names != self.names or given.kwargs.keys() != self.kwargs.keys():
             expected = {**dict(zip(self.names, self.args)), **self.kwargs, **self.defaults}
             values = dict(zip(given.names, expanded(given.args)))
             values.update(expanded(given.kwargs), **given.defaults)
-            # Else the comparison below says what differs, in the words of the call.
+            # Otherwise the comparison below reports the difference.
             if self._are_same(expected, values):
                 return
         if len(given.args) != len(self.args):

@@ -1,4 +1,4 @@
-"""The engine that executes steps, from inside the drop-in, and how the options ask it to compute."""
+"""Translates options and environment into the engine's arithmetic: precision, rounding, reduction."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MEANS = {
 
 
 def computes_as_ipu() -> bool:
-    """Whether IPU_SIMULATOR_PRECISION asks for an IPU's numerics. Raises poptorch.Error if it is unknown."""
+    """Whether IPU_SIMULATOR_PRECISION is ipu-float16. Raises poptorch.Error for an unknown precision."""
     try:
         return environment.precision() == environment.IPU_FLOAT16
     except environment.UnknownPrecision as problem:
@@ -29,7 +29,7 @@ def computes_as_ipu() -> bool:
 
 
 def arithmetic(options: Options) -> numerics.Float16Arithmetic:
-    """With the partials types and exceptions that the options ask for."""
+    """float16 arithmetic with the options' partials types and floating-point exceptions."""
     popart = Obeyed(options._Popart)
     return numerics.Float16Arithmetic(
         numerics.Arithmetic(
@@ -41,12 +41,12 @@ def arithmetic(options: Options) -> numerics.Float16Arithmetic:
 
 
 def exceptions(options: Options) -> numerics.FloatingPointExceptions | None:
-    """Where the options ask for them, else None."""
+    """The dispatch mode that raises floating-point exceptions; None if the options don't enable them."""
     return numerics.FloatingPointExceptions() if Obeyed(options._Popart).stops_at_exceptions else None
 
 
 def state_rounding(options: Options, randomness: numerics.KeyedRandomness) -> numerics.StateRounding:
-    """By chance where the options ask for it."""
+    """Rounding of the training state: stochastic if the options enable it, otherwise to nearest."""
     popart = Obeyed(options._Popart)
     return numerics.StateRounding(
         randomness, by_chance=popart.rounds_by_chance, stops=popart.stops_at_exceptions
@@ -54,7 +54,7 @@ def state_rounding(options: Options, randomness: numerics.KeyedRandomness) -> nu
 
 
 def reduction(options: Options) -> numerics.Reduction:
-    """How the options join gradients."""
+    """How gradients are reduced over accumulation and replicas."""
     training = options.Training
     if training.accumulation_and_replication_reduction_type == enums.ReductionType.Sum:
         return numerics.Reduction.SUM

@@ -1,6 +1,12 @@
-"""What a program wants to be called before and after each compilation.
+"""Compile hooks, and the executable cache's folder with its compile lock.
 
-The hooks are the process's, as in PopTorch; they may be registered and removed while another thread compiles.
+Hooks are global to the process, as in PopTorch, and thread-safe: a thread may register or remove hooks while
+another compiles.
+
+The simulator compiles in no time, so it reads nothing back from the cache of Options.enableExecutableCaching.
+Instead of PopART's executable it writes a note there, named by a hash of program and options. Processes that
+train the same model compile it one after another under a file lock, as PopTorch's do: the first fills the
+cache, the others find the note.
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ Hook = Callable[[], Any]
 
 
 class CompileHooks:
-    """Hooks of one kind, in the order in which they were registered."""
+    """Hooks of one kind, in order of registration."""
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
@@ -35,7 +41,7 @@ class CompileHooks:
         self._lock = threading.Lock()
 
     def register(self, hook: Hook) -> RemovableHook:
-        """Raises RuntimeError if the hook can't be called."""
+        """Adds a hook. Raises RuntimeError if it isn't callable."""
         if not callable(hook):
             raise RuntimeError(f"{self._kind} hook must be callable")
         with self._lock:
@@ -44,12 +50,12 @@ class CompileHooks:
         return RemovableHook(self, key)
 
     def remove(self, key: int) -> None:
-        """No-op for one that was removed before."""
+        """Removes a hook; no-op if it was removed before."""
         with self._lock:
             self._hooks.pop(key, None)
 
     def call(self) -> None:
-        """Calls those that are registered now."""
+        """Calls every registered hook."""
         with self._lock:
             hooks = list(self._hooks.values())
         for hook in hooks:
@@ -57,14 +63,14 @@ class CompileHooks:
 
 
 class RemovableHook:
-    """Takes a hook off again."""
+    """Handle of a registered hook."""
 
     def __init__(self, hooks: CompileHooks, key: int) -> None:
         self._hooks = hooks
         self._key = key
 
     def remove(self) -> None:
-        """The hook isn't called any more."""
+        """Unregisters the hook."""
         self._hooks.remove(self._key)
 
 
@@ -73,24 +79,17 @@ post_compile = CompileHooks("Post-compile")
 
 
 def registerPreCompileHook(hook: Hook) -> RemovableHook:
-    """Call `hook()` before every compilation; the handle's remove() ends it. RuntimeError if not callable."""
+    """Calls `hook()` before each compilation until the handle's remove(). RuntimeError if not callable."""
     return pre_compile.register(hook)
 
 
 def registerPostCompileHook(hook: Hook) -> RemovableHook:
-    """Call `hook()` after every compilation; the handle's remove() ends it. RuntimeError if not callable."""
+    """Calls `hook()` after each compilation until the handle's remove(). RuntimeError if not callable."""
     return post_compile.register(hook)
 
 
-# The folder of Options.enableExecutableCaching: what a compilation leaves there, and who may compile.
-#
-# Compiling takes the simulator no time, so there is nothing to read back: a note of what was compiled stands
-# for PopART's executable, under a name that is the same for the same program and options. Processes that
-# train one model take turns to compile it: one fills the cache, the others read it.
-
-
 def leave_note(options: Options, ir: str) -> None:
-    """Writes the note if the options ask for a cache, unless it is there already."""
+    """Writes the note into the cache's folder, if the options name one and the note isn't there yet."""
     folder = Obeyed(options._Popart).cache_folder
     if folder is None or usesIpuModel(options._values):
         return
@@ -105,10 +104,10 @@ def leave_note(options: Options, ir: str) -> None:
 
 @contextlib.contextmanager
 def compile_lock(model: torch.nn.Module, options: Options) -> Iterator[None]:
-    """Inside, no other process compiles this model; only where several run and the options name a cache.
+    """Holds the compile lock: a file in the cache's folder, named by a hash of the model.
 
-    The lock is a file in the cache's folder, named after the model. Nothing that waits for another process
-    may happen inside.
+    No-op for a single process, and without a cache folder (with a warning). Code under the lock must not
+    wait for another process: that would deadlock.
     """
     if options.Distributed.numProcesses == 1:
         yield
@@ -116,13 +115,13 @@ def compile_lock(model: torch.nn.Module, options: Options) -> Iterator[None]:
     folder = Obeyed(options._Popart).cache_folder
     if folder is None:
         logger.warning(
-            "%d processes compile the same model, each for itself: options.enableExecutableCaching lets one "
+            "%d processes compile the same model separately: options.enableExecutableCaching lets one "
             "compile it for all",
             options.Distributed.numProcesses,
         )
         yield
         return
-    import fcntl  # not on Windows, where nobody has several processes
+    import fcntl  # POSIX only; runs with several processes aren't supported on Windows
 
     folder.mkdir(parents=True, exist_ok=True)
     name = hashlib.md5(repr(model).encode(), usedforsecurity=False).hexdigest()

@@ -1,4 +1,4 @@
-"""A compiled model: what its forward showed when run once, its weights on the device, and its runs."""
+"""The executable: traces a model's forward once, holds its device weights, and runs it."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
     from ..optim.on_device import OptimizerOnDevice
     from ..options import Options
 
-# What a compilation finds out; the rest is made again from the model and its options.
+# Results of tracing that a file holds; everything else is rebuilt from the model and its options.
 _SAVED = ("_inputs", "_flags", "_mixes_types", "_narrow_indices", "_names_ipu", "_loss", "_output", "ir")
-_SAYS = {"plan": "counts of the options", "weights": "weights"}
-# Norms with statistics; and what TorchScript compiled, which can't replace its members.
+_SAYS = {"plan": "counts of micro batches", "weights": "weights"}
+# Norms with running statistics, and TorchScript modules, which can't replace their members.
 _MAY_REPLACE = (torch.nn.modules.batchnorm._NormBase, torch.jit.ScriptModule)
 
 
 class Executable:
-    """A model compiled for one kind of input.
+    """A model compiled for inputs of fixed shapes, dtypes and structure.
 
-    Making one runs the model's forward on the first micro batch; no weight, buffer, random state or
-    input changes by that. Raises poptorch.Error where the model or its options can't be compiled.
+    The constructor traces the model's forward on the first micro batch. That changes no weight, buffer,
+    random state or input. Raises poptorch.Error if the model or its options can't be compiled.
     """
 
     def __init__(
@@ -63,10 +63,10 @@ class Executable:
         self._randomness = randomness
         self._update_types = update_types
         keep_freed_memory()
-        # Around what the model computes, and for what training keeps: None in float32.
+        # Dispatch modes for the model's arithmetic, and rounding of the training state; None in float32.
         as_ipu = computes_as_ipu()
         self._arithmetic = arithmetic(options) if as_ipu else None
-        # A compilation's values mean nothing: only runs stop.
+        # Values are meaningless during compilation, so only runs check for floating-point exceptions.
         self._run_arithmetic = self._arithmetic if as_ipu else exceptions(options)
         self.rounding = state_rounding(options, randomness) if as_ipu else None
         accumulation = options.Training.gradient_accumulation if training else 1
@@ -97,12 +97,12 @@ class Executable:
             )
         self.weights = DeviceWeights(model, self.plan.replicas, options.broadcast_buffers, groupings)
         self._loss: LossPlace | None = None
-        self._calls: Program | None = None  # in place of the forward, where that is possible
+        self._calls: Program | None = None  # replays the forward; None: each run calls the forward
         self.anchored: dict[str, torch.Tensor] = {}  # of the last run, by short name
-        self._is_traced = isinstance(compiled, Arguments)  # else its first run has the tensors for it
+        self._is_traced = isinstance(compiled, Arguments)  # otherwise the first run traces
         if isinstance(compiled, Arguments):
             self._inputs = compiled.frozen()
-            # The graph holds what training flags said when it was traced.
+            # Tracing freezes the modules' training flags into the graph.
             self._flags = {name: module.training for name, module in model.named_modules()}
             with compile_lock(model, options):
                 self._trace_model(compiled)
@@ -113,17 +113,17 @@ class Executable:
 
     @property
     def inputs(self) -> FrozenArguments:
-        """What the model was compiled for."""
+        """The shapes, dtypes, structure and constants that the model was compiled for."""
         return self._inputs
 
     @property
     def tensor_names(self) -> list[str]:
-        """What options.anchorTensor can name."""
+        """The tensor names that options.anchorTensor accepts."""
         return _anchors.names(self.ir, self.weights.names, self._training)
 
     @property
     def num_micro_batches(self) -> tuple[int, int]:
-        """Those of a call, and those whose outputs it returns (or, for Sum, sums of them)."""
+        """Micro batches per call, and how many of their outputs a call returns (Sum: one per replica)."""
         plan, mode = self.plan, self._options.output_mode
         by_iteration = plan.gradient_accumulation * plan.replicas
         kept_iterations = plan.device_iterations // self._options.output_return_period
@@ -139,7 +139,7 @@ class Executable:
         return {id(module): name.rpartition(".")[2] for name, module in self._model.named_modules()}
 
     def saved(self) -> dict[str, Any]:
-        """What a file needs so that another process can go on from here without a compilation."""
+        """The state that lets another process load this executable without compiling it."""
         return {
             **{name: getattr(self, name) for name in _SAVED},
             "plan": self.plan,
@@ -151,8 +151,8 @@ class Executable:
         for what, here in (("plan", self.plan), ("weights", self._weights())):
             if saved[what] != here:
                 raise createPoptorchError(
-                    f"The executable in the file was compiled for other {_SAYS[what]}: {saved[what]} there, "
-                    f"{here} here."
+                    f"The executable in the file was compiled for other {_SAYS[what]}: {saved[what]} in the "
+                    f"file, {here} here."
                 )
         for name in _SAVED:
             setattr(self, name, saved[name])
@@ -172,7 +172,7 @@ class Executable:
     def _watched(
         self, device: watch.Listener | None = None, losses: Losses | None = None
     ) -> contextlib.AbstractContextManager[None]:
-        """Around a later forward. A compiled tape needs neither a device by name nor the losses."""
+        """The listeners of a forward after compilation. A replay needs neither `device` nor `losses`."""
         return watch.later_run(
             device,
             widen_indices if self._narrow_indices else None,
@@ -208,7 +208,7 @@ class Executable:
                 casts = ImplicitCasts()
 
                 def mark_on_device(*made: list[torch.Tensor]) -> None:
-                    tape.leave()  # the host's work in the middle of a run
+                    tape.leave()  # host code in the middle of a run
                     checks.mark_on_device(*made)
 
                 trace.mark_on_device = mark_on_device
@@ -239,9 +239,10 @@ class Executable:
         self._output = map_leaves(output, _placeholder)
 
     def run(self, arguments: Arguments, optimizer: OptimizerOnDevice | None) -> Any:
-        """One call: every micro batch forward -> the outputs.
+        """Runs every micro batch of one call and returns the outputs, structured as the forward's.
 
-        In training also backward and `optimizer.update`; an OptimizerOnDevice is needed for it.
+        With an optimizer (required in training) it also runs the backward passes and `optimizer.update`.
+        Raises poptorch.Error if the arguments differ from the compiled ones.
         """
         self._inputs.check(arguments)
         if not self._is_traced:
@@ -250,7 +251,7 @@ class Executable:
         inputs = [_on_device(tensor) for tensor in arguments.tensors]
         synthetic = Obeyed(self._options._Popart).has_synthetic_data
         if synthetic:
-            # Zeros, whatever the mode: other made-up integers could point outside a table.
+            # Zeros in every mode: random integers could be out of range as indices.
             inputs = [torch.zeros_like(tensor) for tensor in inputs]
         versions = [version_of(tensor) for tensor in inputs]
         collector = numerics.OutputCollector(
@@ -292,7 +293,7 @@ class Executable:
         return with_tensors(self._output, results)
 
     def _gradients(self, optimizer: OptimizerOnDevice) -> numerics.BackwardSums | numerics.TypedAccumulators:
-        """What takes the micro batches' gradients together."""
+        """The accumulator that sums the micro batches' gradients."""
         groups = [self.weights.groups.get(i) for i in self.weights.trainable]
         if self.rounding is None:
             return numerics.BackwardSums(self.plan, reduction(self._options), self.processes, groups)
@@ -346,20 +347,20 @@ class Executable:
 
 
 def _order(compiled: list[tuple[Any, ...]], given: list[tuple[Any, ...]]) -> list[int] | None:
-    """Which of a call's tensors take the compiled ones' places; None where they aren't the same arguments."""
+    """For each compiled tensor, the index of the call's tensor; None if the call passes other arguments."""
     index = {path: i for i, path in enumerate(given)}
     return [index[path] for path in compiled] if set(compiled) == set(index) else None
 
 
 def _on_device(tensor: torch.Tensor) -> torch.Tensor:
-    """The caller's tensor as the device has it; the same memory where nothing is to be converted."""
+    """The caller's tensor in the device's dtype, contiguous; shares memory if nothing is converted."""
     tensor = numerics.to_device_dtype(tensor).contiguous()
-    # Autograd takes none that were made in torch.inference_mode.
+    # Autograd doesn't accept inference tensors.
     return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _copy_back(callers: list[torch.Tensor], inputs: list[torch.Tensor], versions: list[int]) -> None:
-    """What the model changed in place changes in the caller's tensor, also where the device had a copy."""
+    """Copies in-place changes of the inputs back to the caller's tensors."""
     for caller, tensor, version in zip(callers, inputs, versions):
         if version_of(tensor) != version and tensor.data_ptr() != caller.data_ptr():
             with torch.inference_mode(caller.is_inference()), torch.no_grad():
@@ -377,7 +378,7 @@ def _check_target(options: Options) -> None:
     if on_model and options.replication_factor > 1:
         raise createBackendError(
             f"Replicated graphs are not supported on the IPU model: replicationFactor is "
-            f"{options.replication_factor}, take 1.",
+            f"{options.replication_factor}, set it to 1.",
             "popart_exception",
         )
     if on_model and Obeyed(options._Popart).counts_cycles:
@@ -385,7 +386,7 @@ def _check_target(options: Options) -> None:
 
 
 def _processes(options: Options, training: bool) -> numerics.Processes:
-    """Those that train together. Inference needs nothing of other processes."""
+    """The processes that train together; only this one for inference, which needs no communication."""
     count = options.Distributed.numProcesses if training else 1
     try:
         return numerics.Processes(options.Distributed.processId, count)
@@ -395,12 +396,12 @@ def _processes(options: Options, training: bool) -> numerics.Processes:
 
 @contextlib.contextmanager
 def _stopping() -> Iterator[None]:
-    """A floating-point exception inside is a poptorch.Error, as on the device."""
+    """Turns floating-point exceptions into poptorch.Error, as on the device."""
     try:
         yield
     except numerics.FloatingPointException as exception:
         raise createBackendError(
-            f"{exception}. Precision.enableFloatingPointExceptions(True) stops the program there; a lower "
+            f"{exception}. Precision.enableFloatingPointExceptions(True) stops the program here; a lower "
             "loss_scaling or learning rate may help.",
             "poplar_application_runtime_error",
         ) from exception
@@ -408,7 +409,7 @@ def _stopping() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _members_kept(model: torch.nn.Module) -> Iterator[None]:
-    """If a forward replaces or removes parameters or buffers: put them back, raise poptorch.Error."""
+    """If a forward replaces or removes parameters or buffers, restores them and raises poptorch.Error."""
     before = [
         (path, module, kind, dict(getattr(module, kind)))
         for path, module in model.named_modules()
@@ -424,7 +425,7 @@ def _members_kept(model: torch.nn.Module) -> Iterator[None]:
             full_name = f"{path}.{name}" if path else name
             removed = name not in now
             now[name] = tensor
-            if tensor is None:  # there was nothing yet: it is made when first needed
+            if tensor is None:  # created lazily
                 continue
             if removed:
                 problem = "is removed from the model when calling the forward method."
@@ -439,5 +440,5 @@ def _members_kept(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _placeholder(leaf: Any) -> Any:
-    """Stands for a tensor in the structure of the outputs, without the graph and memory of the real one."""
+    """An empty tensor for the outputs' structure, so that the real one's graph and memory are freed."""
     return torch.empty(0) if isinstance(leaf, torch.Tensor) else leaf

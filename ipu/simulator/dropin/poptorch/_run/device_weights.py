@@ -1,7 +1,7 @@
-"""The device's weights: tensors of their own, which stand in for the model's during a run.
+"""The device's weights, and weights that differ between replicas (replicaGrouping).
 
-Parameters and buffers keep their identity (tied ones stay tied, closures keep working): only the
-data that they hold is exchanged for the time of a run.
+The device's weights are separate tensors. During a run, `data` of the model's parameters and buffers is
+swapped for the device's, so they keep their identity: tied weights stay tied, and closures keep working.
 """
 
 from __future__ import annotations
@@ -23,15 +23,12 @@ if TYPE_CHECKING:
     from ..executor import PoplarExecutor
 
 
-# Weights that differ between replicas: which replicas share a value, and where a program says so.
-
-
 @dataclass(frozen=True)
 class ReplicaGrouping:
-    """Which replicas hold the same value of a weight, and what the host gets back of it.
+    """Which replicas share a weight's value, and whether a download returns one value per group or replica.
 
-    The weight has one more dimension on the host, the first: one value for each group (with
-    CommGroupType.All, none). `group_size`: the replicas of a group, where they are consecutive or orthogonal.
+    On the host the weight has an additional first dimension, [groups, ...] (with CommGroupType.All: none).
+    `group_size`: replicas per group, for consecutive and orthogonal groups.
     """
 
     kind: CommGroupType
@@ -39,9 +36,9 @@ class ReplicaGrouping:
     returned: VariableRetrievalMode
 
     def groups(self, name: str, replicas: int) -> tuple[int, ...] | None:
-        """The group of each replica; None where one group has no dimension of its own.
+        """The group of each replica; None for CommGroupType.All, which adds no dimension.
 
-        Raises poptorch.Error where replicas can't be grouped so.
+        Raises poptorch.Error if `group_size` doesn't divide the number of replicas.
         """
         if self.kind == CommGroupType.All:
             return None
@@ -58,12 +55,12 @@ class ReplicaGrouping:
 
     @property
     def returns_every_replica(self) -> bool:
-        """Whether a download gives one value for each replica, rather than for each group."""
+        """Whether a download returns one value per replica instead of per group."""
         return self.returned == VariableRetrievalMode.AllReplicas
 
 
 def checked(kind: object, group_size: int, returned: object) -> ReplicaGrouping:
-    """Raises poptorch.Error for arguments that aren't of the enumerations."""
+    """A ReplicaGrouping. Raises poptorch.Error if `kind` or `returned` isn't of its enumeration."""
     if not isinstance(kind, CommGroupType):
         raise createPoptorchError("comm_group_type must be a poptorch.CommGroupType")
     if not isinstance(returned, VariableRetrievalMode):
@@ -71,13 +68,13 @@ def checked(kind: object, group_size: int, returned: object) -> ReplicaGrouping:
     return ReplicaGrouping(kind, int(group_size), returned)
 
 
-# All executors alive: a parameter is the user's own object and doesn't know its executors.
+# Weak references to all executors: a parameter is the user's object and doesn't know its executors.
 _executors: weakref.WeakSet[PoplarExecutor] = weakref.WeakSet()
 _executors_lock = threading.Lock()
 
 
 def register(executor: PoplarExecutor) -> None:
-    """Makes an executor known to the parameters of its model."""
+    """Registers an executor, so that `replica_grouping` finds it by its model's parameters."""
     with _executors_lock:
         _executors.add(executor)
 
@@ -94,12 +91,12 @@ def replica_grouping(
     shards: int,
     variable_retrieval_mode: VariableRetrievalMode,
 ) -> None:
-    """Say which replicas share this weight, to every executor of its model that isn't compiled yet.
+    """Sets which replicas share this weight, in every executor of its model that isn't compiled yet.
 
-    The weight's first dimension holds one value for each group; a forward sees its replica's, without that
-    dimension. `shards`: the replicas in a group, where they are consecutive or orthogonal.
+    The weight is [groups, ...]; a forward sees its replica's value, without the first dimension. `shards`:
+    replicas per group, for consecutive and orthogonal groups.
 
-    Raises poptorch.Error for a weight of no executor, or where all are compiled.
+    Raises poptorch.Error if no executor's model has this parameter, and if all of them are compiled.
     """
     grouping = checked(comm_group_type, shards, variable_retrieval_mode)
     of = _executors_of(self)
@@ -115,12 +112,12 @@ def replica_grouping(
 class DeviceWeights:
     """One executor's copy of a model's parameters and buffers.
 
-    Each replica has its own buffers; all share the parameters, which are identical on real replicas, but
-    for those with a ReplicaGrouping, by name. `names` are those of the parameters, the first where one is
-    tied. `broadcast` as in Options.broadcastBuffers: a buffer on the host is every replica's, else either
-    all buffers are [replicas, ...], one for each, or every replica begins with the whole of each.
+    Replicas share the parameters, except those with a ReplicaGrouping (`groupings`, by name); each replica
+    has its own buffers. `names`: the parameters' names, of tied ones the first. `broadcast` is
+    Options.broadcastBuffers. If False and all buffers are [replicas, ...], each replica gets its slice;
+    otherwise every replica starts with the whole buffer.
 
-    Raises poptorch.Error for a weight that isn't [groups, ...], and for one without a shape.
+    Raises poptorch.Error for a grouped weight that isn't [groups, ...], and for an uninitialised lazy one.
     """
 
     def __init__(
@@ -135,24 +132,24 @@ class DeviceWeights:
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if torch.nn.parameter.is_lazy(tensor):
                 raise createPoptorchError(
-                    f"{name} has no shape yet: run lazy layers once on the host before they compile."
+                    f"{name} has no shape yet: run lazy layers once on the host before compiling the model."
                 )
-        # Those that want a gradient, by index, as of now.
+        # Indices of the parameters that require a gradient at compilation.
         self.trainable = [i for i, parameter in enumerate(self.parameters) if parameter.requires_grad]
         self._buffer_names = [name for name, _ in model.named_buffers()]
         self._buffers = list(model.buffers())
         self.groupings = groupings or {}
         self._replicas = replicas
-        self._returned_every: set[int] = set()  # weights that the host has one value of for each replica
-        # By index: the group of each replica, where the device's tensor is [groups, ...].
+        self._returned_every: set[int] = set()  # weights that the host holds as [replicas, ...]
+        # By the index of a weight that is [groups, ...] on the device: the group of each replica.
         self.groups: dict[int, tuple[int, ...]] = {}
         for i, name in enumerate(self.names):
             found = self.groupings[name].groups(name, replicas) if name in self.groupings else None
             if found is not None:
                 self.groups[i] = found
                 self._check_groups(i)
-        # broadcastBuffers(False): the host has one part for each replica, or what all of them begin with
-        # (optimum-graphcore's Whisper, whose replicas then have caches and steps of their own).
+        # broadcastBuffers(False): the host's buffers hold a slice per replica, or the initial value of all
+        # replicas (optimum-graphcore's Whisper, whose replicas have separate caches and steps).
         self._divided = (
             not broadcast
             and replicas > 1
@@ -170,16 +167,16 @@ class DeviceWeights:
         if not shape or shape[0] not in (groups, every):
             raise createPoptorchError(
                 f"replicaGrouping of {self.names[i]}: its first dimension must hold one value for each of "
-                f"{groups} groups of replicas, its shape is {list(shape)}."
+                f"{groups} groups of replicas, but its shape is {list(shape)}."
             )
 
     def _host_weight(self, i: int) -> torch.Tensor:
-        """The host's side of a weight, [groups, ...] where it differs between replicas."""
+        """The host's value of a weight: [groups, ...] if it differs between replicas."""
         host, grouping = self.parameters[i], self.groupings.get(self.names[i])
         if grouping is None or not grouping.returns_every_replica:
             return host
         groups = self.groups.get(i)
-        if groups is None:  # one value on the device; after a download, one for each replica on the host
+        if groups is None:  # one value on the device; after a download, [replicas, ...] on the host
             return host[0] if i in self._returned_every else host
         if host.shape[0] == 1 + max(groups):
             return host
@@ -198,18 +195,18 @@ class DeviceWeights:
         host.data = values.to(host.dtype)
 
     def of_replica(self, replica: int) -> list[torch.Tensor]:
-        """The device's parameters as a replica has them."""
+        """The device's parameters for one replica."""
         return [
             device[self.groups[i][replica]] if i in self.groups else device
             for i, device in enumerate(self.device_parameters)
         ]
 
     def _host_buffers(self, replica: int) -> list[torch.Tensor]:
-        """The host's side of a replica's buffers."""
+        """The host's buffers for one replica."""
         return [buffer[replica] if self._divided else buffer for buffer in self._buffers]
 
     def upload(self) -> None:
-        """Host to device."""
+        """Copies parameters and buffers from host to device."""
         with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
             for i, device in enumerate(self.device_parameters):
                 device.copy_(self._host_weight(i))
@@ -218,7 +215,7 @@ class DeviceWeights:
                     device.copy_(host)
 
     def upload_buffers(self, names: list[str]) -> None:
-        """Host to device, of these buffers only."""
+        """Copies these buffers from host to device."""
         with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
             for replica, buffers in enumerate(self._device_buffers):
                 for name, device, host in zip(self._buffer_names, buffers, self._host_buffers(replica)):
@@ -226,7 +223,7 @@ class DeviceWeights:
                         device.copy_(host)
 
     def download(self) -> None:
-        """Device to host; buffers that replicas share are the first one's."""
+        """Copies parameters and buffers from device to host; an unsliced buffer is the first replica's."""
         with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
             for i in range(len(self.parameters)):
                 self._return_weight(i)
@@ -237,7 +234,7 @@ class DeviceWeights:
                     host.data.copy_(device)
 
     def enter_replica(self, replica: int) -> None:
-        """Inside swapped_in: from now on buffers, and weights that differ, are this replica's."""
+        """Within `swapped_in`: switches buffers and grouped weights to this replica's."""
         for i, groups in self.groups.items():
             self.parameters[i].data = self.device_parameters[i][groups[replica]]
         if len(self._device_buffers) > 1:
@@ -246,7 +243,7 @@ class DeviceWeights:
 
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Inside, parameters and buffers hold the device's data, no gradients, and have plain classes."""
+        """Context: parameters and buffers hold the device's data, no gradients, and have plain classes."""
         tensors = self.parameters + self._buffers
         with as_original_classes(tensors):
             hosts = [(tensor.data, tensor.grad) for tensor in tensors]
@@ -263,7 +260,7 @@ class DeviceWeights:
 
     @contextlib.contextmanager
     def buffers_kept(self) -> Iterator[None]:
-        """Whatever happens inside to the first replica's buffers is undone."""
+        """Context: restores the first replica's buffers on exit."""
         kept = [device.clone() for device in self._device_buffers[0]]
         try:
             yield

@@ -1,8 +1,7 @@
-"""PopTorch files: what save, compileAndExport and loadExecutable share, and `poptorch.load`.
+"""Executable files of save and compileAndExport, and `poptorch.load`.
 
-A zip archive of header.json, which says what the file is before anything else is read, and contents.pt,
-which is a pickle. **As upstream, loading a file runs code that the file brings: load only files that you
-trust.**
+A file is a zip archive of header.json, which identifies the file, and contents.pt, which is a pickle. **As
+in PopTorch, loading a file can run arbitrary code: load only files that you trust.**
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from ..executor import PoplarExecutor
     from ..options import Options
 
-# PopTorch's, which a file is for.
+# The PopTorch version that a file is written for.
 VERSION = POPTORCH_VERSION.partition("+")[0]
 _FORMAT = "poptorch simulator executable"
 _KEYS = {"version", "training", "has_model"}
@@ -36,7 +35,7 @@ _DEFAULT_NAME = "model.poptorch"
 
 @dataclass
 class Contents:
-    """One file. `executable` is what the executor needs to go on without compiling, by names of its own."""
+    """Contents of a file. `executable` is `Executable.saved()`, and maybe `rng_state`."""
 
     version: str
     training: bool
@@ -47,17 +46,17 @@ class Contents:
 
 
 def destination(filename: str) -> Path:
-    """Where to write: a folder gets a model.poptorch; missing parents are made."""
+    """The path to write: in a directory, model.poptorch. Creates missing parent directories."""
     path = Path(filename)
     if path.is_dir():
         path = path / _DEFAULT_NAME
-        logger.warning("%s is a directory: the model goes to %s", filename, path)
+        logger.warning("%s is a directory: writing the model to %s", filename, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def write(filename: str, contents: Contents) -> Path:
-    """Writes a whole file or none; returns where it is."""
+    """Writes a file atomically; returns its path."""
     path = destination(filename)
     header = {
         "format": _FORMAT,
@@ -66,7 +65,7 @@ def write(filename: str, contents: Contents) -> Path:
         "has_model": contents.model is not None,
     }
     buffer = io.BytesIO()
-    # One pickle for all, so that the optimizer keeps the model's own parameters.
+    # A single pickle, so that the optimizer still refers to the model's parameters.
     torch.save(vars(contents), buffer)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -80,7 +79,7 @@ def write(filename: str, contents: Contents) -> Path:
 
 
 def read_header(filename: str) -> dict[str, Any]:
-    """{format, version, training, has_model}. Raises poptorch.Error for a file of another kind."""
+    """{format, version, training, has_model}. Raises poptorch.Error if it isn't the simulator's file."""
     try:
         with zipfile.ZipFile(filename) as archive:
             header = json.loads(archive.read(_HEADER))
@@ -92,7 +91,7 @@ def read_header(filename: str) -> dict[str, Any]:
 
 
 def read(filename: str, version: str) -> Contents:
-    """Runs what the file's pickle says. Raises AssertionError for a file of another version."""
+    """Unpickles a file. Raises AssertionError for another version, poptorch.Error for an invalid file."""
     header = read_header(filename)
     assert header["version"] == version, (
         f"PopTorch version mismatch: File was created with version: {header['version']} "
@@ -107,20 +106,20 @@ def read(filename: str, version: str) -> Contents:
 
 
 def load(filename: str, edit_opts_fn: Callable[[Options], None] | None = None) -> PoplarExecutor:
-    """An executor from a file that save or compileAndExport wrote, ready to run without compiling.
+    """An executor from a file that save or compileAndExport wrote, ready to run without recompilation.
 
-    `edit_opts_fn` may change the saved options before the model is wrapped. A file made for an offline
-    target runs on whatever is here. The file is a pickle: load only files that you trust.
+    `edit_opts_fn` may change the saved options before the model is wrapped. A file compiled for an offline
+    target runs on the present one. The file is a pickle: load only files that you trust.
 
-    Raises AssertionError for a file without a model or of another version, poptorch.Error for a file of
-    another kind.
+    Raises AssertionError for a file without a model or of another version, poptorch.Error for a file that
+    isn't the simulator's.
     """
     from ..models import inferenceModel, trainingModel
 
     assert read_header(filename)["has_model"], (
         f"{filename} is a valid PopTorch file but was created with 'export_model=False' which means it has "
-        "no model to wrap: make it again from its class, wrap it with poptorch.inferenceModel or "
-        "poptorch.trainingModel, and call loadExecutable on that"
+        "no model to wrap: create the model from its class, wrap it with poptorch.inferenceModel or "
+        "poptorch.trainingModel, and call loadExecutable on the result"
     )
     contents = read(filename, VERSION)
     assert contents.model is not None
@@ -139,5 +138,5 @@ def load(filename: str, edit_opts_fn: Callable[[Options], None] | None = None) -
 
 
 def importPoptorchMetadataFromFile(*_args: Any, **_kwargs: Any) -> dict[str, Any]:
-    """The header of a file: {format, version, training, has_model}."""
+    """A file's header: {format, version, training, has_model}. poptorch.Error if it isn't the simulator's."""
     return read_header(*_args, **_kwargs)

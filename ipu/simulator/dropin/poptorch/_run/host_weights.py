@@ -1,7 +1,13 @@
-"""A training model's host side: wrapped in place, so that every touch sees the device's latest weights.
+"""The host's side of a model: wrapped training models, marked outputs, and torch.inference_mode.
 
-Wrapping swaps classes and nothing else: model, parameters and buffers stay the same objects. The new
-classes are made for one wrapping and hold its state.
+trainingModel wraps the user's model in place, so that any access to its weights first downloads newer ones
+from the device. Wrapping only swaps `__class__`: model, parameters and buffers stay the same objects. The
+new classes are created for each wrapping and hold its state.
+
+Outputs are plain tensors on which backward() is refused. They are marked in a weak dictionary, not by an
+attribute, so that saving, pickling and copying them stays PyTorch's.
+
+An executor's methods run outside the program's torch.inference_mode.
 """
 
 from __future__ import annotations
@@ -34,31 +40,31 @@ if TYPE_CHECKING:
 else:
     _Mixed = object
 
-# Attributes of a model through which its weights are reached; its other attributes are left alone.
+# Attributes that give access to a model's weights: reading them downloads first.
 _REACHES_WEIGHTS = frozenset({"_buffers", "_modules", "_parameters", "forward", "state_dict"})
 
 
 class TrainingExecutor(Protocol):
-    """The executor whose device has a wrapped model's weights."""
+    """The executor that trains a wrapped model."""
 
     def copyWeightsToHost(self) -> None:
-        """Download the weights into the model."""
+        """Downloads the weights into the model."""
 
     def destroy(self) -> None:
-        """Drop the executable and unwrap the model."""
+        """Drops the executable and unwraps the model."""
 
 
 class HostWeights:
-    """The host's copy of the weights: whether the device has newer ones, and how often it was renewed."""
+    """State of the host's weights: `stale` if the device has newer ones; `version` counts downloads."""
 
     def __init__(self, executor: TrainingExecutor) -> None:
         self.executor = executor
         self.stale = False
         self.version = 0
-        self.running = False  # while a run has the device's data in the model, nothing is fetched
+        self.running = False  # during a run the model holds the device's data: no downloads
 
     def sync(self) -> bool:
-        """Download if the device has newer weights; returns whether it did."""
+        """Downloads if the device has newer weights; returns whether it did."""
         if not self.stale or self.running:
             return False
         logger.debug("Implicit copyWeightsToHost()")
@@ -67,19 +73,19 @@ class HostWeights:
 
 
 class _Hosts:
-    """Those of a tensor that several training models share."""
+    """The HostWeights of all training models that share a tensor."""
 
     def __init__(self, hosts: list[HostWeights]) -> None:
         self.all = hosts
 
     def sync(self) -> None:
-        """See HostWeights."""
+        """Downloads from each model that has newer weights."""
         for host in self.all:
             host.sync()
 
 
 class _PoptorchTensor(_Mixed):
-    """Mixed into a wrapped tensor's class: downloads before anything looks at the tensor."""
+    """Mixin of a wrapped tensor's class: downloads before any access to the tensor."""
 
     __slots__ = ()
     _poptorch_host: ClassVar[_Hosts]
@@ -122,18 +128,18 @@ class PoptorchBuffer(_PoptorchTensor, torch.Tensor):
 
 
 def is_wrapped(thing: Any) -> bool:
-    """Whether a model or tensor has one of the classes made here."""
+    """Whether a model or tensor is wrapped."""
     return hasattr(type(thing), "_poptorch_host")
 
 
 def original_class(thing: torch.Tensor | torch.nn.Module) -> type:
-    """A tensor's or model's class when nothing has wrapped it."""
+    """The class that a tensor or model has when it isn't wrapped."""
     wrapped: Any = type(thing)
     return wrapped._poptorch_base if is_wrapped(thing) else type(thing)
 
 
 def host_of(model: torch.nn.Module) -> HostWeights | None:
-    """The host's side of a model that trains; None for one that isn't wrapped."""
+    """The state of a wrapped model's weights; None if the model isn't wrapped."""
     wrapped: Any = type(model)
     return wrapped._poptorch_host if is_wrapped(model) else None
 
@@ -144,13 +150,13 @@ def _hosts(tensor: torch.Tensor) -> list[HostWeights]:
 
 
 def _set_class(thing: Any, class_: type) -> None:
-    # Past the class's own __setattr__: TorchScript's hands everything on to another object.
+    # Bypasses the class's __setattr__: TorchScript's forwards to another object.
     object.__setattr__(thing, "__class__", class_)
 
 
 @contextlib.contextmanager
 def as_original_class(thing: Any) -> Iterator[None]:
-    """Inside, a wrapped model or tensor has its own class again, with fresh weights."""
+    """Context: a wrapped model or tensor has its original class, with downloaded weights."""
     wrapped: Any = type(thing)
     wrapped._poptorch_host.sync()
     _set_class(thing, wrapped._poptorch_base)
@@ -162,7 +168,7 @@ def as_original_class(thing: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_original_classes(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Inside, tensors have their own classes again, wrapped or not; nothing is downloaded."""
+    """Context: tensors, wrapped or not, have their original classes; nothing is downloaded."""
     classes = [type(tensor) for tensor in tensors]
     for tensor in tensors:
         tensor.__class__ = original_class(tensor)
@@ -198,7 +204,7 @@ def _model_class(base: Any, host: HostWeights) -> type:
             return copy.deepcopy(self, memo)
 
     def reduce_ex(self: Any, protocol: SupportsIndex) -> Any:
-        # From protocol 2 on, pickle insists that an object has the class that it will be rebuilt with.
+        # From protocol 2 on, pickle requires that the object's class is the one it is rebuilt with.
         with as_original_class(self):
             return self.__reduce_ex__(1)
 
@@ -219,7 +225,7 @@ def _model_class(base: Any, host: HostWeights) -> type:
 
 
 def shallow_copy(model: torch.nn.Module) -> torch.nn.Module:
-    """A model of the original class with the same submodules and tensors, and attributes of its own."""
+    """A copy of the original class that shares submodules and tensors, but not plain attributes."""
     original: Any = original_class(model)
     duplicate: torch.nn.Module = original.__new__(original)
     duplicate.__dict__.update(model.__dict__)
@@ -227,14 +233,14 @@ def shallow_copy(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def check_buffers(model: torch.nn.Module) -> None:
-    """Raise poptorch.Error for a buffer that is more than a plain tensor."""
+    """Raises poptorch.Error for a buffer of a tensor subclass."""
     for buffer in model.buffers():
         if original_class(buffer) is not torch.Tensor:
             raise createPoptorchError(f"All buffers must be an instance of torch.Tensor (Got {type(buffer)})")
 
 
 def check_not_wrapped(model: torch.nn.Module) -> None:
-    """Raise RuntimeError for a model that trains already."""
+    """Raises RuntimeError if the model is wrapped already."""
     if is_wrapped(model):
         raise RuntimeError(
             "Model has already been wrapped in 'poptorch.trainingModel'. Call model.destroy() on the model "
@@ -243,7 +249,7 @@ def check_not_wrapped(model: torch.nn.Module) -> None:
 
 
 def wrap(model: torch.nn.Module, host: HostWeights) -> None:
-    """Wrap `model` in place. RuntimeError if it is wrapped already."""
+    """Wraps `model` in place. Raises RuntimeError if it is wrapped already."""
     check_not_wrapped(model)
     for kind, members in ((PoptorchParameter, model.parameters()), (PoptorchBuffer, model.buffers())):
         for tensor in members:
@@ -252,7 +258,7 @@ def wrap(model: torch.nn.Module, host: HostWeights) -> None:
 
 
 def unwrap(model: torch.nn.Module) -> None:
-    """Give `model` and its tensors their own classes back."""
+    """Restores the original classes of `model` and its tensors; no-op if it isn't wrapped."""
     host = host_of(model)
     if host is None:
         return
@@ -263,20 +269,16 @@ def unwrap(model: torch.nn.Module) -> None:
     _set_class(model, original_class(model))
 
 
-# A model's outputs: plain tensors that are told from others, since backward() can't be called on them.
-#
-# The mark isn't on the tensors themselves: what they are saved, pickled and copied with stays PyTorch's own.
-
 _outputs = WeakTensorKeyDictionary()
 
 
 def mark(tensor: torch.Tensor) -> None:
-    """From now on the tensor refuses backward(), with poptorch.Error."""
+    """Marks a model's output: backward() on it raises poptorch.Error."""
     _outputs[tensor] = True
 
 
 def check_backward(tensor: torch.Tensor) -> None:
-    """Raise poptorch.Error for a model's output."""
+    """Raises poptorch.Error for a model's output."""
     if tensor in _outputs:
         raise createPoptorchError(
             "backward() cannot be called explicitly on outputs of a PopTorch model. If you're using a "
@@ -285,11 +287,8 @@ def check_backward(tensor: torch.Tensor) -> None:
         )
 
 
-# torch.inference_mode is the program's: the device trains, and keeps its weights, whatever it says.
-
-
 class Executor(Protocol):
-    """What has a model that may have been made in torch.inference_mode."""
+    """An executor whose model may have been created in torch.inference_mode."""
 
     is_of_inference_mode: bool
 
@@ -302,8 +301,10 @@ R = TypeVar("R")
 def outside_inference_mode(
     method: Callable[Concatenate[E, P], R],
 ) -> Callable[Concatenate[E, P], R]:
-    """An executor's method, run outside torch.inference_mode, in which PyTorch records no gradients and makes
-    tensors that can't be changed elsewhere. A model whose own tensors are such stays inside.
+    """Decorator: runs an executor's method outside the program's torch.inference_mode.
+
+    In inference mode PyTorch records no gradients and creates inference tensors, which autograd can't use
+    later: the device's weights must not be such. The mode stays on for a model of inference tensors.
     """
 
     @functools.wraps(method)
@@ -317,6 +318,6 @@ def outside_inference_mode(
 
 
 def is_of_inference_mode(model: torch.nn.Module) -> bool:
-    """Whether a model was made in torch.inference_mode, so that it can't train."""
+    """Whether a model was created in torch.inference_mode and therefore can't be trained."""
     tensors = [*model.parameters(), *model.buffers()]
     return any(not torch.nn.parameter.is_lazy(tensor) and tensor.is_inference() for tensor in tensors)

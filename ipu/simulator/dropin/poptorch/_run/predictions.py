@@ -1,4 +1,10 @@
-"""What the cost model says of a compiled program, when asked: its cycles and latencies."""
+"""Cycles, latencies and reports of a compiled program, as the cost model predicts them.
+
+With IPU_SIMULATOR_PROFILE set (the command's --profile sets it), the first compiled model of each kind is
+reported on as soon as it is compiled. The profile folder gets the report on the training model, or on an
+inference model until there is a training model; its folder `inference` gets the one on the inference model.
+A prediction runs the model's forward a second time, on fake tensors.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +35,16 @@ if TYPE_CHECKING:
     from ..options import Options
 
 
-# What captures a graph isn't there before.
+# Capturing a graph needs torch 2.3.
 _TORCH = "2.3"
-# What a forward that did compile raises where tensors have no values: PyTorch's errors of its fake tensors
-# (data-dependent output, NumPy, tensor subclasses) are RuntimeErrors or TypeErrors, those of the checks are
-# poptorch.Errors. Any other is a fault of the model's or ours, and isn't hidden by a second try.
+# Errors of a forward that compiled, but fails on fake tensors: PyTorch's (data-dependent output, NumPy,
+# tensor subclasses) are RuntimeErrors or TypeErrors, those of the checks poptorch.Errors. Any other exception
+# is a bug, in the model or here, and isn't hidden by a second try.
 _NEEDS_VALUES = (RuntimeError, TypeError, Error)
 
 
 class Latencies(NamedTuple):
-    """Seconds of a round trip: of a weight update; in inference, of a micro batch through the pipeline."""
+    """Seconds of a round trip: a weight update; in inference, a micro batch through the pipeline."""
 
     host_to_ipu_s: float
     compute_s: float
@@ -46,10 +52,9 @@ class Latencies(NamedTuple):
 
 
 class Predictions:
-    """Of one program, on the machine that the simulator stands for; the model runs once more for them.
+    """Predictions for one program on the simulated machine, computed on first use.
 
-    :param arguments: of the call, for all micro batches that `plan` cuts them into; the
-        first one is kept.
+    :param arguments: of a whole call; the first micro batch of `plan` is kept.
     :param optimizer: None for inference.
     """
 
@@ -65,13 +70,13 @@ class Predictions:
         self._options = options
         self._optimizer = optimizer
         first = numerics.MicroBatch(0, 0, 0)
-        # Copies: the caller may change its tensors, or let them go.
+        # Copies: the caller may change or free its tensors.
         self._inputs = [plan.micro_input(tensor, first).detach().clone() for tensor in arguments.tensors]
         self._args, self._kwargs = arguments.replaced(self._inputs)
 
     @functools.cached_property
     def verdict(self) -> Verdict:
-        """Raises whatever capturing the model raises."""
+        """The cost model's verdict. Raises NotImplementedError before torch 2.3, and the capture's errors."""
         if torch.__version__ < _TORCH:
             raise NotImplementedError(f"predictions need torch {_TORCH}, this is {torch.__version__}")
         from ..simulator import verdict_of
@@ -89,8 +94,8 @@ class Predictions:
             return verdict()
         except _NEEDS_VALUES as error:
             logger.warning(
-                "The cost model captures this model a second time, with real weights and inputs, as tensors "
-                "without values don't suffice: %s: %s",
+                "Capturing this model on fake tensors failed; capturing it again with real weights and "
+                "inputs. %s: %s",
                 type(error).__name__,
                 error,
             )
@@ -98,7 +103,7 @@ class Predictions:
 
     @property
     def cycles(self) -> int:
-        """Tile cycles of a call, without the host's part. Raises poptorch.Error where `verdict` fails."""
+        """Tile cycles per call, without the host's time. Raises poptorch.Error if `verdict` fails."""
         verdict = self._quiet_verdict("cycles")
         device_s = verdict.step_s - verdict.host_s
         call_s = device_s if self._optimizer is None else device_s * self._options.device_iterations
@@ -106,7 +111,7 @@ class Predictions:
 
     @property
     def latencies(self) -> Latencies:
-        """Of every round trip alike. Raises poptorch.Error where `verdict` fails."""
+        """Latencies, the same for every round trip. Raises poptorch.Error if `verdict` fails."""
         verdict = self._quiet_verdict("latencies")
         call_overhead_s = constants().call_overhead_s
         iterations = self._options.device_iterations
@@ -129,26 +134,21 @@ class Predictions:
     @functools.cached_property
     def _outcome(self) -> Verdict | Exception:
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # the model's forward has printed already
+            with contextlib.redirect_stdout(io.StringIO()):  # the forward's prints were shown before
                 return self.verdict
         except Exception as error:
             return error
 
 
-# Reports on a program that runs: the verdict on its first compiled model, written when the compilation ends.
-#
-# IPU_SIMULATOR_PROFILE names the folder; the front door's --profile sets it. The folder itself has the
-# reports on the training model, or on an inference model until there is one; `inference` in it has those on
-# the inference model. The model's forward runs a second time for this, on tensors without memory.
-
-# Kinds of models that this process has reports on, or has begun them.
+# Kinds of models ("training", "inference") that this process has reported on or is reporting on.
 _reported: set[str] = set()
 _lock = threading.Lock()
 
 
 def report(predictions: Predictions | None, options: Options, training: bool) -> None:
-    """A model was compiled. Writes reports if they are asked for and this is the first of its kind; whatever
-    goes wrong is a warning on stderr. None stands for a program that came compiled from a file.
+    """Writes reports on a newly compiled model, if requested and if it is the first of its kind.
+
+    Never raises: errors become warnings on stderr. `predictions` is None for an executable from a file.
     """
     folder = variables.profile_folder()
     kind = "training" if training else "inference"
@@ -158,7 +158,7 @@ def report(predictions: Predictions | None, options: Options, training: bool) ->
         if kind in _reported:
             return
         if predictions is None:
-            _say(f"warning: no reports on the {kind} model: it came compiled from a file")
+            _say(f"warning: no reports on the {kind} model: its executable was loaded from a file")
             return
         folders = [] if kind == "inference" and "training" in _reported else [folder]
         _reported.add(kind)
@@ -168,7 +168,7 @@ def report(predictions: Predictions | None, options: Options, training: bool) ->
 
 
 def _write(predictions: Predictions, kind: str, folders: list[Path]) -> None:
-    # The user's program goes on, whatever happens to a report on it: any model may fail to be captured.
+    # Capturing may fail in any way for an arbitrary model; the user's program must continue.
     try:
         verdict = predictions.verdict
         from ipu_simulator import report
@@ -187,15 +187,12 @@ def _say(text: str) -> None:
     environment.say(f"{NAME}: {text}")
 
 
-# What an executor answers about its runs: latencies, counters, cycles, how long its compilation took.
-
-
 def _perf_counters(starts: list[list[float]], ends: list[list[float]]) -> dict[str, list[list[float]]]:
     return {"input": starts, "input_complete": starts, "output": ends, "output_complete": ends}
 
 
 class Measured:
-    """The part of PoplarExecutor that answers; the rest fills in what it knows."""
+    """Mixin of PoplarExecutor: latencies, performance counters, cycle count and compilation time."""
 
     _options: Options
     _executable: Executable | None
@@ -208,7 +205,7 @@ class Measured:
     def _note_call(
         self, start_s: float, end_s: float, taken: tuple[int, int], given: tuple[int, int]
     ) -> None:
-        """A call lasted from `start_s` to `end_s`, took and gave (tensors, micro batches of each)."""
+        """Records a call: start and end in seconds, (tensors, micro batches) of its inputs and outputs."""
         self._last_call_s = end_s - start_s
         (inputs, steps), (outputs, returned) = taken, given
         self._perf_counters = _perf_counters(
@@ -218,8 +215,8 @@ class Measured:
     def _latency(
         self, predicted_s: Callable[[Latencies], float], host_share: float
     ) -> tuple[float, float, float]:
-        """(min, max, average) seconds: as predicted; on the IPU model, and where there is no prediction,
-        the `host_share` of the last call on this host.
+        """(min, max, average) seconds: the prediction, or `host_share` of the last call's time on this host
+        if there is no prediction or the IPU model is used.
         """
         if self._last_call_s is None:
             return (0.0, 0.0, 0.0)
@@ -229,34 +226,39 @@ class Measured:
                     latency_s = predicted_s(self._predictions.latencies)
                 return (latency_s, latency_s, latency_s)
             except Error as error:
-                logger.warning("%s. Latencies are this host's.", error.message)
+                logger.warning("%s. Reporting this host's latencies instead.", error.message)
         host_s = host_share * self._last_call_s
         return (host_s, host_s, host_s)
 
     def getLatency(self) -> tuple[float, float, float]:
-        """(min, max, average) seconds of the last call's round trips; zeros before the first call."""
+        """(min, max, average) seconds of a round trip; zeros before the first call."""
         return self._latency(sum, 1.0)
 
     def getComputeLatency(self) -> tuple[float, float, float]:
-        """The part of getLatency between an input's arrival and an output's departure."""
+        """The part of getLatency that the IPUs compute: (min, max, average) in seconds."""
         return self._latency(lambda latencies: latencies.compute_s, 1.0)
 
     def getHostIpuLatency(self) -> tuple[float, float, float]:
-        """The part of getLatency in which inputs go to the IPU: none on this host."""
+        """The part of getLatency that inputs take to the IPU, in seconds; 0 for this host's times."""
         return self._latency(lambda latencies: latencies.host_to_ipu_s, 0.0)
 
     def getIpuHostLatency(self) -> tuple[float, float, float]:
-        """The part of getLatency in which outputs come back: none on this host."""
+        """The part of getLatency that outputs take to the host, in seconds; 0 for this host's times."""
         return self._latency(lambda latencies: latencies.ipu_to_host_s, 0.0)
 
     def getPerfCounters(self) -> dict[str, list[list[float]]]:
-        """Wall-clock times of the last call, by event: for each tensor a list with one for each micro batch
-        that went in or came back. Here all went in when the call began and came back when it ended.
+        """Wall-clock times of the last call in seconds, by event: a list per tensor of one per micro batch.
+
+        Here all inputs are transferred when the call starts, all outputs when it ends. `[[]]` before a call.
         """
         return self._perf_counters
 
     def cycleCount(self) -> int:
-        """IPU cycles of a call, as the simulator predicts them for the machine that it stands for."""
+        """Predicted IPU cycles per call on the simulated machine.
+
+        Raises poptorch.Error if logCycleCount is off, before the first call, for an executable from a file,
+        and if the prediction fails.
+        """
         if not Obeyed(self._options._Popart).counts_cycles:
             raise createPoptorchError(
                 "Cycle count logging is disabled. Please set option logCycleCount to True to enable."
@@ -271,13 +273,16 @@ class Measured:
             return self._predictions.cycles
 
     def _weights_of_groups(self) -> contextlib.AbstractContextManager[None]:
-        """Around another run of the forward: weights that differ between replicas lack a dimension there."""
+        """Context for capturing the forward: weights with replicaGrouping are those of one replica."""
         if self._executable is None or not self.replica_groupings:
             return contextlib.nullcontext()
         return self._executable.weights.swapped_in()
 
     def compilationTime(self) -> float:
-        """Seconds."""
+        """Seconds that the compilation took.
+
+        Raises poptorch.Error before the compilation, and if showCompilationProgressBar is off.
+        """
         if self._executable is None or self._compilation_s is None:
             raise createPoptorchError("Please compile the model before obtaining compilation time.")
         if not self._options.show_compilation_progress_bar:

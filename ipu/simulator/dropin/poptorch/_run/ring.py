@@ -1,4 +1,4 @@
-"""A ring of buffers between the thread that loads elements and the one that takes them."""
+"""A ring buffer between the prefetch thread, which loads elements, and the consumer."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any, Callable, Iterable, Sequence, Union
 
 import torch
 
-Build = Callable[[Sequence[torch.Tensor]], Any]  # makes an element of its tensors
+Build = Callable[[Sequence[torch.Tensor]], Any]  # rebuilds an element from its tensors
 
 
 class Stopped(Exception):
-    """Nobody wants elements any more."""
+    """The ring was stopped."""
 
 
 class _Restart(Exception):
-    """The consumer left the pass over the data that is being loaded."""
+    """The consumer abandoned the pass that is being loaded."""
 
 
 class EndOfPass:
-    """Takes the place of an element: a pass over the data is complete."""
+    """Sentinel: a pass over the data is complete."""
 
 
 END = EndOfPass()
@@ -34,11 +34,11 @@ class _Slot:
         self._build: Build = list
 
     def element(self) -> Any:
-        """What was stored last, in the slot's memory."""
+        """The element stored last; its tensors are the slot's memory."""
         return self._build(list(self.tensors))
 
     def store(self, tensors: Sequence[torch.Tensor], build: Build) -> None:
-        """Copies the tensors, into the memory of the last ones where they fit."""
+        """Copies the tensors into the slot; reuses its memory if shapes and dtypes are the same."""
         fits = [(t.shape, t.dtype) for t in tensors] == [(t.shape, t.dtype) for t in self.tensors]
         if fits:
             for mine, theirs in zip(self.tensors, tensors):
@@ -52,7 +52,7 @@ _Entry = Union[_Slot, EndOfPass]
 
 
 class Ring:
-    """`take` gives views of a slot; the slot is written again once the next element has been taken."""
+    """Bounded buffer. `take` returns a slot's memory, which is overwritten after the next `take`."""
 
     def __init__(self, num_slots: int) -> None:
         self._changed = threading.Condition()
@@ -60,7 +60,7 @@ class Ring:
         self._filled: deque[_Entry] = deque()
         self._taken: _Slot | None = None
         self._capacity = num_slots
-        # Passes over the data are numbered, so that what was loaded for an abandoned one can be told.
+        # Passes over the data are numbered, so that elements of an abandoned pass can be discarded.
         self._wanted_pass = 0
         self._stopped = False
         self._is_open = False
@@ -69,20 +69,20 @@ class Ring:
     # ---- the consumer's side
 
     def wait_until_started(self) -> None:
-        """Waits for the first element; raises what loading raised before it."""
+        """Waits for the first element; re-raises an exception of the loading thread."""
         with self._changed:
             self._changed.wait_for(lambda: self._filled or self._failure or self._stopped)
             if not self._filled:
                 self._raise_failure()
 
     def open(self) -> None:
-        """Lets loading go on beyond the first element."""
+        """Lets loading continue after the first element."""
         with self._changed:
             self._is_open = True
             self._changed.notify_all()
 
     def restart(self) -> None:
-        """Gives up the pass that is being loaded, and asks for a new one."""
+        """Abandons the pass that is being loaded and requests a new one."""
         with self._changed:
             self._wanted_pass += 1
             self._release_taken()
@@ -91,7 +91,7 @@ class Ring:
             self._changed.notify_all()
 
     def take(self) -> Any:
-        """The next element, or END. Raises what loading raised in its place, and Stopped after stop()."""
+        """The next element, or END. Re-raises an exception of the loading thread; Stopped after stop()."""
         with self._changed:
             self._release_taken()
             self._changed.wait_for(lambda: self._filled or self._failure or self._stopped)
@@ -107,13 +107,13 @@ class Ring:
             return entry.element()
 
     def stop(self) -> None:
-        """Ends both sides."""
+        """Stops both threads' use of the ring."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
 
     def _raise_failure(self) -> None:
-        # Raised once and forgotten: its traceback will hold the consumer's frames, and all that they hold.
+        # Drop the reference: its traceback would keep the consumer's frames and their locals alive.
         failure, self._failure = self._failure, None
         if failure is not None:
             self._stopped = True
@@ -133,7 +133,10 @@ class Ring:
         flatten: Callable[[Any], tuple[Sequence[torch.Tensor], Build]],
         load_indefinitely: bool,
     ) -> None:
-        """Puts pass after pass over `elements` into the ring until it is stopped. Never raises."""
+        """Loads pass after pass of `elements` into the ring until it is stopped.
+
+        Never raises: `take` re-raises an exception in the consumer's thread.
+        """
         try:
             while True:
                 this_pass = self._wanted_pass
@@ -148,15 +151,13 @@ class Ring:
                     continue
         except Stopped:
             return
-        except BaseException as exception:  # the consumer's to raise, whatever it is
+        except BaseException as exception:  # re-raised in the consumer's thread
             with self._changed:
                 self._failure = exception
                 self._changed.notify_all()
 
     def _wait(self, this_pass: int, condition: Callable[[], object]) -> None:
-        """Waits for the condition, the lock held or not; raises Stopped or _Restart instead of outwaiting
-        them.
-        """
+        """Waits for the condition; raises Stopped or _Restart if that comes first. The lock is reentrant."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._wanted_pass != this_pass or condition())
             if self._stopped:

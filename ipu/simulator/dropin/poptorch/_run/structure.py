@@ -1,4 +1,8 @@
-"""Nested tuples, lists, dictionaries and named tuples, as arguments and results of a model."""
+"""Nested structures of a model's arguments and results: tuples, lists, dictionaries, custom types.
+
+Parsers of custom types (and of PyTorch Geometric's graphs) find the tensors in their values. Their registry
+is global to the process, as in PopTorch.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +14,16 @@ import torch
 
 from ..poptorch_core import createPoptorchError
 
-# Argument types that a program brings, and PyTorch Geometric's graphs: how to find the tensors in them.
-#
-# The registered types are the process's, as in PopTorch.
-
 
 class ICustomArgParser:
-    """Takes a type's values apart and puts them together again; the order of the tensors must not change."""
+    """Flattens values of a custom type into tensors and rebuilds them; both use the same tensor order."""
 
     def yieldTensors(self, struct: Any) -> Iterator[torch.Tensor]:
-        """Every tensor in `struct`, in an order that depends on its structure alone."""
+        """Every tensor in `struct`, in an order that depends only on its structure."""
         raise NotImplementedError
 
     def reconstruct(self, original_structure: Any, tensor_iterator: Iterator[torch.Tensor]) -> Any:
-        """A value like `original_structure` with the iterator's next tensors in place of its own."""
+        """A copy of `original_structure` whose tensors are the iterator's next ones."""
         raise NotImplementedError
 
 
@@ -31,7 +31,7 @@ _parsers: dict[type, ICustomArgParser] = {}
 
 
 def registerCustomArgParser(arg_data_type: type, arg_parser: ICustomArgParser) -> None:
-    """Lets models and data loaders take arguments of this type, and of its subclasses.
+    """Lets models and data loaders accept arguments of this type and its subclasses.
 
     Raises poptorch.Error unless the parser is an ICustomArgParser.
     """
@@ -41,14 +41,14 @@ def registerCustomArgParser(arg_data_type: type, arg_parser: ICustomArgParser) -
 
 
 def parser_of(value: Any) -> ICustomArgParser | None:
-    """The parser of the nearest registered class that `value` is an instance of."""
+    """The parser registered for the value's class or its nearest base class; None if there is none."""
     if not _parsers:
         return None
     return next((_parsers[kind] for kind in type(value).__mro__ if kind in _parsers), None)
 
 
 class _GraphParser(ICustomArgParser):
-    """The tensors of a graph's stores, in the order in which stores and attributes were made."""
+    """The tensors of a graph's stores, in insertion order of stores and attributes."""
 
     def yieldTensors(self, struct: Any) -> Iterator[torch.Tensor]:
         for store in struct.stores:
@@ -64,9 +64,9 @@ class _GraphParser(ICustomArgParser):
 
 
 def registerGeometricCustomArgParsers() -> None:
-    """Lets models and data loaders take PyTorch Geometric's graphs. poptorch.Error where it isn't installed.
+    """Lets models and data loaders accept PyTorch Geometric's graphs. poptorch.Error if it isn't installed.
 
-    As on an IPU, shapes are final once a model is compiled: pad graphs to equal numbers of nodes and edges.
+    As on an IPU, shapes are fixed at compilation: pad graphs to equal numbers of nodes and edges.
     """
     try:
         from torch_geometric.data import Data, HeteroData
@@ -81,14 +81,14 @@ def registerGeometricCustomArgParsers() -> None:
 
 
 def made_of(kind: type, parts: Sequence[Any]) -> Any:
-    """A list or tuple of this type. A namedtuple takes its fields one by one; torch.Size, and what torch.max
-    returns, take them as one.
+    """A list or tuple of this type. A namedtuple's constructor takes its fields as separate arguments, those
+    of torch.Size and torch.return_types take a sequence.
     """
     return kind(*parts) if hasattr(kind, "_fields") else kind(parts)
 
 
 def _map_values(structure: Any, function: Callable[[Any], Any]) -> Any:
-    """As map_leaves, but for values of custom types, which are leaves here."""
+    """As map_leaves, but values of custom types count as leaves."""
     if parser_of(structure) is not None:
         return function(structure)
     if isinstance(structure, tuple):
@@ -104,11 +104,11 @@ def _map_values(structure: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def _copy_of(structure: dict[Any, Any]) -> dict[Any, Any]:
-    """A copy keeps what subclasses (OrderedDict, transformers' outputs) hold beside their items."""
+    """A shallow copy that keeps the attributes of subclasses (OrderedDict, transformers' outputs)."""
     try:
         return copy.copy(structure)
     except TypeError:
-        # A dataclass too (diffusers' outputs), whose copy would be made without the arguments that it needs.
+        # Also a dataclass (diffusers' outputs): copy.copy would call its constructor without arguments.
         duplicate = type(structure).__new__(type(structure))
         duplicate.__dict__.update(structure.__dict__)
         return duplicate
@@ -153,7 +153,7 @@ def leaves(structure: Any) -> Iterator[Any]:
 
 
 def tensor_paths(structure: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where each of `tensors(structure)` is: the keys and indices that lead there."""
+    """The path of each of `tensors(structure)`: a tuple of keys and indices."""
     parser = parser_of(structure)
     if parser is not None or isinstance(structure, (tuple, list)):
         for index, part in enumerate(structure if parser is None else parser.yieldTensors(structure)):
@@ -166,13 +166,13 @@ def tensor_paths(structure: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[A
 
 
 def check_types(structure: Any, what: str) -> None:
-    """Raise poptorch.Error for tensors in a dataclass that has no custom parser: nothing would find them."""
+    """Raises poptorch.Error for a dataclass that holds tensors and has no custom parser to find them."""
     for leaf in leaves(structure):
         fields = dataclasses.fields(leaf) if dataclasses.is_dataclass(leaf) else ()
         if any(isinstance(getattr(leaf, field.name, None), torch.Tensor) for field in fields):
             raise createPoptorchError(
-                f"{what} of type {type(leaf)} holds tensors: take a tuple, list or dictionary, or make the "
-                "type known with poptorch.registerCustomArgParser."
+                f"{what} of type {type(leaf)} holds tensors: use a tuple, list or dictionary, or register "
+                "the type with poptorch.registerCustomArgParser."
             )
 
 
