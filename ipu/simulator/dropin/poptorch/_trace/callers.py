@@ -1,7 +1,7 @@
-"""Who calls: the user's program, a library newer than PopTorch, or one of PopTorch's own operations.
+"""Finds the caller of an operation: the user's program, a library newer than PopTorch, or PopTorch.
 
-PopTorch's rules are the same for all code, wherever its file is. The simulator is more lenient only to
-PyTorch and to the libraries named here, whose current releases are newer than PopTorch.
+PopTorch's rules apply to all code, wherever its file is. The simulator exempts only PyTorch and the libraries
+listed here, whose current releases are newer than PopTorch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TORCH = str(Path(torch.__file__).parent)
 _POPTORCH = str(Path(__file__).parents[1])
 _DROP_IN = str(Path(__file__).parents[2])
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib")
-# PyTorch's own functions in front of operations: whoever calls them is the caller.
+# PyTorch's wrappers of operations: skipped, their caller counts.
 _WRAPPERS = tuple(
     str(Path(_TORCH) / name)
     for name in (
@@ -29,12 +29,12 @@ _WRAPPERS = tuple(
         "functional.py",
         "_jit_internal.py",
         "nn/functional.py",
-        "_compile.py",  # around our own modes
+        "_compile.py",  # wraps our modes
         "_dynamo/eval_frame.py",
     )
 )
-# Packages whose releases after PopTorch 3.4 may look at values, hold empty tensors or ask for devices in a
-# forward. Most ran on the simulator (docs/simulator.md). An older release may be needed on an IPU.
+# Packages whose releases after PopTorch 3.4 may read values, create empty tensors or query devices in a
+# forward. Most ran on the simulator (docs/simulator.md). An IPU may need an older release.
 _NEWER_THAN_POPTORCH = frozenset(
     "accelerate diffusers efficientnet_pytorch graphium lightning monai nflows optimum peft "
     "pytorch_lightning segmentation_models_pytorch timm torch_geometric torchdiffeq torchmetrics torchvision "
@@ -44,7 +44,7 @@ _OPERATIONS = str(Path(_POPTORCH) / "ops")
 
 
 class Caller(enum.Enum):
-    """Whose code calls an operation."""
+    """The origin of the code that calls an operation."""
 
     PROGRAM = "the user's program"
     LIBRARY = "PyTorch, or a library newer than PopTorch"
@@ -52,7 +52,7 @@ class Caller(enum.Enum):
 
 
 def caller() -> Caller:
-    """Of the call that a mode intercepts now."""
+    """The caller of the operation that a mode is intercepting."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith((_POPTORCH, *_WRAPPERS)):
         if frame.f_code.co_filename.startswith(_OPERATIONS):
@@ -62,7 +62,7 @@ def caller() -> Caller:
 
 
 def called_by_library() -> bool:
-    """Whether it isn't the user's program that calls."""
+    """Whether the caller isn't the user's program."""
     return caller() is not Caller.PROGRAM
 
 
@@ -73,9 +73,9 @@ def _is_library(frame: FrameType) -> bool:
 
 
 def place(in_program: bool = False) -> str | None:
-    """FILE:LINE of the innermost caller outside PyTorch, Python's library and the simulator, if any.
+    """FILE:LINE of the innermost caller outside PyTorch, the standard library and the simulator, if any.
 
-    :param in_program: libraries newer than PopTorch don't count either.
+    :param in_program: skip libraries newer than PopTorch too.
     """
     for frame in _outside(sys._getframe(1)):
         if not in_program or not _is_library(frame):
@@ -84,7 +84,7 @@ def place(in_program: bool = False) -> str | None:
 
 
 def _is_installed(filename: str) -> bool:
-    """Whether a file below the standard library's folder is that of an installed package."""
+    """Whether a file belongs to an installed package; site-packages may be below the standard library."""
     return any(f"{os.sep}{folder}{os.sep}" in filename for folder in ("site-packages", "dist-packages"))
 
 

@@ -1,4 +1,9 @@
-"""Captures a model's graph for the cost model: forward and backward of one micro batch, on fake tensors."""
+"""Captures a model's graph and settings for the cost model.
+
+The graph is the forward and backward pass of one micro batch on fake tensors. The settings come from options
+and optimizer. They don't cover weights, accumulators and activations that the options place off the chip
+(costed on the chip), I/O tiles, and automatic loss scaling's histograms.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +36,11 @@ if TYPE_CHECKING:
     from ..options import Options
 
 
-# What a program's cost depends on beside its graph, read off its options and its optimizer.
-#
-# Not covered: weights, accumulators and activations that the options place off the chip (they are costed on
-# it), input/output tiles, automatic loss scaling's histograms.
-
 # PopTorch: setAvailableMemoryProportion, "default 0.6".
 _DEFAULT_PROPORTION = 0.6
-# Of gradient accumulators where nothing says otherwise.
+# Default of gradient accumulators.
 _FLOAT32_BYTES = 4
-# PopTorch's number of pipelined execution among its execution modes.
+# PopTorch's execution mode number of pipelined execution.
 _PIPELINED = 0
 # PopART's RecomputationType.None.
 _NO_RECOMPUTATION = 0
@@ -66,7 +66,7 @@ def settings_of(
     """The cost model's settings of a program.
 
     :param optimizer: None for inference.
-    :param num_ipus: IPUs of a replica, of which each gets its available memory proportion.
+    :param num_ipus: IPUs per replica; each gets its available memory proportion.
     """
     popart = Obeyed(options._Popart)
     mode = options._execution_strategy.backendOptions()["execution_mode"]
@@ -81,7 +81,7 @@ def settings_of(
         matmul_proportions=tuple(proportions.get(ipu, _DEFAULT_PROPORTION) for ipu in range(num_ipus)),
         half_partials=popart.half_matmul_partials,
         execution="pipelined" if mode == _PIPELINED else "sharded",
-        # PopTorch turns it on by itself where there is a pipeline.
+        # PopTorch turns it on automatically for pipelined execution.
         recompute=mode == _PIPELINED if recomputation is None else recomputation != _NO_RECOMPUTATION,
         optimizer=None if found is None else _optimizer(options, found),
         accumulator_bytes=_FLOAT32_BYTES if found is None else found.settings.accumulator_type.itemsize,
@@ -95,14 +95,14 @@ def _optimizer(options: Options, found: Extracted) -> OptimizerSettings:
     return OptimizerSettings(
         name=_NAMES[found.settings.rule],
         state_bytes_per_element=_state_bytes(found.settings),
-        # PopART's own choice is the chip.
+        # PopART's default is on chip.
         location="on_chip" if location.get("onChip", True) else "off_chip",
         sharded=bool(location.get("useReplicatedTensorSharding", False)),
     )
 
 
 def _state_bytes(settings: numerics.UpdateSettings) -> tuple[int, ...]:
-    """Bytes of each state tensor's element. SGD's combined accumulator is the gradient accumulator itself."""
+    """Bytes per element of each state tensor. SGD's combined accumulator is the gradient accumulator."""
     first, second = settings.first_moment_type.itemsize, settings.second_moment_type.itemsize
     if settings.rule is Rule.SGD:
         return (first,) if settings.with_momentum and not settings.combined_accumulator else ()
@@ -116,7 +116,7 @@ __all__ = ["capture", "settings_of", "without_memory"]
 
 
 class _Placement:
-    """The forward pipeline stage that a trace is in: a new one begins where the IPU changes, from 0 on."""
+    """The current (pipeline stage, IPU) of a trace: each change of IPU starts a new stage, from 0."""
 
     def __init__(self, trace: _trace.Trace) -> None:
         self._trace = trace
@@ -139,7 +139,7 @@ class _Placement:
 
 
 def _stand_in(weights: _stand_ins.WeightsStandIns) -> watch.Listener:
-    """Gives a function the fake of a weight that it holds outside any module."""
+    """Listener that replaces weights held outside of modules (closures, globals) by their fakes."""
 
     def on_call(proceed: watch.Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         known = tuple([weights.of(arg) if isinstance(arg, torch.Tensor) else arg for arg in args])
@@ -158,13 +158,13 @@ def capture(
 ) -> Graph:
     """The graph of one micro batch.
 
-    :param model: its weights may be real, fake or on the meta device; nothing about it changes.
-    :param args, kwargs: one micro batch; of its tensors only shapes and dtypes count.
-    :param with_values: computes with copies of real weights and inputs, for a model whose way through its
-        operations depends on values.
+    :param model: its weights may be real, fake or on the meta device; the model isn't changed.
+    :param args, kwargs: one micro batch; only shapes and dtypes of its tensors count.
+    :param with_values: computes with copies of real weights and inputs, for a model whose control flow
+        depends on values.
 
-    Raises poptorch.Error where the model or its options can't be compiled; whether the machine has IPUs
-    enough isn't asked.
+    Raises poptorch.Error if the model or its options can't be compiled, but not if the machine has too few
+    IPUs.
     """
     mode = None if with_values else _stand_ins.fake_mode()
     weights = _stand_ins.WeightsStandIns(mode, model, numerics.device_dtype)
@@ -210,7 +210,7 @@ def capture(
 def _named_tensors(
     model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors among a call's arguments, in their order, by the names of the forward's parameters."""
+    """(name, tensor) of each tensor argument, in order, named after the forward's parameters."""
     parameters = list(inspect.signature(model.forward).parameters)
     for index, (name, value) in enumerate(
         [*itertools.zip_longest(parameters[: len(args)], args), *kwargs.items()]

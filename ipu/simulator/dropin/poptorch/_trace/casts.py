@@ -1,7 +1,13 @@
-"""Implicit casts: an operation on float16 and float32 operands computes in float32.
+"""Rewrites of calls that the device accepts and PyTorch on a CPU doesn't.
 
-PyTorch promotes in arithmetic but refuses the same mixture in products, normalisations and scatters. And what
-it has no float16 kernel for on a CPU, it computes in float32.
+Implicit casts: an operation on float16 and float32 operands computes in float32, as on the device. PyTorch
+promotes in elementwise arithmetic, but refuses mixed operands in matrix products, normalisations and
+scatters. Operations without a float16 kernel on CPUs compute in float32.
+
+The device "ipu" by name: `torch.ones(3, device="ipu")`, `x.to("ipu")`, `x.device` in a forward.
+
+Narrow indices: the device has integers of 32 bits and fewer; some of PyTorch's CPU kernels require 64-bit
+indices and labels.
 """
 
 from __future__ import annotations
@@ -79,7 +85,7 @@ _REFUSED_BY_PYTORCH = frozenset(
 )
 
 
-# The same, but the result is written into the first operand: the others take its type.
+# The same in place: the other operands are cast to the dtype of the first, which holds the result.
 _REFUSED_IN_PLACE = frozenset(
     {
         "index_add_",
@@ -92,11 +98,11 @@ _REFUSED_IN_PLACE = frozenset(
         "scatter_reduce_",
     }
 )
-# Running statistics may be of another type than all else, and have no say in the result's.
+# Running statistics may have another dtype, which doesn't affect the result's.
 _NORMS = frozenset({"batch_norm", "instance_norm"})
-# PyTorch has no float16 kernels for these on a CPU, and says so too late (in a backward pass) or not at all.
+# PyTorch has no float16 CPU kernels for these, and raises too late (in a backward pass) or not at all.
 _WITHOUT_FLOAT16 = frozenset({"cdist", "ctc_loss", "local_response_norm", "rrelu"})
-# These refuse numbers that float16 hasn't got, which masks are full of; the device takes the largest it has.
+# These refuse numbers beyond float16's range, which are common in masks; the device saturates them.
 _TAKES_NUMBER = frozenset(
     {
         "clamp",
@@ -116,17 +122,16 @@ _LARGEST = torch.finfo(torch.float16).max
 
 
 class ImplicitCasts:
-    """float16 operands become float32 where they meet float32 ones, and numbers fit into float16.
+    """Casts mixed float16 and float32 operands to float32, and saturates numbers to float16's range.
 
-    `has_cast`: whether there was any need of it; a compilation finds out, so that other programs are spared
-    the look at every call.
+    `has_cast`: whether anything was cast; if not during compilation, later runs skip this listener.
     """
 
     def __init__(self) -> None:
         self.has_cast = False
 
     def on_call(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Listens to calls (watch.py)."""
+        """Listener for calls (watch.py)."""
         name = getattr(func, "__name__", "")
         if name in _WITHOUT_FLOAT16 and _first(args, kwargs).dtype is torch.float16:
             return self._widened(proceed, func, args, kwargs)
@@ -144,7 +149,7 @@ class ImplicitCasts:
         try:
             return proceed(func, args, kwargs)
         except RuntimeError:
-            # What PyTorch refuses for other reasons it refuses in float32 as well.
+            # Maybe a missing float16 kernel: any other error occurs in float32 too.
             if torch.float16 not in _dtypes(args, kwargs):
                 raise
             with contextlib.suppress(RuntimeError):
@@ -152,7 +157,7 @@ class ImplicitCasts:
             raise
 
     def _widened(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Computed in float32; the result is float16 again, but for a mixture's."""
+        """Computes in float32 and casts the result back to float16, unless the operands are mixed."""
         result = _computed_in(proceed, torch.float32, func, args, kwargs)
         self.has_cast = True
         if _is_mixture(_dtypes(args, kwargs)) or any(result is arg for arg in args):
@@ -163,7 +168,7 @@ class ImplicitCasts:
 def _computed_in(
     proceed: Call, dtype: torch.dtype, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """What `func` gives for floats of `dtype`; what it writes to is written to."""
+    """Calls `func` with float operands cast to `dtype`; copies in-place changes back to the originals."""
     copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def cast(leaf: Any) -> Any:
@@ -178,7 +183,7 @@ def _computed_in(
     versions = [version_of(copy) for _, copy in copies.values()]
     result = proceed(func, cast_args, cast_kwargs)
     for (original, copy), version in zip(copies.values(), versions):
-        # PyTorch doesn't count what it writes to running statistics.
+        # Writes to running statistics don't increment their version.
         if version_of(copy) != version or any(original is one for one in _statistics(func, args, kwargs)):
             proceed(torch.Tensor.copy_, (original, copy), {})
         if result is copy:
@@ -187,7 +192,7 @@ def _computed_in(
 
 
 def version_of(tensor: torch.Tensor) -> int:
-    """Counts changes in place; tensors of torch.inference_mode have no count."""
+    """The tensor's version counter of in-place changes; -1 for an inference tensor, which has none."""
     return -1 if tensor.is_inference() else tensor._version
 
 
@@ -229,7 +234,7 @@ def _makes_float16(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 def _saturated(proceed: Call, leaf: Any) -> Any:
-    """Numbers only: a positive integer may be a size."""
+    """Clamps a number or a 0-d float32 tensor to float16's range; a positive integer may be a size."""
     if isinstance(leaf, float) or (isinstance(leaf, int) and leaf < 0):
         return leaf if math.isinf(leaf) or math.isnan(leaf) else max(-_LARGEST, min(leaf, _LARGEST))
     if isinstance(leaf, torch.Tensor) and leaf.dim() == 0 and leaf.dtype is torch.float32:
@@ -239,26 +244,26 @@ def _saturated(proceed: Call, leaf: Any) -> Any:
     return leaf
 
 
-# The device "ipu" by its name: `torch.ones(3, device="ipu")`, `x.to("ipu")`, `x.device` in a forward.
+# ---- the device "ipu"
 
-# The simulator's device has the host's memory, and torch no kernels for the name.
+# The simulator's device uses the host's memory: torch has no kernels for "ipu".
 _STANDS_FOR = torch.device("cpu")
 _IPU = torch.device("ipu", 0)
 _ANSWERS = {torch.Tensor.device: _IPU, torch.Tensor.is_ipu: True, torch.Tensor.is_cpu: False}
 
 
 def asks_for_device(func: Any) -> bool:
-    """Whether a call reads a tensor's device, or whether it is on one."""
+    """Whether a call reads `device`, `is_ipu` or `is_cpu` of a tensor."""
     return getattr(func, "__self__", None) in _ANSWERS
 
 
 def device_answer(func: Any) -> Any:
-    """What such a call gives on the device."""
+    """The result of such a call for a tensor on the device."""
     return _ANSWERS[func.__self__]
 
 
 def placed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple, dict, bool]:
-    """(func, args, kwargs, whether anything changed): what stands for an IPU where the call names one."""
+    """(func, args, kwargs, whether anything changed), with the device "ipu" replaced by the CPU."""
     if func is torch.Tensor.ipu:  # type: ignore[attr-defined]
         return torch.Tensor.to, (args[0], _STANDS_FOR), _moving(args[0]), True
     if func is torch.Tensor.to and len(args) > 1 and _is_ipu(args[1]):
@@ -270,7 +275,7 @@ def placed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[An
 
 
 def _moving(tensor: torch.Tensor) -> dict[str, bool]:
-    """A host's constant is another tensor on the device, which may change; weights are there already."""
+    """Moving a host constant copies it, as the forward may change it; weights are on the device already."""
     return {} if isinstance(tensor, torch.nn.Parameter) else {"copy": True}
 
 
@@ -281,19 +286,17 @@ def _is_ipu(device: Any) -> bool:
 
 
 def place_on_ipu(proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Listens to the calls of a model whose compilation met the name (watch.py)."""
+    """Listener for calls (watch.py) of a model whose compilation used the name."""
     if asks_for_device(func) and not called_by_library():
         return device_answer(func)
     func, args, kwargs, _ = placed(func, args, kwargs)
     return proceed(func, args, kwargs)
 
 
-# Integers of 32 bits and fewer as indices and labels.
-#
-# The device has no others; some of PyTorch's CPU kernels take nothing but 64 bits.
+# ---- narrow indices
 
 _LABELS, _INDEX = (1, "target"), (2, "index")
-# Where the indices of a function stand, by its name: positional and by keyword.
+# Index arguments by function name: (position, keyword).
 _PLACES = {
     "cross_entropy": _LABELS,
     "gather": _INDEX,
@@ -321,7 +324,7 @@ _NARROW = frozenset({torch.int32, torch.int16, torch.int8, torch.uint8})
 
 
 def widened(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict, bool]:
-    """(args, kwargs, whether anything changed): indices and labels as the function's kernel takes them."""
+    """(args, kwargs, whether anything changed), with narrow indices and labels cast to int64."""
     place = _PLACES.get(getattr(func, "__name__", ""))
     if place is None:
         return args, kwargs, False
@@ -336,6 +339,6 @@ def widened(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[t
 
 
 def widen_indices(proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Listens to the calls of a model whose compilation met such indices (watch.py)."""
+    """Listener for calls (watch.py) of a model whose compilation used narrow indices."""
     args, kwargs, _ = widened(func, args, kwargs)
     return proceed(func, args, kwargs)

@@ -1,4 +1,8 @@
-"""What a compilation checks: which tensors are the device's, and what a graph can't hold."""
+"""Checks during compilation: which tensors are on the device, and operations that a graph can't hold.
+
+A graph can't hold operations whose result's shape depends on values, reads of values, and operations that
+PopTorch lacks.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +24,7 @@ from .callers import Caller, called_by_library
 from .casts import asks_for_device, device_answer, placed, widened
 from .watch import Call
 
-# Operations that a compiled model can't hold: shapes depend on values, or PopTorch has none of them.
-
-# PyTorch's operation under each name that a call may go by.
+# The aten operation behind each function name.
 _ATEN = {
     "argwhere": "nonzero",
     "masked_select": "masked_select",
@@ -34,18 +36,18 @@ _MASKS = (torch.bool, torch.uint8)
 _WHY = "IPU programs cannot have dynamic shapes"
 MASK_AS_INDEX = (
     "Indexing using boolean or byte tensor masks is unsupported because it would produce dynamic output "
-    f"shapes based on the mask's data. {_WHY}: take torch.where, or assign to x[mask]."
+    f"shapes based on the mask's data. {_WHY}: use torch.where, or assign to x[mask]."
 )
 
 
 def is_mask(index: Any) -> bool:
-    """Whether an index says of each element whether it is taken."""
+    """Whether an index is a boolean or byte mask."""
     return isinstance(index, torch.Tensor) and index.dtype in _MASKS
 
 
 @functools.cache
 def operations() -> frozenset[str]:
-    """Operations that PopTorch surely has none of, by PyTorch's names: `unsupported.json`."""
+    """aten operations that PopTorch certainly lacks, from `unsupported.json`."""
     kinds = json.loads(Path(__file__).with_name("unsupported.json").read_text(encoding="utf-8"))
     return frozenset(name for kind in kinds.values() for name in kind["operations"].split())
 
@@ -53,7 +55,7 @@ def operations() -> frozenset[str]:
 def reason(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], is_on_device: Callable[[torch.Tensor], bool]
 ) -> str | None:
-    """Why a call can't be compiled, or None. Tensors of the host are constants, whose values are known."""
+    """Why a call can't be compiled; None if it can. Host tensors are constants, so their values are known."""
 
     def moves(argument: Any) -> bool:
         return isinstance(argument, torch.Tensor) and is_on_device(argument)
@@ -64,8 +66,8 @@ def reason(
         slices = [part for part in parts if isinstance(part, slice)]
         if any(moves(bound) for part in slices for bound in (part.start, part.stop, part.step)):
             return (
-                "aten::item is only supported in eager mode, and the bounds of a slice are read by it. "
-                "poptorch.dynamic_slice and dynamic_update take a place from a tensor."
+                "aten::item is only supported in eager mode, and slicing reads its bounds with it. "
+                "Use poptorch.dynamic_slice or dynamic_update, whose start is a tensor."
             )
         if name == "__getitem__" and any(moves(part) and is_mask(part) for part in parts):
             return MASK_AS_INDEX
@@ -87,10 +89,10 @@ def reason(
     )
 
 
-# What makes a tensor of none; torch's own modules give their device where it matters.
+# Functions that create a tensor; torch's modules pass a device where it matters.
 _NAMES = "arange empty eye full linspace logspace ones rand randint randn randperm tensor zeros"
 _FACTORIES = frozenset(getattr(torch, name) for name in _NAMES.split())
-# What needs a tensor's value, which a trace hasn't got.
+# Functions that read a tensor's value, which tracing doesn't have.
 _READS_VALUES = frozenset(
     getattr(torch.Tensor, name)
     for name in (
@@ -103,32 +105,32 @@ _COMPARES_VALUES = frozenset({torch.allclose, torch.equal, torch.Tensor.allclose
 
 
 class Checks:
-    """Of one compilation. `sources`: what each tensor was made of, by its id.
+    """Checks of one compilation. `sources`: the tensors that each tensor was computed from, by its id.
 
-    Its listeners raise poptorch.Error for what the device can't do: values read, moves to the host, empty
-    tensors, shapes that depend on values, complex numbers.
+    The listeners raise poptorch.Error for anything that the device can't do: reads of values, moves to the
+    host, empty tensors, shapes that depend on values, complex numbers, missing operations.
     """
 
     def __init__(self, on_device: Iterable[torch.Tensor] = ()) -> None:
         """`on_device`: inputs, weights and buffers, which are on the device from the start."""
-        self._computes = False  # whether a call under way has a tensor of the device
+        self._computes = False  # whether the call in progress has a device tensor as an argument
         self._on_device = {id(tensor) for tensor in on_device}
         self.has_narrow_indices = False
         self.names_ipu = False
         self._ipus: list[object] = []
         self._warned_of: set[str] = set()
-        self._has_warned = False  # of a library
+        self._has_warned = False  # about a library
         self.sources: dict[int, list[torch.Tensor]] = {}
-        self._alive: list[torch.Tensor] = []  # so that no id is used twice
+        self._alive: list[torch.Tensor] = []  # keeps tensors alive, so that ids stay unique
 
     def on_call(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Listens to calls (watch.py)."""
+        """Listener for calls (watch.py)."""
         self._refuse_to_read_values(func, args)
         if asks_for_device(func) and self.is_on_device(args[0]):
             if not called_by_library():
                 self.names_ipu = True
                 return device_answer(func)
-            # In `y.to(x.device)` this stands for the IPU, although it reads "cpu" here.
+            # In `y.to(x.device)` this object means the IPU, although it reads "cpu" here.
             answer = proceed(func, args, kwargs)
             self._ipus.append(answer)
             return answer
@@ -147,12 +149,12 @@ class Checks:
         result = proceed(func, args, kwargs)
         self._computes = False
         for made in tensors(result):
-            if 0 in made.shape:  # a class of its own may mean another numel
+            if 0 in made.shape:  # not numel(), which a subclass may override
                 self._refuse(f"Zero-sized tensors are unsupported (Got shape {list(made.shape)}).")
             self.sources.setdefault(id(made), []).extend(inputs)
             if made.is_complex():
                 raise createBackendError(f"Complex numbers are unsupported (Got {made.dtype}).")
-            # What is made of host tensors alone stays on the host.
+            # Results of host tensors alone stay on the host.
             if moved or not inputs or any(self.is_on_device(tensor) for tensor in inputs):
                 self._on_device.add(id(made))
             self._alive.append(made)
@@ -175,10 +177,10 @@ class Checks:
             self._follow_values()
 
     def _refuse(self, why: str) -> None:
-        """Raise poptorch.Error for what PopTorch refuses, unless a library newer than PopTorch does it.
+        """Raises poptorch.Error for what PopTorch refuses, unless a library newer than PopTorch does it.
 
-        Libraries newer than PopTorch look at values (transformers: whether a mask is all ones) and hold empty
-        tensors in passing. Older ones didn't: a program shouldn't fail here for having a newer one.
+        Such libraries read values (transformers: whether a mask is all ones) and create empty temporary
+        tensors. Older releases didn't, so a program shouldn't fail here because of a newer one.
         """
         caller = callers.caller()
         if caller is Caller.PROGRAM or (caller is Caller.LIBRARY and variables.strict()):
@@ -195,35 +197,35 @@ class Checks:
             )
 
     def _follow_values(self) -> None:
-        """What a library reads from tensors, its Python has to read in each run."""
+        """Makes every run call the forward: values that a library reads may differ between runs."""
         run = trace.current()
         if isinstance(run, trace.Trace):
             run.follows_values = True
 
     def on_operation(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Listens to operations (watch.py)."""
+        """Listener for operations (watch.py)."""
         self._refuse_operation(func._schema.name.partition("::")[2], args)
         return proceed(func, args, kwargs)
 
     def _refuse_operation(self, name: str, args: tuple[Any, ...]) -> None:
-        """Raise poptorch.Error for an operation that PopTorch hasn't got, and for a value read in passing."""
+        """Raises poptorch.Error for an operation that PopTorch lacks, and for a read of a value."""
         if not trace.isRunningOnIpu():
-            return  # the host's work in the middle of a run
+            return  # host code in the middle of a run
         on_device = [self.is_on_device(arg) for arg in args if isinstance(arg, torch.Tensor)]
         if name in operations() and (self._computes or any(on_device)):
             raise createBackendError(f"Unsupported ops found in compiled model: [aten::{name}].")
         if name == "index" and any(is_mask(part) and self.is_on_device(part) for part in args[1]):
-            self._refuse(MASK_AS_INDEX)  # older PyTorchs show a mode no __getitem__
+            self._refuse(MASK_AS_INDEX)  # in older PyTorch the function mode doesn't see __getitem__
             self._follow_values()
         if name == "_local_scalar_dense" and all(on_device):
             self._refuse(_NO_VALUES)
 
     def is_on_device(self, tensor: torch.Tensor) -> bool:
-        """Whether the tensor was there from the start or made by the model; others are the host's."""
+        """Whether a tensor is on the device: from the start, or computed from device tensors."""
         return id(tensor) in self._on_device or tensor.requires_grad
 
     def mark_on_device(self, made: list[torch.Tensor], of: list[torch.Tensor]) -> None:
-        """These come to the device although no operation seen here made them (of others)."""
+        """Marks tensors, computed from `of` outside the modes' view, as being on the device."""
         self._on_device |= {id(tensor) for tensor in made}
         for tensor in made:
             self.sources.setdefault(id(tensor), []).extend(of)
@@ -239,7 +241,7 @@ class Checks:
         if func.__name__ not in self._warned_of and not called_by_library():
             self._warned_of.add(func.__name__)
             logger.warning(
-                "No device set in torch.%s(): forcing to IPU. Give it the device of another tensor "
-                "(device=x.device) to say so.",
+                "No device set in torch.%s(): forcing to IPU. Pass the device of another tensor "
+                "(device=x.device) to set it.",
                 func.__name__,
             )

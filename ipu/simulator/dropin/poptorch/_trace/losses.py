@@ -1,7 +1,7 @@
-"""Which tensor of a training forward is the loss.
+"""Finds the loss of a training forward.
 
-Every call of one of PyTorch's loss functions makes a loss, and so does identity_loss. A loss that another one
-is computed from is only a step on the way; exactly one must remain.
+Losses are the results of PyTorch's loss functions and of identity_loss. One that another loss is computed
+from is an intermediate; exactly one final loss must remain.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from ..poptorch_core import createBackendError
 from .watch import Call
 
-# By name, because the same function goes by several objects (torch, torch.nn.functional, torch._C._nn).
+# By name, because torch, torch.nn.functional and torch._C._nn have different objects for the same function.
 _LOSS_NAMES = frozenset(
     {
         "binary_cross_entropy",
@@ -44,7 +44,7 @@ _LOSS_NAMES = frozenset(
 )
 
 
-# What autograd calls their gradients, for losses out of TorchScript, whose calls no mode sees.
+# Their autograd nodes, for losses computed in TorchScript, whose calls the function mode doesn't see.
 _GRADIENTS = tuple(
     f"{name}Backward"
     for name in "BinaryCrossEntropy BinaryCrossEntropyWithLogits CtcLoss HuberLoss KlDiv MseLoss "
@@ -54,23 +54,23 @@ _GRADIENTS = tuple(
 
 @dataclass(frozen=True)
 class LossPlace:
-    """Where later forwards find the loss: the index-th output, identity_loss or loss function."""
+    """Where later forwards find the loss: index among outputs, identity_loss calls or loss functions."""
 
     kind: str  # "output", "identity" or "function"
     index: int
 
 
 class Losses:
-    """`found`: what loss functions returned, in order.
+    """Records the results of loss functions, in order, in `found`.
 
-    A mode sees calls through any reference to a function, which patching torch.nn.functional wouldn't.
+    The function mode sees calls through any reference to a function; patching torch.nn.functional wouldn't.
     """
 
     def __init__(self) -> None:
         self.found: list[torch.Tensor] = []
 
     def on_call(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Listens to calls (watch.py)."""
+        """Listener for calls (watch.py)."""
         result = proceed(func, args, kwargs)
         if getattr(func, "__name__", "") in _LOSS_NAMES:
             self.found.append(result)
@@ -83,9 +83,10 @@ def find_loss(
     outputs: list[torch.Tensor],
     sources: dict[int, list[torch.Tensor]],
 ) -> LossPlace:
-    """Where the one final loss is, among those of loss functions (`called`) and of identity_loss (`marked`).
+    """The place of the final loss, among results of loss functions (`called`) and identity_loss (`marked`).
 
-    `sources`: what each tensor was made of, by its id. Raises poptorch.Error unless exactly one remains.
+    `sources`: the tensors that each tensor was computed from, by its id. Raises poptorch.Error unless there
+    is exactly one final loss.
     """
     losses = [*called, *marked]
     if not losses:
@@ -95,7 +96,7 @@ def find_loss(
     on_the_way: set[int] = set()
     for loss in losses:
         on_the_way |= _ancestors(loss, sources) & {id(other) for other in losses}
-    # A loss function that hands a loss of its own on (identity of tensors) counts once.
+    # Nested loss functions that return the same tensor count once.
     final = {id(loss): loss for loss in losses if id(loss) not in on_the_way}
     if len(final) != 1:
         raise createBackendError(
@@ -119,7 +120,7 @@ def _has_gradient_of_loss(tensor: torch.Tensor) -> bool:
 
 
 def _ancestors(tensor: torch.Tensor, sources: dict[int, list[torch.Tensor]]) -> set[int]:
-    """Ids of all tensors that `tensor` was computed from."""
+    """Ids of all tensors that `tensor` was computed from, directly or indirectly."""
     found: set[int] = set()
     waiting = [tensor]
     while waiting:

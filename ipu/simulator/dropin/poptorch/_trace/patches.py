@@ -1,23 +1,23 @@
-"""Every change that the drop-in makes to torch itself, in one place: what, why, and for how long.
+"""All monkeypatches of torch, in one place: what, why, and for how long.
 
-From `import poptorch` on, because PopTorch does so itself:
+Permanent from `import poptorch` on, as in PopTorch:
 
-- `nn.Parameter.replicaGrouping`: a parameter says which replicas share it.
-- `nn.Parameter.__new__`: a training model's wrapped weight may become a new Parameter.
-- `Tensor.backward`: refused on a model's outputs.
+- `nn.Parameter.replicaGrouping`: sets which replicas share a parameter.
+- `nn.Parameter.__new__`: accepts a training model's wrapped weight as data.
+- `Tensor.backward`: raises on a model's outputs.
 
-While a model's forward runs, undone after:
+While a model's forward runs, undone afterwards:
 
-- `Tensor.__new__`: a forward can make tensor subclasses under a dispatch mode.
-- `autograd.Function.apply`, in a compilation only: the function's backward isn't among the calls on the tape.
-- `nn.RNNBase.check_input`, with implicit casts only: recurrent layers check types before any call is seen.
-- `backends.mkldnn.enabled`: off where oneDNN's kernels are wrong, or would hide what they compute.
-- attention's kernels (torch's `sdpa_kernel`), in a capture only: the same.
+- `Tensor.__new__`: lets a forward create tensor subclasses under a dispatch mode.
+- `autograd.Function.apply`, during compilation only: the tape can't replay a custom backward pass.
+- `nn.RNNBase.check_input`, with implicit casts only: recurrent layers check dtypes before the function mode
+  sees a call.
+- `backends.mkldnn.enabled`: off if oneDNN's kernels are wrong, or would hide the operations they fuse.
+- attention's kernels (torch's `sdpa_kernel`), during a capture only: likewise.
 
-These last five are torch's for the whole process. Whichever thread leaves last restores what the first one
-found, and the functions among them behave as torch's own in every thread that isn't inside. torch's module
-hooks, which name the operations of a forward, are in ipu_simulator/graph/recorder.py; they too are removed
-after the forward.
+The last five are global to the process. The last thread to leave restores the state that the first one found,
+and the patched functions behave as torch's in every thread outside. torch's module hooks, which name a
+forward's operations, are in ipu_simulator/graph/recorder.py; they too are removed after the forward.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any, Callable, Iterator
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-# ---- from `import poptorch` on
+# ---- permanent
 
 _parameter_new = torch.nn.Parameter.__new__
 _backward = torch.Tensor.backward
@@ -42,15 +42,15 @@ def install(
     check_backward: Callable[[torch.Tensor], None],
     replica_grouping: Callable[..., None],
 ) -> None:
-    """Changes torch for the process, as PopTorch does.
+    """Installs the permanent patches.
 
-    :param is_wrapped: whether a tensor is one of a training model's wrapped weights.
-    :param check_backward: raises where backward() can't be called on a tensor.
+    :param is_wrapped: whether a tensor is a training model's wrapped weight.
+    :param check_backward: raises if backward() is refused on a tensor.
     :param replica_grouping: the method `replicaGrouping` of parameters.
     """
 
     def parameter_new(cls: Any, data: Any = None, requires_grad: bool = True) -> Any:
-        # PyTorch takes tensors of other classes only where detach() keeps the class.
+        # PyTorch accepts a tensor subclass only if its detach() keeps the class.
         plain = data.detach() if data is not None and is_wrapped(data) else data
         return _parameter_new(cls, plain, requires_grad)
 
@@ -64,16 +64,16 @@ def install(
     torch.Tensor.backward = backward  # type: ignore[method-assign]
 
 
-# ---- around a forward
+# ---- during a forward
 
 _ABSENT = object()
 _lock = threading.Lock()
 
 
 class _Patch:
-    """Replaces an attribute while any thread is inside `with patch(value)`.
+    """Replaces an attribute while at least one thread is inside `with patch(value)`.
 
-    The replacement asks `here` for the value that its own thread entered with.
+    The replacement reads this thread's value from `here`.
     """
 
     def __init__(self, owner: Any, name: str, replacement: Any) -> None:
@@ -82,11 +82,11 @@ class _Patch:
         self._replacement = replacement
         self._threads = 0
         self._local = threading.local()
-        self.original: Any = None  # what was replaced, as in the owner's __dict__
+        self.original: Any = None  # the replaced attribute, as in the owner's __dict__
 
     @property
     def here(self) -> Any:
-        """The value, or None where this thread isn't inside."""
+        """This thread's value; None outside."""
         return getattr(self._local, "value", None)
 
     @contextlib.contextmanager
@@ -114,14 +114,14 @@ _tensor_new = torch.Tensor.__new__
 
 
 def _new(cls: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """Under a dispatch mode PyTorch can't make a subclass: Python has seen the tensor that it would turn into
-    one already.
+    """Under a dispatch mode, PyTorch's constructor can't create a subclass: the new tensor already has a
+    Python object of the plain class.
     """
     if cls is torch.Tensor or not _subclasses.here:
         return _tensor_new(cls, *args, **kwargs)
     if len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor):
-        return args[0].as_subclass(cls)  # the same as an operation, which is seen
-    with _disable_current_modes():  # of numbers or sizes: the host's
+        return args[0].as_subclass(cls)  # an equivalent operation, which the modes see
+    with _disable_current_modes():  # from numbers or sizes: a host tensor
         return _tensor_new(cls, *args, **kwargs)
 
 
@@ -133,7 +133,7 @@ def _apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _check_input(layer: torch.nn.RNNBase, input: torch.Tensor, batch_sizes: Any) -> None:
-    """What a recurrent layer checks of its input, but for the type."""
+    """RNNBase.check_input without its check of the dtype."""
     if _recurrent.here:
         input = input.to(layer._flat_weights[0].dtype)  # type: ignore[union-attr]
     _recurrent.original(layer, input, batch_sizes)
@@ -146,13 +146,14 @@ _recurrent = _Patch(torch.nn.RNNBase, "check_input", _check_input)
 
 @contextlib.contextmanager
 def around_forward(casts: bool, on_function: Callable[[], None] | None = None) -> Iterator[None]:
-    """The changes around one forward, in the order in which they are made.
+    """Context of one forward: the temporary patches, in this order.
 
-    :param casts: whether implicit casts are made, so that recurrent layers take any float.
-    :param on_function: called where an autograd.Function with a gradient is applied.
+    :param casts: whether implicit casts apply, so that recurrent layers accept any float dtype.
+    :param on_function: called when an autograd.Function with a gradient is applied.
     """
     if "torch._compile" in sys.modules:
-        # PyTorch imports this with the first operation that a mode sees, and looks at the constructor then.
+        # PyTorch imports torch._dynamo with the first operation that a mode sees, and inspects
+        # Tensor.__new__ then: import it before the patch.
         import torch._dynamo as _dynamo  # noqa: F401
     with contextlib.ExitStack() as stack:
         stack.enter_context(_subclasses())
@@ -163,10 +164,10 @@ def around_forward(casts: bool, on_function: Callable[[], None] | None = None) -
         yield
 
 
-# ---- which kernels compute
+# ---- kernels
 
-# Before this version, oneDNN's gradients of one-dimensional convolutions can be garbage: seen with 2.0.1 in
-# plain PyTorch, where 2.13, and 2.0.1 without oneDNN, give what float64 does.
+# Before this version, oneDNN's gradients of 1-d convolutions can be garbage: seen with plain PyTorch 2.0.1.
+# 2.13, and 2.0.1 without oneDNN, agree with float64.
 _WRONG_ONEDNN = (2, 1)
 _onednn: Any = torch.backends.mkldnn
 _without_onednn = 0  # threads
@@ -191,7 +192,7 @@ def _no_onednn() -> Iterator[None]:
 
 @contextlib.contextmanager
 def trusted_kernels() -> Iterator[None]:
-    """Inside, nothing computes by a kernel that is known to be wrong in this version of PyTorch."""
+    """Context: disables kernels that are known to be wrong in this version of PyTorch."""
     major, minor = torch.__version__.split(".")[:2]
     wrong = (int(major), int(minor)) < _WRONG_ONEDNN
     with _no_onednn() if wrong else contextlib.nullcontext():
@@ -200,8 +201,8 @@ def trusted_kernels() -> Iterator[None]:
 
 @contextlib.contextmanager
 def plain_kernels() -> Iterator[None]:
-    """Inside, tensors are made on the CPU unless a program says otherwise, and nothing runs as a kernel that
-    only CPUs have: such would hide what it is composed of. Needs torch 2.3.
+    """Context: the default device is the CPU, and fused CPU kernels are off, which would hide the operations
+    they consist of. Needs torch 2.3.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 

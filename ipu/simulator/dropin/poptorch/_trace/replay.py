@@ -1,6 +1,6 @@
-"""The calls of a tape as one Python function, which repeats them on other inputs.
+"""Replay: compiles the calls of a tape to one Python function, which repeats them on other inputs.
 
-As on an IPU, what neither the loss nor an output needs isn't computed.
+As on an IPU, dead code is eliminated: calls that neither the loss nor an output depends on.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch
 from .._run.structure import tensors
 from .casts import placed
 
-# These give back the very tensor that they were given where there is nothing to do.
+# Functions that return their argument itself if there is nothing to do.
 _MAY_DO_NOTHING = frozenset(
     {"bool", "contiguous", "dropout", "expand_as", "float", "half", "int", "long", "to", "type", "type_as"}
 )
 
 
 class Autocast(NamedTuple):
-    """The arguments of torch.autocast around a call."""
+    """Arguments of the torch.autocast that is active at a call."""
 
     dtype: torch.dtype
     cache_enabled: bool
@@ -28,14 +28,14 @@ class Autocast(NamedTuple):
 
 @dataclass(frozen=True)
 class Place:
-    """Stands for the tensor that a run has at this index."""
+    """Placeholder: index of a tensor among a run's inputs and results."""
 
     index: int
 
 
 @dataclass
 class Step:
-    """A call. `made`: the places of the tensors in its result, which is one itself where `gives_tensor`."""
+    """A recorded call. `made`: places of the tensors in its result; `gives_tensor`: the result is one."""
 
     func: Callable[..., Any]
     args: tuple[Any, ...]
@@ -44,11 +44,11 @@ class Step:
     autocast: Autocast | None = None
     made: tuple[int, ...] = ()
     gives_tensor: bool = False
-    is_pure: bool = False  # changes nothing, draws nothing: its results are all that it does
+    is_pure: bool = False  # no side effects: no in-place change, no random numbers
 
     @property
     def taken(self) -> set[int]:
-        """The places of the tensors in its arguments."""
+        """Places of the tensors in the call's arguments."""
         found: list[Any] = []
         mapped((self.args, self.kwargs), found.append)
         return {leaf.index for leaf in found if isinstance(leaf, Place)}
@@ -63,7 +63,7 @@ class Step:
 
 
 def mapped(arguments: Any, function: Callable[[Any], Any]) -> Any:
-    """The same with `function` applied to each leaf; tuples of any kind become plain ones."""
+    """The arguments with `function` applied to each leaf; named tuples become plain ones."""
     if isinstance(arguments, tuple) and not isinstance(arguments, torch.Size):
         return tuple([mapped(part, function) for part in arguments])
     if isinstance(arguments, list):
@@ -74,9 +74,9 @@ def mapped(arguments: Any, function: Callable[[Any], Any]) -> Any:
 
 
 class Program:
-    """A forward without its Python: the same calls on other inputs of the same shapes.
+    """A compiled forward: replays the recorded calls on other inputs of the same shapes, without its Python.
 
-    :param results: the loss, where there is one, and the outputs: places, or tensors that no input reaches.
+    :param results: the loss, if there is one, then the outputs: places, or tensors independent of the inputs.
     """
 
     def __init__(self, steps: list[Step], num_inputs: int, has_loss: bool, results: list[Any]) -> None:
@@ -85,7 +85,7 @@ class Program:
         self._run = _compiled(_needed(steps, results), num_inputs, results)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Calls hold a model's own tensors: a copied executor runs its copy's forward.
+        # The calls hold the model's tensors, so a copied or pickled executor calls its model's forward.
         return _no_program, ()
 
     def __call__(self, inputs: list[torch.Tensor]) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
@@ -104,7 +104,7 @@ def _no_program() -> None:
 
 
 def _needed(steps: list[Step], results: list[Any]) -> list[Step]:
-    """Without steps that do nothing, and those of whose results nothing comes."""
+    """Dead code elimination: drops steps that do nothing, and pure ones whose results aren't used."""
     needed = {result.index for result in results if isinstance(result, Place)}
     kept = []
     for step in reversed(steps):
@@ -116,7 +116,7 @@ def _needed(steps: list[Step], results: list[Any]) -> list[Step]:
 
 
 def _compiled(steps: list[Step], num_inputs: int, results: list[Any]) -> Callable[..., list[torch.Tensor]]:
-    """A function of the inputs: a line for each step, and one that forgets what no later line reads."""
+    """Generates a function of the inputs: per step, a line for the call and one to free dead tensors."""
     constants: dict[str, Any] = {}
     lines: list[str] = []
     grad_enabled: bool | None = None
@@ -148,7 +148,7 @@ def _compiled(steps: list[Step], num_inputs: int, results: list[Any]) -> Callabl
         if step.grad_enabled != grad_enabled:
             grad_enabled = step.grad_enabled
             lines.append(f"{indent}{constant(torch.set_grad_enabled)}({grad_enabled})")
-        # Once, instead of a look at every call of every run.
+        # The device "ipu" is replaced here once, not in every call of every run.
         func, args, kwargs, _ = placed(step.func, step.args, step.kwargs)
         arguments = [*map(text, args), *(f"{name}={text(value)}" for name, value in kwargs.items())]
         call = f"{constant(func)}({', '.join(arguments)})"
@@ -171,7 +171,7 @@ def _compiled(steps: list[Step], num_inputs: int, results: list[Any]) -> Callabl
 
 
 def _dying(steps: list[Step], results: list[Any]) -> list[list[int]]:
-    """For each step, the places that nothing after it takes."""
+    """For each step, the places whose last use it is."""
     used = {result.index for result in results if isinstance(result, Place)}
     dying = []
     for step in reversed(steps):

@@ -1,7 +1,7 @@
-"""What is known while a model runs "on the IPU": the blocks it enters and the losses it marks.
+"""Thread-local state of a model that runs "on the IPU": its blocks, marked losses, open attributes.
 
-`tracing(options)` stands around the one run that compiles a model, `running()` around every later run. In
-both, isRunningOnIpu() is True; only the first records blocks.
+`tracing(options)` is the context of the run that compiles a model, `running()` of every later run. In both,
+isRunningOnIpu() is True; only the first records blocks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..options import Options
     from . import popart_ir
 
-# These make another name for a tensor and leave nothing to run.
+# Operations that only alias a tensor: nothing to compute.
 NOT_COMPUTING = frozenset(
     {torch.ops.aten.alias.default, torch.ops.aten.detach.default, torch.ops.aten.lift_fresh.default}
 )
@@ -36,7 +36,7 @@ NOT_COMPUTING = frozenset(
 
 @dataclass(frozen=True)
 class BlockEntry:
-    """One entering of a block; blocks may be entered several times."""
+    """One entry into a block; a block may be entered several times."""
 
     block_id: str
     stage: int
@@ -44,18 +44,18 @@ class BlockEntry:
 
 
 class Run:
-    """A model's forward on the device."""
+    """State of one forward on the device."""
 
     def __init__(self) -> None:
         self.identity_losses: list[torch.Tensor] = []
         self.inference_only: list[str] = []  # operations that can't be trained
-        # Of tensors that no operation seen made: they, and what they were made of.
+        # Called with (new tensors, their sources) for tensors created outside the modes' view.
         self.mark_on_device: Callable[[list[torch.Tensor], list[torch.Tensor]], None] = lambda made, of: None
-        self.recorder: Recorder | None = None  # where the graph is captured
-        self.ir_recorder: popart_ir.Recorder | None = None  # where operations are named
+        self.recorder: Recorder | None = None  # during a capture for the cost model
+        self.ir_recorder: popart_ir.Recorder | None = None  # while operations are being named
 
     def begin_block(self, user_id: str | None, ipu_id: int | None) -> None:
-        """Blocks only matter to the run that compiles."""
+        """No-op: only the compiling run records blocks."""
 
     def end_block(self) -> None:
         """See begin_block."""
@@ -65,7 +65,7 @@ class Run:
 
 
 class Trace(Run):
-    """The compiling run: `entries` lists the blocks in the order in which they were entered."""
+    """State of the compiling run: `entries` lists block entries in order."""
 
     def __init__(self, options: Options) -> None:
         super().__init__()
@@ -75,9 +75,9 @@ class Trace(Run):
         self._active: BlockEntry | None = None
         self.entries: list[BlockEntry] = []
         self.computes_outside_block = False
-        self.convolutions: int | None = None  # so far in the poptorch.MultiConv that is open, if any
+        self.convolutions: int | None = None  # count in the open poptorch.MultiConv; None outside
         self.follows_values = False
-        # Takes a function and arguments for it: what later runs do at this point, and a compilation doesn't.
+        # Called with a function and its arguments, which only later runs call at this point.
         self.at_each_run: Callable[..., None] = lambda func, *args: None
 
     def begin_block(self, user_id: str | None, ipu_id: int | None) -> None:
@@ -95,14 +95,14 @@ class Trace(Run):
         self._next_auto_id = 0
 
     def on_operation(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Listens to operations (watch.py): whether the model computes anything after leaving a `with Block`;
-        how many convolutions a MultiConv holds.
+        """Listener for operations (watch.py): notices computation after a `with Block`, and counts the
+        convolutions of a MultiConv.
 
-        PopTorch begins with stage 0 on IPU 0 active: what comes before the first block stands there.
+        PopTorch starts with stage 0 on IPU 0 active: operations before the first block belong there.
         """
         if self.convolutions is not None:
             self.convolutions += func is torch.ops.aten.convolution.default
-        # A constant is made where it is first used, so only what takes a tensor counts.
+        # Constants are placed at their first use, so only operations with tensor arguments count.
         if (
             self.entries
             and not self.in_block
@@ -114,36 +114,32 @@ class Trace(Run):
 
     @property
     def runs_python(self) -> bool:
-        """Whether each run needs the forward's Python: where a graph would have a loop or a branch, or where
-        something looked at values.
-        """
+        """Whether each run must call the forward: it has a for_loop or cond, or a library read values."""
         return bool(self.inference_only) or self.follows_values
 
     @property
     def in_block(self) -> bool:
-        """Whether a block is in force."""
+        """Whether a block is active."""
         return self._active is not None
 
     @property
     def active_ipu(self) -> int:
-        """The IPU of the block in force; 0 where there's none."""
+        """The IPU of the active block; 0 without one."""
         return self._active.ipu if self._active else 0
 
     @property
     def num_pipeline_stages(self) -> int:
-        """The depth of the forward pipeline: one more than the IPU changes along the blocks, from IPU 0
-        on.
-        """
+        """The depth of the forward pipeline: 1 + the number of IPU changes along the blocks, from IPU 0."""
         ipus = [0] + [entry.ipu for entry in self.entries]
         return 1 + sum(before != after for before, after in pairwise(ipus))
 
     @property
     def ipus_per_replica(self) -> int:
-        """The highest IPU in use and all below it."""
+        """1 + the highest IPU in use."""
         return 1 + max((entry.ipu for entry in self.entries), default=0)
 
     def validate(self, training: bool) -> None:
-        """Raises poptorch.Error where blocks, pipeline depth or number of IPUs can't be compiled."""
+        """Raises poptorch.Error if blocks, pipeline depth or the number of IPUs are invalid."""
         if self.computes_outside_block:
             raise createBackendError("No active Block, all the ops must belong to a Block")
         if training and self.inference_only:
@@ -178,40 +174,40 @@ class Trace(Run):
 
 
 class _Thread(threading.local):
-    """What this thread is in the middle of; other threads (data loading, another model) see nothing of it."""
+    """State of one thread, hidden from others (data loading, another model)."""
 
     run: Run | None = None
     on_host = False
-    attributes: Mapping[str, dict[str, str]] = MappingProxyType({})  # of the poptorch.Attribute that are open
+    attributes: Mapping[str, dict[str, str]] = MappingProxyType({})  # of open poptorch.Attribute contexts
 
 
 _thread = _Thread()
 
 
 def current() -> Run | None:
-    """The run that this thread is part of, or None on the host, which includes the host's part of a run."""
+    """The run that this thread executes; None on the host, also in host code in the middle of a run."""
     return None if _thread.on_host else _thread.run
 
 
 def surrounding() -> Run | None:
-    """As `current`, but also in the host's part of a run."""
+    """As `current`, but also in host code in the middle of a run."""
     return _thread.run
 
 
 def isRunningOnIpu() -> bool:
-    """Whether the caller runs as part of a model on the IPU; False in a plain call of the same module, and in
-    every other thread.
+    """Whether the caller runs as part of a model on the IPU; False in plain calls of the same module, and in
+    other threads.
     """
     return current() is not None
 
 
 def open_attributes() -> Mapping[str, dict[str, str]]:
-    """Those of the poptorch.Attribute contexts that are open in this thread."""
+    """The attributes of this thread's open poptorch.Attribute contexts."""
     return _thread.attributes
 
 
 def set_attributes(attributes: Mapping[str, dict[str, str]]) -> None:
-    """See open_attributes."""
+    """Replaces this thread's open attributes."""
     _thread.attributes = attributes
 
 
@@ -226,15 +222,15 @@ def _as_current(run: Run | None, on_host: bool = False) -> Iterator[None]:
 
 
 def as_host() -> AbstractContextManager[None]:
-    """Stands around what the host does in the middle of a run."""
+    """Context of host code in the middle of a run."""
     return _as_current(_thread.run, on_host=True)
 
 
 @contextmanager
 def tracing(options: Options, on_function: Callable[[], None] | None = None) -> Iterator[Trace]:
-    """Stands around the forward that compiles a model; `Trace.validate` afterwards says whether it can be.
+    """Context of the forward that compiles a model; call `Trace.validate` afterwards.
 
-    :param on_function: called where an autograd.Function with a gradient is applied.
+    :param on_function: called when an autograd.Function with a gradient is applied.
     """
     trace = Trace(options)
     strategy = options._execution_strategy
@@ -248,7 +244,7 @@ def tracing(options: Options, on_function: Callable[[], None] | None = None) -> 
 
 @contextmanager
 def running(casts: bool = False) -> Iterator[Run]:
-    """Stands around every later forward; `casts`: whether it makes implicit casts."""
+    """Context of every later forward; `casts`: whether implicit casts apply."""
     run = Run()
     with _as_current(run), patches.around_forward(casts):
         yield run

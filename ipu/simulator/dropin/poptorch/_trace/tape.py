@@ -1,8 +1,8 @@
-"""A compiled forward as the list of calls that it made to torch, which later runs repeat.
+"""The tape: records a forward's calls to torch during compilation, for later runs to replay.
 
-On an IPU, a forward runs in Python once, when the model is compiled: what it prints or decides is final.
-A tape has the same effect wherever it saw all that was computed. Where it didn't (`Tape.leave`), the forward
-itself has to run again.
+On an IPU, the forward's Python runs once, at compilation: its prints and branches happen only then. Replaying
+a tape has the same effect, provided that it recorded everything that was computed. If it didn't
+(`Tape.leave`), later runs call the forward.
 """
 
 from __future__ import annotations
@@ -32,35 +32,35 @@ class Tape:
         self._made_storages: set[int | None] = set()  # of inputs and results
         self._other_storages: set[int | None] = set()  # of weights and constants
         self._needs_grad: list[bool] = []
-        self._alive: list[torch.Tensor] = []  # so that no id is used twice
+        self._alive: list[torch.Tensor] = []  # keeps tensors alive, so that ids stay unique
         self._steps: list[Step] = []
         self._num_inputs = len(inputs)
         self._is_whole = True
         self._in_call = False
         self._call_is_pure = False
-        self._autocasts: list[Autocast | None] = [None]  # around the calls, each time that it changes
+        self._autocasts: list[Autocast | None] = [None]  # every change of torch.autocast so far
         for tensor in inputs:
             self._place_of(tensor)
 
     def leave(self) -> None:
-        """Something happens that a repetition of the calls would miss, such as an autograd.Function whose
-        backward pass is the program's own.
+        """Abandons the tape, because a replay would miss something, such as a custom backward pass
+        (torch.autograd.Function).
         """
         self._is_whole = False
 
     def call_later(self, func: Callable[..., Any], *args: Any) -> None:
-        """A call that isn't made now, only when the others are repeated."""
+        """Records a call that only replays make, not the compilation."""
         encoded = mapped(args, self._encoded)
         self._steps.append(Step(func, encoded, {}, torch.is_grad_enabled(), self._autocast()))
 
     def on_call(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Listens to calls (watch.py)."""
-        if not self._is_whole or func is torch._C._set_grad_enabled:  # each step knows its own
+        """Listener for calls (watch.py)."""
+        if not self._is_whole or func is torch._C._set_grad_enabled:  # each step stores its grad mode
             return proceed(func, args, kwargs)
         if torch.is_inference_mode_enabled() or forward_ad._current_level >= 0:
-            self.leave()  # the calls alone don't say so
+            self.leave()  # not part of the recorded calls
         grad_enabled, autocast = torch.is_grad_enabled(), self._autocast()
-        # Before the call: it may change lists that it is given.
+        # Before the call, which may change its list arguments.
         encoded_args, encoded_kwargs = mapped((tuple(args), dict(kwargs)), self._encoded)
         self._in_call = self._call_is_pure = True
         try:
@@ -79,7 +79,7 @@ class Tape:
                 )
             )
             for tensor in tensors((args, kwargs)):
-                if id(tensor) in self._places:  # changed in place, perhaps
+                if id(tensor) in self._places:  # maybe changed in place
                     self._needs_grad[self._places[id(tensor)]] = tensor.requires_grad
         return result
 
@@ -88,7 +88,7 @@ class Tape:
         if now != self._autocasts[-1]:
             self._autocasts.append(now)
             if len(self._autocasts) > 3:
-                self.leave()  # leaving one forgets what it has cast, so that two aren't as one interrupted
+                self.leave()  # each autocast has a cache of casts: a second one isn't the first one continued
         return now
 
     def _place_of(self, tensor: torch.Tensor) -> int:
@@ -108,7 +108,7 @@ class Tape:
             return leaf
         place = self._places.get(id(leaf))
         if place is None:
-            # A weight or a constant of the program, else of an origin that wasn't seen.
+            # A weight or a constant, or a tensor from an operation that the tape hasn't seen.
             storage = _storage(leaf)
             if leaf.grad_fn is not None or storage is None or storage in self._made_storages:
                 self.leave()
@@ -119,9 +119,7 @@ class Tape:
         return Place(place)
 
     def on_operation(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Listens to operations (watch.py): those that no call on the tape led to, and calls that do more
-        than give a result.
-        """
+        """Listener for operations (watch.py): finds those outside recorded calls, and calls' side effects."""
         if not _is_pure(func):
             self._call_is_pure = False
         if (
@@ -133,7 +131,7 @@ class Tape:
         return proceed(func, args, kwargs)
 
     def finish(self, loss: torch.Tensor | None, outputs: list[torch.Tensor]) -> Program | None:
-        """The calls as a program; None where they aren't all."""
+        """The recorded calls as a program; None if the tape was abandoned."""
         results = [self._encoded(tensor) for tensor in ([] if loss is None else [loss]) + outputs]
         if not self._is_whole:
             return None
@@ -141,7 +139,7 @@ class Tape:
 
 
 def _storage(tensor: torch.Tensor) -> int | None:
-    """Where a tensor's elements are; None for one that has none of its own (functorch's, zeros)."""
+    """Address of a tensor's storage; None for one without a storage (functorch's, zero tensors)."""
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or tensor._is_zerotensor():
         return None
     return tensor.untyped_storage().data_ptr()
@@ -156,10 +154,10 @@ def _autocast() -> Autocast | None:
 
 
 def _is_pure(func: Any) -> bool:
-    """Whether an operation changes no tensor and no random state; of other libraries' nothing is known."""
+    """Whether an operation has no side effects; False for operations of unknown libraries."""
     return (
         func.namespace in _KNOWN_NAMESPACES
         and not func._schema.is_mutable
         and torch.Tag.nondeterministic_seeded not in func.tags
-        and "batch_norm" not in func._schema.name  # some change running statistics, and don't say so
+        and "batch_norm" not in func._schema.name  # some change running statistics; their schemas hide it
     )

@@ -1,33 +1,34 @@
-"""How a forward is watched: THE function mode and THE dispatch mode, each with an ordered list of listeners.
+"""The function mode and the dispatch mode that watch a forward, each with an ordered list of listeners.
 
-The function mode sees the forward's calls to torch as the program makes them; the dispatch mode sees the
-operations below autograd that these come down to. Both hand each call through their listeners in order. A
-listener may look at it, change it, answer it, and look at its result; what it does through `proceed` the
-listeners after it see as well, and what it calls directly nobody sees. So the order is the semantics, and it
-stands here alone.
+The function mode (TorchFunctionMode) sees calls to torch as the program makes them; the dispatch mode
+(TorchDispatchMode) sees the aten operations below autograd that they consist of. Each passes every call
+through its listeners in order. A listener may inspect, change or answer a call, and inspect its result. Calls
+made through `proceed` reach the later listeners; direct calls reach none. The order is therefore part of the
+semantics, and is defined only here.
 
-A compilation, calls:
-1. tape: the call as the program made it, and its final result
-2. casts: may make others of it (float16 operands that meet float32 ones become float32)
-3. checks: which tensors are the device's; refuses what a graph can't hold; "ipu" as a device; narrow indices
-4. losses: the results of loss functions
+Compilation, calls:
+1. tape: records the call as the program made it, and its final result
+2. casts: implicit casts; float16 operands mixed with float32 ones become float32
+3. checks: tracks the device's tensors; refuses what a graph can't hold; device "ipu"; narrow indices
+4. losses: results of loss functions
 
-A compilation, operations:
-1. checks: refuses operations that PopTorch has none of, and values read in passing
-2. tape: operations that no call on it led to
+Compilation, operations:
+1. checks: refuses operations that PopTorch lacks, and reads of values
+2. tape: notices operations that belong to no recorded call
 3. names: the graph of _debugGetPopartIR
-4. blocks: what stands in which block
+4. blocks: the block of each operation
 
-In a compilation, an operation that no call led to (TorchScript's, a C++ extension's) is a call first.
+During compilation, an operation that belongs to no call (TorchScript's, a C++ extension's) is treated as a
+call first.
 
-A capture for the cost model, calls: casts, the weights' stand-ins, checks, losses. Operations, also those of
-the backward pass: the graph, blocks.
+Capture for the cost model, calls: casts, the weights' stand-ins, checks, losses. Operations, also of the
+backward pass: the graph, blocks.
 
-A later run, where the compilation found a need: calls: "ipu" as a device, narrow indices, casts, losses.
-Operations: results that options.anchorTensor names.
+Later runs, only listeners that the compilation found necessary, calls: device "ipu", narrow indices, casts,
+losses. Operations: results that options.anchorTensor names.
 
-The arithmetic of ipu-float16 (ipu_simulator/numerics) is a dispatch mode around this one: it computes what
-all listeners have seen.
+The arithmetic of ipu-float16 (ipu_simulator/numerics) is another dispatch mode, outside this one: it computes
+the operations after all listeners have seen them.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
 # (func, args, kwargs) -> result.
 Call = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
-# The same, after `proceed`: the rest of the way.
+# (proceed, func, args, kwargs) -> result; `proceed` calls the later listeners and then the function.
 Listener = Callable[[Call, Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -70,7 +71,7 @@ class _FunctionMode(TorchFunctionMode):
     def __init__(self, listeners: Sequence[Listener]) -> None:
         super().__init__()
         self._proceed = _through(listeners)
-        self.under_way = False  # whether a call is
+        self.under_way = False  # whether a call is in progress
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -83,7 +84,7 @@ class _FunctionMode(TorchFunctionMode):
 
 
 class _DispatchMode(TorchDispatchMode):
-    """With `calls`, an operation that no call led to is a call first."""
+    """With `calls`, an operation that belongs to no call is treated as a call first."""
 
     def __init__(self, listeners: Sequence[Listener], calls: _FunctionMode | None = None) -> None:
         super().__init__()
@@ -96,7 +97,7 @@ class _DispatchMode(TorchDispatchMode):
     ) -> Any:
         if self._calls is None or self._calls.under_way or self._asked:
             return self._proceed(func, args, kwargs or {})
-        self._asked = True  # PyTorch may leave the function mode out: then it comes back here
+        self._asked = True  # PyTorch may skip the function mode: then the operation comes back here
         try:
             with self:
                 return func(*args, **(kwargs or {}))
@@ -106,9 +107,9 @@ class _DispatchMode(TorchDispatchMode):
 
 @contextlib.contextmanager
 def watching(calls: Sequence[Listener] = (), operations: Sequence[Listener] = ()) -> Iterator[None]:
-    """Inside, this thread's calls and operations go through these listeners; without any, at no cost.
+    """Context: this thread's calls and operations pass through these listeners. No mode without listeners.
 
-    With both, an operation that no call led to is a call first.
+    With both, an operation that belongs to no call is treated as a call first.
     """
     functions = _FunctionMode(calls) if calls else None
     with (
@@ -121,7 +122,7 @@ def watching(calls: Sequence[Listener] = (), operations: Sequence[Listener] = ()
 def compilation(
     trace: Trace, tape: Tape, casts: ImplicitCasts, checks: Checks, losses: Losses, names: popart_ir.Recorder
 ) -> contextlib.AbstractContextManager[None]:
-    """Stands around the forward that compiles a model."""
+    """Context of the forward that compiles a model."""
     return watching(
         calls=(tape.on_call, casts.on_call, checks.on_call, losses.on_call),
         operations=(checks.on_operation, tape.on_operation, names.on_operation, trace.on_operation),
@@ -131,19 +132,19 @@ def compilation(
 def captured_calls(
     casts: ImplicitCasts, stand_ins: Listener, checks: Checks, losses: Losses
 ) -> contextlib.AbstractContextManager[None]:
-    """Stands around the forward whose graph is captured, inside `captured_operations`."""
+    """Context of the forward whose graph is captured, inside `captured_operations`."""
     return watching(calls=(casts.on_call, stand_ins, checks.on_call, losses.on_call))
 
 
 def captured_operations(trace: Trace, graph: recorder.Recorder) -> contextlib.AbstractContextManager[None]:
-    """Stands around the forward and the backward pass whose graph is captured."""
+    """Context of the forward and the backward pass whose graph is captured."""
     return watching(operations=(graph.on_operation, trace.on_operation))
 
 
 def later_run(
     device: Listener | None, indices: Listener | None, casts: ImplicitCasts | None, losses: Losses | None
 ) -> contextlib.AbstractContextManager[None]:
-    """Stands around each forward after the compilation; None for what that found no need of."""
+    """Context of each forward after compilation; None for a listener that isn't needed."""
     calls = (
         device,
         indices,
@@ -154,5 +155,5 @@ def later_run(
 
 
 def anchored(names: popart_ir.Watcher) -> contextlib.AbstractContextManager[None]:
-    """Stands around a forward of which operations' results are kept."""
+    """Context of a forward with anchored results of operations."""
     return watching(operations=(names.on_operation,))
