@@ -1,7 +1,7 @@
-"""The device: which PopTorch a run uses, and that PopTorch itself as `ipu.poptorch`.
+"""Device selection: which PopTorch a run uses, available as `ipu.poptorch`.
 
-`ipu.poptorch` resolves at its first use: Graphcore's package on an IPU or on Poplar's IPU model, this
-program's own on the simulator. Choose with `select_device` before that; without a choice it is `auto`.
+`ipu.poptorch` is resolved at its first use: Graphcore's package on an IPU or on Poplar's IPU model, the
+drop-in on the simulator. Call `select_device` before that; otherwise the device is `auto`.
 """
 
 from __future__ import annotations

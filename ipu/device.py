@@ -1,7 +1,7 @@
-"""The choice of the device, made once in a process.
+"""Device selection, once per process.
 
-Nothing falls back in silence: a device that was asked for and can't be had is a DeviceError, and `auto` says
-in its banner what it took and why.
+There is no silent fallback: a requested device that isn't available raises DeviceError, and the banner of
+`auto` says which device was chosen and why.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _REMEDY = (
     "or use --device simulator, which needs no SDK"
 )
 
-# All else runs on an IPU host's Python 3.8.
+# Everything outside the simulator runs on Python 3.8, the version of IPU hosts.
 _SIMULATORS_PYTHON = (3, 10)
-_OFFLINE = "asked to compile, which needs no IPU"
-# The sizes of device that PopTorch can take: a partition of a POD may offer its IPUs as one device only.
+_OFFLINE = "compile only, which needs no IPU"
+# Device sizes that PopTorch can attach to. A partition of a POD may offer all its IPUs as one device only.
 _DEVICE_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class DeviceError(ValueError):
-    """The device asked for can't be had."""
+    """The requested device isn't available."""
 
 
 @dataclass(frozen=True)
 class DeviceChoice:
-    """The device in use: its name, whose PopTorch, of which version, and why this one."""
+    """The device in use: its name, its PopTorch and that version, and why it was chosen."""
 
     name: str
     implementation: str
@@ -59,20 +59,19 @@ def select_device(
 ) -> DeviceChoice:
     """Chooses one of DEVICES for this process and imports its PopTorch.
 
-    `offline`: only to compile, for which PopTorch needs no IPU that answers. `target`: the machine that the
-    simulator stands for. `precision`: how the simulator computes (float32 or ipu-float16).
+    `offline`: only compile, which needs no IPU. `target`: the machine to simulate. `precision`: the
+    simulator's arithmetic, float32 or ipu-float16.
 
-    Raises DeviceError for an unknown name, for a device that can't be had, and for a second, different
-    choice.
+    Raises DeviceError for an unknown name, an unavailable device, and a second, different choice.
     """
     global _asked, _chosen, _module
     if name not in DEVICES:
         raise DeviceError(f"unknown device {name!r}: choose one of {', '.join(DEVICES)}")
     if _chosen is not None:
-        # What `auto` found may be asked for by its name.
+        # The device that `auto` chose may be requested by its name.
         if name not in (_asked, _chosen.name):
             raise DeviceError(
-                f"device {name!r} was asked for, but this process uses {_chosen.name!r} already: "
+                f"device {name!r} was requested, but this process already uses {_chosen.name!r}: "
                 "choose the device once, before the first use of ipu.poptorch"
             )
         _set_up_simulator(target, precision)
@@ -80,7 +79,7 @@ def select_device(
     if name == "auto":
         _module, _chosen = _first_that_answers(offline)
     elif name == "simulator":
-        _module, _chosen = _simulator("asked for")
+        _module, _chosen = _simulator("requested")
     else:
         _module, _chosen = _graphcore(name, offline)
     _asked = name
@@ -90,16 +89,16 @@ def select_device(
 
 def _set_up_simulator(target: Optional[str], precision: Optional[str]) -> None:
     if _chosen is not None and _chosen.name == "simulator":
-        from ipu_simulator import environment  # newer Pythons only
+        from ipu_simulator import environment  # needs Python 3.10
 
         environment.stand_for(target=target, precision=precision)
 
 
 def make_simulator_importable() -> None:
-    """Puts the drop-in's folder last on sys.path: `ipu_simulator` is importable from then on, and an
-    installed PopTorch keeps its name.
+    """Appends the drop-in's folder to sys.path: `ipu_simulator` becomes importable, and an installed PopTorch
+    still takes precedence as `poptorch`.
 
-    Raises DeviceError where Python is too old for the simulator.
+    Raises DeviceError if Python is too old for the simulator.
     """
     _check_python("the cost model is part of it")
     _use_this_copy()
@@ -118,7 +117,7 @@ def resolve() -> ModuleType:
 def _first_that_answers(offline: bool) -> tuple[ModuleType, DeviceChoice]:
     already = sys.modules.get("poptorch")
     if already is not None and _is_drop_in(already):
-        return _simulator("the simulator's poptorch is the one in use already")
+        return _simulator("the simulator's poptorch is already imported")
     if already is None and _started_on_drop_in():
         return _simulator("the program was started on the simulator's poptorch")
     try:
@@ -126,22 +125,22 @@ def _first_that_answers(offline: bool) -> tuple[ModuleType, DeviceChoice]:
     except ImportError as error:
         return _simulator(f"PopTorch not importable: {error}")
     if _an_ipu_answers(module):
-        return module, _graphcore_choice(module, "ipu", "an IPU answers")
+        return module, _graphcore_choice(module, "ipu", "an IPU is available")
     if offline:
         return module, _graphcore_choice(module, "ipu", _OFFLINE)
-    # Two packages of one name don't fit in a process: what was only looked at has to go.
+    # A process can't hold two packages named poptorch: unload the one that was only probed.
     if already is not None:
         raise DeviceError(
-            "no IPU answers, and Graphcore's poptorch was imported before the device was chosen, so the "
-            "simulator can't be: choose the device first, or use --device ipu-model"
+            "no IPU is available, and Graphcore's poptorch was imported before the device was chosen, so the "
+            "simulator's can't be imported: choose the device first, or use --device ipu-model"
         )
     _forget("poptorch")
-    return _simulator("PopTorch is installed, but no IPU answers")
+    return _simulator("PopTorch is installed, but no IPU is available")
 
 
 def _simulator(reason: str) -> tuple[ModuleType, DeviceChoice]:
     _check_python(reason)
-    # The device's banner takes the place of the line that the drop-in prints, here and in child processes.
+    # The device's banner replaces the drop-in's announcement, here and in child processes.
     os.environ["IPU_SIMULATOR_ANNOUNCED"] = "1"
     _use_this_copy()
     if "poptorch" not in sys.modules and not _is_drop_in_folder(sys.path[0]):
@@ -149,10 +148,10 @@ def _simulator(reason: str) -> tuple[ModuleType, DeviceChoice]:
     module = importlib.import_module("poptorch")
     if not _is_drop_in(module):
         raise DeviceError(
-            f"the simulator was asked for, but another poptorch is imported already, from {module.__file__}: "
+            f"the simulator was requested, but another poptorch is already imported, from {module.__file__}: "
             "choose the device before anything imports poptorch"
         )
-    whose = "this program's own poptorch, PopTorch 3.4 semantics; no SDK in use"
+    whose = "the simulator's poptorch, PopTorch 3.4 semantics; no SDK in use"
     return module, DeviceChoice("simulator", whose, module.__version__, reason)
 
 
@@ -162,7 +161,7 @@ def _check_python(reason: str) -> None:
             ".".join(map(str, version[:2])) for version in (_SIMULATORS_PYTHON, sys.version_info)
         )
         raise DeviceError(
-            f"the simulator needs Python {wanted} or newer, and this is {found} ({reason}): start the "
+            f"the simulator needs Python {wanted} or newer, but this is {found} ({reason}): start the "
             "program with a newer one (pip install -r requirements.txt there), or on IPUs with --device ipu"
         )
 
@@ -171,7 +170,7 @@ def _graphcore(name: str, offline: bool) -> tuple[ModuleType, DeviceChoice]:
     already = sys.modules.get("poptorch")
     if already is not None and _is_drop_in(already):
         raise DeviceError(
-            f"device {name!r} was asked for, but the simulator's poptorch is imported already: "
+            f"device {name!r} was requested, but the simulator's poptorch is already imported: "
             "choose the device before anything imports poptorch"
         )
     previous = os.environ.get("POPTORCH_IPU_MODEL")
@@ -188,15 +187,16 @@ def _graphcore(name: str, offline: bool) -> tuple[ModuleType, DeviceChoice]:
             f"device {name!r} needs Graphcore's PopTorch, which can't be imported ({error}). {_REMEDY}"
         ) from error
     if name == "ipu-model":
-        return module, _graphcore_choice(module, name, "asked for")
+        return module, _graphcore_choice(module, name, "requested")
     if offline:
         return module, _graphcore_choice(module, "ipu", _OFFLINE)
     if not _an_ipu_answers(module):
         raise DeviceError(
-            f"device 'ipu' was asked for, and PopTorch {_version(module)} is here, but no IPU answers. Check "
-            "gc-info -l and IPUOF_VIPU_API_PARTITION_ID, or use --device ipu-model or --device simulator"
+            f"device 'ipu' was requested and PopTorch {_version(module)} is installed, but no IPU is "
+            "available. Check gc-info -l and IPUOF_VIPU_API_PARTITION_ID, or use --device ipu-model or "
+            "--device simulator"
         )
-    return module, _graphcore_choice(module, name, "asked for")
+    return module, _graphcore_choice(module, name, "requested")
 
 
 def _an_ipu_answers(module: ModuleType) -> bool:
@@ -213,7 +213,7 @@ def popdist() -> ModuleType:
 
 
 def popdist_options(ipus_per_replica: int) -> Any:
-    """Options with this instance's share of PopRun's replicas, their place among all and its IPUs."""
+    """Options for this instance: its share of PopRun's replicas, their index among all, and its IPUs."""
     return importlib.import_module("popdist.poptorch").Options(ipus_per_replica=ipus_per_replica)
 
 
@@ -223,7 +223,7 @@ def popart() -> ModuleType:
 
 
 def _import_graphcore() -> ModuleType:
-    """Imports poptorch from anywhere but the drop-in."""
+    """Imports poptorch from anywhere except the drop-in."""
     path = list(sys.path)
     sys.path[:] = [folder for folder in path if not _is_drop_in_folder(folder)]
     try:
@@ -233,8 +233,9 @@ def _import_graphcore() -> ModuleType:
 
 
 def _started_on_drop_in() -> bool:
-    """Whether the simulator comes before installed packages on sys.path, where only its front door and the
-    user put it. An installed simulator's folder comes after them, and doesn't say that it is wanted.
+    """True if the simulator precedes installed packages on sys.path, put there by its command or the user.
+
+    An installed simulator comes after them, so it doesn't count as a request.
     """
     for folder in sys.path:
         if _is_drop_in_folder(folder):
@@ -245,13 +246,13 @@ def _started_on_drop_in() -> bool:
 
 
 def _use_this_copy() -> None:
-    """Has sys.path name this repository's simulator instead of an installed one: a process has one engine."""
+    """Replaces an installed simulator on sys.path by this repository's: a process has one engine."""
     if "ipu_simulator" not in sys.modules:
         sys.path[:] = [str(DROP_IN) if _is_drop_in_folder(folder) else folder for folder in sys.path]
 
 
 def _is_drop_in_folder(folder: str) -> bool:
-    """Whether a folder has the simulator's poptorch: this repository's, or an installed copy."""
+    """True if a folder has the simulator's poptorch: this repository's, or an installed copy."""
     return (Path(folder or ".") / "ipu_simulator").is_dir()
 
 

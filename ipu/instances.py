@@ -1,8 +1,7 @@
 """The instances of one run: the processes that PopRun, or torchrun on the simulator, started together.
 
-On IPUs the gradients of all replicas meet on the IPUs' own links; what instances tell each other here, over
-Gloo, is only what a person reads (metrics) and what keeps them together (stops, checkpoints). On the
-simulator the gradients take the same way.
+On IPUs the gradients of all replicas are reduced over the links between IPUs; the instances use Gloo only for
+metrics and to synchronise stops and checkpoints. On the simulator gradients go over Gloo too.
 """
 
 from __future__ import annotations
@@ -23,29 +22,29 @@ if TYPE_CHECKING:
 
 _TOTAL_REPLICAS = "POPDIST_NUM_TOTAL_REPLICAS"
 _TORCHRUN = "WORLD_SIZE"
-# Where instances of one host meet unless MASTER_ADDR says otherwise; the port is torchrun's own default.
+# Rendezvous address of instances on one host, unless MASTER_ADDR is set; the port is torchrun's default.
 _ADDRESS, _PORT = "127.0.0.1", "29500"
 
 
 @dataclass(frozen=True)
 class Instances:
-    """All processes of a run: this one's place among them, counted from 0, and what they do together.
+    """All processes of a run: this one's index, from 0, and their collective operations.
 
     Every method with a result must be called by all instances, in the same order.
     """
 
     index: int = 0
     count: int = 1
-    launched: bool = False  # by PopRun or torchrun, be it a single one
-    launcher: str = ""  # the command that started them, as far as it is known here
+    launched: bool = False  # by PopRun or torchrun, even if it is the only one
+    launcher: str = ""  # the command that started them, as far as it is known
 
     @property
     def is_first(self) -> bool:
-        """The one that logs and writes."""
+        """True for the instance that logs and writes."""
         return self.index == 0
 
     def sum(self, values: Sequence[float]) -> List[float]:
-        """Each value summed over all instances, in float64."""
+        """Each value summed over all instances (all-reduce), in float64."""
         if self.count == 1:
             return list(values)
         import torch
@@ -55,7 +54,7 @@ class Instances:
         return [float(value) for value in total]
 
     def gather(self, tensors: Sequence[torch.Tensor]) -> List[List[torch.Tensor]]:
-        """Every instance's tensors, in the order of instances; shapes and dtypes are the same on all."""
+        """Every instance's tensors (all-gather), by index; shapes and dtypes must be the same on all."""
         if self.count == 1:
             return [list(tensors)]
         import torch
@@ -69,11 +68,11 @@ class Instances:
         return gathered
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is true on any instance."""
+        """True if the flag is set on any instance."""
         return self.sum([float(flag)])[0] > 0
 
     def wait(self) -> None:
-        """Until all instances are here."""
+        """Waits for all instances (barrier)."""
         if self.count > 1:
             import torch
 
@@ -97,7 +96,7 @@ class Instances:
 
     @contextlib.contextmanager
     def only_first_prints(self) -> Iterator[None]:
-        """Inside, what other instances than the first print goes nowhere; errors still reach stderr."""
+        """Discards the stdout of all instances but the first; errors still reach stderr."""
         if self.is_first:
             yield
             return
@@ -109,10 +108,10 @@ ALONE = Instances()
 
 
 def join_instances(device: DeviceChoice, *, replication_factor: int, ipus_per_replica: int) -> Instances:
-    """This process among those that were started together; alone where nothing says otherwise.
+    """The instances that were started together; ALONE without a launcher.
 
-    `replication_factor` counts the replicas of all instances. Raises DeviceError where PopRun or torchrun
-    started something else than the configuration asks for, or instances have no way to each other.
+    `replication_factor` counts the replicas of all instances. Raises DeviceError if PopRun or torchrun
+    started other numbers than those of the configuration, or if the instances have no rendezvous address.
     """
     started_by_torchrun = _TORCHRUN in os.environ and _TOTAL_REPLICAS not in os.environ
     if not started_by_torchrun and _TOTAL_REPLICAS not in os.environ:
@@ -121,11 +120,11 @@ def join_instances(device: DeviceChoice, *, replication_factor: int, ipus_per_re
         if os.environ[_TORCHRUN] == "1":
             return ALONE
         raise DeviceError(
-            f"torchrun started {os.environ[_TORCHRUN]} instances, but IPUs are shared out by PopRun: start "
+            f"torchrun started {os.environ[_TORCHRUN]} instances, but PopRun assigns the IPUs: start "
             "them with poprun (docs/ipu_pod.md has the commands), or use --device simulator"
         )
     if started_by_torchrun:
-        # torchrun knows of processes only; popdist answers about replicas from this on.
+        # torchrun sets the number of processes only; popdist also reads the number of replicas.
         os.environ[_TOTAL_REPLICAS] = str(replication_factor)
     popdist = device_module.popdist()
     popdist.init()
@@ -137,20 +136,20 @@ def join_instances(device: DeviceChoice, *, replication_factor: int, ipus_per_re
         )
     if total != replication_factor:
         raise DeviceError(
-            f"PopRun started {total} replicas, the configuration has replication_factor "
-            f"{replication_factor}: take poprun --num-replicas {replication_factor}, or "
+            f"PopRun started {total} replicas, but the configuration has replication_factor "
+            f"{replication_factor}: use poprun --num-replicas {replication_factor}, or "
             f"--replication-factor {total} with a gradient_accumulation that keeps the global batch"
         )
     if replication_factor % count:
         raise DeviceError(
-            f"replication_factor {replication_factor} can't be shared equally by {count} instances: start "
+            f"replication_factor {replication_factor} can't be split equally among {count} instances: start "
             f"{nearest_divisors(replication_factor, count)[0]} of them"
         )
     try:
         popdist.checkNumIpusPerReplica(ipus_per_replica)
     except RuntimeError as error:
         raise DeviceError(
-            f"ipus_per_replica is {ipus_per_replica}, PopRun reserved another number ({error}): take "
+            f"ipus_per_replica is {ipus_per_replica}, but PopRun reserved another number ({error}): use "
             f"poprun --ipus-per-replica {ipus_per_replica}"
         ) from error
     if started_by_torchrun:
@@ -173,7 +172,7 @@ def _meet(instances: Instances) -> None:
     local = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE")
     if "MASTER_ADDR" not in os.environ and local != str(instances.count):
         raise DeviceError(
-            f"{instances.count} instances run on several hosts and have no address to meet: set MASTER_ADDR "
+            f"{instances.count} instances run on several hosts without a rendezvous address: set MASTER_ADDR "
             'to the first host\'s on all of them (poprun --mpi-local-args="-x MASTER_ADDR=...")'
         )
     address = os.environ.get("MASTER_ADDR", _ADDRESS)
@@ -184,7 +183,7 @@ def _meet(instances: Instances) -> None:
         rank=instances.index,
         world_size=instances.count,
     )
-    # Gloo's threads abort a process that ends while they are running.
+    # Gloo's threads abort a process that exits while they run.
     atexit.register(_part)
 
 

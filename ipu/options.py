@@ -1,7 +1,7 @@
 """The configuration as `poptorch.Options`, for training and for evaluation.
 
-The settings are those of Graphcore's PyTorch BERT recipes (SDK 3.4); what each does to memory and time is
-said beside it. The simulator takes them all; those that only a compiler for IPUs knows change nothing there.
+The settings are those of Graphcore's PyTorch BERT recipes (SDK 3.4); comments say what each does to memory
+and time. The simulator accepts all of them; those for the IPU compiler have no effect there.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from . import device
 from .instances import ALONE, Instances
 from .placement import Head, pipeline_stages
 
-# Both always come with Graphcore's recipes. The autoloader spreads the transfer of code over tiles;
-# independent replicas don't wait for each other while each of them talks to its host.
+# Graphcore's recipes always set both. The autoloader spreads the loading of code over tiles; replicas that
+# synchronise independently don't wait for each other during transfers to and from the host.
 _ENGINE_OPTIONS = {"opt.useAutoloader": "true", "target.syncReplicasIndependently": "true"}
-# Embedding and vocabulary projection share a weight: the gather reads it as the matmul has it laid out, and
-# adds its gradient to the projection's accumulator, in place of a second copy of the table and its gradient.
-# The third keeps additions to a residual in place, where the schedule would have them copied.
+# Embedding and vocabulary projection are tied: the gather reads the weight in the matmul's layout and adds
+# its gradient to the projection's accumulator, which saves a second copy of the table and of its gradient.
+# The third keeps residual additions in place where the schedule would copy them.
 _PATTERNS = {"TiedGather": True, "TiedGatherAccumulate": True, "UpdateInplacePrioritiesForIpu": True}
 
 
@@ -54,7 +54,7 @@ class DevicePlan:
 def training_options(plan: DevicePlan, instances: Instances = ALONE) -> Any:
     """Options of the training executor; outputs are summed over micro batches, per replica.
 
-    Each of several instances has its share of the replicas.
+    With several instances, each has its share of the replicas.
     """
     poptorch = ipu.poptorch
     options = _common(plan, instances)
@@ -70,23 +70,23 @@ def training_options(plan: DevicePlan, instances: Instances = ALONE) -> Any:
         .useOnChipStorage(plan.optimizer_state == "on_chip")
         .useReplicatedTensorSharding(plan.replicated_tensor_sharding)
     )
-    # Gradient accumulators stay on the device: nobody reads them on the host.
+    # Gradient accumulators stay on the device: the host doesn't read them.
     options._Popart.set("disableGradAccumulationTensorStreams", True)
-    # Frees the activations of gradients that no weight update waits for.
+    # Frees activations early: consumers of gradients that no weight update waits for run first.
     options._Popart.set("scheduleNonWeightUpdateGradientConsumersEarly", True)
-    # The updates of an IPU's weights run in the order that overlaps them least in memory; IPU 0, whose tied
-    # embedding is updated once for two gradients, is left to the scheduler.
+    # Orders an IPU's weight updates so that they overlap least in memory. The scheduler orders IPU 0's, where
+    # the tied embedding has one update for two gradients.
     schedule = device.popart().AccumulateOuterFragmentSchedule.OverlapMemoryOptimized
     options._Popart.set("accumulateOuterFragmentSettings.schedule", int(schedule))
     options._Popart.set("accumulateOuterFragmentSettings.excludedVirtualGraphs", ["0"])
-    # Copies the inputs of an outlined subgraph when it needs them, not all on entering it.
+    # Copies each input of an outlined subgraph when it is needed, not all of them at the start.
     options._Popart.set("subgraphCopyingStrategy", int(device.popart().SubgraphCopyingStrategy.JustInTime))
     options._Popart.setPatterns(dict(_PATTERNS))
     return options
 
 
 def inference_options(plan: DevicePlan, instances: Instances = ALONE) -> Any:
-    """Options of the evaluation executor: as many replicas, and every micro batch's outputs come back.
+    """Options of the evaluation executor: as many replicas; returns the outputs of every micro batch.
 
     A pipeline needs at least as many device iterations as stages.
     """
@@ -99,13 +99,13 @@ def inference_options(plan: DevicePlan, instances: Instances = ALONE) -> Any:
 def _common(plan: DevicePlan, instances: Instances) -> Any:
     poptorch = ipu.poptorch
     if instances.launched:
-        # Every program of an instance has to have the same.
+        # All programs of an instance must have the same popdist options.
         options = device.popdist_options(plan.ipus_per_replica)
     else:
         options = poptorch.Options()
         options.replicationFactor(plan.replication_factor)
     options.autoRoundNumIPUs(True)
-    # Only the seed of the device: setting it also seeds torch on the host, which no draw of ours uses.
+    # The device's seed. It also seeds torch's global generator on the host, which this program doesn't use.
     options.randomSeed(plan.seed)
     options.setExecutionStrategy(poptorch.PipelinedExecution(poptorch.AutoStage.AutoIncrement))
     options.setAvailableMemoryProportion(
@@ -114,7 +114,7 @@ def _common(plan: DevicePlan, instances: Instances) -> Any:
     options.Precision.enableStochasticRounding(plan.stochastic_rounding)
     options.Precision.enableFloatingPointExceptions(plan.floating_point_exceptions)
     options.Precision.setPartialsType(torch.float16 if plan.enable_half_partials else torch.float32)
-    # All at once: setting them a second time would replace the first.
+    # In one call: a second call would replace the options of the first.
     options._Popart.setEngineOptions(_engine_options(plan.profile_folder))
     if plan.executable_cache is not None:
         options.enableExecutableCaching(plan.executable_cache)
@@ -132,6 +132,6 @@ def _engine_options(profile_folder: Optional[str]) -> Dict[str, str]:
         **_ENGINE_OPTIONS,
         "autoReport.all": "true",
         "autoReport.directory": profile_folder,
-        # A report of what doesn't fit is what one wants most.
+        # A report is most useful for a program that runs out of memory: write it for those too.
         "debug.allowOutOfMemory": "true",
     }

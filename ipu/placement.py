@@ -1,8 +1,8 @@
-"""Machines of IPUs, and which block of a model stands on which IPU: the only place that says so.
+"""IPU machines, and the placement of a model's blocks on IPUs: the only place that defines it.
 
-A model is a chain of blocks: the embeddings, the encoder layers, the head. Embeddings stand on IPU 0. A head
-that shares the word embeddings (pretraining's, as in every published recipe) stands there too, which makes
-the way back a pipeline stage; any other stands on the last IPU that has layers.
+A model is a chain of blocks: the embeddings, the encoder layers, the head. Embeddings are on IPU 0. A head
+that shares the word embeddings (pretraining's, as in every published recipe) is on IPU 0 too, which adds a
+pipeline stage; any other head is on the last IPU that has layers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SECOND_HALF = " second half"
 
 
 class StagesError(ValueError):
-    """A placement or a serialisation that the model doesn't allow."""
+    """A placement or a serialisation factor that is illegal for the model."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Head:
 def machine_ipus() -> Dict[str, int]:
     """The IPUs of each machine, by name: the GC200 generation first, then Bow, from small to large.
 
-    Read from the simulator's descriptions of machines, which need neither the simulator nor its Python.
+    Read from the simulator's target files, which needs neither the simulator nor its version of Python.
     """
     found: Dict[str, int] = {}
     for path in (DROP_IN / "ipu_simulator" / "targets").glob("*.json"):
@@ -46,19 +46,19 @@ def machine_ipus() -> Dict[str, int]:
 
 
 def layer_block(layer: int, *, second_half: bool = False) -> str:
-    """The name of an encoder layer's block, or of its second half where that begins an IPU."""
+    """The name of an encoder layer's block, or of its second half if that begins on the next IPU."""
     return f"Encoder{layer}{_SECOND_HALF if second_half else ''}"
 
 
 def placement(num_layers: int, layers_per_ipu: Sequence[float], head: Head) -> List[Tuple[str, int]]:
     """The pipeline blocks in running order and the IPU of each: EMBEDDING, `layer_block`s, the head.
 
-    A count may end in .5: the layer's second half then begins the next IPU, as a block. Raises StagesError.
+    A count may end in .5: the next IPU then begins with the layer's second half. Raises StagesError.
     """
     for stage, count in enumerate(layers_per_ipu):
         if not isinstance(count, (int, float)) or isinstance(count, bool) or count < 0 or count * 2 % 1:
             raise StagesError(
-                f"layers_per_ipu has {count!r} for IPU {stage}, but must have counts of 0 and more, in halves"
+                f"layers_per_ipu has {count!r} for IPU {stage}, but a count must be 0, 0.5, 1, 1.5, ..."
             )
     total = sum(layers_per_ipu)
     if total != num_layers:
@@ -78,22 +78,22 @@ def placement(num_layers: int, layers_per_ipu: Sequence[float], head: Head) -> L
 
 
 def pipeline_stages(layers_per_ipu: Sequence[float], head: Head) -> int:
-    """Stages of the forward pipeline: one, and one more wherever the next block stands on another IPU.
+    """Stages of the forward pipeline: one, plus one wherever the next block is on another IPU.
 
-    (PopTorch counts changes of the IPU, not blocks.)
+    (PopTorch counts changes of IPU, not blocks.)
     """
-    used = [int(layers > 0) for layers in layers_per_ipu]  # more layers on an IPU make no more stages
+    used = [int(layers > 0) for layers in layers_per_ipu]  # more layers on an IPU don't add stages
     way = [ipu for _, ipu in placement(sum(used), used, head)]
     return 1 + sum(before != after for before, after in zip(way, way[1:]))
 
 
 def minimum_gradient_accumulation(layers_per_ipu: Sequence[float], head: Head) -> int:
-    """Micro batches that fill a training pipeline: 2n - 1 for n forward stages (PopTorch's own rule)."""
+    """Micro batches that fill a training pipeline: 2n - 1 for n forward stages (PopTorch's rule)."""
     return 2 * pipeline_stages(layers_per_ipu, head) - 1
 
 
 def balanced_layers(num_layers: int, ipus: int) -> List[int]:
-    """A placement like the published ones: IPU 0, with embeddings and heads, gets about 4 layers fewer."""
+    """A placement like the published ones: IPU 0, with embeddings and heads, has about 4 layers fewer."""
     if ipus == 1:
         return [num_layers]
     first = max(0, (num_layers + 4) // ipus - 4)
@@ -102,12 +102,12 @@ def balanced_layers(num_layers: int, ipus: int) -> List[int]:
 
 
 def validation_layers(num_layers: int) -> Tuple[int, ...]:
-    """The published placement of a fine-tuned model's evaluation: two IPUs with half of the layers each."""
+    """The published placement for evaluating a fine-tuned model: two IPUs with half of the layers each."""
     return (num_layers // 2, num_layers - num_layers // 2)
 
 
 def divisors(number: int) -> List[int]:
-    """In how many equal parts `number` things can be shared out, in ascending order."""
+    """The divisors of `number`, in ascending order."""
     small = [factor for factor in range(1, math.isqrt(number) + 1) if number % factor == 0]
     return small + [number // factor for factor in reversed(small) if factor * factor != number]
 

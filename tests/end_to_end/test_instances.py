@@ -96,5 +96,5 @@ def test_replicas_that_instances_cannot_share_are_refused(tmp_path, flags):
         flags(tmp_path / "run", "--training-steps", 1, "--replication-factor", 3, "--target", "pod16")
     )
     assert result.returncode != 0
-    assert "replication_factor 3 can't be shared equally by 2 instances: start 1 of them" in result.stderr
+    assert "replication_factor 3 can't be split equally among 2 instances: start 1 of them" in result.stderr
     assert 'run_pretraining.py", line' not in result.stderr, "a traceback of ours"

@@ -56,13 +56,13 @@ def test_simulator_is_this_programs_own():
     assert Path(ipu.poptorch.__file__).parent.parent == DROP_IN
     assert choice.version == ipu.poptorch.__version__
     banner = choice.banner()
-    assert banner.startswith("device: simulator (this program's own poptorch, PopTorch 3.4 semantics;")
+    assert banner.startswith("device: simulator (the simulator's poptorch, PopTorch 3.4 semantics;")
     assert "\n" not in banner
 
 
 def test_a_second_choice_is_refused():
     ipu.select_device("simulator")
-    with pytest.raises(ipu.DeviceError, match="process uses 'simulator' already"):
+    with pytest.raises(ipu.DeviceError, match="process already uses 'simulator'"):
         ipu.select_device("ipu")
     with pytest.raises(ipu.DeviceError, match="unknown device 'gpu': choose one of auto, ipu,"):
         ipu.select_device("gpu")
@@ -94,12 +94,12 @@ def test_auto_takes_an_ipu_that_answers(graphcore):
     """
     file, banner = run(program, [graphcore], TEST_DEVICE_SIZES="1 2 4").splitlines()
     assert Path(file).parent.parent == graphcore
-    assert banner == "device: ipu (Graphcore's PopTorch, poptorch 3.3.0); an IPU answers"
+    assert banner == "device: ipu (Graphcore's PopTorch, poptorch 3.3.0); an IPU is available"
 
 
 @pytest.mark.parametrize(
     "with_sdk, reason",
-    [(True, "no IPU answers"), (False, "PopTorch not importable: No module named 'poptorch'")],
+    [(True, "no IPU is available"), (False, "PopTorch not importable: No module named 'poptorch'")],
 )
 def test_auto_says_why_it_simulates(graphcore, with_sdk, reason):
     program = """
@@ -112,7 +112,7 @@ def test_auto_says_why_it_simulates(graphcore, with_sdk, reason):
     assert banner.startswith("device: simulator") and reason in banner
 
 
-@pytest.mark.parametrize(("device", "why"), [("simulator", "asked for"), ("auto", "but no IPU answers")])
+@pytest.mark.parametrize(("device", "why"), [("simulator", "requested"), ("auto", "but no IPU is available")])
 def test_an_old_python_has_no_simulator(graphcore, device, why):
     """An IPU host's Python 3.8: what keeps the simulator away is said in words."""
     program = f"""
@@ -124,7 +124,7 @@ def test_an_old_python_has_no_simulator(graphcore, device, why):
             print(error)
     """
     out = run(program, [graphcore])
-    assert "the simulator needs Python 3.10 or newer, and this is 3.8" in out and why in out
+    assert "the simulator needs Python 3.10 or newer, but this is 3.8" in out and why in out
 
 
 def test_ipu_needs_an_ipu(graphcore):
@@ -135,7 +135,7 @@ def test_ipu_needs_an_ipu(graphcore):
         except ipu.DeviceError as error:
             print(error)
     """
-    assert "no IPU answers" in run(program, [graphcore])
+    assert "no IPU is available" in run(program, [graphcore])
     assert run(program, [DROP_IN, graphcore], TEST_DEVICE_SIZES="16") == "ipu"
 
 
@@ -145,7 +145,7 @@ def test_compiling_ahead_needs_the_sdk_and_no_ipu(graphcore, device):
         import ipu
         print(ipu.select_device("{device}", offline=True).banner())
     """
-    expected = "device: ipu (Graphcore's PopTorch, poptorch 3.3.0); asked to compile, which needs no IPU"
+    expected = "device: ipu (Graphcore's PopTorch, poptorch 3.3.0); compile only, which needs no IPU"
     assert run(program, [graphcore]) == expected
 
 
@@ -186,9 +186,11 @@ def test_a_poptorch_imported_before_the_choice(graphcore):
         except ipu.DeviceError as error:
             print(error)
     """
-    assert "another poptorch is imported already" in run(program.format("simulator"), [REPOSITORY, graphcore])
-    assert "simulator's poptorch is imported already" in run(program.format("ipu"), [REPOSITORY, DROP_IN])
-    assert "no IPU answers, and Graphcore's poptorch was imported" in run(program.format("auto"), [graphcore])
+    assert "another poptorch is already imported" in run(program.format("simulator"), [REPOSITORY, graphcore])
+    assert "simulator's poptorch is already imported" in run(program.format("ipu"), [REPOSITORY, DROP_IN])
+    assert "no IPU is available, and Graphcore's poptorch was imported" in run(
+        program.format("auto"), [graphcore]
+    )
 
 
 def test_a_foreign_program_on_the_drop_in_sees_nothing_else_of_ours(tmp_path):
