@@ -1,4 +1,4 @@
-"""The run: schedules, optimisers, the loop, checkpoints, metrics and where they go."""
+"""Training: learning rate schedules, optimisers, the loop, checkpoints, metrics and reporting."""
 
 from .answering import Answering, Examiner
 from .checkpoints import Checkpoint, hold_folder, resolve_weights_folder, save_checkpoint, write_atomically

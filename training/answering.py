@@ -1,4 +1,4 @@
-"""An evaluation on SQuAD: logits gathered window by window, then answers and their scores."""
+"""Evaluation on SQuAD: gathers the logits of all windows, then finds answers and scores them."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 class Answering:
     """Gathers a model's outputs on the windows of questions, in order.
 
-    After `result`, `answered` has the answers, and `is_whole` says whether every window was seen. Rows after
-    the last window are padding, which changes neither loss nor scores.
+    After `result`, `answered` has the answers, and `is_whole` is true if every window was evaluated. Rows
+    after the last window are padding and change neither loss nor scores.
     """
 
     def __init__(self, prepared: PreparedQuestions, options: AnswerOptions) -> None:
@@ -54,15 +54,15 @@ class Answering:
         self._logits.append(logits)
 
     def result(self) -> Record:
-        """eval_loss, the mean over windows, and the scores of `evaluate`, with eval_ before their names.
+        """eval_loss, the mean over windows, and the scores of `evaluate`, their names prefixed with eval_.
 
-        Nothing where the questions' answers aren't known. Raises DivergenceError for logits that are NaN or
+        Empty if the questions have no reference answers. Raises DivergenceError for logits that are NaN or
         infinite.
         """
         starts, ends = (np.concatenate(parts)[: len(self._features)] for parts in zip(*self._logits))
         if not (np.isfinite(starts).all() and np.isfinite(ends).all()):
             raise DivergenceError(
-                "the model's logits are NaN or infinite: its weights are unusable. Take an earlier "
+                "the model's logits are NaN or infinite: its weights are unusable. Use an earlier "
                 "checkpoint, or train again with a lower learning_rate or, in float16, another loss_scaling"
             )
         self.answered = find_answers(self._data, self._features, starts, ends, self._options)
@@ -74,14 +74,16 @@ class Answering:
 
     def _loss(self, windows: int) -> float:
         losses = np.concatenate(self._losses).astype(np.float64)
-        rows = len(self._logits) * len(self._logits[0][0]) // len(losses)  # of a micro batch
+        rows = len(self._logits) * len(self._logits[0][0]) // len(losses)  # rows of a micro batch
         real = np.clip(windows - np.arange(len(losses)) * rows, 0, rows)
         return float((losses * real).sum() / windows)
 
 
 def score(data: QuestionSet, answered: Sequence[Answered]) -> Record:
-    """The scores of `evaluate` on the answered questions; in version 2.0 also those of `best_thresholds`, and
-    NaN for a group that has no question."""
+    """The scores of `evaluate` on the answered questions; in version 2.0 also those of `best_thresholds`.
+
+    NaN for a group without questions.
+    """
     questions = replace(data, questions=tuple(one.question for one in answered))
     scores: Dict[str, Any] = evaluate(questions, {one.question.id: one.text for one in answered})
     if data.has_impossible:
@@ -96,10 +98,10 @@ def _number(value: Optional[float]) -> float:
 
 
 class Examiner:
-    """Evaluates models on one set of questions; `latest` is the latest evaluation begun.
+    """Evaluates models on one set of questions; `latest` is the most recently started evaluation.
 
-    A model is evaluated through a copy, which stands on the device as the configuration's validation_ keys
-    say, apart from training.
+    It evaluates a copy of the model, placed on the device by the configuration's validation_ keys,
+    independently of training.
     """
 
     def __init__(self, config: Config, prepared: PreparedQuestions, device: ipu.DeviceChoice) -> None:
@@ -107,11 +109,11 @@ class Examiner:
         self._config, self._prepared, self._device = config, prepared, device
 
     def while_training(self, trained: models.SquadModel, executor: Any) -> Evaluator:
-        """Evaluates what `executor` trains, on at most `eval_batches` micro batches."""
+        """An evaluator of the model that `executor` trains, on at most `eval_batches` micro batches."""
         return self._evaluator(trained, executor, self._config.eval_batches)
 
     def evaluator(self, model: models.SquadModel) -> Evaluator:
-        """Evaluates `model` on all questions."""
+        """An evaluator of `model` on all questions."""
         return self._evaluator(model, None, None)
 
     def _evaluator(

@@ -1,13 +1,13 @@
-"""Checkpoints: folders that are whole or absent.
+"""Checkpoints: folders written atomically.
 
     checkpoints/step_00000100/
         model.safetensors, config.json    weights in published names (`transformers` reads a BERT)
         vocab.txt, tokenizer.json, ...    the tokeniser
-        optimizer.safetensors             the device's optimiser state and hyperparameters, bit for bit
+        optimizer.safetensors             the device's optimiser state and hyperparameters, bit-exact
         state.json                        step, data position, random state, configuration, checksums
 
-A checkpoint is written into a hidden folder, synced, and renamed; `state.json` is written last and holds the
-checksum of every other file. Nothing is pickled.
+A checkpoint is written to a hidden folder, fsynced, then renamed; `state.json` is written last and has the
+SHA-256 of every other file. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .errors import CheckpointError, TrainingError
 
 
 def fsync_folder(folder: Path) -> None:
-    """Makes the names in `folder` durable; data without its name is lost in a power cut."""
+    """Makes the directory entries of `folder` durable; without it a power failure can lose a synced file."""
     descriptor = os.open(str(folder), os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -48,7 +48,7 @@ def fsync_file(path: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces `path` by `text` in one step, durably."""
+    """Replaces the content of `path` by `text`, atomically and durably."""
     data.files.write_atomically(path, text.encode("utf-8"))
 
 
@@ -62,9 +62,9 @@ def sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
-    """Holds `folder` for this process; the kernel lets go when the process ends, however it ends.
+    """Locks `folder` for this process; the kernel releases the lock when the process exits, for any reason.
 
-    Raises TrainingError if another process holds it or it can't be made.
+    Raises TrainingError if another process holds the lock or the folder can't be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,15 +73,15 @@ def hold_folder(folder: Path) -> Iterator[None]:
         raise TrainingError(f"the output folder {folder} can't be used: {error}") from error
     with file:
         try:
-            # A record lock, and not flock: forked loader workers don't inherit it, and they outlive a killed
-            # parent by seconds.
+            # A record lock instead of flock: forked DataLoader workers don't inherit it, and they outlive a
+            # killed parent by seconds.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise TrainingError(
                 f"the output folder {folder} is in use by another run (process {holder}): "
-                "wait for it, stop it, or give another --output"
+                "wait for it, stop it, or use another --output"
             ) from error
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -91,7 +91,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
 
 FORMAT = 1
 _NAME = re.compile(r"step_(\d{8,})")
-# What state.json must hold; a run that resumes needs more (find_start).
+# Keys that state.json must have; resuming needs more (find_start).
 _REQUIRED = ("format", "step", "sha256", "config", "rng_state", "progress")
 _SPEED = ("calls", "data_wait_s", "device_s")
 _KINDS: Dict[str, type] = {
@@ -118,7 +118,10 @@ class Checkpoint:
         return int(self.state["step"])
 
     def optimizer_state(self) -> Dict[str, Any]:
-        """What `poptorch.optim.Optimizer.load_state_dict` takes, without torch's own part."""
+        """The state for `poptorch.optim.Optimizer.load_state_dict`, without torch's part of it.
+
+        Raises CheckpointError if the file can't be read.
+        """
         try:
             tensors = load_file(str(self.folder / "optimizer.safetensors"))
         except (OSError, SafetensorError) as error:
@@ -133,7 +136,7 @@ class Checkpoint:
 
 
 def step_folders(output: Path) -> List[Path]:
-    """The checkpoints in an output folder, oldest first, by number and not by name."""
+    """The checkpoints in an output folder, oldest first, sorted by number, not by name."""
     folder = output / "checkpoints"
     found = [path for path in folder.glob("step_*") if _NAME.fullmatch(path.name)]
     return sorted(found, key=_number)
@@ -146,7 +149,7 @@ def _number(folder: Path) -> int:
 
 
 def checkpoint_folder(output: Path, step: int) -> Path:
-    """Where the checkpoint of this step is, or will be."""
+    """The folder of this step's checkpoint, which need not exist."""
     return output / "checkpoints" / f"step_{step:08d}"
 
 
@@ -161,8 +164,8 @@ def save_checkpoint(
 ) -> Path:
     """Writes `checkpoints/step_<step>` and removes all but the newest `keep` checkpoints.
 
-    `save_model` writes weights, configuration and tokeniser into the folder it is given. A checkpoint of the
-    same step that is there already is replaced. Raises CheckpointError when the disk refuses.
+    `save_model` writes weights, configuration and tokeniser into the folder it is given. An existing
+    checkpoint of the same step is replaced. Raises CheckpointError if it can't be written.
     """
     final = checkpoint_folder(output, step)
     parent = final.parent
@@ -183,7 +186,7 @@ def save_checkpoint(
         record = {"format": FORMAT, "step": step, **state, "sha256": checksums}
         (temporary / "state.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         for path in temporary.iterdir():
-            # safetensors makes files that only their owner can read.
+            # safetensors creates files that only their owner can read.
             path.chmod((temporary / "state.json").stat().st_mode)
             fsync_file(path)
         fsync_folder(temporary)
@@ -208,16 +211,16 @@ def _as_tensors(state: Dict[str, Any]) -> Dict[str, torch.Tensor]:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Reads and verifies one checkpoint folder. Raises CheckpointError that names the file at fault."""
+    """Reads and verifies one checkpoint folder. Raises CheckpointError that names the bad file."""
     path = folder / "state.json"
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{folder} is no checkpoint of this program: it has no state.json") from None
+        raise CheckpointError(f"{folder} is not a checkpoint of this program: it has no state.json") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} can't be read: {error}") from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path} holds a {type(state).__name__}, but must hold an object")
+        raise CheckpointError(f"{path} holds a JSON {type(state).__name__}, but must hold an object")
     require_keys(folder, state, _REQUIRED)
     if state["format"] != FORMAT:
         raise CheckpointError(f"{path} has format {state['format']}; this program reads format {FORMAT}")
@@ -232,7 +235,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     if not isinstance(speed, dict) or not all(
         name in _SPEED and isinstance(value, (int, float)) for name, value in speed.items()
     ):
-        raise CheckpointError(f"{path} is damaged: progress has the speed {json.dumps(speed)[:60]}")
+        raise CheckpointError(f"{path} is damaged: the speed in progress is {json.dumps(speed)[:60]}")
     unchecked = {"model.safetensors", "config.json", "optimizer.safetensors"} - set(state["sha256"])
     if unchecked:
         raise CheckpointError(f"{path} has no checksum of {', '.join(sorted(unchecked))}")
@@ -243,7 +246,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         found = sha256(file)
         if found != expected:
             raise CheckpointError(
-                f"{file} is corrupt: its SHA-256 is {found[:12]}..., state.json says {expected[:12]}..."
+                f"{file} is corrupt: its SHA-256 is {found[:12]}..., but state.json has {expected[:12]}..."
             )
     return Checkpoint(folder, state)
 
@@ -256,7 +259,7 @@ def require_keys(folder: Path, state: Mapping[str, Any], keys: Iterable[str]) ->
 
 
 def newest_checkpoint(output: Path) -> Tuple[Optional[Checkpoint], List[str]]:
-    """The newest good checkpoint of an output folder, and what is wrong with each newer one."""
+    """The newest valid checkpoint of an output folder, and the problem with each newer one."""
     problems: List[str] = []
     for folder in reversed(step_folders(output)):
         try:
@@ -268,13 +271,16 @@ def newest_checkpoint(output: Path) -> Tuple[Optional[Checkpoint], List[str]]:
 
 def warn_of_bad_checkpoints(problems: Iterable[str]) -> None:
     for problem in problems:
-        print(f"warning: a checkpoint was passed over: {problem}", file=sys.stderr)
+        print(f"warning: skipped a checkpoint: {problem}", file=sys.stderr)
 
 
 def resolve_weights_folder(path: Path) -> Path:
-    """The folder that `--checkpoint` means: itself, or the newest good checkpoint of an output folder."""
+    """The folder that `--checkpoint` names: a checkpoint, or the newest valid one of an output folder.
+
+    Raises CheckpointError.
+    """
     if not path.is_dir():
-        raise CheckpointError(f"--checkpoint {path}: there is no such folder")
+        raise CheckpointError(f"--checkpoint {path}: no such folder")
     if (path / "config.json").is_file():
         if (path / "state.json").is_file():
             read_checkpoint(path)

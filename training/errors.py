@@ -1,14 +1,14 @@
-"""Errors of a run that a user can mend."""
+"""Errors that a user can correct."""
 
 from __future__ import annotations
 
 
 class TrainingError(ValueError):
-    """Something about the run's inputs or its output folder is wrong; the message says what to do."""
+    """The run's inputs or its output folder are unusable; the message says what to do."""
 
 
 class CheckpointError(TrainingError):
-    """A checkpoint is missing, incomplete, corrupt or belongs to something else."""
+    """A checkpoint is missing, incomplete, corrupt or belongs to another run or model."""
 
 
 class DivergenceError(TrainingError):

@@ -1,4 +1,4 @@
-"""Held-out evaluation: exact means over the validation set, without touching the run's state."""
+"""Held-out evaluation: exact means over the validation set, with no effect on the run's state."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import ipu
 from .metrics import Record
 from .signals import StopRequest
 
-# Evaluates unless the request becomes true meanwhile: then None.
+# Returns None if the request becomes true during the evaluation.
 Evaluator = Callable[[StopRequest], Optional[Record]]
 
 
 class Metrics(Protocol):
-    """What gathers an evaluation: `add` takes one call's outputs under `OutputMode.All`, in order."""
+    """Accumulates an evaluation: `add` gets the outputs of each call under `OutputMode.All`, in order."""
 
     def add(self, outputs: Sequence[torch.Tensor]) -> None: ...
 
@@ -39,12 +39,12 @@ def build_evaluator(
 ) -> Evaluator:
     """A function that evaluates the current weights of `model` on the held-out examples.
 
-    `rows(n)` gives the validation set padded to a multiple of n rows that metrics don't see. `max_batches`
-    limits the micro batches, rounded up to whole calls of all instances (None: the whole set). `metrics`
-    makes what gathers one evaluation. IPUs run one executable at a time, so the training executor, if there
-    is one, lets go of them first; it takes them back by itself. `refresh` is called in between: a model that
-    isn't the trained one takes over its weights there. Several instances share the micro batches, and all get
-    the result.
+    `rows(n)` returns the validation set, padded to a multiple of n with rows that metrics ignore.
+    `max_batches` limits the micro batches, rounded up to whole calls of all instances (None: the whole set).
+    `metrics` creates the accumulator of one evaluation. IPUs run one executable at a time, so the training
+    executor, if there is one, is detached first; it attaches again at its next call. `refresh` is called in
+    between, to copy the trained weights if `model` is a copy. Several instances share the micro batches, and
+    all get the result.
     """
     model.eval()
     executor = ipu.poptorch.inferenceModel(model, options)

@@ -1,4 +1,4 @@
-"""A training from its first or resumed update to its last, and its compilation ahead: what tasks share."""
+"""A training from its first or resumed update to its last, and ahead-of-time compilation, for all tasks."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run's weights come from: the checkpoint it goes on from, a folder of weights, or neither.
+    """The source of a run's weights: the checkpoint it resumes, a folder of weights, or neither.
 
-    `config` is the run's configuration as it was given; a run that resumes has to have the same.
+    `config` is the run's configuration as given; a resumed run must have the same one.
     """
 
     resumed: Optional[Checkpoint]
@@ -48,10 +48,10 @@ class Start:
 
 @dataclass(frozen=True)
 class Job:
-    """What a task brings to be trained.
+    """Everything that a task contributes to a training.
 
-    `identity` names the data, `state` is what else a checkpoint keeps for the task. `evaluator` makes the
-    evaluation that belongs to a training executor; the last one it made belongs to the trained weights.
+    `identity` identifies the data, `state` is added to checkpoints. `evaluator` creates the evaluator that
+    belongs to a training executor; the last one it created belongs to the trained weights.
     """
 
     task: Task
@@ -71,10 +71,10 @@ def find_start(
     checkpoint: Optional[Path],
     instances: ipu.Instances = ipu.ALONE,
 ) -> Start:
-    """Finds a run's first weights, compares them with the configuration and notes the latter down.
+    """Finds a run's initial weights, checks them against the configuration and writes resolved.yml.
 
-    `checkpoint` is a folder of weights to start anew from, `resume` asks for the newest in `output`. Raises
-    CheckpointError and TrainingError before anything is written.
+    `checkpoint` is a folder of weights for a new run; `resume` continues the newest checkpoint in `output`.
+    Raises CheckpointError and TrainingError before anything is written.
     """
     resumed = checkpoint_to_resume(output, config.to_dict(), resume=resume)
     weights = None if checkpoint is None else resolve_weights_folder(checkpoint)
@@ -91,7 +91,7 @@ def find_start(
 
 
 def place(model: models.TaskModel, config: Config, layers_per_ipu: Any, *, device: ipu.DeviceChoice) -> None:
-    """Gives a model the precision of the device and its place there."""
+    """Converts a model to the device's precision and annotates its placement."""
     as_ipu = device.name != "simulator" or config.simulator_precision == "ipu-float16"
     if as_ipu and config.precision == "float16":
         model.half()
@@ -116,8 +116,9 @@ def fit(
 ) -> Progress:
     """Trains `job.model` to `config.training_steps` or until `stop`; ends with a checkpoint in `output`.
 
-    `arguments` are the command line's. Of several instances, each trains its share of the replicas on its
-    share of the data, and the first writes. Raises what `train` and `save_checkpoint` raise.
+    `arguments` are those of the command line. With several instances, each trains its share of the replicas
+    on its share of the data, and the first writes. Raises the errors of `train` and `save_checkpoint`, and
+    TrainingError if a DataLoader worker dies.
     """
     loop, resumed = config.section(LoopPlan), start.resumed
     place(job.model, config, config.layers_per_ipu, device=device)
@@ -128,7 +129,7 @@ def fit(
     begin, start_sample = progress_of(resumed), 0
     if resumed is not None:
         start_sample = resumed.state["samples"]
-        # The simulator's sums depend on how many threads share them, down to the last bit.
+        # The number of threads changes the last bits of the simulator's sums.
         torch.set_num_threads(resumed.state["host_threads"])
         optimizer.load_state_dict({**optimizer.state_dict(), **resumed.optimizer_state()})
     evaluate = job.evaluator(executor)
@@ -160,7 +161,7 @@ def fit(
 
     def save(now: Progress) -> Path:
         refuse_bad_weights(job.model, now.step)
-        # All instances fetch their weights and optimiser states, also if only the first writes them.
+        # All instances fetch weights and optimiser state from the device, though only the first writes them.
         optimizer_state = optimizer.state_dict()
         if not instances.is_first:
             instances.wait()
@@ -220,7 +221,7 @@ def fit(
                 instances=instances,
             )
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):  # PyTorch has no type for it
+        if "DataLoader worker" not in str(error):  # PyTorch has no exception type for it
             raise
         raise TrainingError(
             f"a DataLoader worker died ({str(error).splitlines()[0]}), probably killed by the out-of-memory "
@@ -235,13 +236,12 @@ def fit(
 def compile_pretraining(
     config: Config, name: str, model: models.TaskModel, device: ipu.DeviceChoice, instances: ipu.Instances
 ) -> List[Path]:
-    """Compiles the training and the evaluation of `model`, without data and without IPUs; returns the
-    executables' files.
+    """Compiles training and evaluation of `model`, without data and without IPUs; returns the executables.
 
-    They are in `config.executable_cache`, where PopART also leaves what a run with the same configuration and
-    the same cache takes in place of compiling.
+    They are in `config.executable_cache`, where PopART also caches the executables that a run with the same
+    configuration and the same cache loads instead of compiling.
     """
-    assert config.executable_cache is not None, "the configuration's rules ask for one"
+    assert config.executable_cache is not None, "the configuration's rules require one"
     cache, plan = Path(config.executable_cache), config.section(DevicePlan)
     place(model, config, config.layers_per_ipu, device=device)
     optimizer = build_optimizer(model, config.section(OptimizerPlan))

@@ -1,4 +1,4 @@
-"""The training loop: data in, updates done, metrics, evaluations and checkpoints out."""
+"""The training loop: reads batches, trains, and emits metrics, evaluations and checkpoints."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class LoopPlan:
 
     @property
     def micro_batches_per_replica(self) -> int:
-        """In one executor call."""
+        """Micro batches per replica in one executor call."""
         return self.device_iterations * self.gradient_accumulation
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of a run's device calls, waiting for their data included; compilation, evaluations and
-    checkpoints are not in them.
+    """Seconds of a run's device calls, including the wait for data, without compilation, evaluations and
+    checkpoints.
 
-    Nor is the first call of each process, the warm-up: it starts the loader's workers.
+    Excludes the first call of each process, a warm-up that starts the DataLoader's workers.
     """
 
     calls: int = 0
@@ -52,13 +52,13 @@ class Speed:
     device_s: float = 0.0
 
     def after(self, data_wait_s: float, device_s: float) -> Speed:
-        """With one more call."""
+        """The totals with one more call."""
         return Speed(self.calls + 1, self.data_wait_s + data_wait_s, self.device_s + device_s)
 
     def record(self, samples_per_call: int) -> Record:
-        """The mean `samples_per_s` and `data_wait_fraction`, the share of the time spent waiting for data.
+        """Mean `samples_per_s`, and `data_wait_fraction`, the fraction of the time spent waiting for data.
 
-        Nothing before a second call.
+        Empty before the second call.
         """
         seconds = self.data_wait_s + self.device_s
         if not self.calls:
@@ -71,10 +71,10 @@ class Speed:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: `record` is the last line of metrics, `checkpoint` the newest checkpoint.
+    """The progress of a run: `record` is the last line of metrics, `checkpoint` the newest checkpoint.
 
-    `evaluation_due` is true where a stop came before the evaluation that belongs to this step. `speed` is
-    that of the whole run, earlier processes included.
+    `evaluation_due` is true if a stop came before this step's evaluation. `speed` covers the whole run,
+    including earlier processes.
     """
 
     step: int
@@ -84,7 +84,7 @@ class Progress:
     speed: Speed = Speed()
 
     def summary(self, plan: LoopPlan) -> Record:
-        """The last record, with the run's mean speed in place of the last call's."""
+        """The last record, with the run's mean speed instead of the last call's."""
         return {**self.record, **self.speed.record(plan.samples_per_call)}
 
 
@@ -104,14 +104,14 @@ def train(
     stop: StopRequest,
     instances: ipu.Instances = ipu.ALONE,
 ) -> Progress:
-    """Runs from `start` to `plan.training_steps` or until `stop`, and ends with a checkpoint.
+    """Trains from `start` to `plan.training_steps` or until `stop`, and ends with a checkpoint.
 
-    `rng_state` is the device's random state of the checkpoint that the run resumes.
+    `rng_state` is the device's random state in the checkpoint that the run resumes.
 
-    Raises DivergenceError when the loss of an update is NaN or infinite: nothing is saved then, so the last
-    good checkpoint stays the newest. A stop during an update takes effect after it, one during an evaluation
-    at once: the evaluation is made good when the run goes on. All of several instances call this, measure the
-    outputs of all and stop together.
+    Raises DivergenceError if the loss of an update is NaN or infinite; nothing is saved then, so the last
+    valid checkpoint stays the newest. A stop during an update takes effect after it; a stop during an
+    evaluation aborts it, and the resumed run repeats it. With several instances, all call this, compute
+    metrics from the outputs of all and stop together.
     """
     now, saved_step = start, start.step
     if start.evaluation_due:
@@ -127,7 +127,7 @@ def train(
         set_learning_rate(optimizer, schedule.at(now.step))
         executor.setOptimizer(optimizer)
         if not executor.isCompiled():
-            # Apart from the first update, whose samples/s would otherwise count minutes of compilation.
+            # Separately, or the samples/s of the first update would include minutes of compilation.
             executor.compile(*batch)
             if rng_state is not None:
                 executor.rng_state = rng_state
@@ -142,7 +142,7 @@ def train(
             "learning_rate": schedule.at(now.step),
             "samples_per_s": plan.samples_per_call / (data_wait_s + device_s),
         }
-        if not plan.synthetic_data:  # then nothing comes back from the device, and a loss is any number
+        if not plan.synthetic_data:  # then the device returns nothing, and the loss is arbitrary
             _refuse_divergence(record, now.checkpoint)
         last = step >= plan.training_steps
         due = last or _due(step, plan.eval_steps, plan.device_iterations)
@@ -160,7 +160,7 @@ def train(
 
 
 def _agreed(stop: StopRequest, instances: ipu.Instances) -> bool:
-    """Whether a signal has asked any instance to stop; then all know of it."""
+    """True if any instance received a stop signal; the same on all instances."""
     if not instances.any(bool(stop)):
         return False
     stop.signal_name = stop.signal_name or "a signal to another instance"
@@ -168,7 +168,7 @@ def _agreed(stop: StopRequest, instances: ipu.Instances) -> bool:
 
 
 def _joined(gathered: Sequence[Sequence[torch.Tensor]]) -> List[torch.Tensor]:
-    """The outputs of all replicas, whichever instance they belong to: [] or [replicas] each."""
+    """The outputs of the replicas of all instances: [] or [replicas] each."""
     if len(gathered) == 1:
         return list(gathered[0])
     return [torch.cat([part.reshape(-1) for part in parts]) for parts in zip(*gathered)]
@@ -182,16 +182,16 @@ def _evaluated(now: Progress, evaluate: Evaluator, stop: StopRequest, instances:
 
 
 def _due(step: int, every: Optional[int], device_iterations: int) -> bool:
-    """Whether a multiple of `every` was reached by the call that just ended."""
+    """True if the last call reached a multiple of `every`."""
     return every is not None and step // every > (step - device_iterations) // every
 
 
 def _refuse_divergence(record: Record, checkpoint: Optional[Path]) -> None:
     if math.isfinite(record["loss"]):
         return
-    remedy = "Give a lower learning_rate, a longer lr_warmup or, in float16, a lower loss_scaling"
+    remedy = "Use a lower learning_rate, a longer lr_warmup or, in float16, a lower loss_scaling"
     if checkpoint is not None:
-        remedy += f"; the last good checkpoint is untouched: --checkpoint {checkpoint} with another --output"
+        remedy += f"; the last valid checkpoint is intact: --checkpoint {checkpoint} with another --output"
     raise DivergenceError(
         f"the loss of update {int(record['step'])} is {record['loss']} at learning rate "
         f"{record['learning_rate']:.3g}. {remedy}"
@@ -201,11 +201,11 @@ def _refuse_divergence(record: Record, checkpoint: Optional[Path]) -> None:
 def refuse_bad_weights(model: torch.nn.Module, step: int) -> None:
     """Raises DivergenceError if a weight is NaN or infinite.
 
-    A finite loss says nothing of the update that came after it.
+    A finite loss doesn't tell whether the update after it was finite.
     """
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise DivergenceError(
                 f"after update {step} the weight {name} holds NaN or infinity; no checkpoint was written. "
-                "Start again from an earlier one, --checkpoint, with a lower learning_rate or loss_scaling"
+                "Start from an earlier checkpoint (--checkpoint) with a lower learning_rate or loss_scaling"
             )

@@ -1,4 +1,4 @@
-"""From what the device returns to what a person reads.
+"""Metrics from the device's outputs.
 
 Outputs come in the order of `model.PRETRAINING_OUTPUTS`:
 loss, mlm_loss, nsp_loss (means of a micro batch), mlm_correct, mlm_count, nsp_correct, nsp_count.
@@ -18,7 +18,7 @@ import torch
 from .errors import TrainingError
 
 Record = Dict[str, float]
-_REMEDY = "Mend it, or move the file away: a run goes on without its earlier records"
+_REMEDY = "Repair the file or move it away: the run then continues without its earlier records"
 
 
 def training_metrics(outputs: Sequence[torch.Tensor], micro_batches_per_replica: int) -> Record:
@@ -40,12 +40,12 @@ def training_metrics(outputs: Sequence[torch.Tensor], micro_batches_per_replica:
 
 
 def mean_loss(outputs: Sequence[torch.Tensor], micro_batches_per_replica: int) -> Record:
-    """The first output alone, a loss, in the same way: all that fine-tuning shows of a training call."""
+    """The mean of the first output, the loss: the only training metric of fine-tuning."""
     return {"loss": outputs[0].double().mean().item() / micro_batches_per_replica}
 
 
 class EvaluationMetrics:
-    """Exact means over a whole validation set, whatever its micro batches hold."""
+    """Exact means over a whole validation set, independent of how it is split into micro batches."""
 
     def __init__(self) -> None:
         self._mlm_loss = self._nsp_loss = 0.0
@@ -54,7 +54,7 @@ class EvaluationMetrics:
     def add(self, outputs: Sequence[torch.Tensor]) -> None:
         """Adds one call under `OutputMode.All`: each output has shape [] or [micro batches]."""
         _, mlm_loss, nsp_loss, *counts = (output.double().reshape(-1) for output in outputs)
-        # A micro batch's loss is the mean over its own labels: weigh it by their number.
+        # A micro batch's loss is the mean over its labels: weight it by their number.
         self._mlm_loss += float((mlm_loss * counts[1]).sum())
         self._nsp_loss += float((nsp_loss * counts[3]).sum())
         self._counts = [total + float(count.sum()) for total, count in zip(self._counts, counts)]
@@ -76,9 +76,10 @@ def _ratio(part: float, whole: float) -> float:
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, flushed a line at a time.
+    """`metrics.jsonl`: one JSON object per line, flushed after each line.
 
-    A resumed run continues where its checkpoint stands: lines of later steps, written before a crash, go.
+    A resumed run continues after its checkpoint's step: lines of later steps, written before a crash, are
+    removed.
     """
 
     def __init__(self, path: Path, *, continue_from: int = -1) -> None:
@@ -89,16 +90,16 @@ class MetricsFile:
         self._file: TextIO = path.open("a", encoding="utf-8")
 
     def write(self, record: Record) -> None:
-        """Raises TrainingError where the disk refuses."""
+        """Appends one line. Raises TrainingError if it can't be written."""
         try:
             self._file.write(_line(record))
             self._file.flush()
         except OSError as error:
-            with contextlib.suppress(OSError):  # closing tries to write what is left
+            with contextlib.suppress(OSError):  # close() flushes the rest of the buffer
                 self._file.close()
             raise TrainingError(
-                f"{self._file.name} can't be written ({error.strerror}): make room. What the last checkpoint "
-                "holds is kept, and --resume goes on from there"
+                f"{self._file.name} can't be written ({error.strerror}): free some disk space, then use "
+                "--resume: the last checkpoint is safe"
             ) from error
 
     def close(self) -> None:
@@ -106,7 +107,7 @@ class MetricsFile:
 
 
 def plain(record: Mapping[str, Optional[float]]) -> Dict[str, Optional[float]]:
-    """The record for JSON, which has no NaN: a metric that has no value is null."""
+    """The record for JSON, which has no NaN: a metric without a value is null."""
     return {
         key: value if value is not None and math.isfinite(value) else None for key, value in record.items()
     }
@@ -117,7 +118,10 @@ def _line(record: Record) -> str:
 
 
 def read_metrics(path: Path) -> List[Record]:
-    """All whole lines of a `metrics.jsonl`; a last line that was cut by a crash is left out."""
+    """All complete lines of a `metrics.jsonl`, without a last line truncated by a crash.
+
+    Raises TrainingError for a damaged file.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     except UnicodeDecodeError as error:
@@ -134,16 +138,17 @@ def _whole_records(path: Path, lines: Sequence[str]) -> Iterable[Record]:
         except ValueError as error:
             raise TrainingError(f"{path}, line {number}: not JSON ({error}). {_REMEDY}") from error
         if not isinstance(record, dict) or not isinstance(record.get("step"), (int, float)):
-            raise TrainingError(f"{path}, line {number}: no record with a step: {line[:60]!r}. {_REMEDY}")
+            raise TrainingError(f"{path}, line {number}: not a record with a step: {line[:60]!r}. {_REMEDY}")
         yield record
 
 
 @dataclass(frozen=True)
 class Task:
-    """What the loop and the log have to know about a task: its numbers, and how a person reads them.
+    """A task's metrics, and their form in the log.
 
-    `measure(outputs, micro batches of a replica)` makes the record of one training call; the others make
-    the parts of a log line, of a record that has the training's or the evaluation's numbers."""
+    `measure(outputs, micro batches per replica)` returns the record of one training call; the others format
+    the parts of a log line from a record with the training's or the evaluation's metrics.
+    """
 
     measure: Callable[[Sequence[torch.Tensor], int], Record]
     training_parts: Callable[[Record], List[str]]
@@ -176,5 +181,5 @@ SQUAD = Task(mean_loss, lambda record: [f"loss {record['loss']:.4f}"], _squad_ev
 
 
 def is_evaluated(record: Record) -> bool:
-    """Whether the record has numbers of an evaluation."""
+    """True if the record has metrics of an evaluation."""
     return any(key.startswith("eval_") for key in record)

@@ -1,7 +1,7 @@
-"""Parameter groups, PopTorch optimisers and learning rates as the published recipes have them.
+"""Parameter groups, PopTorch optimisers and learning rate schedules of the published recipes.
 
-Groups (Graphcore's PyTorch BERT and optimum-graphcore): biases neither decay nor take LAMB's trust
-ratio (`max_weight_norm` 0 switches it off); LayerNorm weights don't decay; everything else does.
+Groups (Graphcore's PyTorch BERT and optimum-graphcore): biases have neither weight decay nor LAMB's trust
+ratio (`max_weight_norm` 0 switches it off); LayerNorm weights have no decay; all other weights decay.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class OptimizerPlan:
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float, *, lamb: bool) -> List[Dict[str, Any]]:
-    """Three groups, every trainable parameter in exactly one; a tied parameter counts once."""
+    """Three groups, with every trainable parameter in exactly one; a tied parameter counts once."""
     biases, norms, rest = [], [], []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -55,10 +55,10 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float, *, lamb: bool)
 
 
 def device_max_grad_norm(plan: OptimizerPlan) -> Optional[float]:
-    """The threshold to give PopTorch, which clips the accumulated gradient.
+    """The clipping threshold for PopTorch, which clips the accumulated gradient.
 
-    The configuration's `max_grad_norm` is that of the true mean gradient, whatever the accumulation and
-    the replicas. With `reduction: sum` the device holds accumulation x replicas times the mean.
+    The configuration's `max_grad_norm` applies to the mean gradient, independent of accumulation and
+    replicas. With `reduction: sum` the device has accumulation x replicas times the mean.
     """
     if plan.max_grad_norm is None:
         return None
@@ -92,7 +92,7 @@ def build_optimizer(model: torch.nn.Module, plan: OptimizerPlan) -> Any:
     if plan.optimizer == "adam":
         optimizer = optim.Adam(groups, **arguments)
     elif plan.optimizer == "adamw":
-        # PopTorch 3.4 corrects the bias whatever this says; saying so keeps intent and device equal.
+        # PopTorch 3.4 corrects the bias regardless of this argument; True states what the device does.
         optimizer = optim.AdamW(groups, bias_correction=True, **arguments)
     else:
         optimizer = optim.LAMB(groups, bias_correction=plan.optimizer == "lamb", **arguments)
@@ -102,7 +102,7 @@ def build_optimizer(model: torch.nn.Module, plan: OptimizerPlan) -> Any:
 
 
 def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
-    """For every group; takes effect at the executor's next `setOptimizer`."""
+    """Sets it for every group; takes effect at the executor's next `setOptimizer`."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
 
@@ -111,14 +111,14 @@ def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
 class Schedule:
     """The learning rate of each update, a pure function of the s updates done before it.
 
-    W warm-up updates, T updates in all, p warm-up power:
+    W warm-up updates, T updates in total, p warm-up power:
 
         warm-up   lr = peak * ((s + 1) / W) ** p               for s < W
         decay     lr = end + (peak - end) * (T - s) / (T - W)  for s >= W (linear: end = 0)
 
-    So the first update already moves the weights (the reference applications waste it at zero), the update at
-    s = W uses the peak, and the last one, s = T - 1, is one decrement above `lr_end`. p = 1 is the usual
-    linear warm-up, p = 0.5 GroupBERT's square root (`lr_power [.5, 1]` in its TensorFlow 1 recipes).
+    So the first update already changes the weights (the reference applications waste it at rate 0), the
+    update at s = W uses the peak, and the last, s = T - 1, is one decrement above `lr_end`. p = 1 is the
+    usual linear warm-up, p = 0.5 GroupBERT's square root (`lr_power [.5, 1]` in its TensorFlow 1 recipes).
     `lr_warmup_power` and `lr_end` belong to the polynomial schedule; the others warm up linearly, and the
     linear one ends at 0.
     """

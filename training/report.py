@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl always, a progress bar or plain lines, W&B when asked."""
+"""Reporting: metrics.jsonl, a progress bar or plain lines, and optionally W&B."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .metrics import MetricsFile, Record, Task, is_evaluated, read_metrics
 
 
 class Reporter:
-    """Writes each record to every place. `total_steps` and `start_step` give the ETA.
+    """Writes each record to all outputs. `total_steps` and `start_step` give the ETA.
 
-    Lines of steps after `keep_until` that an earlier process wrote are dropped (-1: a new file).
+    Lines of an earlier process for steps after `keep_until` are removed (-1: a new file).
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Reporter:
         self._start_step, self._total_steps, self._log_steps = start_step, total_steps, log_steps
         self._began = time.perf_counter()
         self._wandb = _start_wandb(output, wandb_project, config) if wandb_project is not None else None
-        # Lines that are kept, in a file or a pipe, beat a bar that redraws itself.
+        # In a file or a pipe, plain lines are more useful than a progress bar.
         self._bar = (
             tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True)
             if progress_bar and sys.stderr.isatty()
@@ -93,7 +93,7 @@ class Reporter:
 
 
 class NoReporter(Reporter):
-    """Of the instances that don't report: the first speaks for all."""
+    """Reports nothing: for all instances but the first."""
 
     def __init__(self, output: Path, **_: Any) -> None:
         pass
@@ -112,7 +112,7 @@ def _duration(seconds: float) -> str:
 
 
 def _start_wandb(output: Path, project: str, config: Mapping[str, Any]) -> Any:
-    """A W&B run, offline unless WANDB_MODE says otherwise; a resumed run continues the same one."""
+    """A W&B run, offline unless WANDB_MODE is set; a resumed run continues the same one."""
     try:
         import wandb
     except ImportError as error:
@@ -125,7 +125,7 @@ def _start_wandb(output: Path, project: str, config: Mapping[str, Any]) -> Any:
         settings.update(id=identity.read_text(encoding="utf-8").strip(), resume="allow")
     try:
         run = wandb.init(**settings)
-    except Exception as error:  # W&B raises errors of many kinds, its own and its libraries'
+    except Exception as error:  # W&B raises many types of exceptions, some from its dependencies
         raise TrainingError(
             f"W&B can't start ({' '.join(str(error).split())[:300]}): run `wandb login`, set "
             "WANDB_MODE=offline, or leave --wandb out"
@@ -142,7 +142,7 @@ def plot_loss(
     named: str = "masked-LM loss",
     unigram_entropy_nats: Optional[float] = None,
 ) -> None:
-    """Training and held-out loss (nats) against weight updates, as a PNG; `loss` is its key in `metrics`."""
+    """Plots training and held-out loss (nats) by weight update to a PNG; `loss` is its key in `metrics`."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,7 +1,7 @@
 """SIGTERM and Ctrl-C.
 
-Before and after training they end the program at once. While it trains they ask it to stop after the current
-update; a second one then ends it at once.
+Before and after training they end the program immediately. During training the first one stops it after the
+current update; a second one ends it immediately.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Iterator, Optional
 
 
 class RunInterrupted(KeyboardInterrupt):
-    """A signal ended the run at once; the argument is the signal's name."""
+    """A signal ended the run immediately; the argument is the signal's name."""
 
 
 class StopRequest:
-    """True once a signal has asked training to stop; `signal_name` says which."""
+    """True once a signal has requested a stop; `signal_name` is its name."""
 
     def __init__(self) -> None:
         self.signal_name: Optional[str] = None
@@ -28,7 +28,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """While the block runs, a first signal only makes the request true."""
+        """Inside the block, the first signal only makes the request true."""
         self._deferring = True
         try:
             yield
@@ -44,7 +44,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Catches SIGTERM and SIGINT for the length of the block; only the main thread can do this."""
+    """Handles SIGTERM and SIGINT inside the block; only the main thread can do this."""
     request = StopRequest()
     previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     for number in previous:
@@ -57,10 +57,10 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 
 def ignore_interrupts(_worker: int) -> None:
-    """For loader workers: a signal may reach all processes of a run, but only the run decides when to stop.
+    """For DataLoader workers: a signal may reach all processes of a run, but the main one decides to stop.
 
-    So Ctrl-C does nothing to a worker, and a first SIGTERM neither. A second one ends it: a loader asks its
-    workers to end, and those that don't in time get SIGTERM until they do.
+    A worker ignores Ctrl-C and the first SIGTERM. A second SIGTERM ends it: the DataLoader sends SIGTERM to
+    workers that don't exit in time, until they do.
     """
 
     def ignore_the_first(_number: int, _frame: Optional[FrameType]) -> None:

@@ -1,4 +1,4 @@
-"""Where a run starts: at the checkpoint that it resumes, at weights that fit it, or at random ones."""
+"""The start of a run: the checkpoint that it resumes, matching weights from a folder, or random weights."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from .loop import Progress, Speed
 
 
 def checkpoint_to_resume(output: Path, config: Mapping[str, Any], *, resume: bool) -> Optional[Checkpoint]:
-    """The newest good checkpoint of `output` if `resume`, else None for a new run.
+    """The newest valid checkpoint of `output` if `resume`, else None for a new run.
 
-    `config` is the run's configuration as a flat mapping. Raises TrainingError when a new run would write
-    into another's folder, CheckpointError when there is nothing to resume or the configuration differs.
+    `config` is the run's configuration as a flat mapping. Raises TrainingError if a new run would write into
+    another run's folder, CheckpointError if there is nothing to resume or the configuration differs.
     """
     if not resume:
-        refuse_folder_of_a_run(output, "add --resume to go on with it, or give another --output")
+        refuse_folder_of_a_run(output, "add --resume to continue it, or use another --output")
         return None
     checkpoint, problems = newest_checkpoint(output)
     warn_of_bad_checkpoints(problems)
     if checkpoint is None:
         raise CheckpointError(
-            f"--resume: no good checkpoint in {output / 'checkpoints'}; leave --resume out to start a new run"
+            f"--resume: no valid checkpoint in {output / 'checkpoints'}; omit --resume to start a new run"
         )
     _refuse_another_run(checkpoint, config)
     return checkpoint
 
 
-def refuse_folder_of_a_run(output: Path, remedy: str = "give another --output") -> None:
+def refuse_folder_of_a_run(output: Path, remedy: str = "use another --output") -> None:
     """Raises TrainingError if `output` holds checkpoints."""
     if step_folders(output):
         raise TrainingError(f"the output folder {output} holds the checkpoints of another run: {remedy}")
 
 
 def _refuse_another_run(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
-    # A longer or shorter training is the same run, though the schedule changes, which is said aloud.
+    # A longer or shorter training is the same run, but its schedule changes: print a warning.
     may_change = keys_that_alter("nothing", "evaluation", "machine") | {"training_steps"}
     then, now = checkpoint.state["config"], json.loads(json.dumps(dict(config)))
     for key in sorted(set(then) | set(now)):
@@ -52,23 +52,23 @@ def _refuse_another_run(checkpoint: Checkpoint, config: Mapping[str, Any]) -> No
         if key not in may_change:
             raise CheckpointError(
                 f"--resume: {key} was {json.dumps(before)} in {checkpoint.folder} and is {json.dumps(after)} "
-                "now, but a resumed run must be the same run. To start a new one from these weights, give "
-                f"--checkpoint {checkpoint.folder} and another --output"
+                "now, but a resumed run must have the same configuration. To start a new run from these "
+                f"weights, use --checkpoint {checkpoint.folder} and another --output"
             )
         if key == "training_steps" and after < checkpoint.step:
             raise CheckpointError(
-                f"--resume: training_steps is {after}, but {checkpoint.folder} stands at "
-                f"{checkpoint.step} already"
+                f"--resume: training_steps is {after}, but {checkpoint.folder} is already at step "
+                f"{checkpoint.step}"
             )
         if key == "training_steps":
             print(
-                f"warning: training_steps was {before} and is {after} now: the schedule changes",
+                f"warning: training_steps was {before} and is now {after}: the learning rates change",
                 file=sys.stderr,
             )
 
 
 def progress_of(checkpoint: Optional[Checkpoint]) -> Progress:
-    """Where a run starts: at the checkpoint it resumes, or before its first evaluation."""
+    """The progress at a run's start: that of the checkpoint it resumes, or before the first evaluation."""
     if checkpoint is None:
         return Progress(0, {"step": 0}, evaluation_due=True, checkpoint=None)
     saved = checkpoint.state["progress"]
@@ -77,7 +77,7 @@ def progress_of(checkpoint: Optional[Checkpoint]) -> Progress:
 
 
 def resuming_arguments(arguments: Sequence[str]) -> List[str]:
-    """The command line that goes on with the run that `arguments` began."""
+    """The command line that resumes the run started with `arguments`."""
     kept: List[str] = []
     words = iter(arguments)
     for word in words:
@@ -89,10 +89,10 @@ def resuming_arguments(arguments: Sequence[str]) -> List[str]:
 
 
 def check_weights_folder(folder: Path, config: models.ModelConfig) -> None:
-    """Before anything slow: does `folder` hold the model that `config` describes, dropouts aside?
+    """Checks, before anything slow, that `folder` has the model that `config` describes, except for dropout.
 
-    Raises CheckpointError that names the flags which would make them equal, and what
-    `model.read_model_config` raises.
+    Raises CheckpointError that names the flags that would make them equal, and the errors of
+    `model.read_model_config`.
     """
     found = models.read_model_config(folder)
     differences = [
@@ -102,8 +102,8 @@ def check_weights_folder(folder: Path, config: models.ModelConfig) -> None:
     ]
     if differences:
         raise CheckpointError(
-            f"the checkpoint {folder} holds another model than the configuration: {'; '.join(differences)}. "
-            "Each of these keys is a flag, for example --layer-norm-eps 1e-12 for a BERT of Hugging Face"
+            f"the checkpoint {folder} has another model than the configuration: {'; '.join(differences)}. "
+            "Each of these keys is a flag, for example --layer-norm-eps 1e-12 for a Hugging Face BERT"
         )
 
 
@@ -114,8 +114,8 @@ def check_vocabulary(folder: Path, tokenizer: data.Tokenizer) -> None:
     theirs = data.load_tokenizer(str(folder))
     if theirs.fingerprint() != tokenizer.fingerprint():
         raise CheckpointError(
-            f"the vocabulary of the checkpoint {folder} ({theirs.vocab_size} entries) is not the one that "
-            f"the data is made with ({tokenizer.vocab_size} entries): use the checkpoint's, "
+            f"the vocabulary of the checkpoint {folder} ({theirs.vocab_size} entries) is not the "
+            f"vocabulary of the data ({tokenizer.vocab_size} entries): use the checkpoint's, "
             f"--tokenizer {folder}"
         )
 
@@ -123,8 +123,10 @@ def check_vocabulary(folder: Path, tokenizer: data.Tokenizer) -> None:
 def initial_model(
     config: models.ModelConfig, *, head: str, seed: int, folder: Optional[Path]
 ) -> models.TaskModel:
-    """A model of the task `head`: with weights from `folder` (checked before), where the head of a
-    fine-tuning task that isn't there is drawn from `seed`, or with all weights drawn from `seed`."""
+    """A model of the task `head`, with weights from `folder` (checked before) or, without one, from `seed`.
+
+    The head of a fine-tuning task is initialised from `seed` if the folder has none.
+    """
     if folder is None:
         return models.TASKS[head](config, seed=seed)
     return models.from_pretrained(

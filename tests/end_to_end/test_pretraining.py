@@ -157,7 +157,7 @@ def test_graphcores_tfrecord_as_it_is(tmp_path, flags):
         (("--corpus", "nowhere.txt"), DataError, "nowhere"),
         (("--layers-per-ipu", 1), ConfigError, "layers_per_ipu"),
         (("--checkpoint", "nowhere"), CheckpointError, "nowhere"),
-        (("--resume",), CheckpointError, "leave --resume out"),
+        (("--resume",), CheckpointError, "omit --resume"),
     ],
 )
 def test_mistakes_are_found_before_training(tmp_path, flags, extra, kind, words):

@@ -101,7 +101,12 @@ POPRUN = {"POPDIST_NUM_TOTAL_REPLICAS": "4", "POPDIST_NUM_IPUS_PER_REPLICA": "4"
         ("simulator", POPRUN, 8, "PopRun started 4 replicas.*replication_factor 8.*--num-replicas 8"),
         ("simulator", {"WORLD_SIZE": "2", "RANK": "0"}, 3, "can't be split equally among 2 instances"),
         ("simulator", {**POPRUN, "POPDIST_NUM_IPUS_PER_REPLICA": "2"}, 4, "--ipus-per-replica 4"),
-        ("simulator", {**POPRUN, "OMPI_COMM_WORLD_SIZE": "4"}, 4, "no address to meet: set MASTER_ADDR"),
+        (
+            "simulator",
+            {**POPRUN, "OMPI_COMM_WORLD_SIZE": "4"},
+            4,
+            "without a rendezvous address: set MASTER_ADDR",
+        ),
         ("ipu", {"WORLD_SIZE": "2", "RANK": "0"}, 2, "PopRun assigns the IPUs"),
         ("ipu-model", POPRUN, 4, "IPU model has no replicas"),
     ],

@@ -83,8 +83,8 @@ def test_a_new_run_starts_a_new_file(tmp_path):
     ("line", "words"),
     [
         (b"nonsense", "line 2: not JSON"),
-        (b"[1]", "line 2: no record with a step"),
-        (b'{"loss": 1}', "line 2: no record with a step"),
+        (b"[1]", "line 2: not a record with a step"),
+        (b'{"loss": 1}', "line 2: not a record with a step"),
         (b"\xff", "byte 12 isn't UTF-8"),
     ],
 )
