@@ -1,4 +1,4 @@
-"""The configuration: recipes of configs.yml, read into one typed, checked object; one key, one flag."""
+"""The configuration: recipes of configs.yml, parsed into one typed, validated object; one flag per key."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The configuration of a run: its keys, checked as a whole, and what follows from them.
+"""The configuration of a run: its keys, validated together, and derived quantities.
 
-`load` reads a named recipe, lays the command line's values over it and checks the whole; nothing runs on a
-configuration that could not. What follows from the keys (global batch, pipeline depth, ...) is in `derived`.
+`load` reads a named recipe, applies the command line's overrides and validates the result, before anything
+runs. `derived` has the quantities that follow from the keys (global batch size, pipeline stages, ...).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs.yml"
 
 @dataclass(frozen=True)
 class Config(Keys):
-    """A complete run. Creating one checks types and rules; ConfigError names everything that is wrong."""
+    """A complete configuration. Its constructor checks types and rules; ConfigError lists every problem."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -34,37 +34,35 @@ class Config(Keys):
             raise ConfigError(problems)
 
     def to_dict(self) -> Dict[str, Any]:
-        """Every key with a plain value (lists for tuples), ready for YAML or JSON."""
+        """Every key with a plain value (lists instead of tuples), for YAML or JSON."""
         values = {name: getattr(self, name) for name in entries()}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def to_yaml(self, name: str = "resolved") -> str:
-        """A recipe file with this one recipe; `load(name, path=...)` of it gives an equal Config."""
+        """A recipe file with this one recipe; `load(name, path=...)` of it returns an equal Config."""
         return yaml.safe_dump({name: self.to_dict()}, sort_keys=False, default_flow_style=None, width=110)
 
 
 def names(path: Path = CONFIGS) -> List[str]:
-    """The runnable recipes of a file, in its order; names that start with `_` only hold shared keys."""
+    """The runnable recipes of a file, in file order; names that start with `_` only hold shared keys."""
     return [name for name in read_recipes(Path(path)) if not name.startswith("_")]
 
 
 def load(name: str, *, path: Path = CONFIGS, overrides: Optional[Mapping[str, object]] = None) -> Config:
-    """The recipe `name` of a file with `overrides` laid over it.
+    """The recipe `name` of a file with `overrides` applied.
 
     Raises ConfigError for an unknown name or key, a value of the wrong type or range, and combinations that
-    cannot run: all that can be found at once, with file and line where the recipe is to blame.
+    cannot run: all of them at once, with file and line for those in the recipe.
     """
     path = Path(path)
     recipe = read_recipe(name, path)
     values = {**recipe, **(overrides or {})}
     unknown = [
-        Problem(word, f"is no key; {nearest(word, entries())}") for word in values if word not in entries()
+        Problem(word, f"is not a key; {nearest(word, entries())}") for word in values if word not in entries()
     ]
     for word in AUTO_KEYS:
         if values.get(word) == AUTO:
-            unknown.append(
-                Problem(word, "is auto; planning.placement.load finds its value, as the runners do")
-            )
+            unknown.append(Problem(word, "is auto; use planning.placement.load, which searches for a value"))
             del values[word]
     try:
         config = Config(**{word: value for word, value in values.items() if word in entries()})
@@ -78,7 +76,7 @@ def load(name: str, *, path: Path = CONFIGS, overrides: Optional[Mapping[str, ob
 
 
 def read_recipe(name: str, path: Path = CONFIGS) -> Recipe:
-    """The keys that a runnable recipe gives, unchecked, with their lines. Raises ConfigError."""
+    """The keys of a runnable recipe, not validated, with their line numbers. Raises ConfigError."""
     recipes = read_recipes(path)
     if name.startswith("_") and name in recipes:
         raise ConfigError(f"{path}: {name!r} only holds keys that recipes share; it cannot run")
@@ -89,9 +87,9 @@ def read_recipe(name: str, path: Path = CONFIGS) -> Recipe:
 
 
 def free_keys(name: str, path: Path, overrides: Optional[Mapping[str, object]] = None) -> Set[str]:
-    """The keys of a recipe, with `overrides` laid over it, whose values are left to a search.
+    """The keys of a recipe, with `overrides` applied, whose values are left to a search.
 
-    Raises ConfigError where there is no such recipe.
+    Raises ConfigError if there is no such recipe.
     """
     given = {**read_recipe(name, path), **(overrides or {})}
     free = {key for key in AUTO_KEYS if given.get(key) == AUTO}
@@ -102,19 +100,19 @@ def free_keys(name: str, path: Path, overrides: Optional[Mapping[str, object]] =
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Gives `parser` one flag for each key, in kebab case; absent flags leave no trace in its result."""
+    """Adds a flag for each key to `parser`, in kebab case; flags not given don't appear in its result."""
     add_key_flags(
         parser, list(entries().values()), kinds(), groups=GROUPS, searchable=AUTO_KEYS, searched=AUTO
     )
 
 
 def overrides_from(namespace: argparse.Namespace) -> Dict[str, object]:
-    """The configuration keys that a parsed command line gave."""
+    """The configuration keys that were given on the command line."""
     return {name: value for name, value in vars(namespace).items() if name in entries()}
 
 
 def derived(config: Config) -> Dict[str, Any]:
-    """Every quantity that follows from the keys; None where epochs are given, not training_steps.
+    """Every quantity derived from the keys; None if epochs are given instead of training_steps.
 
     `parameters` and `flops_per_sequence` (forward and backward) include the task's head.
     """
@@ -139,12 +137,12 @@ def derived(config: Config) -> Dict[str, Any]:
 
 
 def _model_quantities(config: Config) -> Dict[str, int]:
-    import torch  # here: it takes a second, and recipes can be read without
+    import torch  # here, because it takes a second and recipes can be read without it
 
     from model import count_parameters, flops_per_sequence
 
     plan = config.model_config()
-    with torch.device("meta"):  # shapes alone: no memory, no random numbers
+    with torch.device("meta"):  # shapes only: no memory, no random numbers
         model = config.task_model(plan)
     flops = flops_per_sequence(
         plan, config.sequence_length, config.mask_tokens, training=True, head=config.task

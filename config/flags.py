@@ -1,6 +1,6 @@
-"""The command-line flags of a dataclass of keys: one key, one flag, in kebab case.
+"""The command-line flags of a dataclass of keys: one flag per key, in kebab case.
 
-Which keys there are is the dataclass's affair (`config.Config`); nothing here knows one.
+The dataclass (`config.Config`) defines the keys; this module is generic.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .recipes import choices_of, describe, from_text, item_of, nearest, tuple_fr
 
 
 class FlagParser(argparse.ArgumentParser):
-    """Takes flags only in full and suggests the nearest for a mistyped one; errors don't list all of them"""
+    """No abbreviated flags; an unknown flag's error suggests the nearest one instead of listing all."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
@@ -28,7 +28,7 @@ class FlagParser(argparse.ArgumentParser):
 
 
 class _ListFlag(argparse.Action):
-    """A flag of several words, which `read` turns into a value."""
+    """A flag with several words, which `read` converts to a value."""
 
     def __init__(self, read: Callable[[List[str]], Any], **options: Any) -> None:
         super().__init__(**options)
@@ -52,10 +52,10 @@ def add_key_flags(
     searchable: Collection[str],
     searched: str,
 ) -> None:
-    """Gives `parser` one flag for each key; absent flags leave no trace in its result.
+    """Adds a flag for each key to `parser`; flags that aren't given don't appear in its result.
 
-    `kinds` are the keys' types. `groups` has the title of each group of flags by the name of its first key;
-    the first key has one. `searchable` keys may also have the value `searched`.
+    `kinds` are the keys' types. `groups` maps the first key of each group of flags to the group's title; the
+    first key of all must be in it. `searchable` keys may also have the value `searched`.
     """
     for entry in keys:
         if entry.name in groups:

@@ -1,8 +1,8 @@
-"""How configuration values come in: recipe files (YAML), command-line text, and the check of a value's type.
+"""Parsing of configuration values: recipe files (YAML), command-line text, and type checks.
 
-Nothing here knows a key. YAML is read by rules of its own, since YAML 1.1 has traps for recipes: `1e-3` is a
-string there, `010` is eight, `1:30` is ninety, a date is no string, and of two equal keys the second wins in
-silence.
+This module is generic: it has no keys. YAML is parsed with stricter rules, since YAML 1.1 has traps for
+recipes: `1e-3` is a string, `010` is eight, `1:30` is ninety, a date isn't a string, and a repeated key
+silently overrides the first.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from typing import (
 
 import yaml
 
-_FEW = 10  # so many words may stand in an error message
+_FEW = 10  # at most this many names are listed in an error message
 
 
 class Problem(NamedTuple):
-    """One mistake: the configuration key it is about (empty where there is none) and what to do about it."""
+    """One mistake: its configuration key (empty if there is none), and what to do about it."""
 
     key: str
     text: str
@@ -40,7 +40,7 @@ class Problem(NamedTuple):
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot run; `problems` holds every mistake that was found, not just the first."""
+    """An invalid configuration; `problems` has every mistake, not just the first."""
 
     def __init__(self, problems: Union[str, Iterable[Problem]]) -> None:
         self.problems: Tuple[Problem, ...] = (
@@ -53,7 +53,7 @@ class ConfigError(ValueError):
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """The end of an error message: the likeliest of `words`; if none is close, all of few or some of many."""
+    """The end of an error message: the closest of `words`; if none is close, all of few or some of many."""
     known = list(words)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
@@ -65,13 +65,13 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 
 class Recipe(Dict[str, Any]):
-    """A mapping of a recipe file that remembers the line of each of its values (of merged ones too)."""
+    """A mapping of a recipe file, with the line number of each value (also of merged ones)."""
 
     lines: Dict[str, int]
 
 
 class _RecipeLoader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's idea of numbers, no dates, no repeated keys, and line numbers."""
+    """SafeLoader with YAML 1.2's numbers, no dates, no repeated keys, and line numbers."""
 
 
 _MERGE = "tag:yaml.org,2002:merge"
@@ -102,11 +102,11 @@ def _construct_mapping(loader: _RecipeLoader, node: yaml.MappingNode) -> Recipe:
 
 
 def _merged(node: yaml.MappingNode, inside: Tuple[yaml.Node, ...]) -> Dict[str, yaml.Node]:
-    """The values of a mapping by key, those that `<<` merges in included.
+    """The values of a mapping by key, including those that `<<` merges.
 
-    As YAML's merge type says (https://yaml.org/type/merge.html), the mapping's keys override merged ones, and
-    an earlier mapping in the list of `<<` overrides later ones. PyYAML's `flatten_mapping` isn't asked: which
-    mapping wins there depends on its version. `inside` are the mappings that are being merged already.
+    As YAML's merge type specifies (https://yaml.org/type/merge.html), the mapping's keys override merged
+    ones, and an earlier mapping in the list of `<<` overrides later ones. PyYAML's `flatten_mapping` isn't
+    used: its precedence depends on the version. `inside` are the mappings that are already being merged.
     """
     keys: Dict[str, yaml.Node] = {}
     merged: Dict[str, yaml.Node] = {}
@@ -117,14 +117,14 @@ def _merged(node: yaml.MappingNode, inside: Tuple[yaml.Node, ...]) -> Dict[str, 
             raise _malformed("a key must be a word", key_node)
         if word in first_line:
             lines = f"on lines {first_line[word]} and {line}"
-            raise _malformed(f"the key {word!r} stands twice, {lines}: keep one", key_node)
+            raise _malformed(f"the key {word!r} appears twice, {lines}: keep one", key_node)
         first_line[word] = line
         if key_node.tag != _MERGE:
             keys[word] = value_node
             continue
         for part in value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]:
             if not isinstance(part, yaml.MappingNode):
-                raise _malformed(f"<< merges mappings or a list of them, found a {part.id}", part)
+                raise _malformed(f"<< merges a mapping or a list of mappings, found a {part.id}", part)
             if part is node or part in inside:
                 raise _malformed("<< merges a mapping into itself", part)
             for inherited, inherited_node in _merged(part, (*inside, node)).items():
@@ -140,18 +140,18 @@ _RecipeLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 
 def read_recipes(path: Path) -> Dict[str, Recipe]:
-    """All mappings of a recipe file by name, anchors resolved.
+    """All mappings of a recipe file by name, with anchors resolved.
 
     Raises ConfigError, with file and line, if the file is missing, unreadable or malformed.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file of configurations") from None
+        raise ConfigError(f"{path}: no such recipe file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from None
     try:
-        recipes = yaml.load(text, Loader=_RecipeLoader)  # derives from SafeLoader
+        recipes = yaml.load(text, Loader=_RecipeLoader)  # a subclass of SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -184,12 +184,12 @@ def item_of(kind: Any) -> Any:
 
 
 def choices_of(kind: Any) -> Tuple[str, ...]:
-    """The legal words of a Literal, or nothing for every other type."""
+    """The values of a Literal, or () for every other type."""
     return get_args(inner(kind)) if get_origin(inner(kind)) is Literal else ()
 
 
 def describe(kind: Any) -> str:
-    """A type in a user's words."""
+    """A type in words, for help and error messages."""
     if item_of(kind):
         text = f"a list of {'whole numbers' if item_of(kind) is int else 'numbers'}"
     elif choices_of(kind):
@@ -200,10 +200,10 @@ def describe(kind: Any) -> str:
 
 
 def convert(value: object, kind: Any) -> Any:
-    """`value` as a field of type `kind`; ValueError says what is wrong with it.
+    """`value` converted to type `kind`; raises ValueError that says what is wrong with it.
 
-    Strict on purpose: only a whole number for a number, a lone element for a list of one, and 1.1 for the
-    choice "1.1" are turned into what was meant.
+    Strict on purpose: the only conversions are a whole number to a float, a single element to a list, and 1.1
+    to the choice "1.1".
     """
     if value is None and is_optional(kind):
         return None
@@ -221,7 +221,7 @@ def convert(value: object, kind: Any) -> Any:
         number = float(value)  # type: ignore[arg-type]
         if math.isfinite(number):
             return number
-    elif type(value) is target:  # exactly: True is no whole number here
+    elif type(value) is target:  # exactly: True isn't a whole number here
         return value
     raise ValueError(f"expected {describe(kind)}, found {value!r} ({_what(value)}){_hint(value, target)}")
 
@@ -249,7 +249,7 @@ def _hint(value: object, target: type) -> str:
 
 
 def from_text(text: str, kind: Any) -> Any:
-    """A command-line word as a value of `kind`; ValueError says what is wrong with it."""
+    """A command-line word as a value of `kind`; raises ValueError that says what is wrong with it."""
     if text.lower() == "none" and is_optional(kind):
         return None
     target = inner(kind)

@@ -1,6 +1,6 @@
-"""Combinations of configuration keys that cannot run, each with the nearest one that can.
+"""Rules on combinations of configuration keys; each error suggests the nearest legal value.
 
-Every rule sees values that are legal by themselves (type and bounds are checked before) and yields a Problem.
+Types and bounds are checked before; each rule yields a Problem for every illegal combination.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CLIPPING_OPTIMIZERS = ("sgd", "adam", "adamw")
 
 
 def rule_problems(config: Keys) -> List[Problem]:
-    """Everything that keeps this configuration from running."""
+    """Every problem that prevents this configuration from running."""
     try:
         config.task_model  # noqa: B018
     except ConfigError as error:
@@ -48,14 +48,14 @@ def _words(layers: Sequence[int]) -> str:
 def _length(config: Keys) -> Iterator[Problem]:
     steps = config.training_steps
     if not steps and (config.task_model.is_pretraining or config.epochs is None):
-        also = "" if config.task_model.is_pretraining else ", or give epochs"
-        yield Problem("training_steps", f"is missing; give the number of weight updates{also}")
+        also = "" if config.task_model.is_pretraining else ", or epochs"
+        yield Problem("training_steps", f"is missing; set the number of weight updates{also}")
     if config.epochs is not None and config.task_model.is_pretraining:
-        yield Problem("epochs", f"{config.epochs:g} is not read in pretraining; give training_steps instead")
+        yield Problem("epochs", f"{config.epochs:g} is not read in pretraining; use training_steps instead")
     elif config.epochs is not None and steps:
         yield Problem(
             "epochs",
-            f"{config.epochs:g} and training_steps {steps} both set the length; give one of them "
+            f"{config.epochs:g} and training_steps {steps} both set the length; use one of them "
             "(--epochs none or --training-steps 0)",
         )
     for key in ("training_steps", "eval_steps", "checkpoint_steps"):
@@ -63,8 +63,8 @@ def _length(config: Keys) -> Iterator[Problem]:
         if count and count % config.device_iterations:
             yield Problem(
                 key,
-                f"{count} is no multiple of device_iterations {config.device_iterations}, the updates "
-                f"of one device call; take {_multiples(count, config.device_iterations)}",
+                f"{count} is not a multiple of device_iterations {config.device_iterations}, the updates "
+                f"of one device call; use {_multiples(count, config.device_iterations)}",
             )
 
 
@@ -95,12 +95,12 @@ def _data(config: Keys) -> Iterator[Problem]:
 
 
 def _unread(config: Keys) -> Iterator[Problem]:
-    """Keys of fine-tuning that say something in pretraining, where nothing reads them."""
+    """Fine-tuning keys that are set in a pretraining run, which doesn't read them."""
     if not config.task_model.is_pretraining:
         return
     defaults = {entry.name: entry.default for entry in fields(config)}
     for key in group("squad_version"):
-        if key == "epochs":  # has a rule in _length
+        if key == "epochs":  # _length has its rule
             continue
         value = getattr(config, key)
         if value != defaults[key]:
@@ -118,19 +118,19 @@ def _squad(config: Keys) -> Iterator[Problem]:
             yield Problem(
                 "max_query_length",
                 f"{config.max_query_length} leaves no room for the document in sequence_length "
-                f"{config.sequence_length}; take at most {config.sequence_length - 4}",
+                f"{config.sequence_length}; use at most {config.sequence_length - 4}",
             )
         elif config.doc_stride > window:
             yield Problem(
                 "doc_stride",
                 f"{config.doc_stride} is more than the {window} tokens of a window, so text would be lost "
-                f"between them; take at most {window}",
+                f"between them; use at most {window}",
             )
     if config.embedding_serialization_factor != 1 and not config.head.shares_embeddings:
         yield Problem(
             "embedding_serialization_factor",
             f"{config.embedding_serialization_factor}: a {config.task} model has no vocabulary projection to "
-            "serialize; take 1",
+            "serialize; use 1",
         )
     layers = config.resolved_validation_layers_per_ipu
     if sum(layers) != config.num_layers:
@@ -140,14 +140,14 @@ def _squad(config: Keys) -> Iterator[Problem]:
         yield Problem(
             "validation_device_iterations",
             f"{config.validation_device_iterations} cannot fill a pipeline of {stages} stages "
-            f"({_words(layers)}); take at least {stages}",
+            f"({_words(layers)}); use at least {stages}",
         )
     replicas, available = config.validation_replication_factor, machine_ipus().get(config.target)
     if replicas is not None and available is not None and replicas * len(layers) > available:
         yield Problem(
             "validation_replication_factor",
-            f"{replicas} replicas of {len(layers)} IPUs need {replicas * len(layers)}, {config.target} has "
-            f"{available}; take at most {max(available // len(layers), 1)}",
+            f"{replicas} replicas of {len(layers)} IPUs need {replicas * len(layers)}, but "
+            f"{config.target} has {available}; use at most {max(available // len(layers), 1)}",
         )
 
 
@@ -156,13 +156,13 @@ def _training(config: Keys) -> Iterator[Problem]:
     if warmup >= 1 and warmup != round(warmup):
         yield Problem(
             "lr_warmup",
-            f"{warmup:g} is neither a fraction below 1 nor a whole number of steps; take {round(warmup)}",
+            f"{warmup:g} is neither a fraction below 1 nor a whole number of steps; use {round(warmup)}",
         )
     elif steps and warmup >= 1 and warmup > steps:
         yield Problem(
             "lr_warmup",
-            f"{warmup:g} steps are {warmup - steps:g} more than training_steps {steps}; take at most "
-            f"{steps}, or a fraction below 1",
+            f"{warmup:g} steps exceed training_steps by {warmup - steps:g}: training_steps is {steps}; "
+            f"use at most {steps}, or a fraction below 1",
         )
     if config.lr_end and config.lr_schedule != "polynomial":
         yield Problem(
@@ -174,13 +174,13 @@ def _training(config: Keys) -> Iterator[Problem]:
         yield Problem(
             "lr_warmup_power",
             f"{config.lr_warmup_power:g} is read by lr_schedule polynomial only; {config.lr_schedule} warms "
-            "up in a line: take 1",
+            "up linearly: use 1",
         )
     if config.max_grad_norm is not None and config.optimizer not in CLIPPING_OPTIMIZERS:
         yield Problem(
             "max_grad_norm",
             f"{config.max_grad_norm:g} with optimizer {config.optimizer}: PopTorch clips gradients with "
-            f"{', '.join(CLIPPING_OPTIMIZERS)} only; take one of these, or none for max_grad_norm",
+            f"{', '.join(CLIPPING_OPTIMIZERS)} only; use one of these, or none for max_grad_norm",
         )
     if config.auto_loss_scaling and config.reduction != "mean":
         yield Problem("auto_loss_scaling", f"works with reduction mean only, not {config.reduction}")
@@ -193,7 +193,8 @@ def _wrong_sum(key: str, layers: Sequence[int], num_layers: int) -> Problem:
     off = f"{abs(found - num_layers)} too {'many' if found > num_layers else 'few'}"
     suggestion = _words(balanced_layers(num_layers, len(layers)))
     return Problem(
-        key, f"{_words(layers)} places {found} layers, num_layers is {num_layers}: {off}; try {suggestion}"
+        key,
+        f"{_words(layers)} places {found} layers, but num_layers is {num_layers}: {off}; try {suggestion}",
     )
 
 
@@ -203,15 +204,15 @@ def _placement(config: Keys) -> Iterator[Problem]:
         suggestion = _words(balanced_layers(config.num_layers, ipus))
         yield Problem(
             "layers_per_ipu",
-            f"{_words(layers)} is for {len(layers)} IPUs, ipus_per_replica is {ipus}; try {suggestion}, or "
-            f"ipus_per_replica {len(layers)}",
+            f"{_words(layers)} is for {len(layers)} IPUs, but ipus_per_replica is {ipus}; try {suggestion}, "
+            f"or ipus_per_replica {len(layers)}",
         )
     elif sum(layers) != config.num_layers:
         yield _wrong_sum("layers_per_ipu", layers, config.num_layers)
     if len(config.matmul_proportion) != ipus:
         yield Problem(
             "matmul_proportion",
-            f"has {len(config.matmul_proportion)} values for ipus_per_replica {ipus}; give {ipus}, or one "
+            f"has {len(config.matmul_proportion)} values for ipus_per_replica {ipus}; set {ipus}, or one "
             "for all",
         )
     stages = pipeline_stages(layers, config.head)
@@ -220,7 +221,7 @@ def _placement(config: Keys) -> Iterator[Problem]:
         yield Problem(
             "gradient_accumulation",
             f"{config.gradient_accumulation} cannot fill the pipeline: layers_per_ipu {_words(layers)} makes "
-            f"n = {stages} stages and needs 2n - 1 = {least} micro batches; take at least {least}",
+            f"n = {stages} stages and needs 2n - 1 = {least} micro batches; use at least {least}",
         )
 
 
@@ -229,40 +230,38 @@ def _memory(config: Keys) -> Iterator[Problem]:
     if config.vocab_size % factor:
         yield Problem(
             "embedding_serialization_factor",
-            f"{factor} does not divide vocab_size {config.vocab_size}; take "
+            f"{factor} does not divide vocab_size {config.vocab_size}; use "
             f"{_either(nearest_divisors(config.vocab_size, factor))}, or vocab_size "
             f"{_multiples(config.vocab_size, factor)}",
         )
     if config.replicated_tensor_sharding and config.replication_factor == 1:
         yield Problem(
             "replicated_tensor_sharding",
-            "has nothing to share with replication_factor 1; turn it off (--no-replicated-tensor-sharding) "
+            "has nothing to shard with replication_factor 1; turn it off (--no-replicated-tensor-sharding) "
             "or use more replicas",
         )
 
 
 def _device(config: Keys) -> Iterator[Problem]:
     if config.compile_only and not config.task_model.is_pretraining:
-        yield Problem("compile_only", f"is read in pretraining only, not by {config.task}; leave it out")
+        yield Problem("compile_only", f"is read in pretraining only, not by {config.task}; omit it")
     if config.compile_only and config.executable_cache is None:
-        yield Problem("compile_only", "has nowhere to leave what it compiles; give an executable_cache")
+        yield Problem("compile_only", "needs a folder for the executables; set executable_cache")
     if config.compile_only and config.device == "ipu-model":
-        yield Problem(
-            "compile_only", "is for IPUs; Poplar's IPU model compiles nothing to keep: take device ipu"
-        )
+        yield Problem("compile_only", "needs device ipu; Poplar's IPU model keeps no executables")
     if config.device == "ipu-model" and config.replication_factor > 1:
         yield Problem(
             "replication_factor",
-            f"{config.replication_factor}: Poplar's IPU model has no replication; take 1",
+            f"{config.replication_factor}: Poplar's IPU model has no replication; use 1",
         )
     if config.device == "ipu-model" and (config.validation_replication_factor or 1) > 1:
         yield Problem(
             "validation_replication_factor",
-            f"{config.validation_replication_factor}: Poplar's IPU model has no replication; take 1",
+            f"{config.validation_replication_factor}: Poplar's IPU model has no replication; use 1",
         )
     if config.target not in machine_ipus():
         yield Problem(
-            "target", f"{config.target!r} is no known machine; {nearest(config.target, machine_ipus())}"
+            "target", f"{config.target!r} is not a known machine; {nearest(config.target, machine_ipus())}"
         )
         return
     needed, available = config.ipus_per_replica * config.replication_factor, machine_ipus()[config.target]
@@ -274,5 +273,5 @@ def _device(config: Keys) -> Iterator[Problem]:
         yield Problem(
             "target",
             f"{config.target} has {available} IPUs; {config.replication_factor} replicas of "
-            f"{config.ipus_per_replica} need {needed}; take {' or '.join(ways) or 'fewer ipus_per_replica'}",
+            f"{config.ipus_per_replica} need {needed}; use {' or '.join(ways) or 'fewer ipus_per_replica'}",
         )

@@ -1,6 +1,6 @@
-"""The keys of a run: one field is one documented key of configs.yml and one command-line flag.
+"""The keys of a run: each field is a documented key of configs.yml and a command-line flag.
 
-Each declares its type, bounds and default, what it does, and what a change of it may alter.
+Each declares its type, bounds, default and meaning, and what changing it may alter.
 """
 
 # ruff: noqa: RUF009 (key() makes a dataclasses.field)
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from ipu.placement import Head
     from model import ModelConfig, TaskModel
 
-# Flags are grouped as the fields below are; each group is named by its first field.
+# The groups of flags in --help, in the order of the fields below, by the first field of each.
 GROUPS = {
-    "task": "run: what to do, for how long, and what to write down",
+    "task": "run: task, length, logging and checkpoints",
     "model": "model: the encoder",
     "corpus": "data: corpus, tokenizer, masking and loading",
     "squad_version": "fine-tuning on SQuAD and GLUE",
@@ -40,15 +40,15 @@ GROUPS = {
     "device": "device: placement and precision on IPUs",
 }
 
-# Keys that may be "auto": `planning.placement` finds their values, a Config has only found ones.
+# Keys that may be "auto": `planning.placement` searches for their values, so a Config has only values.
 AUTO = "auto"
-# As an entry of layers_per_ipu: any number of layers.
+# An entry of layers_per_ipu: any number of layers.
 ANY = -1
 AUTO_KEYS = ("layers_per_ipu", "micro_batch_size", "matmul_proportion")
 
 AT_LEAST_0, AT_LEAST_1, ABOVE_0, BELOW_1 = "[0, inf)", "[1, inf)", "(0, inf)", "[0, 1)"
-SEEDS = f"[0, {2**63})"  # every generator takes these
-# Far above any model for IPUs, and low enough that no product of sizes leaves 64 bits.
+SEEDS = f"[0, {2**63})"  # the seeds that every generator accepts
+# Far above any model for IPUs, and low enough that no product of sizes overflows 64 bits.
 TOKENS, FEATURES, LAYERS, TOKEN_IDS = "[8, 65535]", "[1, 65536]", "[1, 1000]", f"[8, {2**31})"
 SEQUENCES, STEPS = "[1, 65536]", f"[1, {2**31})"
 Family = Literal["bert", "groupbert"]
@@ -58,69 +58,78 @@ Optimizer = Literal["sgd", "adam", "adamw", "lamb", "lamb_no_bias_correction"]
 Schedule = Literal["constant", "linear", "polynomial"]
 Device = Literal["auto", "ipu", "ipu-model", "simulator"]
 Section = TypeVar("Section")
-# What a change of a key may alter, from the least to the most:
+# What changing a key may alter, from least to most:
 #   nothing     neither weights nor evaluations: logs, files, processes
-#   evaluation  evaluations and answers, but no weight
-#   machine     where the program runs or is costed: weights within what a device's arithmetic allows
+#   evaluation  evaluations and answers, but not the weights
+#   machine     where the program runs or is costed: weights differ only by the device's arithmetic
 #   options     how the device stores and schedules the program, not its graph
 #   weights     everything
 Effect = Literal["nothing", "evaluation", "machine", "options", "weights"]
 
 
-# Fields are ordered by meaning, so required ones follow optional ones: for dataclass, this is their default.
+# Fields are ordered by meaning, so required ones may follow optional ones: this is their default.
 _REQUIRED: Any = object()
 
 
 def key(alters: Effect, doc: str, default: Any = _REQUIRED, bounds: str = "") -> Any:
-    """One configuration key; one without default must be given. `bounds` is an interval such as "[0, 1)"."""
+    """One configuration key, required if it has no default. `bounds` is an interval such as "[0, 1)"."""
     return field(default=default, metadata={"alters": alters, "doc": doc, "bounds": bounds})
 
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys of a run. Creating one checks types and bounds; ConfigError names everything that is wrong.
+    """The keys of a run. The constructor checks types and bounds; ConfigError lists every problem.
 
-    Config adds the rules that relate keys to each other.
+    Config adds the rules on combinations of keys.
     """
 
     task: str = key(
-        "weights", "what to train: pretraining, or squad and others of model.TASKS", "pretraining"
+        "weights", "what to train: pretraining, or squad and others in model.TASKS", "pretraining"
     )
-    seed: int = key("weights", "of every random draw: data order, masks, initial weights, dropout", 42, SEEDS)
+    seed: int = key(
+        "weights", "seed of all random numbers: data order, masks, initial weights, dropout", 42, SEEDS
+    )
     training_steps: int = key(
-        "weights", "weight updates; 0: as many as epochs make (fine-tuning)", 0, AT_LEAST_0
+        "weights", "number of weight updates; 0: derived from epochs (fine-tuning)", 0, AT_LEAST_0
     )
     eval_steps: Optional[int] = key(
-        "evaluation", "weight updates between evaluations; none: only first and last", None, AT_LEAST_1
+        "evaluation",
+        "weight updates between evaluations; none: only at the start and at the end",
+        None,
+        AT_LEAST_1,
     )
     eval_batches: Optional[int] = key(
-        "evaluation", "micro batches of an evaluation; none: the whole validation set", None, AT_LEAST_1
+        "evaluation", "micro batches per evaluation; none: the whole validation set", None, AT_LEAST_1
     )
     checkpoint_steps: Optional[int] = key(
-        "nothing", "weight updates between checkpoints; none: only the last", None, AT_LEAST_1
+        "nothing", "weight updates between checkpoints; none: only one, at the end", None, AT_LEAST_1
     )
-    checkpoints_to_keep: int = key("nothing", "newest checkpoints that stay on disk", 2, AT_LEAST_1)
-    log_steps: int = key("nothing", "weight updates between lines in the log", 1, AT_LEAST_1)
-    wandb: bool = key("nothing", "log to Weights & Biases too", False)
-    wandb_project: str = key("nothing", "project name at Weights & Biases", "groupbert-ipu")
+    checkpoints_to_keep: int = key("nothing", "how many of the newest checkpoints to keep", 2, AT_LEAST_1)
+    log_steps: int = key("nothing", "weight updates between log lines", 1, AT_LEAST_1)
+    wandb: bool = key("nothing", "also log to Weights & Biases", False)
+    wandb_project: str = key("nothing", "Weights & Biases project", "groupbert-ipu")
     progress_bar: bool = key("nothing", "show progress bars", True)
 
-    model: Family = key("weights", "family: the defaults of norm, convolution and feed_forward", "groupbert")
-    hidden_size: int = key("weights", "features of a token", bounds=FEATURES)
+    model: Family = key(
+        "weights", "model family: sets the defaults of norm, convolution and feed_forward", "groupbert"
+    )
+    hidden_size: int = key("weights", "features per token", bounds=FEATURES)
     num_layers: int = key("weights", "encoder layers", bounds=LAYERS)
-    num_heads: int = key("weights", "attention heads; hidden_size must be a multiple", bounds=AT_LEAST_1)
+    num_heads: int = key("weights", "attention heads; must divide hidden_size", bounds=AT_LEAST_1)
     vocab_size: int = key("weights", "rows of the embedding table", 30522, TOKEN_IDS)
-    max_position_embeddings: int = key("weights", "longest sequence that the model can take", 512, TOKENS)
-    norm: Optional[Norm] = key("weights", "LayerNorm before or after; none: the family's", None)
+    max_position_embeddings: int = key("weights", "longest sequence that the model accepts", 512, TOKENS)
+    norm: Optional[Norm] = key(
+        "weights", "LayerNorm before or after each module; none: the family's default", None
+    )
     convolution: Optional[bool] = key(
-        "weights", "a convolution module in each layer; none: the family's", None
+        "weights", "a convolution module in each layer; none: the family's default", None
     )
     feed_forward: Optional[FeedForward] = key(
-        "weights", "second projection, and whether an output projection follows; none: the family's", None
+        "weights", "dense, grouped, or grouped with an output projection; none: the family's default", None
     )
-    ffn_groups: int = key("weights", "groups of the grouped feed-forward projection", 4, AT_LEAST_1)
-    conv_group_size: int = key("weights", "channels in a group of the convolution", 16, AT_LEAST_1)
-    conv_kernel_size: int = key("weights", "tokens that the convolution spans; odd", 7, "[1, 65535]")
+    ffn_groups: int = key("weights", "number of groups of the grouped feed-forward projection", 4, AT_LEAST_1)
+    conv_group_size: int = key("weights", "channels per group of the convolution", 16, AT_LEAST_1)
+    conv_kernel_size: int = key("weights", "width of the convolution in tokens; odd", 7, "[1, 65535]")
     hidden_dropout: float = key("weights", "dropout of embeddings and residual branches", 0.0, BELOW_1)
     attention_dropout: float = key("weights", "dropout of attention probabilities", 0.0, BELOW_1)
     layer_norm_eps: float = key("weights", "added to the variance; 1e-3 is safe in float16", 1e-3, "(0, 1)")
@@ -128,135 +137,162 @@ class Keys:
     corpus: str = key(
         "weights", "python-docs, text files (file, folder, glob), TFRecords or hf:NAME", "python-docs"
     )
-    corpus_subset: Optional[str] = key("weights", "configuration of a Hugging Face data set", None)
-    corpus_split: str = key("weights", "split of a Hugging Face data set", "train")
-    text_column: str = key("weights", "column of a Hugging Face data set that holds the text", "text")
+    corpus_subset: Optional[str] = key("weights", "subset (configuration) of a Hugging Face dataset", None)
+    corpus_split: str = key("weights", "split of a Hugging Face dataset", "train")
+    text_column: str = key("weights", "text column of a Hugging Face dataset", "text")
     validation_corpus: Optional[str] = key(
         "weights", "corpus to evaluate on; none: held-out documents of corpus", None
     )
-    validation_fraction: float = key("weights", "share of documents held out of corpus", 0.05, BELOW_1)
+    validation_fraction: float = key(
+        "weights", "fraction of corpus's documents held out for evaluation", 0.05, BELOW_1
+    )
     tokenizer: str = key(
-        "weights", "train (on corpus), a vocab.txt, a folder or a Hugging Face name", "train"
+        "weights", "train (a new one on corpus), a vocab.txt, a folder or a Hugging Face name", "train"
     )
     lowercase: bool = key("weights", "lower-case the text", True)
     sequence_length: int = key(
-        "weights", "tokens of a sequence, special ones and padding included", bounds=TOKENS
+        "weights", "tokens per sequence, including special tokens and padding", bounds=TOKENS
     )
-    mask_tokens: int = key("weights", "most masked tokens of a sequence", 20, AT_LEAST_1)
-    masked_lm_probability: float = key("weights", "share of tokens to predict", 0.15, "(0, 1)")
+    mask_tokens: int = key("weights", "maximum number of masked tokens per sequence", 20, AT_LEAST_1)
+    masked_lm_probability: float = key("weights", "fraction of tokens to predict", 0.15, "(0, 1)")
     dynamic_masking: bool = key("weights", "new masks in each epoch", True)
     whole_word_masking: bool = key("weights", "mask all pieces of a word together", False)
     short_sequence_probability: float = key(
-        "weights", "share of examples cut to a random shorter length", 0.1, "[0, 1]"
+        "weights", "fraction of examples truncated to a random length", 0.1, "[0, 1]"
     )
-    cache_folder: str = key("nothing", "where prepared data is kept", "cache")
-    dataloader_workers: int = key("nothing", "processes that read batches; 0: the main one", 0, AT_LEAST_0)
+    cache_folder: str = key("nothing", "folder for prepared data", "cache")
+    dataloader_workers: int = key(
+        "nothing", "worker processes that load batches; 0: load in the main process", 0, AT_LEAST_0
+    )
     preprocessing_workers: Optional[int] = key(
-        "nothing", "processes that prepare data; none: one a core", None, AT_LEAST_0
+        "nothing", "processes that prepare data; none: one per core", None, AT_LEAST_0
     )
-    async_dataloader: bool = key("nothing", "prepare the next batch while the device works", False)
+    async_dataloader: bool = key("nothing", "prefetch the next batch while the device computes", False)
 
-    squad_version: Literal["1.1", "2.0"] = key("weights", "2.0 has questions without an answer", "1.1")
+    squad_version: Literal["1.1", "2.0"] = key(
+        "weights", "version of SQuAD; 2.0 has unanswerable questions", "1.1"
+    )
     train_data: Optional[str] = key(
         "weights", "SQuAD JSON file or hf:NAME to train on; none: squad_version's from Hugging Face", None
     )
-    validation_data: Optional[str] = key("evaluation", "the same, to evaluate on", None)
+    validation_data: Optional[str] = key(
+        "evaluation", "SQuAD JSON file or hf:NAME to evaluate on; none: as for train_data", None
+    )
     epochs: Optional[float] = key(
-        "weights", "passes over the training set, in place of training_steps", None, ABOVE_0
+        "weights", "passes over the training set, instead of training_steps", None, ABOVE_0
     )
-    doc_stride: int = key("weights", "tokens between the windows of a long document", 128, AT_LEAST_1)
-    max_query_length: int = key("weights", "tokens of a question at most", 64, AT_LEAST_1)
-    n_best_size: int = key(
-        "evaluation", "answers to a question that nbest_predictions.json lists", 20, AT_LEAST_1
+    doc_stride: int = key(
+        "weights", "tokens between the starts of a long document's windows", 128, AT_LEAST_1
     )
-    max_answer_length: int = key("evaluation", "tokens of an answer at most", 30, AT_LEAST_1)
+    max_query_length: int = key(
+        "weights", "maximum tokens per question; longer ones are truncated", 64, AT_LEAST_1
+    )
+    n_best_size: int = key("evaluation", "answers per question in nbest_predictions.json", 20, AT_LEAST_1)
+    max_answer_length: int = key("evaluation", "maximum tokens per answer", 30, AT_LEAST_1)
     null_score_diff_threshold: float = key(
-        "evaluation", "no answer where its score is above the best answer's by more", 0.0
+        "evaluation", "answer nothing if that scores higher than the best answer by more than this", 0.0
     )
     validation_micro_batch_size: int = key("evaluation", "micro batch size in evaluation", 20, AT_LEAST_1)
     validation_device_iterations: int = key(
-        "evaluation", "micro batches of one device call in evaluation", 4, AT_LEAST_1
+        "evaluation", "micro batches per device call in evaluation", 4, AT_LEAST_1
     )
     validation_matmul_proportion: float = key(
-        "evaluation", "share of memory for matmuls in evaluation", 0.25, "(0, 1]"
+        "evaluation", "proportion of memory available to matmuls in evaluation", 0.25, "(0, 1]"
     )
     validation_layers_per_ipu: Optional[Tuple[int, ...]] = key(
         "evaluation",
-        "placement in evaluation; none: half of the layers on each of two IPUs",
+        "encoder layers on each IPU in evaluation; none: half of them on each of two IPUs",
         None,
         AT_LEAST_0,
     )
     validation_replication_factor: Optional[int] = key(
         "evaluation",
-        "copies of the model in evaluation; none: as many as training's IPUs have room for",
+        "replicas in evaluation; none: as many as fit on training's IPUs",
         None,
         AT_LEAST_1,
     )
 
-    micro_batch_size: int = key("weights", "sequences that one replica computes at once", bounds=SEQUENCES)
-    gradient_accumulation: int = key("weights", "micro batches of a replica in a weight update", bounds=STEPS)
-    replication_factor: int = key("weights", "data-parallel copies of the model", 1, AT_LEAST_1)
-    device_iterations: int = key("weights", "weight updates of one device call", 1, STEPS)
-    reduction: Literal["mean", "sum"] = key("weights", "of gradients over accumulation and replicas", "mean")
-    optimizer: Optimizer = key("weights", "the weight update", "adamw")
-    learning_rate: float = key("weights", "peak learning rate", bounds=ABOVE_0)
-    lr_schedule: Schedule = key("weights", "after warm-up: stay, fall in a line to 0, or to lr_end", "linear")
-    lr_warmup: float = key("weights", "of training_steps below 1, else weight updates", 0.0, AT_LEAST_0)
-    lr_warmup_power: float = key(
-        "weights", "shape of the warm-up: 1 a line, 0.5 GroupBERT's square root", 1.0, ABOVE_0
+    micro_batch_size: int = key("weights", "sequences that one replica processes at a time", bounds=SEQUENCES)
+    gradient_accumulation: int = key("weights", "micro batches per replica in a weight update", bounds=STEPS)
+    replication_factor: int = key("weights", "number of data-parallel replicas of the model", 1, AT_LEAST_1)
+    device_iterations: int = key("weights", "weight updates per device call", 1, STEPS)
+    reduction: Literal["mean", "sum"] = key(
+        "weights", "reduction of gradients over accumulation and replicas", "mean"
     )
-    lr_end: float = key("weights", "last learning rate of the polynomial schedule", 0.0, AT_LEAST_0)
-    momentum: float = key("weights", "of sgd", 0.9, BELOW_1)
-    adam_beta1: float = key("weights", "decay of the first moment", 0.9, BELOW_1)
-    adam_beta2: float = key("weights", "decay of the second moment", 0.999, BELOW_1)
-    optimizer_eps: float = key("weights", "added to the root of the second moment", 1e-6, ABOVE_0)
-    weight_decay: float = key("weights", "of all weights but biases and LayerNorms", 0.01, AT_LEAST_0)
+    optimizer: Optimizer = key("weights", "optimizer", "adamw")
+    learning_rate: float = key("weights", "peak learning rate", bounds=ABOVE_0)
+    lr_schedule: Schedule = key(
+        "weights", "after warm-up: constant, linear decay to 0, or polynomial decay to lr_end", "linear"
+    )
+    lr_warmup: float = key(
+        "weights",
+        "warm-up: a fraction of training_steps if below 1, otherwise weight updates",
+        0.0,
+        AT_LEAST_0,
+    )
+    lr_warmup_power: float = key(
+        "weights", "exponent of the warm-up: 1 is linear, 0.5 GroupBERT's square root", 1.0, ABOVE_0
+    )
+    lr_end: float = key("weights", "final learning rate of the polynomial schedule", 0.0, AT_LEAST_0)
+    momentum: float = key("weights", "momentum of sgd", 0.9, BELOW_1)
+    adam_beta1: float = key("weights", "decay rate of the first moment", 0.9, BELOW_1)
+    adam_beta2: float = key("weights", "decay rate of the second moment", 0.999, BELOW_1)
+    optimizer_eps: float = key("weights", "added to the square root of the second moment", 1e-6, ABOVE_0)
+    weight_decay: float = key(
+        "weights", "decay of all weights except biases and LayerNorms", 0.01, AT_LEAST_0
+    )
     max_grad_norm: Optional[float] = key(
-        "weights", "clip to this global norm; sgd, adam and adamw only", None, ABOVE_0
+        "weights", "clip gradients to this global norm; sgd, adam and adamw only", None, ABOVE_0
     )
     loss_scaling: float = key(
-        "weights", "factor on the loss that keeps float16 gradients above underflow", 1.0, ABOVE_0
+        "weights", "factor on the loss that keeps float16 gradients from underflowing", 1.0, ABOVE_0
     )
-    auto_loss_scaling: bool = key("weights", "let PopTorch adapt loss_scaling", False)
+    auto_loss_scaling: bool = key("weights", "let PopTorch adjust loss_scaling during training", False)
 
-    device: Device = key("machine", "where to run; auto: an IPU if there is one", "auto")
+    device: Device = key(
+        "machine", "where to run; auto: an IPU if available, otherwise the simulator", "auto"
+    )
     target: str = key("machine", f"the machine: {' | '.join(machine_ipus())}", "pod16")
-    precision: Literal["float16", "float32"] = key("weights", "what an IPU stores and computes in", "float16")
+    precision: Literal["float16", "float32"] = key(
+        "weights", "type in which an IPU stores and computes", "float16"
+    )
     simulator_precision: Literal["float32", "ipu-float16"] = key(
         "weights",
-        "how the simulator computes: fast in float32, or as an IPU would at this precision",
+        "arithmetic of the simulator: float32 (fast), or as on an IPU",
         "float32",
     )
-    ipus_per_replica: int = key(
-        "weights", "IPUs of one pipeline", bounds=f"[1, {max(machine_ipus().values())}]"
-    )
+    ipus_per_replica: int = key("weights", "IPUs per pipeline", bounds=f"[1, {max(machine_ipus().values())}]")
     layers_per_ipu: Tuple[int, ...] = key(
-        "weights", "encoder layers on each IPU; embeddings stand on the first", bounds=AT_LEAST_0
+        "weights", "encoder layers on each IPU; embeddings are on the first", bounds=AT_LEAST_0
     )
     matmul_proportion: Tuple[float, ...] = key(
-        "options", "share of memory for matmuls, for each IPU or all", (0.25,), "(0, 1]"
+        "options", "proportion of memory available to matmuls: one value, or one per IPU", (0.25,), "(0, 1]"
     )
     embedding_serialization_factor: int = key(
-        "weights", "parts in which the vocabulary projection is computed", 1, AT_LEAST_1
+        "weights", "number of slices in which the vocabulary projection is computed", 1, AT_LEAST_1
     )
-    replicated_tensor_sharding: bool = key("options", "spread the optimizer state over replicas", False)
+    replicated_tensor_sharding: bool = key("options", "shard the optimizer state over replicas", False)
     optimizer_state: Literal["on_chip", "off_chip"] = key(
-        "options", "where the optimizer state is kept", "on_chip"
+        "options", "where the optimizer state is stored", "on_chip"
     )
     recompute_checkpoint_every_layer: bool = key(
-        "weights", "keep each layer's output, recompute the rest", True
+        "weights", "store each layer's output, recompute the rest", True
     )
     enable_half_partials: bool = key("weights", "accumulate matmuls in float16", True)
-    enable_half_first_order_momentum: bool = key("weights", "keep the first moment in float16", False)
-    stochastic_rounding: bool = key("weights", "round float16 at random so that small updates count", True)
+    enable_half_first_order_momentum: bool = key("weights", "store the first moment in float16", False)
+    stochastic_rounding: bool = key(
+        "weights", "round float16 stochastically, so that small updates aren't lost", True
+    )
     floating_point_exceptions: bool = key(
-        "nothing", "stop at an overflow, a division by zero or a NaN on an IPU", False
+        "nothing", "raise an exception on overflow, division by zero or NaN on an IPU", False
     )
     executable_cache: Optional[str] = key("nothing", "folder for compiled programs", None)
     compile_only: bool = key(
-        "nothing", "compile for IPUs into executable_cache, without any, and stop", False
+        "nothing", "compile into executable_cache without IPUs attached, then exit", False
     )
-    synthetic_data: bool = key("weights", "no transfers between host and IPUs: the model's own speed", False)
+    synthetic_data: bool = key(
+        "weights", "no transfers between host and IPUs: measures the IPUs alone", False
+    )
     profile_folder: Optional[str] = key("nothing", "folder for PopVision's reports; none: no profile", None)
 
     def __post_init__(self) -> None:
@@ -301,40 +337,40 @@ class Keys:
 
     @property
     def warmup_steps(self) -> int:
-        """Weight updates of the learning rate's warm-up; 0 while training_steps is still to be found."""
+        """Weight updates of the learning rate's warm-up; 0 if training_steps isn't known yet."""
         return round(self.lr_warmup * self.training_steps) if self.lr_warmup < 1 else round(self.lr_warmup)
 
     @property
     def global_batch_size(self) -> int:
-        """Sequences in a weight update."""
+        """Sequences per weight update."""
         return self.micro_batch_size * self.gradient_accumulation * self.replication_factor
 
     @property
     def samples_per_call(self) -> int:
-        """Sequences in a device call."""
+        """Sequences per device call."""
         return self.global_batch_size * self.device_iterations
 
     @property
     def task_model(self) -> Type[TaskModel]:
         """The task's entry in model.TASKS. Raises ConfigError."""
-        from model import TASKS  # here: torch takes seconds to import, and --help needs none
+        from model import TASKS  # here: torch takes seconds to import, and --help doesn't need it
 
         if self.task not in TASKS:
-            raise ConfigError([Problem("task", f"{self.task!r} is no task; {nearest(self.task, TASKS)}")])
+            raise ConfigError([Problem("task", f"{self.task!r} is not a task; {nearest(self.task, TASKS)}")])
         return TASKS[self.task]
 
     @property
     def head(self) -> Head:
-        """Where the task's head stands."""
+        """The task's head, for its placement."""
         return self.task_model.place
 
     def section(self, kind: Type[Section], **given: Any) -> Section:
-        """A room's part of the run: a `kind` whose fields are `given`, or taken from here by name."""
+        """A dataclass `kind` with its fields from `given`, otherwise from the keys of the same name."""
         wanted = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
         return kind(**{name: given[name] if name in given else getattr(self, name) for name in wanted})
 
     def model_config(self) -> ModelConfig:
-        """The model's part, with the family's defaults filled in. Raises model.ModelConfigError."""
+        """The model's configuration, with the family's defaults resolved. Raises model.ModelConfigError."""
         from model import ModelConfig  # here, as above
 
         return self.section(
@@ -359,7 +395,7 @@ def kinds() -> Mapping[str, Any]:
 
 
 def group(first: str) -> List[str]:
-    """The keys of the group whose first key this is."""
+    """The keys of the group that begins with this key."""
     names = list(entries())
     ends = [names.index(name) for name in GROUPS] + [len(names)]
     start = names.index(first)
@@ -367,7 +403,7 @@ def group(first: str) -> List[str]:
 
 
 def keys_that_alter(*effects: Effect) -> FrozenSet[str]:
-    """The keys whose change may alter one of these, and no more than that."""
+    """The keys whose `alters` is one of `effects`."""
     return frozenset(name for name, entry in entries().items() if entry.metadata["alters"] in effects)
 
 
@@ -379,4 +415,4 @@ def _check_bounds(value: Any, bounds: str) -> None:
         above = number >= low if bounds[0] == "[" else number > low
         below = number <= high if bounds[-1] == "]" else number < high
         if not (above and below):
-            raise ValueError(f"{number} lies outside {bounds}")
+            raise ValueError(f"{number} is outside {bounds}")

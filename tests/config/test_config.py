@@ -45,7 +45,7 @@ def refusal(**changes: object) -> List[str]:
 
 # (changes, the key that the message must start with, what else it must say)
 RULES = [
-    ({"layers_per_ipu": (2, 3)}, "layers_per_ipu", "5 layers, num_layers is 4: 1 too many; try 0 4"),
+    ({"layers_per_ipu": (2, 3)}, "layers_per_ipu", "5 layers, but num_layers is 4: 1 too many; try 0 4"),
     ({"layers_per_ipu": (1, 1)}, "layers_per_ipu", "2 too few"),
     (
         {"layers_per_ipu": (1, 1, 2)},
@@ -54,18 +54,18 @@ RULES = [
     ),
     ({"matmul_proportion": (0.2, 0.2, 0.2)}, "matmul_proportion", "3 values for ipus_per_replica 2"),
     ({"gradient_accumulation": 4}, "gradient_accumulation", "n = 3 stages and needs 2n - 1 = 5"),
-    ({"num_heads": 5}, "num_heads", "take num_heads 4 or 8, or hidden_size 60 or 65"),
-    ({"conv_group_size": 24}, "conv_group_size", "take conv_group_size 16 or 32, or hidden_size 48 or 72"),
-    ({"ffn_groups": 3}, "ffn_groups", "take ffn_groups 2 or 4, or hidden_size 63 or 66"),
-    ({"conv_kernel_size": 6}, "conv_kernel_size", "take 5 or 7"),
+    ({"num_heads": 5}, "num_heads", "use num_heads 4 or 8, or hidden_size 60 or 65"),
+    ({"conv_group_size": 24}, "conv_group_size", "use conv_group_size 16 or 32, or hidden_size 48 or 72"),
+    ({"ffn_groups": 3}, "ffn_groups", "use ffn_groups 2 or 4, or hidden_size 63 or 66"),
+    ({"conv_kernel_size": 6}, "conv_kernel_size", "use 5 or 7"),
     ({"sequence_length": 520}, "sequence_length", "8 above max_position_embeddings 512"),
     ({"mask_tokens": 33}, "mask_tokens", "more than sequence_length 32"),
     (
         {"embedding_serialization_factor": 5},
         "embedding_serialization_factor",
-        "take 3 or 6, or vocab_size 30520",
+        "use 3 or 6, or vocab_size 30520",
     ),
-    ({"replication_factor": 9, "target": "pod16"}, "target", "need 18; take a target of pod64 (64)"),
+    ({"replication_factor": 9, "target": "pod16"}, "target", "need 18; use a target of pod64 (64)"),
     ({"replication_factor": 9, "target": "pod16"}, "target", "or replication_factor 8"),
     ({"target": "pod17"}, "target", "did you mean 'pod16'?"),
     ({"replicated_tensor_sharding": True}, "replicated_tensor_sharding", "--no-replicated-tensor-sharding"),
@@ -73,28 +73,28 @@ RULES = [
     (
         {"optimizer": "lamb_no_bias_correction", "max_grad_norm": 1.0, "device": "ipu"},
         "max_grad_norm",
-        "take one of these",
+        "use one of these",
     ),
-    ({"device": "ipu-model", "replication_factor": 2}, "replication_factor", "take 1"),
-    ({"compile_only": True}, "compile_only", "give an executable_cache"),
+    ({"device": "ipu-model", "replication_factor": 2}, "replication_factor", "use 1"),
+    ({"compile_only": True}, "compile_only", "set executable_cache"),
     ({**SQUAD, "compile_only": True, "executable_cache": "x"}, "compile_only", "pretraining only"),
     (
         {"compile_only": True, "executable_cache": "x", "device": "ipu-model"},
         "compile_only",
-        "take device ipu",
+        "needs device ipu",
     ),
-    ({"lr_warmup": 9}, "lr_warmup", "1 more than training_steps 8"),
-    ({"lr_warmup": 1.5}, "lr_warmup", "take 2"),
+    ({"lr_warmup": 9}, "lr_warmup", "exceed training_steps by 1: training_steps is 8"),
+    ({"lr_warmup": 1.5}, "lr_warmup", "use 2"),
     ({"lr_end": 1e-7}, "lr_end", "polynomial only"),
-    ({"lr_warmup_power": 0.5}, "lr_warmup_power", "polynomial only; linear warms up in a line: take 1"),
+    ({"lr_warmup_power": 0.5}, "lr_warmup_power", "polynomial only; linear warms up linearly: use 1"),
     ({"lr_warmup_power": 0.5, "lr_schedule": "constant"}, "lr_warmup_power", "constant warms up"),
     ({"lr_end": 1.0, "lr_schedule": "polynomial"}, "lr_end", "above learning_rate 0.001"),
     ({"auto_loss_scaling": True, "reduction": "sum"}, "auto_loss_scaling", "reduction mean"),
     ({"auto_loss_scaling": True, "precision": "float32"}, "auto_loss_scaling", "precision float16"),
-    ({"device_iterations": 3}, "training_steps", "take 6 or 9"),
-    ({"device_iterations": 4, "eval_steps": 6}, "eval_steps", "take 4 or 8"),
-    ({"device_iterations": 4, "checkpoint_steps": 2}, "checkpoint_steps", "take 4"),
-    ({"training_steps": 0}, "training_steps", "give the number of weight updates"),
+    ({"device_iterations": 3}, "training_steps", "use 6 or 9"),
+    ({"device_iterations": 4, "eval_steps": 6}, "eval_steps", "use 4 or 8"),
+    ({"device_iterations": 4, "checkpoint_steps": 2}, "checkpoint_steps", "use 4"),
+    ({"training_steps": 0}, "training_steps", "set the number of weight updates"),
     ({"epochs": 3.0}, "epochs", "not read in pretraining"),
     ({"squad_version": "2.0"}, "squad_version", "2.0 is not read by task pretraining; leave it at 1.1"),
     ({"doc_stride": 64}, "doc_stride", "64 is not read by task pretraining; leave it at 128"),
@@ -106,10 +106,10 @@ RULES = [
         "validation_layers_per_ipu",
         "1 3 is not read by task pretraining; leave it at none",
     ),
-    ({**SQUAD, "epochs": 3.0}, "epochs", "give one of them (--epochs none or --training-steps 0)"),
-    ({**SQUAD, "training_steps": 0}, "training_steps", "or give epochs"),
-    ({**SQUAD, "max_query_length": 126}, "max_query_length", "take at most 124"),
-    ({**SQUAD, "doc_stride": 62}, "doc_stride", "take at most 61"),
+    ({**SQUAD, "epochs": 3.0}, "epochs", "use one of them (--epochs none or --training-steps 0)"),
+    ({**SQUAD, "training_steps": 0}, "training_steps", "or epochs"),
+    ({**SQUAD, "max_query_length": 126}, "max_query_length", "use at most 124"),
+    ({**SQUAD, "doc_stride": 62}, "doc_stride", "use at most 61"),
     (
         {**SQUAD, "validation_layers_per_ipu": (1, 2)},
         "validation_layers_per_ipu",
@@ -118,35 +118,35 @@ RULES = [
     (
         {**SQUAD, "validation_device_iterations": 1},
         "validation_device_iterations",
-        "2 stages (2 2); take at least 2",
+        "2 stages (2 2); use at least 2",
     ),
-    ({**SQUAD, "embedding_serialization_factor": 2}, "embedding_serialization_factor", "take 1"),
+    ({**SQUAD, "embedding_serialization_factor": 2}, "embedding_serialization_factor", "use 1"),
     ({"validation_replication_factor": 2}, "validation_replication_factor", "leave it at none"),
     (
         {**SQUAD, "validation_replication_factor": 9, "target": "pod16"},
         "validation_replication_factor",
-        "9 replicas of 2 IPUs need 18, pod16 has 16; take at most 8",
+        "9 replicas of 2 IPUs need 18, but pod16 has 16; use at most 8",
     ),
     (
         {**SQUAD, "validation_replication_factor": 2, "device": "ipu-model"},
         "validation_replication_factor",
-        "no replication; take 1",
+        "no replication; use 1",
     ),
     # types and ranges
     ({"num_layers": 4.0}, "num_layers", "expected a whole number, found 4.0 (a number): write 4"),
     ({"num_layers": True}, "num_layers", "found True (true/false)"),
     ({"num_layers": "4"}, "num_layers", "without quotes"),
-    ({"num_layers": 0}, "num_layers", "0 lies outside [1, 1000]"),
+    ({"num_layers": 0}, "num_layers", "0 is outside [1, 1000]"),
     ({"num_layers": None}, "num_layers", "expected a whole number"),
-    ({"seed": 2**63}, "seed", "9223372036854775808 lies outside [0, 9223372036854775808)"),
+    ({"seed": 2**63}, "seed", "9223372036854775808 is outside [0, 9223372036854775808)"),
     ({"seed": 99999999999999999999999}, "seed", "outside"),
-    ({"hidden_size": 90000000001}, "hidden_size", "90000000001 lies outside [1, 65536]"),
+    ({"hidden_size": 90000000001}, "hidden_size", "90000000001 is outside [1, 65536]"),
     ({"num_layers": 10**9}, "num_layers", "outside [1, 1000]"),
     ({"vocab_size": 2**31}, "vocab_size", "outside [8, 2147483648)"),
-    ({"max_position_embeddings": 65536}, "max_position_embeddings", "65536 lies outside [8, 65535]"),
-    ({"sequence_length": 65536}, "sequence_length", "65536 lies outside [8, 65535]"),
-    ({"micro_batch_size": 10**30}, "micro_batch_size", "lies outside [1, 65536]"),
-    ({"gradient_accumulation": 10**30}, "gradient_accumulation", "lies outside [1, 2147483648)"),
+    ({"max_position_embeddings": 65536}, "max_position_embeddings", "65536 is outside [8, 65535]"),
+    ({"sequence_length": 65536}, "sequence_length", "65536 is outside [8, 65535]"),
+    ({"micro_batch_size": 10**30}, "micro_batch_size", "is outside [1, 65536]"),
+    ({"gradient_accumulation": 10**30}, "gradient_accumulation", "is outside [1, 2147483648)"),
     ({"conv_kernel_size": 10**20 + 1}, "conv_kernel_size", "outside [1, 65535]"),
     ({"ipus_per_replica": 10**12}, "ipus_per_replica", "outside [1, 256]"),
     ({"learning_rate": "1e-3"}, "learning_rate", "without quotes"),
@@ -154,8 +154,8 @@ RULES = [
     ({"learning_rate": -1e-3}, "learning_rate", "outside (0, inf)"),
     ({"hidden_dropout": 1.0}, "hidden_dropout", "outside [0, 1)"),
     ({"masked_lm_probability": 1.5}, "masked_lm_probability", "outside (0, 1)"),
-    ({"matmul_proportion": (0.2, 1.2)}, "matmul_proportion", "1.2 lies outside (0, 1]"),
-    ({"layers_per_ipu": (5, -1)}, "layers_per_ipu", "-1 lies outside [0, inf)"),
+    ({"matmul_proportion": (0.2, 1.2)}, "matmul_proportion", "1.2 is outside (0, 1]"),
+    ({"layers_per_ipu": (5, -1)}, "layers_per_ipu", "-1 is outside [0, inf)"),
     ({"layers_per_ipu": (2.0, 2)}, "layers_per_ipu", "write 2"),
     ({"layers_per_ipu": ()}, "layers_per_ipu", "the list is empty"),
     ({"layers_per_ipu": {"a": 1}}, "layers_per_ipu", "expected a whole number"),
@@ -246,7 +246,7 @@ def test_pipeline_depth_counts_changes_of_ipu(layers: tuple, task: str, stages: 
 
 def test_absurd_placements_are_refused_at_once() -> None:
     (complaint,) = refusal(layers_per_ipu=(10**12, 0))
-    assert "places 1000000000000 layers, num_layers is 4: 999999999996 too many" in complaint
+    assert "places 1000000000000 layers, but num_layers is 4: 999999999996 too many" in complaint
 
 
 def test_suggested_placements_are_legal_and_as_published() -> None:
@@ -316,7 +316,7 @@ def test_section_takes_fields_by_name() -> None:
 
 def test_nearest_divisors_of_large_numbers_are_found_at_once() -> None:
     (complaint,) = refusal(vocab_size=2**31 - 1, embedding_serialization_factor=2)
-    assert "take 1 or 2147483647, or vocab_size 2147483646" in complaint
+    assert "use 1 or 2147483647, or vocab_size 2147483646" in complaint
     for number in range(1, 200):
         expected = [candidate for candidate in range(1, number + 1) if number % candidate == 0]
         assert divisors(number) == expected

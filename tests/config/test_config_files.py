@@ -69,7 +69,7 @@ def test_yaml_values(tmp_path: Path, written: str, key: str, value: object) -> N
         ("num_heads:", "found None (nothing)"),
         ("corpus_split: on", "put it in quotes"),
         ("num_heads: {a: 1}", "(a mapping)"),
-        ("num_heds: 4", "some.yml:4: num_heds: is no key; did you mean 'num_heads'?"),
+        ("num_heds: 4", "some.yml:4: num_heds: is not a key; did you mean 'num_heads'?"),
         ("lr_warmup: .inf", "expected a number, found inf"),
         ("gradient_accumulation: 3", "some.yml:4: gradient_accumulation: 3 cannot fill the pipeline"),
     ],
@@ -86,8 +86,8 @@ def test_an_override_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
         config.load("run", path=path, overrides={"num_heads": 5, "num_hedas": 2})
     assert [str(problem) for problem in raised.value.problems] == [
-        "num_hedas: is no key; did you mean 'num_heads'?",
-        "num_heads: 5 does not divide hidden_size 64; take num_heads 4 or 8, or hidden_size 60 or 65",
+        "num_hedas: is not a key; did you mean 'num_heads'?",
+        "num_heads: 5 does not divide hidden_size 64; use num_heads 4 or 8, or hidden_size 60 or 65",
     ]
 
 
@@ -96,15 +96,18 @@ def test_an_override_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     [
         (
             "run:\n  seed: 1\n  wandb: on\n  seed: 2\n",
-            r"some.yml:4: the key 'seed' stands twice, on lines 2 and 4",
+            r"some.yml:4: the key 'seed' appears twice, on lines 2 and 4",
         ),
-        ("run: {seed: 1}\nrun: {seed: 2}\n", r"some.yml:2: the key 'run' stands twice"),
+        ("run: {seed: 1}\nrun: {seed: 2}\n", r"some.yml:2: the key 'run' appears twice"),
         ("run:\n  seed: [1\n", r"some.yml:\d: "),
         ("run:\n  <<: *nowhere\n", r"some.yml:2: found undefined alias 'nowhere'"),
         ("run: &run\n  seed: *run\n", r"some.yml:\d: .*recursive"),
         ("run: &run\n  <<: *run\n", r"some.yml:1: << merges a mapping into itself"),
         ("run: &run\n  <<: {<<: *run}\n", r"some.yml:1: << merges a mapping into itself"),
-        ("run:\n  <<: [{seed: 1}, 3]\n", r"some.yml:2: << merges mappings or a list of them, found a scalar"),
+        (
+            "run:\n  <<: [{seed: 1}, 3]\n",
+            r"some.yml:2: << merges a mapping or a list of mappings, found a scalar",
+        ),
         ("run: !!python/object/apply:os.getcwd []\n", r"some.yml:1: could not determine a constructor"),
         ("run:\n  [1, 2]: 3\n", r"some.yml:2: a key must be a word"),
         ("run: 3\n", r"some.yml:1: run must hold 'key: value' lines, found 3"),
@@ -119,7 +122,7 @@ def test_malformed_files(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"gone.yml: there is no such file"):
+    with pytest.raises(ConfigError, match=r"gone.yml: no such recipe file"):
         config.names(tmp_path / "gone.yml")
     (tmp_path / "latin.yml").write_bytes(b"run: {corpus: caf\xe9}")
     with pytest.raises(ConfigError, match=r"latin.yml: cannot be read as UTF-8"):
