@@ -1,4 +1,4 @@
-"""BERT and GroupBERT in plain PyTorch: models, their sizes, their files and their places on IPUs."""
+"""BERT and GroupBERT in plain PyTorch: models, sizes, files, and annotations for IPUs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Puts a model on IPUs: pipeline blocks, recomputation, serialised vocabulary projection, final loss."""
+"""Annotates a model for IPUs: pipeline blocks, recomputation, serialised vocabulary projection, loss."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .heads import TaskModel
 
 
 class Annotations:
-    """What `annotate` did to a model, to be undone."""
+    """The changes that `annotate` made to a model; `undo` reverts them."""
 
     def __init__(self) -> None:
         self._steps: List[Callable[[], Any]] = []
@@ -21,7 +21,7 @@ class Annotations:
         self._steps.append(undo_step)
 
     def undo(self) -> None:
-        """Gives the model back as it was, weights aside. A second call does nothing."""
+        """Reverts all changes; weights stay. A second call does nothing."""
         while self._steps:
             self._steps.pop()()
 
@@ -33,13 +33,12 @@ def annotate(
     embedding_serialization_factor: int = 1,
     recompute_checkpoint_every_layer: bool = True,
 ) -> Annotations:
-    """Annotates `model` in place, for PopTorch. Parameters and state dict keys stay as they are.
+    """Annotates `model` in place, for PopTorch. Parameters and state dict keys don't change.
 
-    The blocks of `ipu.placement.placement` begin at their modules (PreNorm's last LayerNorm stays with the
-    last layer). With `recompute_checkpoint_every_layer` the output of each layer is kept for the backward
-    pass instead of computed again. `embedding_serialization_factor` is the number of slices of the vocabulary
-    projection. The model's loss becomes PopTorch's one final loss. Raises StagesError before it changes
-    anything.
+    Each block of `ipu.placement.placement` begins at its module (PreNorm's last LayerNorm belongs to the last
+    layer's block). With `recompute_checkpoint_every_layer` each layer's output is stored for the backward
+    pass instead of recomputed. `embedding_serialization_factor` is the number of slices of the vocabulary
+    projection. The model's loss is marked as PopTorch's final loss. Raises StagesError before any change.
     """
     blocks = placement(model.config.num_layers, layers_per_ipu, model.place)
     projection = model.vocabulary_projection
@@ -82,7 +81,7 @@ def _serialized_matmul(lhs: Any, rhs: Any, *, factor: int) -> Any:
 
 def _final_loss(_module: Any, _inputs: Any, outputs: Tuple[Any, ...]) -> Tuple[Any, ...]:
     if outputs[0].dim() != 0:
-        return outputs  # logits: no positions were given, so there's no loss
+        return outputs  # logits: without labels there is no loss
     return (ipu.poptorch.identity_loss(outputs[0], reduction="none"), *outputs[1:])
 
 

@@ -1,4 +1,4 @@
-"""One space of encoders, in which BERT and GroupBERT are points."""
+"""The configuration of an encoder: one space that includes BERT and GroupBERT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FEED_FORWARDS = ("dense", "grouped", "grouped_projected")
 
 
 class Fault(NamedTuple):
-    """What is wrong with a field of a ModelConfig."""
+    """An error in a field of a ModelConfig."""
 
     field: str
     text: str
@@ -22,22 +22,22 @@ class Fault(NamedTuple):
 
 
 class ModelConfigError(ValueError):
-    """A model configuration that describes no model; `faults` are all that were found."""
+    """An invalid model configuration; `faults` has every error."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
-        super().__init__("not a model: " + "; ".join(map(str, faults)))
+        super().__init__("invalid model: " + "; ".join(map(str, faults)))
         self.faults = tuple(faults)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What an encoder is made of. The feed-forward's inner size is always `4 * hidden_size`.
+    """The architecture of an encoder. The feed-forward's inner size is always `4 * hidden_size`.
 
     `norm`: "pre" is `x + dropout(f(LN(x)))` with one more LayerNorm after the last layer, "post" is `LN(x +
-    dropout(f(x)))`. `convolution` puts a convolution and a second feed-forward before the attention of each
-    layer. `feed_forward`: "dense", "grouped" (the way back from the inner size is `ffn_groups` independent
-    matmuls) or "grouped_projected" (and a dense projection mixes the groups). `conv_group_size` is the
-    number of channels in a group, not the number of groups. Raises ModelConfigError.
+    dropout(f(x)))`. `convolution` adds a convolution and a second feed-forward before the attention of each
+    layer. `feed_forward`: "dense", "grouped" (the second projection is `ffn_groups` independent matmuls) or
+    "grouped_projected" (a dense projection follows, which mixes the groups). `conv_group_size` is the number
+    of channels per group, not the number of groups. Raises ModelConfigError.
     """
 
     hidden_size: int
@@ -98,12 +98,14 @@ def _faults(config: ModelConfig) -> List[Fault]:
         if not _is_number(value) or not 0.0 <= value < 1.0:
             faults.append(Fault(name, f"is {value!r}, but must be a number of at least 0 and below 1"))
     if not _is_number(config.layer_norm_eps) or not 0.0 < config.layer_norm_eps < 1.0:
-        faults.append(Fault("layer_norm_eps", f"is {config.layer_norm_eps!r}, but must lie between 0 and 1"))
-    return faults or list(_misfits(config))  # which divide by these
+        faults.append(
+            Fault("layer_norm_eps", f"is {config.layer_norm_eps!r}, but must be above 0 and below 1")
+        )
+    return faults or list(_misfits(config))  # _misfits divides by these
 
 
 def _misfits(config: ModelConfig) -> Iterator[Fault]:
-    """Fields that don't go together, each legal by itself."""
+    """Illegal combinations of fields that are each legal."""
     hidden = config.hidden_size
     divided_by = [("num_heads", "")]
     if config.convolution:
@@ -115,7 +117,7 @@ def _misfits(config: ModelConfig) -> Iterator[Fault]:
         if hidden % parts:
             yield Fault(
                 name,
-                f"{parts} does not divide hidden_size {hidden}; take {name} "
+                f"{parts} does not divide hidden_size {hidden}; use {name} "
                 f"{_either(nearest_divisors(hidden, parts))}, or hidden_size "
                 f"{_either(nearest_multiples(hidden, parts))}{otherwise}",
             )
@@ -123,7 +125,7 @@ def _misfits(config: ModelConfig) -> Iterator[Fault]:
     if config.convolution and kernel % 2 == 0:
         yield Fault(
             "conv_kernel_size",
-            f"{kernel} is even, so it has no middle token; take {kernel - 1} or {kernel + 1}",
+            f"{kernel} is even, so it has no middle token; use {kernel - 1} or {kernel + 1}",
         )
 
 
@@ -152,5 +154,5 @@ def _named_points() -> Dict[str, ModelConfig]:
     return points
 
 
-# The published sizes, with the dropouts that their pretraining used.
+# The published sizes, with the dropout of their pretraining.
 PRESETS = _named_points()

@@ -1,7 +1,7 @@
-"""Models from folders and into folders.
+"""Loads and saves models.
 
-A folder holds config.json and model.safetensors (pytorch_model.bin is read too), with the names of
-transformers' BERT, of optimum-graphcore's GroupBERT, or our own (files.py).
+A model's folder has config.json and model.safetensors (pytorch_model.bin can be read too), with the parameter
+names of transformers' BERT, of optimum-graphcore's GroupBERT, or of this program (files.py).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .files import (
 )
 from .heads import TASKS, TaskModel
 
-# Ours -> theirs, for the settings that have a name of their own in config.json.
+# Our name -> config.json's, for the settings that every BERT has.
 _SETTINGS = {
     "hidden_size": "hidden_size",
     "num_layers": "num_hidden_layers",
@@ -46,7 +46,7 @@ _GROUPBERT_SETTINGS = (
     "conv_kernel_size",
 )
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-# What transformers takes for a setting that config.json leaves out.
+# transformers' defaults for settings that config.json lacks.
 _DEFAULTS = {
     "max_position_embeddings": 512,
     "type_vocab_size": 2,
@@ -60,8 +60,8 @@ _MOST_NAMES_SHOWN = 5
 def save_pretrained(model: TaskModel, folder: Union[str, Path]) -> None:
     """Writes config.json and model.safetensors into `folder`, in the model's dtype.
 
-    transformers loads what is saved of a BERT. Files are written in place: a caller that must not leave
-    half a checkpoint saves beside it and renames.
+    transformers can load a BERT saved here. Not atomic: for an atomic save, write to a temporary folder and
+    rename it.
     """
     write(Path(folder), _file_config(model), to_file(model.state_dict(), model.config))
 
@@ -77,10 +77,10 @@ def from_pretrained(
 ) -> TaskModel:
     """The model saved in `folder`, in float32, with its configuration in `.config`.
 
-    `head` is a task. "pretraining" needs all of its weights; for another the folder of a pretrained model
-    will do, then the head is fresh, from `seed`, unless `fresh_head` forbids it. Dropouts other than None
-    replace the saved ones. Raises ConversionError for files that are missing, damaged or unsafe, for settings
-    that no model here has, and for weights that don't belong to the model.
+    `head` is a task. "pretraining" needs all of its weights. Other tasks also accept the folder of a
+    pretrained model: their head is then initialised from `seed`, unless `fresh_head` is false. Dropouts other
+    than None replace the saved ones. Raises ConversionError for missing, damaged or unsafe files, for
+    unsupported settings, and for weights that don't belong to the model.
     """
     folder = Path(folder)
     config = read_model_config(folder)
@@ -103,15 +103,15 @@ def from_pretrained(
     if not model.is_pretraining and not any(name.startswith(own) for name in weights):
         if not fresh_head:
             raise ConversionError(
-                f"{folder} holds no fine-tuned model: it has no weights of a {head} head. Fine-tune it "
-                "first, or give the folder of a fine-tuned one"
+                f"{folder} has no fine-tuned model: the weights of a {head} head are missing. Fine-tune it "
+                "first, or use the folder of a fine-tuned model"
             )
         fresh = model.state_dict()
         weights.update({name: fresh[name] for name in fresh if name.startswith(own)})
     if not any(name.startswith("encoder.") for name in weights):
         raise ConversionError(
-            f"{folder} holds no encoder: none of its {len(weights)} weights is one of a BERT's or a "
-            "GroupBERT's. Give the folder of a whole model, pretrained or fine-tuned"
+            f"{folder} has no encoder: none of its {len(weights)} weights belongs to a BERT or a "
+            "GroupBERT. Use the folder of a complete model, pretrained or fine-tuned"
         )
     _check(weights, model, folder, head)
     model.load_state_dict(weights)
@@ -119,7 +119,7 @@ def from_pretrained(
 
 
 def read_model_config(folder: Path) -> ModelConfig:
-    """What model `folder` holds, from its config.json alone. Raises ConversionError."""
+    """The configuration of the model in `folder`, from its config.json. Raises ConversionError."""
     settings = read_config(folder)
     path = folder / CONFIG_FILE
     kind = settings.get("model_type", "bert")
@@ -132,7 +132,7 @@ def read_model_config(folder: Path) -> ModelConfig:
         ours: settings.get(theirs, _DEFAULTS.get(theirs)) for ours, theirs in _SETTINGS.items()
     }
     if kind == "groupbert":
-        # optimum-graphcore's files name none of the three: its models differ in size alone.
+        # optimum-graphcore's files have none of the three: its models differ only in size.
         values.update(norm="pre", convolution=True, feed_forward="grouped_projected")
         values.update({name: settings[name] for name in _GROUPBERT_SETTINGS if name in settings})
     try:
@@ -147,9 +147,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     }
     for name, only in legal.items():
         if settings.get(name, only) != only:
-            raise ConversionError(
-                f"{path}: {name} is {settings[name]!r}, but must be {only!r} for a model here"
-            )
+            raise ConversionError(f"{path}: {name} is {settings[name]!r}, but only {only!r} is supported")
     return config
 
 
@@ -165,7 +163,7 @@ def _file_config(model: TaskModel) -> Dict[str, Any]:
 
 
 def _prefixes(model: Union[TaskModel, Type[TaskModel]]) -> Tuple[str, ...]:
-    """How names of the head's weights begin."""
+    """The prefixes of the names of the head's weights."""
     return tuple(f"{module}." for module in model.head_modules)
 
 
@@ -185,11 +183,11 @@ def _check(weights: Dict[str, Tensor], model: nn.Module, folder: Path, head: str
         if name in found and found[name] != expected[name]
     ]
     if mismatching:
-        faults.append("of another shape " + _listed(mismatching))
+        faults.append("of a different shape " + _listed(mismatching))
     if faults:
         raise ConversionError(
-            f"the weights in {folder} aren't those of a {head} model by its {CONFIG_FILE}: "
-            f"{'; '.join(faults)} (this program's names). Give the folder of a whole model, saved with its "
+            f"the weights in {folder} don't match a {head} model with its {CONFIG_FILE}: "
+            f"{'; '.join(faults)} (this program's names). Use the folder of a complete model, saved with its "
             "configuration"
         )
 

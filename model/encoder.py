@@ -1,4 +1,4 @@
-"""The encoder, from its parts up: attention, convolution, feed-forward, embeddings, residual layers.
+"""The encoder and its parts: attention, convolution, feed-forward, embeddings, residual layers.
 
 Letters in shapes: B sequences, S tokens, h hidden size, H heads, d = h / H.
 """
@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from .config import ModelConfig
 
-# Added to the scores of padded keys. Far below any score, so that the softmax gives them exactly zero in
-# float32 and in float16; yet small enough that even the sum with a score is finite in float16 (largest
-# number 65504).
+# Added to the attention scores of padded keys. Low enough that the softmax gives them exactly zero in float32
+# and in float16, and high enough that the sum with a score is finite in float16 (largest number 65504).
 MASKED_SCORE = -30000.0
 
 
@@ -39,8 +38,8 @@ class Attention(nn.Module):
     def forward(self, x_bsh: Tensor, mask_b11s: Tensor) -> Tensor:
         """[B, S, h], `additive_mask` -> [B, S, h].
 
-        Matmuls and a softmax instead of the fused operator: PopTorch can't trace that one, and on CPUs it
-        gains 5% in float32 but loses a third and more in bfloat16.
+        Matmuls and a softmax instead of the fused operator: PopTorch can't trace the latter, and on CPUs it
+        is 5% faster in float32 but slower by a third or more in bfloat16.
         """
         # Scaling the queries costs S * h multiplications, scaling the scores S * S * H.
         query_bhsd = self._heads(self.query(x_bsh) * self.scale)
@@ -59,12 +58,12 @@ class Attention(nn.Module):
 class GroupedConvolution(nn.Module):
     """nn.Conv1d(in_channels, out_channels, kernel_size, groups=groups, padding="same") for [B, S, channels].
 
-    Output channels [j * out / groups, (j + 1) * out / groups) see input channels [j * in / groups, ...)
-    alone. With a kernel of one token it is a grouped matmul.
+    Output channels [j * out / groups, (j + 1) * out / groups) depend only on input channels [j * in / groups,
+    ...). With a kernel of one token it is a grouped matmul.
 
-    It has the parameters of the equal nn.Conv1d, but computes with conv2d on a view of [B, S, channels] as a
-    channels-last image of height 1 and width S: no transposition, and on CPUs 1.8 to 5 times as fast, by size
-    and dtype, as nn.Conv1d between two transpositions.
+    It has the parameters of the equivalent nn.Conv1d, but computes with conv2d on a view of [B, S, channels]
+    as a channels-last image of height 1 and width S. This needs no transposition, and on CPUs is 1.8 to 5
+    times as fast, depending on size and dtype, as nn.Conv1d between two transpositions.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, groups: int, kernel_size: int = 1) -> None:
@@ -76,7 +75,7 @@ class GroupedConvolution(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
     def forward(self, x_bsc: Tensor) -> Tensor:
-        """[B, S, in_channels] -> [B, S, out_channels]. Beyond either end of a sequence there are zeros."""
+        """[B, S, in_channels] -> [B, S, out_channels], with zero padding at both ends of a sequence."""
         image_bc1s = x_bsc.unsqueeze(1).permute(0, 3, 1, 2)
         convolved_bc1s = F.conv2d(
             image_bc1s, self.weight.unsqueeze(2), self.bias, padding=(0, self.padding), groups=self.groups
@@ -85,12 +84,12 @@ class GroupedConvolution(nn.Module):
 
 
 class Convolution(nn.Module):
-    """GroupBERT's convolution module: gated linear unit, padding to zero, grouped convolution, LayerNorm,
+    """GroupBERT's convolution module: gated linear unit, mask of the padding, grouped convolution, LayerNorm,
     SiLU, projection (Chelombiev et al. 2021, arXiv 2106.05822).
 
-    Padded tokens are zeroed before the convolution, else real tokens near the end of a sequence would see
-    them. Values and gates are two linear layers. The convolution has a bias, as in optimum-graphcore (the
-    TensorFlow original had none).
+    Padded tokens are zeroed before the convolution; otherwise they would influence real tokens near the end
+    of a sequence. Values and gates are two linear layers. The convolution has a bias, as in optimum-graphcore
+    (the TensorFlow original had none).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -111,9 +110,11 @@ class Convolution(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """h -> 4h, GELU (exact, by erf), 4h -> h; in grouped variants 4h -> h is `ffn_groups` independent
-    matmuls, which "grouped_projected" mixes with a dense h -> h (Chelombiev et al. 2021, arXiv
-    2106.05822)."""
+    """h -> 4h, GELU (exact, with erf), 4h -> h.
+
+    In the grouped variants 4h -> h is `ffn_groups` independent matmuls; in "grouped_projected" a dense h -> h
+    mixes the groups (Chelombiev et al. 2021, arXiv 2106.05822).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -131,19 +132,19 @@ class FeedForward(nn.Module):
             self.projection = nn.Identity()
 
     def forward(self, x_bsh: Tensor) -> Tensor:
-        """[B, S, h] -> [B, S, h], each token by itself."""
+        """[B, S, h] -> [B, S, h], each token independently."""
         return self.projection(self.contraction(F.gelu(self.expansion(x_bsh))))
 
 
 class Embeddings(nn.Module):
     """Sum of word, position and token type embeddings, then LayerNorm, then dropout.
 
-    The LayerNorm stays in PreNorm models too, as in both of GroupBERT's published implementations.
+    PreNorm models have this LayerNorm too, as in both published implementations of GroupBERT.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        # As in transformers' BERT, [PAD] (token 0) learns nothing as an input.
+        # As in transformers' BERT, the embedding of [PAD] (token 0) gets no gradient as an input.
         self.word = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=0)
         self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
@@ -153,11 +154,12 @@ class Embeddings(nn.Module):
     def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
         """int32 or int64 [B, S] twice -> [B, S, h]. Raises ValueError if S has no position embedding."""
         sequence_length = input_ids.shape[1]
-        # A tracer's lengths aren't plain numbers that Python may compare.
+        # A tracer's lengths aren't ints that Python can compare.
         if isinstance(sequence_length, int) and sequence_length > self.position.num_embeddings:
             raise ValueError(
-                f"a sequence has {sequence_length} tokens, but the model has position embeddings for "
-                f"{self.position.num_embeddings} only: shorten the sequences or raise max_position_embeddings"
+                f"a sequence has {sequence_length} tokens, but the model has only "
+                f"{self.position.num_embeddings} position embeddings: shorten the sequences or raise "
+                "max_position_embeddings"
             )
         positions = self.position.weight[:sequence_length]
         return self.dropout(self.norm(self.word(input_ids) + self.token_type(token_type_ids) + positions))
@@ -175,7 +177,7 @@ class Residual(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, x_bsh: Tensor, *mask: Tensor) -> Tensor:
-        """[B, S, h] and the mask that the body takes, if any -> [B, S, h]."""
+        """[B, S, h] and the body's mask, if it has one -> [B, S, h]."""
         if self.pre_norm:
             return x_bsh + self.dropout(self.body(self.norm(x_bsh), *mask))
         return self.norm(x_bsh + self.dropout(self.body(x_bsh, *mask)))
@@ -195,8 +197,8 @@ class EncoderLayer(nn.Module):
 
     @property
     def second_half(self) -> Residual:
-        """Where a layer that is spread over two IPUs goes over to the second: with a convolution at the
-        attention, else behind it."""
+        """The first module on the second IPU if the layer is split over two: the attention in a layer with a
+        convolution, otherwise the feed-forward."""
         return self.attention if self.has_convolution else self.feed_forward
 
     def forward(self, x_bsh: Tensor, real_bs1: Tensor, mask_b11s: Tensor) -> Tensor:
@@ -209,7 +211,7 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """Embeddings, layers and, in PreNorm models, one LayerNorm after the last layer.
 
-    What stands at a padded position changes nothing at any other.
+    The tokens at padded positions don't affect the outputs at other positions.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -224,7 +226,7 @@ class Encoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         """Integers [B, S], [B, S] (1 real, 0 padding), [B, S] -> [B, S, h]."""
-        # The embeddings come first: they begin the first pipeline block, and no operator may precede it.
+        # The embeddings must come first: they begin the first pipeline block, and no operator may precede it.
         x_bsh = self.embeddings(input_ids, token_type_ids)
         real_bs1 = attention_mask.to(x_bsh.dtype).unsqueeze(-1)
         mask_b11s = additive_mask(attention_mask, x_bsh.dtype)

@@ -1,8 +1,8 @@
-"""A model's folder: its files, and what others call our parameters. Nothing unsafe is unpickled.
+"""A model's files, and the mapping of parameter names to those of other libraries. No unsafe unpickling.
 
-Three layouts: Hugging Face's for a BERT, optimum-graphcore's for a GroupBERT (both have `bert.` and `cls.`
-before their names), and our own for every other point of the space. Tables name modules; `weight` or `bias`
-follows. A GroupBERT's values and gates are one matrix in optimum-graphcore: gates in the first half of its
+Three layouts: Hugging Face's for a BERT, optimum-graphcore's for a GroupBERT (names in both begin with
+`bert.` or `cls.`), and this program's for all other encoders. The tables map modules; `weight` or `bias`
+follows. In optimum-graphcore a GroupBERT's values and gates are one matrix: gates in the first half of its
 rows, values in the second.
 """
 
@@ -28,14 +28,14 @@ VOCABULARY_FILE = "vocab.txt"
 
 
 class ConversionError(ValueError):
-    """A folder that holds no model, or not the one asked for."""
+    """A folder without a model, or with another model than requested."""
 
 
 def read_config(folder: Path) -> Dict[str, Any]:
     """config.json as a dictionary. Raises ConversionError."""
     path = folder / CONFIG_FILE
     if not path.is_file():
-        raise ConversionError(f"{folder} has no {CONFIG_FILE}: give a folder that holds a saved model")
+        raise ConversionError(f"{folder} has no {CONFIG_FILE}: use the folder of a saved model")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -46,8 +46,10 @@ def read_config(folder: Path) -> Dict[str, Any]:
 
 
 def read_weights(folder: Path) -> Dict[str, Tensor]:
-    """The tensors of model.safetensors or, without one, of pytorch_model.bin, by name. Raises
-    ConversionError."""
+    """The tensors of model.safetensors or, if there is none, of pytorch_model.bin, by name.
+
+    Raises ConversionError.
+    """
     if (folder / WEIGHTS_FILE).is_file():
         return _read_safetensors(folder / WEIGHTS_FILE)
     if (folder / PICKLED_WEIGHTS_FILE).is_file():
@@ -59,7 +61,9 @@ def _read_safetensors(path: Path) -> Dict[str, Tensor]:
     try:
         return load_file(str(path))
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise ConversionError(f"{path} is damaged or no safetensors file ({error}): copy it anew") from error
+        raise ConversionError(
+            f"{path} is damaged or not a safetensors file ({error}): copy it again"
+        ) from error
 
 
 def _read_pickle(path: Path) -> Dict[str, Tensor]:
@@ -67,18 +71,18 @@ def _read_pickle(path: Path) -> Dict[str, Tensor]:
         content = torch.load(str(path), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConversionError(
-            f"{path} is damaged, or holds more than tensors, which could run code when read, and was refused "
-            f"({_first_line(error)}): save it as {WEIGHTS_FILE} with the library it comes from"
+            f"{path} is damaged, or contains more than tensors, which could execute code when loaded "
+            f"({_first_line(error)}). Save it as {WEIGHTS_FILE} with the library that wrote it"
         ) from error
-    # A damaged archive or pickle stream can end in any of these.
+    # A damaged archive or pickle stream can raise any of these.
     except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConversionError(
-            f"{path} is damaged or no PyTorch file ({_first_line(error)}): copy it anew"
+            f"{path} is damaged or not a PyTorch file ({_first_line(error)}): copy it again"
         ) from error
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
     ):
-        raise ConversionError(f"{path} doesn't hold a dictionary of tensors, as a model's state has to be")
+        raise ConversionError(f"{path} must hold a model's state, a dictionary of tensors, but doesn't")
     return dict(content)
 
 
@@ -87,8 +91,7 @@ def _first_line(error: Exception) -> str:
 
 
 def check_vocabulary(folder: Path, vocab_size: int) -> None:
-    """Raises ConversionError if the folder's vocab.txt, where there is one, has more entries than the
-    model."""
+    """Raises ConversionError if the folder has a vocab.txt with more entries than the model."""
     path = folder / VOCABULARY_FILE
     if not path.is_file():
         return
@@ -102,15 +105,15 @@ def check_vocabulary(folder: Path, vocab_size: int) -> None:
 
 
 def write(folder: Path, config: Dict[str, Any], weights: Dict[str, Tensor]) -> None:
-    """Writes config.json and model.safetensors into `folder`, which is made if need be."""
+    """Writes config.json and model.safetensors to `folder`, which is created if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    # transformers refuses a file without this note.
+    # transformers rejects a file without this metadata.
     save_file(contiguous, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
 
 
-# Names of modules: ours -> both of theirs.
+# Names of modules: this program's -> the names in both other layouts.
 _AROUND_THE_LAYERS = {
     "encoder.embeddings.word": "bert.embeddings.word_embeddings",
     "encoder.embeddings.position": "bert.embeddings.position_embeddings",
@@ -161,7 +164,7 @@ _WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 
 
 def to_file(weights: Mapping[str, Tensor], config: ModelConfig) -> Dict[str, Tensor]:
-    """A model's state -> what its file holds, in the layout that `config` calls for."""
+    """A model's state -> the tensors of its file, in the layout for `config`."""
     table = _layer_table(config)
     if table is None:
         return dict(weights)
@@ -172,19 +175,19 @@ def to_file(weights: Mapping[str, Tensor], config: ModelConfig) -> Dict[str, Ten
         if layer:
             module = f"bert.encoder.layer.{layer[1]}.{table[layer[2]]}"
         else:
-            module = _AROUND_THE_LAYERS.get(module, module)  # a head that has no name of theirs
+            module = _AROUND_THE_LAYERS.get(module, module)  # a head without a name in the other layouts
         file[f"{module}.{leaf}"] = tensor
     return file
 
 
 def from_file(weights: Mapping[str, Tensor], config: ModelConfig) -> Dict[str, Tensor]:
-    """What a file of any layout holds -> a model's state. Names that no table knows stay as they are.
+    """The tensors of a file in any layout -> a model's state. Names not in the tables don't change.
 
     Raises ConversionError if the vocabulary projection isn't tied to the word embeddings.
     """
     theirs = _normalised(weights)
     if _WORD_EMBEDDINGS not in theirs:
-        return theirs  # our own layout
+        return theirs  # this program's layout
     _drop_tied_copies(theirs)
     around = {theirs: ours for ours, theirs in _AROUND_THE_LAYERS.items()}
     table = {theirs: ours for ours, theirs in (_layer_table(config) or {}).items()}
@@ -207,8 +210,8 @@ def _layer_table(config: ModelConfig) -> Optional[Dict[str, str]]:
 
 
 def _normalised(weights: Mapping[str, Tensor]) -> Dict[str, Tensor]:
-    """Files as old as BERT's own: LayerNorms of gamma and beta, a buffer of positions; and bare encoders'
-    files, whose names lack `bert.`."""
+    """Renames the parameters of old files (LayerNorm.gamma and beta) and of bare encoders (without `bert.`);
+    drops the buffer of positions."""
     bare = "embeddings.word_embeddings.weight" in weights
     normalised = {}
     for name, tensor in weights.items():
@@ -222,7 +225,10 @@ def _normalised(weights: Mapping[str, Tensor]) -> Dict[str, Tensor]:
 
 
 def _drop_tied_copies(weights: Dict[str, Tensor]) -> None:
-    """The vocabulary projection shares its matrix with the word embeddings; some files hold both."""
+    """Removes the vocabulary projection, tied to the word embeddings, from files that store both.
+
+    Raises ConversionError if they differ.
+    """
     for copy, original in (
         ("cls.predictions.decoder.weight", _WORD_EMBEDDINGS),
         ("cls.predictions.decoder.bias", "cls.predictions.bias"),
@@ -231,7 +237,7 @@ def _drop_tied_copies(weights: Dict[str, Tensor]) -> None:
         if tensor is not None and not torch.equal(tensor, weights.setdefault(original, tensor)):
             raise ConversionError(
                 f"{copy} differs from {original}: this model's vocabulary projection isn't tied to its word "
-                "embeddings, which no model here can express"
+                "embeddings, which this program doesn't support"
             )
 
 

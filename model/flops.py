@@ -1,10 +1,9 @@
-"""How large a model is and how much it computes.
+"""A model's number of parameters and FLOPs.
 
 Letters: h hidden size, L layers, V vocabulary, S sequence length, M masked positions, G feed-forward
-groups, g channels in a convolution group, k convolution kernel. A multiplication and an addition are two
-FLOPs. Only matrix products and convolutions count (attention as two matmuls, over padding too); softmax,
-LayerNorm, activations, additions and lookups don't. So torch.utils.flop_counter counts, and the forward
-pass agrees with it exactly.
+groups, g channels per convolution group, k convolution kernel. A multiply-add is two FLOPs. Only matmuls and
+convolutions count (attention as two matmuls, including padding); softmax, LayerNorm, activations, additions
+and lookups don't. torch.utils.flop_counter uses the same rules; for the forward pass the results are equal.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ def flops_per_sequence(
 ) -> int:
     """FLOPs of one sequence through the encoder and the `head` of a task; classification has two classes.
 
-    A weight update's forward and backward passes take three times the forward FLOPs: a product X W costs as
-    much again for the gradient of X and of W each (Kaplan et al. 2020, section 2.1). Recomputation isn't
-    counted, nor the optimiser.
+    Forward and backward passes together take three times the forward FLOPs: for a product X W, the gradients
+    of X and of W cost as much as the product each (Kaplan et al. 2020, section 2.1). Recomputation and the
+    optimiser aren't counted. Raises ValueError for an unknown head.
     """
     if head not in TASKS:
         raise ValueError(f"head is {head!r}, but must be one of {', '.join(TASKS)}")
@@ -52,7 +51,7 @@ def layer_flops(config: ModelConfig, sequence_length: int) -> int:
     attention = 2 * tokens * 4 * hidden**2 + 2 * 2 * tokens**2 * hidden
     flops = attention + _feed_forward_flops(config, tokens)
     if config.convolution:
-        # Values, gates and output projection; each output channel sees k tokens of g channels.
+        # Values, gates and output projection; each output channel depends on k tokens of g channels.
         convolution = 2 * tokens * (3 * hidden**2 + config.conv_kernel_size * config.conv_group_size * hidden)
         flops += convolution + _feed_forward_flops(config, tokens)
     return flops

@@ -1,6 +1,6 @@
-"""The tasks: what stands on the encoder in each, with its loss, and where; TASKS has one entry a task.
+"""The tasks: the head of each, its loss and its placement. TASKS has one entry per task.
 
-Letters in shapes: B sequences, S tokens, M masked positions a sequence, h hidden size, V vocabulary.
+Letters in shapes: B sequences, S tokens, M masked positions per sequence, h hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def gather_positions(x_bsh: Tensor, positions_bm: Tensor) -> Tensor:
 
 
 class MaskedLmHead(nn.Module):
-    """Transformation, GELU, LayerNorm, then logits by the word embeddings (tied) and a bias.
+    """Dense layer, GELU, LayerNorm, then logits by the tied word embeddings and a bias.
 
-    `serialized_matmul(lhs, rhs)`, where set, takes the place of the product with the word embeddings: on
-    IPUs it is computed in slices of the vocabulary, to save memory.
+    `serialized_matmul(lhs, rhs)`, if set, replaces the product with the word embeddings: on IPUs it is
+    computed in slices of the vocabulary, to save memory.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -49,7 +49,7 @@ class MaskedLmHead(nn.Module):
 
 
 class PretrainingHeads(nn.Module):
-    """Masked language modelling at the masked positions alone, and next sentence prediction from the first
+    """Masked language modelling at the masked positions only, and next sentence prediction from the first
     token."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -67,15 +67,15 @@ class PretrainingHeads(nn.Module):
         return masked_lm_logits, self.next_sentence(pooled_bh)
 
 
-IGNORED = -100  # a label that neither loss nor count sees
+IGNORED = -100  # a label that is excluded from loss and counts
 
 
 def mean_cross_entropy(logits_nc: Tensor, labels_n: Tensor) -> Tensor:
-    """Cross entropy, the mean over real labels: [N, classes], integers [N] -> 0-d float32; 0 if all are
-    ignored.
+    """Mean cross entropy over the labels that aren't ignored: [N, classes], integers [N] -> 0-d float32; 0 if
+    all are ignored.
 
-    A label's loss is computed in the model's dtype, so that a float16 model never holds float32 logits of a
-    whole vocabulary; sum and mean are float32.
+    The loss of each label is computed in the model's dtype, so that a float16 model never stores float32
+    logits of the whole vocabulary; sum and mean are float32.
     """
     losses_n = F.cross_entropy(logits_nc, labels_n.long(), ignore_index=IGNORED, reduction="none").float()
     return losses_n.sum() / real_labels(labels_n).clamp(min=1.0)
@@ -87,8 +87,8 @@ def real_labels(labels_n: Tensor) -> Tensor:
 
 
 def correct_and_count(logits_nc: Tensor, labels_n: Tensor) -> Tuple[Tensor, Tensor]:
-    """How many real labels are the likeliest class, and how many there are: 0-d float32 each."""
-    correct_n = logits_nc.detach().argmax(dim=-1) == labels_n  # never so where ignored: no class is negative
+    """The numbers of correct predictions and of labels that aren't ignored, 0-d float32 each."""
+    correct_n = logits_nc.detach().argmax(dim=-1) == labels_n  # an ignored label equals no class
     return correct_n.float().sum(), real_labels(labels_n)
 
 
@@ -97,13 +97,12 @@ CUT = 2.0  # in standard deviations
 
 
 def initialise(model: nn.Module, seed: Optional[int] = None) -> None:
-    """Sets every parameter of `model`: LayerNorm weights to 1, biases to 0, all others to the normal
-    distribution of standard deviation 0.02 cut at two of them (Devlin et al. 2018; their code's
-    `truncated_normal_initializer`). There is no other case, so that no parameter keeps a default of
-    PyTorch's.
+    """Initialises every parameter of `model`: LayerNorm weights with 1, biases with 0, all others from a
+    normal distribution with standard deviation 0.02, truncated at two standard deviations (Devlin et al.
+    2018; their code's `truncated_normal_initializer`). No parameter keeps PyTorch's default.
 
-    With a `seed` the weights depend on it alone, without one they come from PyTorch's global generator.
-    Parameters on the meta device are left alone.
+    With a `seed` the weights depend only on it; without one they come from PyTorch's global generator.
+    Parameters on the meta device are skipped.
     """
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -120,29 +119,28 @@ def initialise(model: nn.Module, seed: Optional[int] = None) -> None:
 
 @torch.no_grad()
 def _truncated_normal_(tensor: torch.Tensor, generator: Optional[torch.Generator]) -> None:
-    """By the inverse of the distribution function. torch.nn.init.trunc_normal_ does the same, but takes no
-    generator on torch 2.0."""
+    """Inverse transform sampling, as torch.nn.init.trunc_normal_, which takes no generator in torch 2.0."""
     bound = math.erf(CUT / math.sqrt(2.0))
     tensor.uniform_(-bound, bound, generator=generator)
     tensor.erfinv_().mul_(STANDARD_DEVIATION * math.sqrt(2.0))
-    # Only rounding can put a weight beyond the cut.
+    # Rounding can put a weight beyond the cut.
     tensor.clamp_(-CUT * STANDARD_DEVIATION, CUT * STANDARD_DEVIATION)
 
 
 class TaskModel(nn.Module):
-    """An encoder and the head of a task. Each subclass is the one entry of its task in TASKS.
+    """An encoder and the head of a task. Each subclass is its task's entry in TASKS.
 
-    `forward` takes a micro batch, integers in the shapes of `inputs` while training, and returns the loss
-    first, 0-d; without labels it may leave out the loss. The encoder has to run first. Parameters of the head
-    belong to the attributes `head_modules`. A subclass's `__init__` ends with `initialise(self, seed)`.
+    `forward` takes a micro batch, in training integers in the shapes of `inputs`, and returns the loss first,
+    0-d; without labels it may omit the loss. The encoder must run first. The head's parameters belong to the
+    attributes `head_modules`. A subclass's `__init__` ends with `initialise(self, seed)`.
     """
 
     task: ClassVar[str]  # its name in configurations
     inputs: ClassVar[Tuple[str, ...]]  # shape of each argument: B sequences, S tokens, M masked positions
     place: ClassVar[Head]  # of the head, among the blocks of a pipeline
     head_modules: ClassVar[Tuple[str, ...]]  # a pipeline's last block begins at the first of them
-    architecture: ClassVar[str]  # what transformers' class names call it
-    is_pretraining: ClassVar[bool] = False  # else a task of fine-tuning: its head may begin at random
+    architecture: ClassVar[str]  # its name in transformers' class names
+    is_pretraining: ClassVar[bool] = False  # otherwise fine-tuning: its head may be initialised randomly
 
     def __init__(self, config: ModelConfig, seed: Optional[int] = None) -> None:
         super().__init__()
@@ -151,13 +149,13 @@ class TaskModel(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        """The module with which the head's block begins."""
+        """The module at which the head's block begins."""
         head: nn.Module = getattr(self, self.head_modules[0])
         return head
 
     @property
     def vocabulary_projection(self) -> Optional[MaskedLmHead]:
-        """The part of the head that can be serialised, if there is one."""
+        """The part of the head that can be serialised, or None."""
         return None
 
     @staticmethod
@@ -166,7 +164,7 @@ class TaskModel(nn.Module):
         raise NotImplementedError
 
 
-# What `PretrainingModel.forward` returns, in order. Counts are floats, so that they sum over devices like the
+# The outputs of `PretrainingModel.forward`, in order. Counts are floats, to be summed over replicas like the
 # losses.
 PRETRAINING_OUTPUTS = (
     "loss",
@@ -209,8 +207,8 @@ class PretrainingModel(TaskModel):
         """Integers [B, S], [B, S] (1 real, 0 padding), [B, S], [B, M], [B, M] and [B] ->
         PRETRAINING_OUTPUTS, each a 0-d float32.
 
-        A label of -100 is ignored. A next sentence label is 1 where the second sentence is a random one, 0
-        where it continues the first. Losses are means over the real labels of this batch, 0 where there are
+        Labels of -100 are ignored. A next sentence label is 1 if the second sentence is a random one, 0 if it
+        continues the first. Losses are means over this batch's labels that aren't ignored, or 0 if there are
         none; loss = mlm_loss + nsp_loss.
         """
         masked_lm_logits, next_sentence_logits = self.logits(
@@ -241,16 +239,14 @@ class PretrainingModel(TaskModel):
 
     @staticmethod
     def head_flops(config: ModelConfig, sequence_length: int, masked_tokens: int) -> int:
-        """Transformation and vocabulary projection of M tokens, 2 M (h^2 + h V); pooler 2 h^2; next sentence
-        4 h."""
+        """Dense layer and vocabulary projection, 2 M (h^2 + h V); pooler, 2 h^2; next sentence, 4 h."""
         hidden = config.hidden_size
         masked_lm = 2 * masked_tokens * (hidden**2 + hidden * config.vocab_size)
         return masked_lm + 2 * hidden**2 + 2 * hidden * 2
 
 
 class SquadModel(TaskModel):
-    """Question answering: where in the text an answer starts and ends, by two logits a token (Devlin et al.
-    2018, section 4.2).
+    """Extractive question answering: start and end logits for each token (Devlin et al. 2018, section 4.2).
 
     The weights come from `seed`, or from PyTorch's global generator if there is none.
     """
@@ -274,11 +270,11 @@ class SquadModel(TaskModel):
         start_positions: Optional[Tensor] = None,
         end_positions: Optional[Tensor] = None,
     ) -> Tuple[Tensor, ...]:
-        """Integers [B, S] three times (and [B] twice) -> start and end logits, [B, S] each; with positions
-        the loss, 0-d float32, comes before them.
+        """Integers [B, S] three times (and [B] twice) -> start and end logits, [B, S] each; with positions,
+        the loss first, 0-d float32.
 
-        The loss is the mean of start and end cross entropy, each a mean over the positions in [0, S).
-        Others, -100 among them, are ignored; where all are, the loss is 0.
+        The loss is the mean of start and end cross entropy, each a mean over the positions in [0, S). Other
+        positions, such as -100, are ignored; if all are, the loss is 0.
         """
         logits_bs2 = self.span(self.encoder(input_ids, attention_mask, token_type_ids))
         start_logits_bs, end_logits_bs = logits_bs2[..., 0], logits_bs2[..., 1]
@@ -290,7 +286,7 @@ class SquadModel(TaskModel):
 
     @staticmethod
     def head_flops(config: ModelConfig, sequence_length: int, masked_tokens: int) -> int:
-        """Two logits a token, 4 S h."""
+        """Two logits per token, 4 S h."""
         return 2 * sequence_length * config.hidden_size * 2
 
 
@@ -300,7 +296,7 @@ def _position_loss(logits_bs: Tensor, positions_b: Tensor) -> Tensor:
 
 
 class ClassificationModel(TaskModel):
-    """Classification of a sequence or a pair, from the first token: pooler, dropout and one logit a class
+    """Classification of a sequence or a pair, from the first token: pooler, dropout and one logit per class
     (Devlin et al. 2018, section 4.1).
 
     The weights come from `seed`, or from PyTorch's global generator if there is none.
@@ -326,8 +322,8 @@ class ClassificationModel(TaskModel):
         token_type_ids: Tensor,
         labels: Optional[Tensor] = None,
     ) -> Tuple[Tensor, ...]:
-        """Integers [B, S] three times (and [B]) -> logits [B, classes]; with labels the loss, the mean cross
-        entropy of the labels that aren't -100 and a 0-d float32, comes before them."""
+        """Integers [B, S] three times (and [B]) -> logits [B, classes]; with labels, the loss first: the mean
+        cross entropy over labels that aren't -100, 0-d float32."""
         x_bsh = self.encoder(input_ids, attention_mask, token_type_ids)
         logits_bc = self.classes(self.dropout(torch.tanh(self.pooler(x_bsh[:, 0]))))
         if labels is None:

@@ -205,7 +205,7 @@ def test_no_more_than_the_first_few_names(tmp_path: Path) -> None:
 def test_weights_of_another_configuration(change: dict, tmp_path: Path) -> None:
     saved(BERT, tmp_path)
     change_config(tmp_path, **change)
-    with pytest.raises(ConversionError, match="aren't those"):
+    with pytest.raises(ConversionError, match="don't match"):
         from_pretrained(tmp_path)
 
 
@@ -289,7 +289,7 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(write: Callable, tmp_pat
     saved(BERT, tmp_path)
     (tmp_path / "model.safetensors").unlink()
     write({"weight": Malicious(tmp_path / "hacked")}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ConversionError, match="refused"):
+    with pytest.raises(ConversionError, match="could execute code"):
         from_pretrained(tmp_path)
     assert not (tmp_path / "hacked").exists()
 
