@@ -30,7 +30,7 @@ def test_named_points_are_the_two_families_in_five_sizes() -> None:
         ({"num_heads": 5}, ["num_heads 5 does not divide hidden_size 32", "num_heads 4 or 8", "30 or 35"]),
         (
             {"conv_group_size": 48},
-            ["conv_group_size 48", "take conv_group_size 32, or hidden_size 48"],
+            ["conv_group_size 48", "use conv_group_size 32, or hidden_size 48"],
         ),
         ({"ffn_groups": 3}, ["hidden_size 32", "ffn_groups 3", "30 or 33"]),
         ({"conv_kernel_size": 6}, ["conv_kernel_size 6 is even", "5 or 7"]),
@@ -61,5 +61,5 @@ def test_sequences_longer_than_the_position_embeddings_are_refused() -> None:
     import torch
 
     ids = torch.zeros(1, GROUPBERT.max_position_embeddings + 1, dtype=torch.int32)
-    with pytest.raises(ValueError, match=r"25 tokens, but .* 24 only"):
+    with pytest.raises(ValueError, match=r"25 tokens, but .* only 24 position"):
         SquadModel(GROUPBERT)(ids, torch.ones_like(ids), ids)

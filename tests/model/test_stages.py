@@ -41,7 +41,7 @@ def test_placement_of_a_squad_head_is_beside_the_last_layer() -> None:
         ((0, 4, 4), ["8", "12", "4 too few"]),
         ((), ["0 encoder layers", "12 too few"]),
         ((13, -1), ["-1", "IPU 1"]),
-        ((11.3, 0.7), ["11.3", "IPU 0", "halves"]),
+        ((11.3, 0.7), ["11.3", "IPU 0", "0.5"]),
     ],
 )
 def test_impossible_placements(layers: tuple, words: List[str]) -> None:

@@ -65,7 +65,7 @@ TASK = training.metrics.Task(
 
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch) -> configuration.Config:
-    with pytest.raises(configuration.ConfigError, match="task: 'parity' is no task"):
+    with pytest.raises(configuration.ConfigError, match="task: 'parity' is not a task"):
         configuration.load("test_groupbert", overrides={"task": "parity"})
     monkeypatch.setitem(models.TASKS, "parity", ParityModel)
     return configuration.load("test_groupbert", overrides={"task": "parity", "device": "simulator"})
