@@ -1,8 +1,8 @@
-"""What can be known before a run: verdicts, remedies, placements, and the check against measurements."""
+"""Predictions before a run: verdicts, remedies, placements, and their validation against measurements."""
 
 from __future__ import annotations
 
 import ipu
 
-# The engine, by its name; the poptorch beside it stays behind any other that is installed.
+# Makes ipu_simulator importable; the poptorch beside it doesn't shadow an installed one.
 ipu.make_simulator_importable()

@@ -1,7 +1,7 @@
 """The verdict on a configuration before anything runs: does it fit, how fast is it, and why.
 
-The program is built as a run would build it (model, stages, options, optimiser), but without memory for a
-single weight; the simulator captures its graph and costs it. Needs no IPU and no SDK, whatever the device.
+The program is built as in a run (model, stages, options, optimiser), but without allocating memory for its
+weights; the simulator captures its graph and estimates its cost. Needs no IPU and no SDK, for any device.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence, Tuple
 from ipu_simulator import report
 from ipu_simulator.cost import assess as assemble
 from ipu_simulator.cost.verdict import Remedy
-from ipu_simulator.cost.verdict import Verdict as Verdict  # what others above take from here
+from ipu_simulator.cost.verdict import Verdict as Verdict  # re-exported
 from ipu_simulator.environment import target
 
 import ipu
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
     Program = Tuple[Graph, Settings]
 
-# Questions of SQuAD's training sets (Rajpurkar et al. 2016 and 2018); long contexts make a few more windows.
+# Questions in SQuAD's training sets (Rajpurkar et al. 2016, 2018); long contexts have a few more windows.
 _SQUAD_QUESTIONS = {"1.1": 87_599, "2.0": 130_319}
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a dry run leaves: its verdict, and the folder with verdict.json, report.html and trace.json."""
+    """The result of a dry run: its verdict, and the folder with verdict.json, report.html and trace.json."""
 
     output: Path
     verdict: Verdict
@@ -49,9 +49,9 @@ class DryRun:
 
 
 def dry_run(config: Config, name: str, output: Path) -> DryRun:
-    """Makes the verdict, prints it and writes it to `output`, beside the configuration it is about.
+    """Predicts a run, prints the verdict and writes it to `output`, with the configuration.
 
-    What a training run left in `output` stays as it is, resolved.yml included.
+    Files of a training run in `output` don't change, including resolved.yml.
     """
     from training import hold_folder, write_atomically
     from training.checkpoints import step_folders
@@ -67,7 +67,7 @@ def dry_run(config: Config, name: str, output: Path) -> DryRun:
 
 
 def verdict_beside(config: Config, name: str, output: Path, *, measured_host_s: float) -> None:
-    """At the end of a run on the simulator: the same verdict, beside what an update took on this host."""
+    """At the end of a run on the simulator: the same verdict, with an update's measured time on this host."""
     verdict = verdict_of(config, name)
     report.write(verdict, output)
     print(report.summary(verdict, measured_host_s))
@@ -76,7 +76,7 @@ def verdict_beside(config: Config, name: str, output: Path, *, measured_host_s: 
 def verdict_of(config: Config, name: str) -> Verdict:
     """The verdict on a run of `config`, on the machine that its `target` names.
 
-    Chooses the simulator as this process's device; raises ipu.DeviceError where another is in use already.
+    Selects the simulator as this process's device; raises ipu.DeviceError if another one is already in use.
     """
     program = program_of(config)
     verdict = assess(config, name, program)
@@ -86,7 +86,7 @@ def verdict_of(config: Config, name: str) -> Verdict:
 
 
 def assess(config: Config, name: str, program: Program) -> Verdict:
-    """The verdict without remedies, on a program that was captured before (see program_of)."""
+    """The verdict, without remedies, on a program captured by program_of."""
     graph, settings = program
     return assemble.assess(
         graph,
@@ -122,12 +122,12 @@ def _remedies(config: Config, program: Program, verdict: Verdict) -> Tuple[Remed
 
 
 def _graph_key(config: Config) -> Tuple[object, ...]:
-    """Equal for configurations whose programs differ in nothing but what `with_options` sets."""
+    """Equal for configurations whose programs differ only in what `with_options` sets."""
     return tuple(getattr(config, key) for key in sorted(keys_that_alter("machine", "weights")))
 
 
 def with_options(settings: Settings, config: Config) -> Settings:
-    """Settings of the same graph with this configuration's options."""
+    """The settings with this configuration's options, for the same graph."""
     optimizer = settings.optimizer
     if optimizer is not None:
         optimizer = replace(
@@ -137,20 +137,20 @@ def with_options(settings: Settings, config: Config) -> Settings:
 
 
 def _fullest_bytes(verdict: Verdict) -> int:
-    """What is live at the worst moment of the fullest IPU."""
+    """Peak memory of the fullest IPU."""
     return max(memory.peak_bytes for memory in verdict.ipus)
 
 
 def _training_steps(config: Config) -> int:
-    """Weight updates of the epochs over SQuAD, before its windows are counted: a few too few."""
+    """Weight updates of the epochs over SQuAD, estimated without counting its windows: slightly too few."""
     questions = (config.epochs or 0) * _SQUAD_QUESTIONS[config.squad_version]
     return math.ceil(questions / config.global_batch_size)
 
 
 def program_of(config: Config, *, layers_per_ipu: Optional[Sequence[float]] = None) -> Tuple[Graph, Settings]:
-    """The captured graph of one micro batch of training, and the settings that it runs with.
+    """The captured graph of one micro batch of training, and its settings.
 
-    `layers_per_ipu`, where given, takes the place of the configuration's and may have halves.
+    `layers_per_ipu`, if given, replaces the configuration's and may have half layers.
     """
     ipu.select_device("simulator")
     import torch
@@ -172,7 +172,7 @@ def program_of(config: Config, *, layers_per_ipu: Optional[Sequence[float]] = No
         )
         optimizer = training.build_optimizer(model, config.section(training.OptimizerPlan))
         plan = config.section(DevicePlan)
-        # One replica shows all; more than a process may have (64 IPUs) are no concern of a dry run.
+        # One replica is enough, and avoids the limit of 64 IPUs per process.
         options = training_options(replace(plan, replication_factor=1, replicated_tensor_sharding=False))
         inputs = tuple(torch.zeros(shape, dtype=torch.int32) for shape in _input_shapes(config))
         graph = simulator.capture(model, inputs, {}, options, training=True)
@@ -199,15 +199,15 @@ def program_of_row(
 ) -> Tuple[Graph, Settings]:
     """The program of a published measurement: pretraining with LAMB, float16 and half partials.
 
-    `model` is a family and a size, such as "bert-large" or "bert-6x512" (layers x hidden size, heads of 64);
-    `layers_per_ipu` may have halves. A vocabulary that the serialization factor does not divide is padded, as
-    its trainers did. What rows don't say is as in the recipes: BERT has dropout 0.1 but in the attention,
-    GroupBERT none. Raises ConfigError.
+    `model` is a family and a size, such as "bert-large" or "bert-6x512" (layers x hidden size, heads of size
+    64); `layers_per_ipu` may have half layers. The vocabulary is padded to a multiple of the serialization
+    factor, as in the published runs. Everything else is as in the recipes: dropout 0.1, except in the
+    attention, for BERT and none for GroupBERT. Raises ConfigError.
     """
     preset = _model_of_row(model)
     factor = embedding_serialization_factor
     if factor > preset.vocab_size:
-        problem = f"{factor} slices of a vocabulary of {preset.vocab_size}"
+        problem = f"{factor} is more than the vocabulary of {preset.vocab_size}"
         raise ConfigError([Problem("embedding_serialization_factor", problem)])
     family = "groupbert" if preset.convolution else "bert"
     values: Dict[str, Any] = {
@@ -228,7 +228,7 @@ def program_of_row(
         "learning_rate": 0.001,
         "target": target,
         "ipus_per_replica": len(layers_per_ipu),
-        "layers_per_ipu": tuple(balanced_layers(preset.num_layers, len(layers_per_ipu))),  # a stand-in
+        "layers_per_ipu": tuple(balanced_layers(preset.num_layers, len(layers_per_ipu))),  # a placeholder
         "matmul_proportion": tuple(matmul_proportion),
         "embedding_serialization_factor": factor,
         "replicated_tensor_sharding": replicated_tensor_sharding,
@@ -238,7 +238,7 @@ def program_of_row(
 
 
 def _model_of_row(name: str) -> ModelConfig:
-    """The preset that a row names, or one of its family with other numbers of layers and hidden units."""
+    """The preset that a row names, or one of its family with another number of layers and hidden size."""
     from model.config import PRESETS
 
     key = name.replace("-", "_")
@@ -252,7 +252,7 @@ def _model_of_row(name: str) -> ModelConfig:
     like = PRESETS[f"{family}_base"]
     if not layers or hidden < like.head_size or hidden % like.head_size:
         raise ConfigError(
-            f"model {name!r} has no layer, or a hidden size that is no multiple of {like.head_size}"
+            f"model {name!r} has no layers, or its hidden size is not a multiple of {like.head_size}"
         )
     return replace(like, num_layers=layers, hidden_size=hidden, num_heads=hidden // like.head_size)
 

@@ -1,6 +1,6 @@
-"""Published rows as programs of ours, the constants fitted to them, and how far predictions are from them.
+"""Fits the cost model's constants to published rows, and validates its predictions against them.
 
-A row's program is the graph that the application would run in that configuration. Constants are fitted by
+A row's program is the graph that this application runs in the row's configuration. Constants are fitted by
 least squares on the logarithm of step times, with log-normal priors.
 """
 
@@ -25,9 +25,9 @@ from .published_rows import COLUMNS, Row, RowError
 
 @dataclass(frozen=True)
 class Measured:
-    """A row and what the model needs to predict it.
+    """A row and its program, for the cost model.
 
-    :param flops: of one weight update, products and convolutions alone, nothing computed again.
+    :param flops: FLOPs of one weight update: only matmuls and convolutions, without recomputation.
     """
 
     row: Row
@@ -40,13 +40,13 @@ class Measured:
 
     @property
     def at_peak_s(self) -> float:
-        """Seconds if all IPUs computed nothing but the row's FLOPs, at their peak."""
+        """Seconds of the row's FLOPs at the peak of all IPUs."""
         ipus = len(self.row.layers_per_ipu) * self.row.replication_factor
         return self.flops / (self.target.peak_flops_per_s * ipus)
 
 
 def measured(rows: Sequence[Row]) -> tuple[list[Measured], list[RowError]]:
-    """The programs of rows, and why there is none for the others."""
+    """The programs of rows, and the errors of rows that have none."""
     programs: list[Measured] = []
     faults: list[RowError] = []
     for row in rows:
@@ -58,7 +58,7 @@ def measured(rows: Sequence[Row]) -> tuple[list[Measured], list[RowError]]:
 
 
 def _measured(row: Row) -> Measured:
-    """Raises RowError for what a program can't be made of."""
+    """Raises RowError if the row's configuration is illegal."""
     machine = target(row.target)
     needed = len(row.layers_per_ipu) * row.replication_factor
     if needed > machine.num_ipus:
@@ -95,7 +95,7 @@ def _program(row: Row) -> tuple[Graph, Settings]:
             replication_factor=row.replication_factor,
             layers_per_ipu=[int(count) if count % 1 == 0 else count for count in row.layers_per_ipu],
             optimizer_state=row.optimizer_state,
-            # Some published configurations ask one replica to share with itself, which does nothing.
+            # Some published configurations shard over a single replica, which has no effect.
             replicated_tensor_sharding=row.replicated_tensor_sharding and row.replication_factor > 1,
             matmul_proportion=row.matmul_proportion,
             embedding_serialization_factor=row.embedding_serialization_factor,
@@ -108,16 +108,16 @@ def _program(row: Row) -> tuple[Graph, Settings]:
 
 
 def _of_row(row: Row, error: ConfigError) -> RowError:
-    """A configuration's problems as those of the row: keys and columns have the same names."""
+    """A configuration's problems as an error of the row: keys and columns have the same names."""
     problems = sorted(error.problems, key=lambda problem: problem.key not in COLUMNS)
     column = problems[0].key if problems[0].key in COLUMNS else "model"
     first = problems[0].text if problems[0].key == column else str(problems[0])
     return row.error(column, "; ".join([first, *map(str, problems[1:])]))
 
 
-# The model's own relative error and that of measurements: what a residual is weighed with against the priors.
+# Relative error of the model and of the measurements: the weight of residuals relative to the priors.
 RESIDUAL_SD = 0.02
-# Largest relative change of a constant in the last step of a fit.
+# A fit has converged if no constant changes by more than this, relatively.
 _CONVERGED = 1e-10
 
 
@@ -131,7 +131,7 @@ class Fit:
 
 
 def fit(rows: Sequence[Measured]) -> Fit:
-    """Gauss-Newton on log(predicted / published) of the rows and on the distance to the priors."""
+    """Gauss-Newton on the rows' log(predicted / published) and on the distances to the priors."""
     fitted = entries()["fitted"]
     names = list(fitted)
     centres = np.log([float(fitted[name]["prior"]) for name in names])
@@ -149,7 +149,7 @@ def fit(rows: Sequence[Measured]) -> Fit:
         columns = [(residuals(logs + step * unit) - here) / step for unit in np.eye(len(names))]
         jacobian = np.stack(columns, axis=1)
         change = np.linalg.lstsq(jacobian, -here, rcond=None)[0]
-        # Rows far from the model make whole steps overshoot: a step that worsens the fit is halved.
+        # Full steps overshoot if rows are far from the model: halve a step that worsens the fit.
         while np.abs(change).max() > _CONVERGED and _squares(residuals(logs + change)) > _squares(here):
             change = change / 2
         logs = logs + change
@@ -166,14 +166,14 @@ def _squares(residuals: np.ndarray) -> float:
 
 
 def with_values(values: Mapping[str, float]) -> Constants:
-    """The shipped constants with other values of some."""
+    """The shipped constants with some values replaced."""
     return replace(constants(), **values)
 
 
 def utilisation(rows: Sequence[Measured]) -> tuple[float, float]:
     """The baseline's two constants: (utilisation of PopART's rows, factor of PopTorch's), geometric means.
 
-    Rows of other frameworks count with the factor that the model assumes for them.
+    Rows of other frameworks use the factor that the model assumes for them.
     """
     plain = [_log_utilisation(row) for row in rows if row.row.framework != "PopTorch"]
     poptorch = [_log_utilisation(row) for row in rows if row.row.framework == "PopTorch"]
@@ -191,7 +191,7 @@ def _log_utilisation(row: Measured) -> float:
 
 
 def by_utilisation_s(row: Measured, level: float, poptorch_factor: float) -> float:
-    """What the baseline of constant utilisation predicts."""
+    """Seconds predicted by the baseline of constant utilisation."""
     framework = row.row.framework
     factor = poptorch_factor if framework == "PopTorch" else constants().framework_factor(framework)
     return row.at_peak_s / level * factor
@@ -205,7 +205,7 @@ class Errors:
 
     @property
     def mean(self) -> float:
-        """Of absolute values, as is the maximum."""
+        """The mean of absolute errors."""
         return sum(map(abs, self.of_row.values())) / len(self.of_row)
 
     @property
@@ -215,10 +215,10 @@ class Errors:
 
 @dataclass(frozen=True)
 class Validation:
-    """:param leave_one_out: each row with constants that were fitted to all others of the file.
-    :param leave_a_group_out: by group, its rows with constants that were fitted to all rows outside.
-    :param baselines: simpler models, with the constants that were fitted to the same rows as the model's.
-    :param not_predicted: rows of the file that no figure includes, with the reason.
+    """:param leave_one_out: errors of each row with constants fitted to all other rows of the file.
+    :param leave_a_group_out: by group, errors of its rows with constants fitted to all rows outside it.
+    :param baselines: errors of simpler models, with constants fitted to the same rows as the model's.
+    :param not_predicted: rows of the file that aren't in any figure, with the reason.
     """
 
     rows: tuple[Measured, ...]
@@ -240,7 +240,7 @@ _GROUPS: tuple[Callable[[Row], str], ...] = (
 
 
 def validate(rows: Sequence[Measured], not_predicted: Sequence[RowError] = ()) -> Validation:
-    """With the shipped constants; those left out of a fit are fitted from their priors."""
+    """Validates the shipped constants; the leave-out errors refit them, starting from the priors."""
     predicted = {row.row.id: row.predicted_s(constants()) for row in rows}
     level = entries()["baseline"]["utilisation"]["value"]
     factor = entries()["baseline"]["utilisation_poptorch_factor"]["value"]
@@ -271,7 +271,7 @@ def _without(rows: Sequence[Measured], left_out: Sequence[Measured]) -> Errors:
 
 
 def _groups(rows: Sequence[Measured]) -> dict[str, Errors]:
-    """Groups that leave some rows to fit to, and that no other group equals."""
+    """The errors of each group, without groups that contain all rows."""
     groups: dict[str, list[Measured]] = {}
     for group_of in _GROUPS:
         for row in rows:

@@ -1,6 +1,6 @@
-"""Programs of which it is known whether they fit, against what the memory model says of them.
+"""Programs that are known to fit or not to fit, compared with the memory model's predictions.
 
-This knows recipes by name only: whoever asks says how a recipe becomes memory of IPUs.
+Recipes are only names here: the caller supplies the function that predicts a recipe's memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _FILE = Path(__file__).with_name("known_fits.yml")
 
 @dataclass(frozen=True)
 class Case:
-    """A recipe, changed or as it is. `fits` is None where nobody knows."""
+    """A recipe, optionally with changes. `fits` is None if it isn't known."""
 
     name: str
     recipe: str
@@ -29,9 +29,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the model says of a case.
+    """The model's prediction for a case.
 
-    :param filled: how full the fullest tile of each IPU is; above 1 it does not fit.
+    :param filled: for each IPU, the fraction of its fullest tile's memory in use; above 1 it doesn't fit.
     """
 
     case: Case
@@ -47,7 +47,7 @@ class Judgement:
 
 
 def cases(published_recipes: Iterable[str]) -> tuple[Case, ...]:
-    """All published recipes, which ran, then the programs that don't fit and those that are open."""
+    """All published recipes, which ran, then the programs that don't fit and the unknown ones."""
     ran = [Case(name, name, "published", True) for name in published_recipes]
     listed = [Case(**entry) for entry in yaml.safe_load(_FILE.read_text(encoding="utf-8"))]
     return (*ran, *listed)
@@ -56,7 +56,7 @@ def cases(published_recipes: Iterable[str]) -> tuple[Case, ...]:
 def judge(
     wanted: Iterable[Case], memory_of: Callable[[str, Mapping[str, Any]], Sequence[IpuMemory]]
 ) -> tuple[Judgement, ...]:
-    """Asks `memory_of(recipe, changes)` about every case."""
+    """Calls `memory_of(recipe, changes)` for every case."""
     return tuple(
         Judgement(case, tuple(memory.filled for memory in memory_of(case.recipe, case.changes)))
         for case in wanted
@@ -64,7 +64,7 @@ def judge(
 
 
 def confusion(judgements: Iterable[Judgement]) -> Mapping[tuple[bool, bool], int]:
-    """(known to fit, judged to fit) -> how many; open cases aren't counted."""
+    """(known to fit, predicted to fit) -> number of cases, without the unknown ones."""
     return Counter((each.case.fits, each.fits) for each in judgements if each.case.fits is not None)
 
 

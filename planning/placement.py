@@ -1,7 +1,7 @@
-"""Keys left to a search: `layers_per_ipu`, `micro_batch_size` and `matmul_proportion` may be "auto", and an
-entry of `layers_per_ipu` may be -1, for any number of layers.
+"""The search for "auto" values: `layers_per_ipu`, `micro_batch_size` and `matmul_proportion` may be "auto",
+and an entry of `layers_per_ipu` may be -1, for any number of layers.
 
-The search takes the fastest values that fit, by the models that `--dry-run` judges with.
+It finds the fastest values that fit, by the cost model of `--dry-run`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ipu.placement import balanced_layers, divisors, minimum_gradient_accumulati
 
 from .dry_run import program_of
 
-# What an IPU may choose from where matmul_proportion is auto; published recipes range from 0.05 to 1.
+# The choices for each IPU if matmul_proportion is auto; published recipes range from 0.05 to 1.
 PROPORTIONS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6, 0.8)
 # Twice the largest micro batch of a published recipe.
 _LARGEST_MICRO_BATCH = 64
 _MOST_PLACEMENTS = 5000
-# Placements whose memory is looked at: of the only micro batch, or of each of several.
+# The most placements whose memory is evaluated: for a single micro batch size, or for each of several.
 _JUDGED, _JUDGED_OF_A_SIZE = 300, 60
 
 
@@ -39,11 +39,11 @@ def load(
     overrides: Optional[Mapping[str, object]] = None,
     report: Callable[[str], None] = print,
 ) -> Config:
-    """The recipe `name` with `overrides`, as config.load gives it, with the free keys found.
+    """The recipe `name` with `overrides`, as from config.load, with values for the free keys.
 
-    `report` gets the lines that say what was chosen and why. With micro_batch_size free, a weight update
-    keeps its sequences: gradient_accumulation follows (a recipe that says auto itself counts there as for a
-    micro batch of 1). Raises ConfigError, also where nothing fits.
+    `report` gets lines that explain the choice. If micro_batch_size is free, the global batch size stays:
+    gradient_accumulation is changed with it (in a recipe with micro_batch_size auto, gradient_accumulation is
+    that of a micro batch of 1). Raises ConfigError, also if nothing fits.
     """
     free = configuration.free_keys(name, Path(path), overrides)
     if not free:
@@ -64,23 +64,25 @@ def load(
 
 
 def _apart(config: Config, free: Collection[str], pattern: Sequence[int]) -> Outcome:
-    """`search` in a process of its own: Graphcore's poptorch and the simulator's don't fit into one."""
+    """`search` in a separate process: one process can't import Graphcore's poptorch and the simulator's."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as child:
         return child.submit(search, config, free, pattern).result()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A search's configuration, and in words what it chose and why."""
+    """The configuration that a search found, and lines that explain the choice."""
 
     config: Config
     lines: Tuple[str, ...]
 
 
 def search(config: Config, free: Collection[str], pattern: Sequence[int]) -> Outcome:
-    """The fastest configuration that fits, with the values of `free` keys changed.
+    """The fastest configuration that fits, with new values of the `free` keys.
 
-    :param pattern: for each IPU its encoder layers, or ANY; read where layers_per_ipu is free.
+    Raises ConfigError if none fits.
+
+    :param pattern: encoder layers of each IPU, or ANY; used if layers_per_ipu is free.
     """
     sizes = list(micro_batches_of(config, "micro_batch_size" in free))
     own = next((at for at, sized in enumerate(sizes) if sized == config), 0)
@@ -97,7 +99,7 @@ def search(config: Config, free: Collection[str], pattern: Sequence[int]) -> Out
                 best = sized, found.best
         return found
 
-    # Upwards until nothing fits, as memory grows with the micro batch; then down, for what is faster yet.
+    # First larger micro batches until nothing fits, as memory grows with them; then smaller ones.
     too_large: Optional[Config] = None
     for sized in sizes[own:]:
         found = look_at(sized)
@@ -124,7 +126,7 @@ def search(config: Config, free: Collection[str], pattern: Sequence[int]) -> Out
 def fastest_of(
     sized: Config, free: Collection[str], pattern: Sequence[int], faster_than_s: float, max_judged: int
 ) -> Any:
-    """The search for one micro batch; None where no placement fills its pipeline."""
+    """The search for one micro batch size; None if no placement's pipeline can be filled."""
     placements = [sized.layers_per_ipu]
     if "layers_per_ipu" in free:
         placements = list(placements_of(sized.num_layers, pattern))
@@ -147,7 +149,7 @@ def fastest_of(
 def _stand_ins(
     free: Collection[str], given: Mapping[str, object], recipe: Mapping[str, object]
 ) -> Dict[str, object]:
-    """Values with which the rest of a configuration can be checked; those of the recipe where it has any."""
+    """Placeholders for the free keys, so that the rest can be checked; the recipe's values if it has some."""
     ipus, layers = given.get("ipus_per_replica"), given.get("num_layers")
     values: Dict[str, object] = {}
     if "layers_per_ipu" in free and isinstance(ipus, int) and isinstance(layers, int):
@@ -168,7 +170,7 @@ def _checked_pattern(layers: Sequence[Any], config: Config) -> List[int]:
     ipus = config.ipus_per_replica
     if len(layers) != ipus:
         raise ConfigError(
-            f"layers_per_ipu {_words(layers)} is for {len(layers)} IPUs, ipus_per_replica is {ipus}"
+            f"layers_per_ipu {_words(layers)} is for {len(layers)} IPUs, but ipus_per_replica is {ipus}"
         )
     bad = [entry for entry in layers if not isinstance(entry, int) or entry < ANY]
     if bad:
@@ -185,10 +187,10 @@ def _checked_pattern(layers: Sequence[Any], config: Config) -> List[int]:
 
 
 def placements_of(layers: int, pattern: Sequence[int]) -> Iterator[Tuple[int, ...]]:
-    """The ways to put `layers` layers on the IPUs of a pattern.
+    """All placements of `layers` layers on the IPUs of a pattern.
 
-    Where there are too many to look at (24 layers on 8 IPUs: 2.6 million), no free IPU gets two layers more
-    than the fullest one must have: a pipeline lasts as long as its busiest IPU.
+    If there are too many (24 layers on 8 IPUs: 2.6 million), a free IPU has at most one layer more than an
+    even split gives the fullest one: the busiest IPU determines a pipeline's time.
     """
     free = pattern.count(ANY)
     rest = layers - sum(entry for entry in pattern if entry != ANY)
@@ -215,7 +217,7 @@ def _ways(layers: int, pattern: Sequence[int], most: int) -> Iterator[Tuple[int,
 
 
 def micro_batches_of(config: Config, free: bool) -> Iterator[Config]:
-    """The configuration at every micro batch size that divides the sequences of a replica's update."""
+    """The configuration with every micro batch size that divides a replica's sequences per update."""
     if not free:
         yield config
         return
@@ -229,7 +231,7 @@ def micro_batches_of(config: Config, free: bool) -> Iterator[Config]:
 def search_over(config: Config, machine: Optional[Target] = None) -> Any:
     """A search over placements of this configuration's layers, on its target or on another machine."""
     layers = config.num_layers
-    # Every block on an IPU of its own makes a deep pipeline, which has to be filled to be captured.
+    # One block per IPU is a deep pipeline, which must be filled to be captured.
     deep = replace(config, gradient_accumulation=max(config.gradient_accumulation, 2 * layers + 4))
     graph, settings = program_of(deep, layers_per_ipu=[0] + [1] * layers)
     settings = replace(settings, gradient_accumulation=config.gradient_accumulation)
@@ -237,7 +239,7 @@ def search_over(config: Config, machine: Optional[Target] = None) -> Any:
 
 
 def candidate_of(config: Config, layers_per_ipu: Sequence[int], free_proportions: bool) -> Any:
-    """The IPUs of all blocks; a head that doesn't share the embeddings belongs to the last layer's."""
+    """The IPU of each block; a head that doesn't share the embeddings belongs to the last layer's block."""
     blocks = [ipu for _, ipu in placement(config.num_layers, layers_per_ipu, config.head)]
     if not config.head.shares_embeddings:
         del blocks[-1]
@@ -272,10 +274,10 @@ def _why(
     candidates, judged = (
         sum(getattr(found, each) for found in searches) for each in ("candidates", "judged")
     )
-    yield f"auto: of {candidates} placements {judged} were judged as to memory: {best}"
+    yield f"auto: memory was evaluated for {judged} of {candidates} placements: {best}"
     if skipped is not None:
         size = skipped.micro_batch_size
-        yield f"auto: micro batches larger than {size}, at which nothing faster fits, were left out"
+        yield f"auto: micro batches larger than {size}, where nothing faster fits, were skipped"
     misses = next(found.faster for found in searches if found.best is chosen)
     if misses:
         miss = misses[0]
@@ -295,7 +297,7 @@ def _nothing_fits(misses: Sequence[Tuple[Config, Any]], free: Sequence[str]) -> 
     return (
         f"{tried}; the nearest, layers_per_ipu {_words(_layers(near.ipu_of_block, config))} with "
         f"micro_batch_size {config.micro_batch_size}, lacks {sums.human_bytes(-near.headroom_bytes)} on IPU "
-        f"{near.fullest_ipu}. Take more ipus_per_replica, a smaller micro_batch_size, or see the remedies of "
+        f"{near.fullest_ipu}. Use more ipus_per_replica, a smaller micro_batch_size, or see the remedies of "
         "--dry-run with concrete values"
     )
 

@@ -1,4 +1,4 @@
-"""Published measurements: one measured pretraining configuration a row of a CSV file."""
+"""Published measurements: a CSV file with one measured pretraining configuration per row."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from config import nearest
 T = TypeVar("T")
 
 
-# Digits of a whole number; Python itself reads a few thousand.
+# The most digits of a whole number; int() itself accepts a few thousand.
 _MOST_DIGITS = 40
 
 
 class RowsError(ValueError):
-    """A file of measurements that can't be used: what is wrong with it."""
+    """An invalid file of measurements."""
 
 
 class RowError(RowsError):
-    """A row that can't be used: which, in which column, and why."""
+    """An invalid row: its id, line and column, and the problem."""
 
     def __init__(self, row_id: str, line: int, column: str, problem: str) -> None:
         super().__init__(f"row {row_id!r} (line {line}), column {column}: {problem}")
@@ -35,11 +35,11 @@ class RowError(RowsError):
 
 @dataclass(frozen=True)
 class Row:
-    """A measurement. Embedding and heads stand on IPU 0; step_s is seconds per weight update.
+    """A measurement. Embedding and heads are on IPU 0; step_s is seconds per weight update.
 
-    :param layers_per_ipu: encoder layers on each IPU; a half means that a layer's two halves stand on
-        different IPUs.
-    :param matmul_proportion: of each IPU.
+    :param layers_per_ipu: encoder layers on each IPU; a layer with its two halves on different IPUs counts as
+        a half on both.
+    :param matmul_proportion: one value per IPU.
     """
 
     id: str
@@ -68,10 +68,10 @@ COLUMNS = tuple(name for name in Row.__dataclass_fields__ if name != "line")
 
 
 def read_rows(path: Path) -> tuple[list[Row], list[RowError]]:
-    """The rows of a file in their order, and what is wrong with those that aren't among them.
+    """The valid rows of a file, in file order, and the errors of the invalid ones.
 
-    Columns other than COLUMNS are ignored, as are blank lines and lines that begin with a #. Raises RowsError
-    where the file as a whole can't be read.
+    Columns other than COLUMNS are ignored, as are blank lines and lines that begin with #. Raises RowsError
+    if the file can't be read at all.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -80,14 +80,14 @@ def read_rows(path: Path) -> tuple[list[Row], list[RowError]]:
     try:
         return _rows(path, text)
     except csv.Error as error:
-        raise RowsError(f"{path} is no CSV file: {error}") from None
+        raise RowsError(f"{path} is not a CSV file: {error}") from None
 
 
 def _rows(path: Path, text: str) -> tuple[list[Row], list[RowError]]:
     lines = csv.reader(io.StringIO(text, newline=""))
     numbered = [(lines.line_num, cells) for cells in lines if _says_something(cells)]
     if not numbered:
-        raise RowsError(f"{path} is empty: a header and a row for each measurement are expected")
+        raise RowsError(f"{path} is empty: expected a header and one row per measurement")
     names = [name.strip() for name in numbered[0][1]]
     missing = [column for column in COLUMNS if column not in names]
     if missing:
@@ -116,7 +116,7 @@ def _says_something(cells: list[str]) -> bool:
 
 @dataclass(frozen=True)
 class _Cells:
-    """One line of the file; each method reads a column or raises RowsError."""
+    """One line of the file; each method reads a column or raises RowError."""
 
     line: int
     cells: dict[str, str]
@@ -126,12 +126,14 @@ class _Cells:
         if not any(layers):
             raise self._error("layers_per_ipu", "places no layer")
         if sum(layers) % 1:
-            raise self._error("layers_per_ipu", f"places {sum(layers):g} layers: a half has no other half")
+            raise self._error(
+                "layers_per_ipu", f"places {sum(layers):g} layers: a half layer lacks its other half"
+            )
         proportions = self._list("matmul_proportion", self._proportion)
         if len(proportions) not in (1, len(layers)):
             raise self._error(
                 "matmul_proportion",
-                f"{len(proportions)} values for the {len(layers)} IPUs of layers_per_ipu; one or as many fit",
+                f"{len(proportions)} values for {len(layers)} IPUs of layers_per_ipu; must be 1 or as many",
             )
         row = Row(
             id=self._text("id"),
@@ -172,7 +174,7 @@ class _Cells:
     def _count(self, column: str) -> int:
         value = self._text(column)
         if not value.isdecimal() or len(value) > _MOST_DIGITS or int(value) < 1:
-            raise self._error(column, f"{_short(value)!r} is no whole number of 1 and more")
+            raise self._error(column, f"{_short(value)!r} is not a whole number of at least 1")
         return int(value)
 
     def _flag(self, column: str) -> bool:
@@ -190,13 +192,13 @@ class _Cells:
     def _layers(self, column: str, word: str) -> float:
         value = self._number(column, word)
         if value < 0 or value * 2 % 1:
-            raise self._error(column, f"{word!r} is no number of layers and half layers")
+            raise self._error(column, f"{word!r} is not a number of layers or half layers")
         return value
 
     def _proportion(self, column: str, word: str) -> float:
         value = self._number(column, word)
         if not 0 < value <= 1:
-            raise self._error(column, f"{word!r} is not above 0 and at most 1")
+            raise self._error(column, f"{word!r} must be above 0 and at most 1")
         return value
 
     def _list(self, column: str, read: Callable[[str, str], T]) -> tuple[T, ...]:
@@ -208,7 +210,7 @@ class _Cells:
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise self._error(column, f"{_short(word)!r} is no number")
+            raise self._error(column, f"{_short(word)!r} is not a number")
         return value
 
 

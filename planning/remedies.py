@@ -1,7 +1,7 @@
-"""What to change where a configuration doesn't fit: each is judged by the models that found it too large.
+"""Remedies for a configuration that doesn't fit, each recomputed by the models that rejected it.
 
-Changes come one at a time, and in pairs where none suffices alone. Seconds are those of an equal number of
-sequences.
+Changes are tried one at a time, and in pairs if no single change suffices. Times are compared for the same
+number of sequences.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Tuple
 from config import Config, ConfigError
 from ipu.placement import balanced_layers, divisors, machine_ipus
 
-# Published recipes go as low as 0.05.
+# The lowest value in a published recipe.
 _LOWEST_PROPORTION = 0.05
 _MOST_SLICES = 32
-# How many changes that save most are tried in pairs.
+# How many of the changes that save most memory are tried in pairs.
 _PAIRED = 4
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A changed configuration and what the models say of it: time of an update, bytes of its fullest IPU."""
+    """A changed configuration and its prediction: seconds per update, peak bytes of its fullest IPU."""
 
     changes: Mapping[str, Any]
     config: Config
@@ -35,9 +35,9 @@ Judge = Callable[[Config], Tuple[float, int, bool]]
 
 
 def trials(config: Config, judge: Judge) -> List[Trial]:
-    """Changed configurations: those that fit first, the fastest first; then those that save memory.
+    """Changed configurations: first those that fit, from fastest to slowest; then those that save memory.
 
-    :param judge: (step_s, bytes of the fullest IPU, fits) of a configuration.
+    :param judge: returns (step_s, peak bytes of the fullest IPU, fits) for a configuration.
     """
     _, peak_bytes, _ = judge(config)
     single = [trial_of(config, changes, judge) for changes in changes_of(config)]
@@ -62,12 +62,12 @@ def trials(config: Config, judge: Judge) -> List[Trial]:
 
 
 def seconds_lost(before_s: float, config: Config, trial: Trial) -> float:
-    """By how much longer an update's sequences take than the `before_s` of `config`; negative: less long."""
+    """Additional seconds for the sequences of an update, compared with `before_s`; negative if faster."""
     return trial.step_s * config.global_batch_size / trial.config.global_batch_size - before_s
 
 
 def words(changes: Mapping[str, Any]) -> str:
-    """Changes as command-line flags."""
+    """The changes as command-line flags."""
     flags = []
     for key, value in changes.items():
         flag = key.replace("_", "-")
@@ -84,13 +84,13 @@ def trial_of(config: Config, changes: Mapping[str, Any], judge: Judge) -> Any:
     try:
         changed = replace(config, **changes)
     except ConfigError:
-        return None  # the change isn't legal here, for example for want of IPUs
+        return None  # the change isn't legal here: too few IPUs, for example
     step_s, peak_bytes, fits = judge(changed)
     return Trial(changes, changed, step_s, peak_bytes, fits)
 
 
 def changes_of(config: Config) -> Iterator[Dict[str, Any]]:
-    # On the chip where streaming memory is what doesn't suffice.
+    # The other way round, on_chip helps if streaming memory is too small.
     yield {"optimizer_state": "off_chip" if config.optimizer_state == "on_chip" else "on_chip"}
     if config.replication_factor > 1 and not config.replicated_tensor_sharding:
         yield {"replicated_tensor_sharding": True}
@@ -119,7 +119,7 @@ def changes_of(config: Config) -> Iterator[Dict[str, Any]]:
 
 
 def _more_ipus(config: Config) -> Iterator[Dict[str, Any]]:
-    """Twice the IPUs for a replica; fewer replicas where the machine is full, with the same sequences."""
+    """Twice the IPUs per replica; if the machine is full, half the replicas with the same global batch."""
     ipus = 2 * config.ipus_per_replica
     machine = machine_ipus()[config.target]
     if ipus > machine:

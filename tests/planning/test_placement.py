@@ -179,7 +179,7 @@ def test_lines_say_what_was_chosen_and_why() -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"layers_per_ipu": (0, -1)}, "for 2 IPUs, ipus_per_replica is 3"),
+        ({"layers_per_ipu": (0, -1)}, "for 2 IPUs, but ipus_per_replica is 3"),
         ({"layers_per_ipu": (5, -1, -1)}, "1 more than num_layers 4"),
         ({"layers_per_ipu": (-2, -1, -1)}, "-2 is neither"),
         ({"layers_per_ipu": (-1, -1, -1), "hidden_size": "wide"}, "hidden_size"),
@@ -205,7 +205,7 @@ def test_where_nothing_fits_the_nearest_is_named() -> None:
 
 
 def test_config_itself_refuses_what_is_not_found_yet() -> None:
-    with pytest.raises(ConfigError, match=r"layers_per_ipu: is auto; planning\.placement\.load"):
+    with pytest.raises(ConfigError, match=r"layers_per_ipu: is auto; use planning\.placement\.load"):
         config.load("test_groupbert", overrides={"layers_per_ipu": "auto"})
 
 

@@ -39,26 +39,26 @@ def test_further_columns_and_other_orders_do_not_matter(tmp_path):
         ("target", "pod17", "'pod17' is unknown; did you mean 'pod16'?"),
         ("target", "", "is empty"),
         ("framework", "pytorch", "'pytorch' is unknown; did you mean 'PopTorch'?"),
-        ("sequence_length", "128.5", "'128.5' is no whole number of 1 and more"),
-        ("mask_tokens", "-1", "no whole number"),
-        ("micro_batch_size", "0", "no whole number"),
-        ("gradient_accumulation", "many", "no whole number"),
+        ("sequence_length", "128.5", "'128.5' is not a whole number of at least 1"),
+        ("mask_tokens", "-1", "not a whole number"),
+        ("micro_batch_size", "0", "not a whole number"),
+        ("gradient_accumulation", "many", "not a whole number"),
         ("replication_factor", "", "is empty"),
-        ("layers_per_ipu", "0 2.3 1.7", "'2.3' is no number of layers and half layers"),
-        ("layers_per_ipu", "0 x", "'x' is no number"),
-        ("layers_per_ipu", "0 2.5 2", "places 4.5 layers: a half has no other half"),
+        ("layers_per_ipu", "0 2.3 1.7", "'2.3' is not a number of layers or half layers"),
+        ("layers_per_ipu", "0 x", "'x' is not a number"),
+        ("layers_per_ipu", "0 2.5 2", "places 4.5 layers: a half layer lacks its other half"),
         ("layers_per_ipu", "0 0", "places no layer"),
         ("optimizer_state", "chip", "'chip' is unknown; did you mean"),
         ("replicated_tensor_sharding", "yes", "'yes' is neither 0 nor 1"),
         ("packed", "2", "'2' is neither 0 nor 1"),
-        ("matmul_proportion", "0.2 0.2", "2 values for the 3 IPUs of layers_per_ipu"),
-        ("matmul_proportion", "1.2", "'1.2' is not above 0 and at most 1"),
-        ("embedding_serialization_factor", "none", "no whole number"),
+        ("matmul_proportion", "0.2 0.2", "2 values for 3 IPUs of layers_per_ipu"),
+        ("matmul_proportion", "1.2", "'1.2' must be above 0 and at most 1"),
+        ("embedding_serialization_factor", "none", "not a whole number"),
         ("step_s", "0", "0 is not above 0"),
-        ("step_s", "nan", "'nan' is no number"),
-        ("step_s", "1,5", "is no number"),
-        ("step_s", "1" * 400, "'1111111111111111111111111111111111111111...' is no number"),
-        ("sequence_length", "1" * 5000, "no whole number"),
+        ("step_s", "nan", "'nan' is not a number"),
+        ("step_s", "1,5", "is not a number"),
+        ("step_s", "1" * 400, "'1111111111111111111111111111111111111111...' is not a number"),
+        ("sequence_length", "1" * 5000, "not a whole number"),
     ],
 )
 def test_a_bad_value_is_named_by_row_and_column(tmp_path, column, value, problem):
@@ -87,7 +87,7 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(RowsError, match="lacks the columns framework, model"):
         read_rows(path)
     path.write_text(HEADER + "\n" + "x" * 200_000 + "\n")
-    with pytest.raises(RowsError, match="is no CSV file: field larger"):
+    with pytest.raises(RowsError, match="is not a CSV file: field larger"):
         read_rows(path)
 
 

@@ -104,7 +104,7 @@ def test_a_row_that_cannot_be_predicted_is_named_and_left_out(tmp_path, capsys, 
     problem = f"row 'T1' (line 2), column {column}: "
     assert captured.err.startswith(f"ipu.simulator validate: {problem}")
     (said,) = [line for line in captured.out.splitlines() if line.startswith(f"- {problem}")]
-    without = captured.out.replace(f"\n\n1 row is not predicted, and in none of these figures:\n{said}", "")
+    without = captured.out.replace(f"\n\n1 row is not predicted, and excluded from all figures:\n{said}", "")
     assert without == alone
     found = json.loads(out.read_text())
     assert [row["id"] for row in found["rows"]] == ["T2"]
