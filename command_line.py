@@ -1,4 +1,4 @@
-"""What the runners' command lines share: common flags, the first lines of a run, its end and exit status."""
+"""Shared by all runners: common flags, the first and last lines of a run, and the exit status."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ if TYPE_CHECKING:
 
 
 def parser(description: str, *, required: bool) -> configuration.FlagParser:
-    """The flags of every runner but the configuration's keys, which `configuration.add_flags` adds.
+    """The flags that all runners share, without the configuration's keys (`configuration.add_flags`).
 
-    `required` says whether a run without --config is a mistake.
+    `required`: --config must be given.
     """
     made = configuration.FlagParser(description=description)
-    made.add_argument("--config", required=required, help="a run of configs.yml, for example demo")
+    made.add_argument("--config", required=required, help="a recipe of configs.yml, for example demo")
     made.add_argument(
         "--configs",
         type=Path,
         default=configuration.CONFIGS,
-        help="another file of runs (resolved.yml is one)",
+        help="another recipe file, such as a run's resolved.yml",
     )
-    made.add_argument("--output", type=Path, help="the run's folder (default: output/CONFIG)")
+    made.add_argument("--output", type=Path, help="output folder (default: output/CONFIG)")
     made.add_argument(
         "--dry-run",
         action="store_true",
-        help="train nothing: say whether the program fits on the target, how fast it is, and why",
+        help="don't train: report whether the program fits on the target, how fast it runs, and why",
     )
     return made
 
 
 def load_config(flags: argparse.Namespace, task: str) -> Config:
-    """The configuration that the flags name, of a recipe of `task`. Raises ConfigError.
+    """The configuration of a `task` recipe, from --config and the flags. Raises ConfigError.
 
-    What was found for keys left to a search is said by print_configuration and dry_run, after the device.
+    The results of a search for "auto" values are kept in `flags.found`, to be printed after the device.
     """
     flags.found = []
     overrides = configuration.overrides_from(flags)
@@ -62,12 +62,12 @@ def load_config(flags: argparse.Namespace, task: str) -> Config:
     else:
         config = configuration.load(flags.config, path=flags.configs, overrides=overrides)
     if config.task != task:
-        raise ConfigError(f"{flags.config} is a {config.task} recipe; this runner takes {task} recipes")
+        raise ConfigError(f"{flags.config} is a {config.task} recipe, but this runner needs a {task} recipe")
     return config
 
 
 def choose_device(config: Config) -> ipu.DeviceChoice:
-    """Chooses the device and says so: the first line of every run, by the first of its instances."""
+    """Chooses the device; the first instance prints it, as the first line of every run."""
     device = ipu.select_device(
         config.device,
         precision=config.simulator_precision,
@@ -78,7 +78,7 @@ def choose_device(config: Config) -> ipu.DeviceChoice:
     if instances.is_first:
         print(device.banner(), flush=True)
     if instances.is_first and instances.count > 1:
-        print(f"instances: {instances.count}, which share {config.replication_factor} replicas", flush=True)
+        print(f"instances: {instances.count}, sharing {config.replication_factor} replicas", flush=True)
     if device.name == "ipu-model" and config.replication_factor != 1:
         raise ConfigError(
             f"replication_factor {config.replication_factor}: Poplar's IPU model has no replicas; "
@@ -88,19 +88,19 @@ def choose_device(config: Config) -> ipu.DeviceChoice:
 
 
 def dry_run(config: Config, flags: argparse.Namespace) -> DryRun:
-    """--dry-run of any runner: the verdict on the configuration, in the run's folder."""
+    """--dry-run of all runners: prints the verdict and writes it to the output folder."""
     from planning.dry_run import dry_run as make_verdict
 
     print(ipu.select_device("simulator").banner(), flush=True)
     if config.device not in ("auto", "simulator"):
-        print(f"the verdict is computed here, whatever the device: {config.device} isn't used", flush=True)
+        print(f"the verdict needs no device: --device {config.device} is ignored", flush=True)
     for line in flags.found:
         print(line, flush=True)
     return make_verdict(config, flags.config, flags.output or Path("output") / flags.config)
 
 
 def print_speed(summary: Mapping[str, float]) -> None:
-    """The mean speed of a run, where it had more than one device call."""
+    """Prints the mean speed of a run with more than one device call."""
     if "data_wait_fraction" in summary:
         waiting = f"{summary['data_wait_fraction']:.1%} of the time spent waiting for data"
         print(f"speed: {summary['samples_per_s']:.1f} samples/s on average, {waiting}")
@@ -109,31 +109,31 @@ def print_speed(summary: Mapping[str, float]) -> None:
 def print_verdict(
     config: Config, flags: argparse.Namespace, output: Path, summary: Mapping[str, float]
 ) -> None:
-    """At the end of a run on the simulator: the verdict, beside what an update took here.
+    """At the end of a run on the simulator: the verdict, with the time of an update on this host.
 
-    The run is over and saved, so a mistake of ours here is told and doesn't make it a failed one.
+    The run is complete and saved, so an exception here is reported but doesn't fail the run.
     """
     from planning.dry_run import verdict_beside
 
-    if "samples_per_s" not in summary:  # nothing was left to train
+    if "samples_per_s" not in summary:  # there was nothing left to train
         return
     measured_s = config.global_batch_size / summary["samples_per_s"]
     try:
         verdict_beside(config, flags.config, output, measured_host_s=measured_s)
     except Exception:
         traceback.print_exc()
-        print("the run is saved, but there is no verdict on it: see the error above", file=sys.stderr)
+        print("the run is saved, but its verdict failed: see the error above", file=sys.stderr)
 
 
 def join_instances(config: Config, device: ipu.DeviceChoice) -> ipu.Instances:
-    """All instances of this run, alone if there is one; raises DeviceError where they don't fit it."""
+    """Joins the instances of this run; raises DeviceError if they don't match the configuration."""
     return ipu.join_instances(
         device, replication_factor=config.replication_factor, ipus_per_replica=config.ipus_per_replica
     )
 
 
 def print_configuration(flags: argparse.Namespace, config: Config) -> None:
-    """Every key and every quantity that follows, and first what a search found."""
+    """Prints what a search found, then every key and every derived quantity."""
     for line in flags.found:
         print(line)
     print(f"configuration {flags.config}:")
@@ -151,42 +151,44 @@ def say_how_to_go_on(
     arguments: Sequence[str],
     instances: ipu.Instances = ipu.ALONE,
 ) -> None:
-    """After a stop: where the run stands, and the command that goes on with it. `runner` is a file."""
+    """After a stop: prints the step reached and the command that resumes. `runner` is a file."""
     from training import resuming_arguments
 
     print(f"stopped by {stop.signal_name} after step {end.step}; checkpoint {end.checkpoint}")
     go_on = list(arguments) if end.checkpoint is None else resuming_arguments(arguments)
     program = [str(Path(runner)), *go_on]
     if not instances.launched:
-        print(f"to go on: {shlex.join([sys.executable, *program])}")
+        print(f"to resume: {shlex.join([sys.executable, *program])}")
         return
-    # What else the launcher was told (hosts, for example) isn't known here.
+    # The launcher's other flags (hosts, for example) aren't known here.
     name = instances.launcher.split()[0]
     python = [] if name == "torchrun" else [sys.executable]
     print(
-        f"to go on, with {name}'s other flags as before: {instances.launcher} {shlex.join(python + program)}"
+        f"to resume, with {name}'s other flags as before: {instances.launcher} {shlex.join(python + program)}"
     )
 
 
 def run_as_program(main: Callable[[Optional[List[str]]], Any]) -> int:
-    """The exit status: 0 done, 2 a user's mistake, 3 does not fit, 130 interrupted before or after training.
+    """The exit status: 0 success, 2 user error, 3 does not fit, 130 interrupted before or after training.
 
-    Anything else is a bug and keeps its traceback.
+    Any other exception is a bug and keeps its traceback.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the runners begin without one
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a letter of an answer or a path
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the runners start with SIG_DFL
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # the terminal's encoding may lack a character of an answer or a path
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         result = main(None)
     except KeyboardInterrupt as interrupt:
         print(
-            f"stopped by {str(interrupt) or 'Ctrl-C'} at once. What is prepared and saved is kept: the same "
-            "command goes on, with --resume where there is a checkpoint",
+            f"stopped by {str(interrupt) or 'Ctrl-C'} at once. Prepared data and checkpoints are kept: the "
+            "same command continues, with --resume if there is a checkpoint",
             file=sys.stderr,
         )
         return 130
     except BrokenPipeError:
-        # Nothing reads our lines any more (`| head`); what is still to be flushed would fail once more.
+        # As in `| head`. Flushing the rest of the buffer would raise it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print("error: broken pipe: the program reading our output has exited", file=sys.stderr)
         return 2
@@ -206,10 +208,10 @@ def run_as_program(main: Callable[[Optional[List[str]]], Any]) -> int:
         if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
             raise
         asked = re.search(r"\d+ bytes", str(error))
-        more = f" for {asked[0]} more" if asked else ""
+        more = f", allocating {asked[0]}" if asked else ""
         print(
-            f"error: this host has too little memory{more}: take a smaller model or micro_batch_size, or a "
-            "larger host (--dry-run needs no memory for a model)",
+            f"error: out of host memory{more}: use a smaller model or micro_batch_size, or a "
+            "larger host (--dry-run allocates no memory for the model)",
             file=sys.stderr,
         )
         return 2

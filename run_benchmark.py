@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""Measures this program, and reproduces the figures of the GroupBERT article.
+"""Benchmarks this program and reproduces the results of the GroupBERT paper.
 
     python run_benchmark.py all --budget-minutes 15
     python run_benchmark.py ablation --scale study --corpus TEXT --validation-corpus TEXT --seeds 3
 
-Each subcommand prints a table and writes NAME.json, NAME.csv and NAME.png; each column says whether its
+Each subcommand prints a table and writes NAME.json, NAME.csv and NAME.png; each column states whether its
 numbers are measured, predicted by the cost model, published, derived or given. `main(argv)` returns the
-result; only `__main__` turns it, or an error, into an exit status.
+result; only `__main__` converts it, or an error, to an exit status.
 """
 
 from __future__ import annotations
 
 import signal
 
-if __name__ == "__main__":  # a Ctrl-C while modules are imported just ends the program
+if __name__ == "__main__":  # Ctrl-C during imports ends the program without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
@@ -39,17 +39,17 @@ def main(argv: Optional[Sequence[str]] = None) -> Result:
     loaded: Dict[str, Benchmark] = {}
     for name, (question, load) in COMMANDS.items():
         command = commands.add_parser(name, help=question, description=question)
-        if name in arguments[:1]:  # the others' modules needn't be imported
+        if name in arguments[:1]:  # don't import the modules of the others
             loaded[name] = load()
             _add_common_flags(command)
             loaded[name].add_flags(command)
     flags, unknown = parser.parse_known_args(arguments)
-    if unknown:  # by the subcommand's parser, which knows the nearest flags
+    if unknown:  # report it by the subcommand's parser, which suggests the nearest flags
         commands.choices[flags.command].error(f"unrecognized arguments: {' '.join(unknown)}")
 
     from benchmarks.trainings import Budget
 
-    try:  # now, and not after an hour of trainings
+    try:  # fail now, not after an hour of training
         flags.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise configuration.ConfigError(f"the output folder {flags.output} can't be used: {error}") from error
@@ -61,7 +61,7 @@ def _add_common_flags(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, default=DEFAULT_OUTPUT, help=f"folder for the results [{DEFAULT_OUTPUT}]"
     )
     parser.add_argument(
-        "--budget-minutes", type=_minutes, help="stop after so long; the same command goes on [no limit]"
+        "--budget-minutes", type=_minutes, help="stop after this time; the same command continues [no limit]"
     )
 
 
@@ -71,7 +71,7 @@ def _minutes(text: str) -> float:
     except ValueError:
         minutes = -1.0
     if not 0 < minutes < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number of minutes")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of minutes")
     return minutes
 
 

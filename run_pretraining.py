@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Pretrains GroupBERT or BERT: from text to a checkpoint, on IPUs, Poplar's IPU model or the simulator.
+"""Pretrains GroupBERT or BERT on text, on IPUs, Poplar's IPU model or the simulator.
 
     python run_pretraining.py --config demo --output output/demo
     python run_pretraining.py --config demo --output output/demo --resume
 
-`main(argv)` returns a result; only `__main__` turns it, or an error, into an exit status.
+`main(argv)` returns a result; only `__main__` converts it, or an error, to an exit status.
 """
 
 from __future__ import annotations
 
 import signal
 
-if __name__ == "__main__":  # a Ctrl-C while modules are imported just ends the program
+if __name__ == "__main__":  # Ctrl-C during imports ends the program without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
@@ -46,7 +46,7 @@ class PretrainingResult:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> Union[PretrainingResult, DryRun]:
-    """Runs one pretraining, or with --dry-run only predicts it.
+    """Runs one pretraining, or with --dry-run only its prediction.
 
     Raises ValueError subclasses for mistakes that a user can correct.
     """
@@ -61,7 +61,7 @@ def main(argv: Optional[Sequence[str]] = None) -> Union[PretrainingResult, DryRu
     with instances.only_first_prints():
         command_line.print_configuration(flags, config)
 
-        # torch and its kin take seconds to import: not before the configuration is known to be right.
+        # Importing torch takes seconds: check the configuration first.
         from training import hold_folder, stop_on_signals
 
         with stop_on_signals() as stop, hold_folder(output) if instances.is_first else nullcontext():
@@ -72,12 +72,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = command_line.parser((__doc__ or "").splitlines()[0], required=True)
     start = parser.add_mutually_exclusive_group()
     start.add_argument(
-        "--resume", action="store_true", help="go on from the newest good checkpoint in --output"
+        "--resume", action="store_true", help="resume from the newest valid checkpoint in --output"
     )
     start.add_argument(
         "--checkpoint",
         type=Path,
-        help="start from these weights, with a new optimiser (phase 2 after phase 1)",
+        help="start from these weights with a new optimiser (phase 2 after phase 1)",
     )
     configuration.add_flags(parser)
     return parser.parse_args(arguments)
@@ -112,10 +112,11 @@ def _run(
     held_out = prepared.validation
     if held_out is None:
         raise data.DataError(
-            "nothing is held out to evaluate on: give --validation-fraction above 0 or a --validation-corpus"
+            "there is no held-out text to evaluate on: set --validation-fraction above 0 or "
+            "--validation-corpus"
         )
     data.require_examples(held_out, 1, "an evaluation")
-    # Counting the tokens of a large held-out text takes a while: once is enough.
+    # Counting the tokens of a large held-out text is slow: do it only once.
     entropy = resumed.state.get("unigram_entropy_nats") if resumed else None
     if entropy is None:
         entropy = data.unigram_entropy(held_out)
@@ -201,7 +202,7 @@ def _report(result: PretrainingResult, summary: Dict[str, float]) -> None:
         result.output / "loss.png",
         unigram_entropy_nats=result.unigram_entropy_nats,
     )
-    print(f"done: step {result.step}, checkpoint {result.checkpoint}, picture {result.output / 'loss.png'}")
+    print(f"done: step {result.step}, checkpoint {result.checkpoint}, plot {result.output / 'loss.png'}")
     command_line.print_speed(summary)
 
 

@@ -5,14 +5,14 @@
     python run_squad.py --config squad_demo --checkpoint output/squad_demo --predict questions.json
     python run_squad.py --score predictions.json --data dev-v1.1.json.gz
 
-`main(argv)` returns a result; only `__main__` turns it, or an error, into an exit status.
+`main(argv)` returns a result; only `__main__` converts it, or an error, to an exit status.
 """
 
 from __future__ import annotations
 
 import signal
 
-if __name__ == "__main__":  # a Ctrl-C while modules are imported just ends the program
+if __name__ == "__main__":  # Ctrl-C during imports ends the program without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SquadResult:
-    """The outcome of a run. `scores` are eval_exact, eval_f1 (percent) and so on, see data.squad.evaluate;
-    empty after a stop and for --predict. `checkpoint` is the last one, or the one that was evaluated."""
+    """The outcome of a run. `scores` has eval_exact, eval_f1 (percent) and others, see data.squad.evaluate;
+    it is empty after a stop and for --predict. `checkpoint` is the last one, or the one evaluated."""
 
     output: Path
     step: int
@@ -82,12 +82,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint",
         type=Path,
-        help="start from these weights: a pretrained model's, or with --evaluate-only and --predict a "
-        "fine-tuned one's",
+        help="start from these weights: those of a pretrained model, or with --evaluate-only and --predict "
+        "of a fine-tuned model",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
-        "--resume", action="store_true", help="go on from the newest good checkpoint in --output"
+        "--resume", action="store_true", help="resume from the newest valid checkpoint in --output"
     )
     what.add_argument("--evaluate-only", action="store_true", help="evaluate --checkpoint, without training")
     what.add_argument(
@@ -106,18 +106,18 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _check_flags(flags: argparse.Namespace) -> None:
     """Raises ConfigError for flags that exclude or require each other."""
     if flags.score is not None and flags.data is None:
-        raise ConfigError("--score needs the questions too: give --data FILE, a SQuAD JSON file")
+        raise ConfigError("--score also needs the questions: add --data FILE, a SQuAD JSON file")
     if flags.score is None and flags.data is not None:
         raise ConfigError(
-            "--data is read by --score only; for training and evaluation give --train-data, --validation-data"
+            "--data belongs to --score; for training and evaluation use --train-data and --validation-data"
         )
     if flags.score is None and flags.config is None:
-        raise ConfigError("give --config NAME, a squad run of configs.yml, or --score FILE --data FILE")
+        raise ConfigError("use --config NAME with a squad recipe of configs.yml, or --score FILE --data FILE")
     if flags.resume and flags.checkpoint is not None:
-        raise ConfigError("--resume goes on from a checkpoint in --output: leave --checkpoint out")
+        raise ConfigError("--resume continues from a checkpoint in --output: remove --checkpoint")
     if (flags.evaluate_only or flags.predict) and flags.checkpoint is None:
         asked = "--predict" if flags.predict else "--evaluate-only"
-        raise ConfigError(f"{asked} needs a fine-tuned model: give --checkpoint FOLDER")
+        raise ConfigError(f"{asked} needs a fine-tuned model: add --checkpoint FOLDER")
 
 
 def _fine_tune(
@@ -141,7 +141,7 @@ def _fine_tune(
     identity = train.features.identity
     if start.resumed is not None and identity != start.resumed.state["data"]:
         raise DataError(
-            f"the training questions, their lengths or the vocabulary have changed since the checkpoint "
+            f"the training questions, length settings or vocabulary have changed since the checkpoint "
             f"{start.resumed.folder} was written: restore them, or start a new run with --checkpoint"
         )
     config = _with_training_steps(config, len(train.features))
@@ -180,7 +180,7 @@ def _fine_tune(
     training.plot_loss(
         output / "metrics.jsonl", output / "loss.png", loss="loss", named="question-answering loss"
     )
-    print(f"done: step {end.step}, checkpoint {end.checkpoint}, picture {output / 'loss.png'}")
+    print(f"done: step {end.step}, checkpoint {end.checkpoint}, plot {output / 'loss.png'}")
     command_line.print_speed(summary)
     print(training.SQUAD.evaluation_part(scores))
     if device.name == "simulator":
@@ -247,15 +247,15 @@ def _prepare(questions: QuestionSet, tokenizer: Tokenizer, config: Config) -> Pr
 
 
 def _with_training_steps(config: Config, windows: int) -> Config:
-    """The configuration with `epochs` turned into weight updates, of whole batches and device calls.
+    """The configuration with `epochs` converted to weight updates, in whole batches and device calls.
 
-    The first windows of the next pass fill up the last update: training never pads.
+    The last update is filled with the first windows of the next epoch: training never pads.
     """
     if config.epochs is None:
         return config
     steps = math.ceil(config.epochs * windows / config.samples_per_call) * config.device_iterations
     size = config.global_batch_size
-    print(f"data: epochs {config.epochs:g} make {steps} weight updates of {size} windows", flush=True)
+    print(f"data: {config.epochs:g} epochs are {steps} weight updates of {size} windows", flush=True)
     return replace(config, training_steps=steps, epochs=None)
 
 
@@ -274,11 +274,11 @@ def _write_summary(output: Path, record: Dict[str, float], checkpoint: Optional[
     write_atomically(output / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
-_TABLE_COLUMN = 60  # characters of a question or an answer that a terminal shows
+_TABLE_COLUMN = 60  # most characters of a question or an answer in the table
 
 
 def table(answered: Sequence[Answered]) -> str:
-    """Questions and answers, with the probability among the n best, for a terminal; truncated."""
+    """A table of questions, answers and probabilities among the n best, truncated for a terminal."""
     rows: List[Tuple[str, str, str]] = [("question", "answer", "probability")]
     for one in answered:
         given = next(candidate for candidate in one.candidates if candidate.text == one.text)
@@ -290,7 +290,7 @@ def table(answered: Sequence[Answered]) -> str:
 
 
 def _shown(text: str) -> str:
-    """On one line, without control characters, truncated."""
+    """The text on one line, without control characters, truncated."""
     line = "".join(character for character in " ".join(text.split()) if character.isprintable())
     return line if len(line) <= _TABLE_COLUMN else line[: _TABLE_COLUMN - 3] + "..."
 
@@ -298,7 +298,8 @@ def _shown(text: str) -> str:
 def score(predictions_file: Path, data_file: Path) -> Dict[str, Any]:
     """The metrics of {"question id": "answer"} on a SQuAD file; both plain or gzipped.
 
-    Says on stderr how many questions have no prediction. Raises DataError for other content.
+    Warns on stderr of questions without a prediction, and of predictions without a question. Raises
+    DataError for other content.
     """
     from data import DataError
     from data.squad import evaluate, read_json, read_questions
@@ -308,20 +309,20 @@ def score(predictions_file: Path, data_file: Path) -> Dict[str, Any]:
     if not isinstance(predictions, dict):
         raise DataError(
             f"{str(predictions_file)!r} holds a JSON {type(predictions).__name__}, not an object "
-            '{"question id": "answer"}. Give a predictions.json.'
+            '{"question id": "answer"}. Use a predictions.json.'
         )
     missing = [question.id for question in data.questions if question.id not in predictions]
     if missing:
         print(
             f"{len(missing)} of {len(data.questions)} questions have no prediction and score 0, "
-            f"{missing[0]!r} first: check that the predictions are of this file",
+            f"{missing[0]!r} first: check that the predictions belong to this file",
             file=sys.stderr,
         )
     unasked = sorted(set(predictions) - {question.id for question in data.questions})
     if unasked:
         print(
-            f"{len(unasked)} of {len(predictions)} predictions are for no question of {data.name}, "
-            f"{unasked[0]!r} first, and count for nothing: check that the predictions are of this file",
+            f"{len(unasked)} of {len(predictions)} predictions belong to no question of {data.name}, "
+            f"{unasked[0]!r} first, and are ignored: check that the predictions belong to this file",
             file=sys.stderr,
         )
     return evaluate(data, predictions)

@@ -99,4 +99,4 @@ def test_a_verdict_that_fails_after_a_run_is_told_with_its_traceback(
     command_line.print_verdict(config, flags, file, {"samples_per_s": 1.0})
     said = capsys.readouterr().err
     assert said.startswith("Traceback") and "FileExistsError" in said
-    assert said.endswith("the run is saved, but there is no verdict on it: see the error above\n")
+    assert said.endswith("the run is saved, but its verdict failed: see the error above\n")

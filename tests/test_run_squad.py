@@ -38,7 +38,7 @@ def test_predictions_for_other_questions_are_told(tmp_path: Path, capsys: pytest
     data = write(tmp_path / "data.json", content(question("q1")))
     predictions = write(tmp_path / "p.json", {"q1": "Savoy", "q7": "Savoy", "q6": "Savoy"})
     assert run_squad.main(["--score", str(predictions), "--data", str(data)])["exact"] == 100
-    assert "2 of 3 predictions are for no question of data.json, 'q6' first" in capsys.readouterr().err
+    assert "2 of 3 predictions belong to no question of data.json, 'q6' first" in capsys.readouterr().err
 
 
 def test_the_table_of_answers_fits_a_terminal() -> None:
@@ -57,7 +57,7 @@ def test_the_table_of_answers_fits_a_terminal() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [((), "give --config NAME"), (("--score", "p.json"), "--data"), (("--nonsense",), "--nonsense")],
+    [((), "use --config NAME"), (("--score", "p.json"), "--data"), (("--nonsense",), "--nonsense")],
 )
 def test_a_mistake_ends_with_status_2(arguments: tuple[str, ...], words: str) -> None:
     done = _program(*arguments)

@@ -87,7 +87,7 @@ def test_what_started_a_stopped_run_starts_it_again(capsys, launcher, python):
     instances = ipu.Instances(0, 2, launched=True, launcher=launcher)
     command_line.say_how_to_go_on("run.py", end, stop, ["--config", "demo", "--checkpoint", "a"], instances)
     lead, _, command = capsys.readouterr().out.splitlines()[-1].partition(": ")
-    assert lead == f"to go on, with {launcher.split()[0]}'s other flags as before"
+    assert lead == f"to resume, with {launcher.split()[0]}'s other flags as before"
     assert shlex.split(command) == [*launcher.split(), *python, "run.py", "--config", "demo", "--resume"]
 
 

@@ -119,7 +119,7 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path, flags, program, number):
     assert process.returncode == 0, said
     assert "Traceback" not in said
     assert signal.Signals(number).name in said
-    command = next(line for line in said.splitlines() if line.startswith("to go on: ")).split(": ", 1)[1]
+    command = next(line for line in said.splitlines() if line.startswith("to resume: ")).split(": ", 1)[1]
     words = shlex.split(command)[2:]
     saved = json.loads(next((output / "checkpoints").glob("step_*/state.json")).read_text())["step"]
     assert 2 <= saved < 400

@@ -244,7 +244,7 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path, flags, trained):
     output = tmp_path / "stopped"
     stopped = signalled_at(flags(output, *STEPS), "MetricsFile", "write", 2, signal.SIGTERM, "run_squad")
     assert stopped.returncode == 0, stopped.stderr
-    (line,) = (line for line in stopped.stdout.splitlines() if line.startswith("to go on: "))
+    (line,) = (line for line in stopped.stdout.splitlines() if line.startswith("to resume: "))
     assert "run_squad.py" in line and line.endswith("--resume") and "--checkpoint" not in line.split()
     run_squad.main([*flags(output, *STEPS, start=False), "--resume"])
     assert_same_run(trained, output, 4)
@@ -324,8 +324,8 @@ def test_wandb_offline(tmp_path, flags):
             CheckpointError,
             "128 there and 64 here",
         ),
-        (("--resume",), ConfigError, "leave --checkpoint out"),
-        (("--data", "x.json"), ConfigError, "--score only"),
+        (("--resume",), ConfigError, "remove --checkpoint"),
+        (("--data", "x.json"), ConfigError, "--data belongs to --score"),
     ],
 )
 def test_mistakes_are_found_before_training(tmp_path, flags, extra, kind, words):
