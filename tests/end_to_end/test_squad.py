@@ -335,7 +335,7 @@ def test_mistakes_are_found_before_training(tmp_path, flags, extra, kind, words)
 
 
 def test_a_recipe_of_another_task_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="takes squad recipes"):
+    with pytest.raises(ConfigError, match="needs a squad recipe"):
         run_squad.main(["--config", "test_groupbert", "--output", str(tmp_path / "run")])
 
 
