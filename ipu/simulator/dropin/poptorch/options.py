@@ -1,4 +1,4 @@
-"""Options: everything a program can say about how a model runs."""
+"""Options: how a model is compiled and run."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ __all__ = [
     "TensorLocationSettings",
 ]
 
-# "No limit" on the other side, which counts in 64 bits.
+# PopTorch's C++ side has a 64-bit count; this means "no limit".
 _UNLIMITED = 2**64 - 1
 
 
 class Options(OptionsDict):
-    """How a model runs. Setters change this object and return it, so that calls chain.
+    """How a model is compiled and run. Setters change this object and return it, so that calls chain.
 
-    Wrapping a model or making a DataLoader freezes it: later changes are an AttributeError; clone() isn't
-    frozen. Values are as wide as their types: what a device can do is checked when a model is compiled.
+    Wrapping a model or creating a DataLoader freezes the options: later changes raise AttributeError. A
+    clone() isn't frozen. Setters only check types; ranges are checked when a model is compiled.
     """
 
-    # What every program has; the setters below say what each means.
+    # Documented at their setters below.
     replication_factor: int = option(1)
     input_group_size: int = option(1)
     input_cgt: enums.CommGroupType = option(enums.CommGroupType.Consecutive)
@@ -79,7 +79,7 @@ class Options(OptionsDict):
     show_compilation_progress_bar: bool = option(True)
     relax_optimizer_checks: bool = option(False)
     updatable_named_buffers: list[str] = option([])
-    # Only where they were set.
+    # Without a default.
     random_seed: int
     use_model: bool
     ipu_id: int
@@ -104,32 +104,32 @@ class Options(OptionsDict):
 
     @property
     def Training(self) -> TrainingOptions:
-        """Options that only training models have."""
+        """Options of training models."""
         return self._training
 
     @property
     def Precision(self) -> PrecisionOptions:
-        """Number formats and rounding."""
+        """Options of number formats, rounding and floating-point exceptions."""
         return self._precision
 
     @property
     def Jit(self) -> JitOptions:
-        """Tracing."""
+        """Deprecated options of tracing."""
         return self._jit
 
     @property
     def TensorLocations(self) -> TensorLocationOptions:
-        """Where tensors live."""
+        """Where tensors are stored."""
         return self._tensor_locations
 
     @property
     def Distributed(self) -> DistributedOptions:
-        """Several processes."""
+        """Number of processes and this process's id."""
         return self._distributed
 
     @property
     def _Popart(self) -> PopartOptions:
-        """Options by PopART's own names."""
+        """PopART's session options by name."""
         return self._popart
 
     def _namespaces(self) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class Options(OptionsDict):
         return copy.deepcopy(self)
 
     def toDict(self) -> dict[str, Any]:
-        """All options in one flat dictionary. AssertionError while the output mode is Default."""
+        """All options in a flat dictionary. Raises AssertionError if the output mode is still Default."""
         assert not self.defaultOutputMode(), "An output mode must be picked before serialisation"
         merged = self.update(dict(self._popart.options))
         for namespace in (self._training, self._precision, self._jit, self._tensor_locations):
@@ -169,36 +169,32 @@ class Options(OptionsDict):
         return {**merged, **strategy}
 
     def loadFromFile(self, filepath: str) -> Self:
-        """Applies a file with one setter call a line, as in `deviceIterations(4)`; `#` begins a comment line.
+        """Applies a file of setter calls, one per line: `deviceIterations(4)`; `#` starts a comment line.
 
-        A line that isn't Python is a ConfigFileError; whatever a setter raises passes through.
+        Raises ConfigFileError for a syntax error, and whatever the setters raise.
         """
         base.apply_file(self, filepath)
         return self
 
     def from_json(self, string: str) -> Self:
-        """Applies {"deviceIterations": 4, "Training.gradientAccumulation": 8, "outputMode":
-        "OutputMode.All"}.
-
-        A list gives several arguments.
+        """Applies a JSON object of setters and arguments; a list holds several arguments. For example
+        {"deviceIterations": 4, "Training.gradientAccumulation": 8, "outputMode": "OutputMode.All"}.
         """
         base.apply_json(self, string)
         return self
 
-    # ---- how much a call processes, and what it returns
+    # ---- batches, replicas, outputs
 
     def deviceIterations(self, device_iterations: int) -> Self:
-        """Iterations on the device for one call of the model."""
+        """Device iterations per call: in training, weight updates."""
         return self.set(device_iterations=device_iterations)
 
     def replicationFactor(self, replication_factor: int) -> Self:
-        """Copies of the model that share the work."""
+        """The number of replicas of the model (data parallelism)."""
         return self.set(replication_factor=replication_factor)
 
     def inputReplicaGrouping(self, input_group_size: int, input_group_type: enums.CommGroupType) -> Self:
-        """Makes groups of replicas read the same input. ValueError where the groups don't fit the
-        replicas.
-        """
+        """Groups of replicas read the same input. Raises ValueError if the groups don't fit the replicas."""
         if input_group_type == enums.CommGroupType.All:
             raise ValueError("input_group_type cannot be All")
         if input_group_size > self.replication_factor:
@@ -210,11 +206,11 @@ class Options(OptionsDict):
         return self.set(input_group_size=input_group_size, input_cgt=input_group_type)
 
     def broadcastBuffers(self, broadcast_buffers: bool = True) -> Self:
-        """Gives every replica the same buffers; else a buffer is [replicas, ...], one part for each."""
+        """True: all replicas start with the same buffers; False: buffers may be [replicas, ...]."""
         return self.set(broadcast_buffers=broadcast_buffers)
 
     def outputMode(self, output_mode: enums.OutputMode, output_return_period: int | None = None) -> Self:
-        """Which micro batches' outputs a call returns; EveryN needs a positive period."""
+        """Which micro batches' outputs a call returns. AssertionError for EveryN without a valid period."""
         period = _checked_period(output_mode, output_return_period)
         return self.set(output_mode=output_mode, output_return_period=period)
 
@@ -229,27 +225,27 @@ class Options(OptionsDict):
         output_mode: enums.OutputMode | None = None,
         output_return_period: int | None = 1,
     ) -> None:
-        """Keeps a tensor of the device for getAnchoredTensor(short_name); mode None is the model's own."""
+        """Keeps the device's tensor `long_name` for getAnchoredTensor(short_name); mode None: the model's."""
         self.checkIsFrozen("anchored_tensors")
         if output_mode is not None:
             output_return_period = _checked_period(output_mode, output_return_period)
         self.anchored_tensors[short_name] = [long_name, output_mode, output_return_period]
 
     def randomSeed(self, random_seed: int) -> Self:
-        """Seeds the device's random numbers, and at once the host's (torch.manual_seed)."""
+        """Seeds the device's random numbers, and immediately the host's (torch.manual_seed)."""
         assert isinstance(random_seed, int), "random_seed must be an int"
         self.createOrSet(random_seed=random_seed)
         torch.manual_seed(random_seed)
         return self
 
     def updatableNamedBuffers(self, buffers: list[str]) -> Self:
-        """Buffers that the host may change between runs."""
+        """Names of the buffers that copyNamedBuffersToDevice uploads."""
         return self.set(updatable_named_buffers=buffers)
 
     # ---- the device
 
     def setExecutionStrategy(self, strategy: _IExecutionStrategy) -> Self:
-        """How blocks become stages."""
+        """Sets how blocks form pipeline stages or phases."""
         self.checkIsFrozen("execution_strategy")
         assert isinstance(strategy, _IExecutionStrategy), (
             f"Invalid type {type(strategy)}: an execution strategy is expected"
@@ -258,11 +254,11 @@ class Options(OptionsDict):
         return self
 
     def autoRoundNumIPUs(self, auto_round_num_ipus: bool = True) -> Self:
-        """Reserves the next power of two of IPUs."""
+        """Rounds the number of reserved IPUs up to a power of two."""
         return self.set(auto_round_num_ipus=auto_round_num_ipus)
 
     def setAvailableMemoryProportion(self, available_memory_proportion: dict[str, float]) -> None:
-        """The share of a tile's memory for temporary values, by IPU: {"IPU0": 0.3}."""
+        """The proportion of memory available to matmuls and convolutions (0 to 1), by IPU: {"IPU0": 0.3}."""
         shares = {}
         for key, share in available_memory_proportion.items():
             assert key.startswith("IPU"), (
@@ -274,31 +270,31 @@ class Options(OptionsDict):
         self.set(available_memory_proportion=shares)
 
     def connectionType(self, connection_type: enums.ConnectionType) -> Self:
-        """When to attach to the device."""
+        """When the executor attaches to the device."""
         assert isinstance(connection_type, enums.ConnectionType), "a poptorch.ConnectionType is expected"
         return self.set(connection_type=connection_type.value)
 
     def syncPattern(self, sync_pattern: enums.SyncPattern) -> Self:
-        """How IPUs wait for each other."""
+        """How IPUs synchronise."""
         assert isinstance(sync_pattern, enums.SyncPattern), "a poptorch.SyncPattern is expected"
         return self.set(sync_pattern=sync_pattern.value)
 
     def useIpuModel(self, use_model: bool) -> Self:
-        """Poplar's IPU model in place of IPUs; wins over POPTORCH_IPU_MODEL."""
+        """Whether to use Poplar's IPU model instead of IPUs; overrides POPTORCH_IPU_MODEL."""
         return self.createOrSet(use_model=use_model)
 
     def useIpuId(self, ipu_id: int) -> Self:
-        """The device to use, by Poplar's number."""
+        """The device to use, by Poplar's id."""
         assert isinstance(ipu_id, int), "ipu_id must be an int"
         return self.createOrSet(ipu_id=ipu_id)
 
     def useOfflineIpuTarget(self, ipu_version: int = 2) -> Self:
-        """Compiles for IPUs of this version without any; the model can't be run then."""
+        """Compiles for IPUs of this version without IPUs attached; the model can't be run."""
         self.connectionType(enums.ConnectionType.Never)
         return self.createOrSet(ipu_version=ipu_version)
 
     def enableExecutableCaching(self, path: str | None) -> Self:
-        """Keeps executables in this folder; None keeps none. The IPU model has none to keep."""
+        """Caches executables in this folder; None turns caching off. No effect with the IPU model."""
         if path is not None and usesIpuModel(self._values):
             logger.warning("enableExecutableCaching has no effect with the IPU model")
         self._popart.set(popart.ENGINE_CACHING, path is not None)
@@ -307,29 +303,29 @@ class Options(OptionsDict):
         return self
 
     def enableSyntheticData(self, enabled: bool | int) -> Self:
-        """Runs without any transfer of data between host and device."""
+        """Runs on synthetic data, without transfers between host and device."""
         # PopART's modes: 0 off, 1 zeros, 2 normally distributed.
         self._popart.set(popart.SYNTHETIC_DATA, 2 if enabled else 0)
         return self
 
     def enableStableNorm(self, enabled: bool) -> Self:
-        """Normalisations that are slower and lose fewer bits."""
+        """Numerically more stable normalisations, which are slower."""
         self._popart.set("enableStableNorm", enabled)
         return self
 
     # ---- names, logs and reports
 
     def logDir(self, log_dir: str) -> Self:
-        """Where to write logs."""
+        """The folder for logs."""
         return self.set(log_dir=log_dir)
 
     def logCycleCount(self, log_cycle_count: bool) -> Self:
-        """Counts the cycles of a call."""
+        """Counts the cycles of a call, for cycleCount()."""
         self._popart.set(popart.COUNT_CYCLES, log_cycle_count)
         return self
 
     def enableProfiling(self, profile_dir: str | None = None) -> Self:
-        """Writes Poplar's reports; POPLAR_ENGINE_OPTIONS wins where it is set."""
+        """Writes Poplar's reports; POPLAR_ENGINE_OPTIONS, if set, overrides this."""
         if variables.is_set(variables.ENGINE_OPTIONS):
             logger.warning("POPLAR_ENGINE_OPTIONS is set and overrides the options of enableProfiling")
         self._popart.setEngineOptions(
@@ -342,20 +338,20 @@ class Options(OptionsDict):
         return self
 
     def maxRepeatLogs(self, max_lines: int | None) -> Self:
-        """How often a line may repeat in the log; None for any number."""
+        """How often the same text is logged; None: no limit."""
         return self.set(max_repeat_logs=_UNLIMITED if max_lines is None else max_lines)
 
     def modelName(self, name: str) -> Self:
-        """The name in reports."""
+        """The model's name in reports."""
         assert isinstance(name, str), "name must be a string"
         return self.createOrSet(model_name=name)
 
     def disableModuleNamescope(self) -> Self:
-        """Leaves the modules' names out of the operations' names."""
+        """Omits module names from operation names."""
         return self.set(module_namescope_enabled=False)
 
     def showCompilationProgressBar(self, show: bool = True) -> Self:
-        """The progress bar of a compilation."""
+        """Whether to show a progress bar during compilation."""
         return self.set(show_compilation_progress_bar=show)
 
     def relaxOptimizerAttributesChecks(self, relax: bool = True) -> Self:
@@ -363,16 +359,16 @@ class Options(OptionsDict):
         return self.set(relax_optimizer_checks=relax)
 
     def sourceLocationExcludes(self, excludes: list[str]) -> Self:
-        """Paths that never count as an operation's place in the source."""
+        """Paths to skip when looking up an operation's source location."""
         return self.set(source_location_excludes=excludes)
 
     def appendToLocationExcludes(self, *excludes: str) -> Self:
-        """Adds to the paths of sourceLocationExcludes."""
+        """Adds paths to sourceLocationExcludes."""
         return self.set(source_location_excludes=[*self.source_location_excludes, *excludes])
 
 
 def _checked_period(output_mode: enums.OutputMode, period: int | None) -> int:
-    """The period to store: it must be positive for EveryN, and means nothing otherwise."""
+    """The period to store. AssertionError unless positive for EveryN; ignored for other modes."""
     assert isinstance(output_mode, enums.OutputMode), "a poptorch.OutputMode is expected"
     if output_mode == enums.OutputMode.EveryN:
         valid = isinstance(period, int) and period > 0

@@ -1,4 +1,4 @@
-"""The container behind every options class: typed values, chained setters, freezing."""
+"""Base of all options classes: typed values, chained setters, freezing; options from files and JSON."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ T = TypeVar("T")
 
 
 class _Declared:
-    """An option in a class's body, until the class is made."""
+    """Marks an option in a class body until __init_subclass__ collects it."""
 
     def __init__(self, default: Any) -> None:
         self.default = default
 
 
 def option(default: T) -> T:
-    """Declares an option of an OptionsDict with its default, of which each object gets a copy.
+    """Declares an option of an OptionsDict with its default; each object gets a copy of it.
 
-    An option without a default is declared by its type alone; it isn't there until it is set.
+    An option without a default is declared by an annotation only; it doesn't exist until it is set.
     """
     return cast(T, _Declared(default))
 
 
 class _SealedAfterInit(type):
-    """Constructors may create private attributes; afterwards a misspelt one is an error."""
+    """Only constructors may create private attributes, so that a misspelt one is an error."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         instance = super().__call__(*args, **kwargs)
@@ -45,7 +45,7 @@ class _SealedAfterInit(type):
 
 
 class OptionsDict(metaclass=_SealedAfterInit):
-    """Named values whose types are those of their defaults. `options.name` and `options("name")` read one."""
+    """Named values with the types of their defaults; read as `options.name` or `options("name")`."""
 
     _defaults: ClassVar[dict[str, Any]] = {}
     _declared: ClassVar[frozenset[str]] = frozenset()
@@ -53,7 +53,7 @@ class OptionsDict(metaclass=_SealedAfterInit):
     _is_frozen: bool
 
     def __init_subclass__(cls) -> None:
-        # They are values of the objects, not attributes of the class.
+        # Options are values of the objects, not class attributes.
         declared = {name: value for name, value in vars(cls).items() if isinstance(value, _Declared)}
         for name in declared:
             delattr(cls, name)
@@ -64,10 +64,10 @@ class OptionsDict(metaclass=_SealedAfterInit):
         object.__setattr__(self, "_values", {**copy.deepcopy(self._defaults), **default_values})
         object.__setattr__(self, "_is_frozen", False)
 
-    if not TYPE_CHECKING:  # mypy knows the options by their declarations, and finds a misspelt one
+    if not TYPE_CHECKING:  # hidden from mypy, which finds misspelt options by the declarations
 
         def __getattr__(self, option: str) -> Any:
-            # Reached only where ordinary look-up fails; private names aren't options.
+            # Called only if ordinary lookup fails; private names aren't options.
             if not option.startswith("_") and option in self._values:
                 return self._values[option]
             raise AttributeError(f"Invalid attribute {option}.")
@@ -108,12 +108,16 @@ class OptionsDict(metaclass=_SealedAfterInit):
         object.__setattr__(self, "_is_frozen", True)
 
     def checkIsFrozen(self, option: str | None = None) -> None:
-        """Raises AttributeError where the options can't be changed any more."""
+        """Raises AttributeError if the options are frozen."""
         if self._is_frozen:
             raise AttributeError("Can't modify frozen Options")
 
     def set(self, **kwargs: Any) -> Self:
-        """Changes existing options; each new value must be an instance of the old one's type."""
+        """Sets existing options.
+
+        Raises AssertionError for an unknown option and for a value that isn't an instance of the old value's
+        type, AttributeError if the options are frozen.
+        """
         for option, value in kwargs.items():
             self.checkIsFrozen(option)
             self._assert_exists(option)
@@ -125,7 +129,7 @@ class OptionsDict(metaclass=_SealedAfterInit):
         return self
 
     def createOrSet(self, **kwargs: Any) -> Self:
-        """Changes options, and makes those that aren't there yet."""
+        """As `set`, but creates options that don't exist yet."""
         for option, value in kwargs.items():
             self.checkIsFrozen(option)
             if option in self._values:
@@ -139,12 +143,15 @@ class OptionsDict(metaclass=_SealedAfterInit):
         return option in self._values
 
     def deleteIfExists(self, option: str) -> None:
-        """Forgets an option."""
+        """Deletes an option; no-op if it doesn't exist."""
         self.checkIsFrozen(option)
         self._values.pop(option, None)
 
     def update(self, other: dict[str, Any]) -> dict[str, Any]:
-        """Adds these values, enumerations as plain values, to a dictionary that has none of them yet."""
+        """Adds the values to a dictionary, enumeration members as plain values.
+
+        Raises AssertionError if they have keys in common.
+        """
         shared = set(other) & set(self._values)
         assert not shared, f"Can't merge dictionaries, they have keys in common: {sorted(shared)}"
         for option, value in self._values.items():
@@ -152,19 +159,16 @@ class OptionsDict(metaclass=_SealedAfterInit):
         return other
 
     def toDict(self) -> dict[str, Any]:
-        """The values in a dictionary of their own."""
+        """The values in a new dictionary, enumeration members as plain values."""
         return self.update({})
 
 
-# Options from a file of setter calls and from JSON.
-
-
 class ConfigFileError(Exception):
-    """A line of an options file isn't a setter call."""
+    """A line of an options file has a syntax error."""
 
 
 def apply_file(options: Options, filepath: str) -> None:
-    """Executes each line of the file as `options.<line>`."""
+    """Executes each line of the file as `options.<line>`. Raises ConfigFileError for a syntax error."""
     import poptorch
 
     path = Path(filepath)
@@ -181,7 +185,7 @@ def apply_file(options: Options, filepath: str) -> None:
 
 
 def apply_json(options: Options, text: str) -> None:
-    """Calls the setter that each dotted key names; a list's elements are separate arguments."""
+    """Calls the setter named by each dotted key; the elements of a list are separate arguments."""
     for dotted, value in json.loads(text).items():
         setter: Any = options
         for name in dotted.split("."):
@@ -191,7 +195,7 @@ def apply_json(options: Options, text: str) -> None:
 
 
 def _enumeration(value: Any) -> Any:
-    """ "OutputMode.All" as the enumeration's member; anything else as it is."""
+    """ "OutputMode.All" as the enumeration's member; any other value unchanged."""
     if isinstance(value, str) and value.count(".") == 1:
         class_name, member = value.split(".")
         if class_name in enums.__all__:

@@ -1,6 +1,6 @@
-"""Which options a compilation knows, and which types of value it takes.
+"""Validates option names and value types at compilation.
 
-PopART's names are those of its SessionOptions, as its user guide lists them.
+PopART's names are those of SessionOptions in its user guide.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..poptorch_core import createBackendError, usesIpuModel
 from . import sections
 from .strategies import STRATEGY_OPTIONS
 
-# Beside those that Options and its sections declare.
+# In addition to those that Options and its sections declare.
 _POPTORCH = frozenset({"numIOTiles", "patterns", "patterns_level", *STRATEGY_OPTIONS})
 
 _POPART = frozenset(
@@ -45,7 +45,7 @@ _POPART = frozenset(
     """.split()
 )
 
-# Settings that have settings of their own, named "settings.name".
+# Groups of settings, named "group.name".
 _POPART_GROUPS = frozenset(
     """
     accumulateOuterFragmentSettings activationTensorLocationSettings weightTensorLocationSettings
@@ -76,8 +76,8 @@ def _declared() -> frozenset[str]:
 
 
 def validate(options: dict[str, Any]) -> None:
-    """Raises poptorch.Error for a name or a type of value that a compilation doesn't know, and where the IPU
-    model is asked for, for a version that there is no model of.
+    """Raises poptorch.Error for an unknown option name or value type, and for an unknown version of the IPU
+    model, if that is used.
     """
     if usesIpuModel(options) and variables.text(variables.IPU_MODEL_VERSION, "ipu2") not in _IPU_MODELS:
         raise createBackendError(f"Invalid IPU model version. Valid versions: {', '.join(_IPU_MODELS)}.")

@@ -1,4 +1,4 @@
-"""Options that go to PopART under PopART's own names."""
+"""Options passed to PopART under its names, and those that the simulator implements."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# What the simulator reads of them.
+# The options that the simulator implements.
 ENGINE_CACHING = "enableEngineCaching"
 CACHE_PATH = "cachePath"
 COUNT_CYCLES = "instrumentWithHardwareCycleCounter"
@@ -24,7 +24,7 @@ CONVOLUTION_OPTIONS = "convolutionOptions"
 
 
 class PopartOptions:
-    """Holds what a program sets by PopART's names; they're checked when a model is compiled, not here."""
+    """PopART's session options by name. Names are validated when a model is compiled, not here."""
 
     def __init__(self) -> None:
         self._is_frozen = False
@@ -47,7 +47,7 @@ class PopartOptions:
         self._is_frozen = True
 
     def checkIsFrozen(self, option: str | None = None) -> None:
-        """Raises AttributeError where the options can't be changed any more."""
+        """Raises AttributeError if the options are frozen."""
         if self._is_frozen:
             raise AttributeError("Can't modify frozen Options")
 
@@ -58,7 +58,7 @@ class PopartOptions:
         return self
 
     def setPatterns(self, patterns: dict[str, bool], level: int = 2) -> PopartOptions:
-        """Turns PopART's graph patterns on and off, on top of a level."""
+        """Sets the level of PopART's graph patterns, and enables or disables patterns by name."""
         self.checkIsFrozen("patterns")
         assert isinstance(patterns, dict), "patterns must be a dictionary of names to bool"
         self.options["patterns_level"] = level
@@ -71,45 +71,45 @@ class PopartOptions:
 
 
 class Obeyed:
-    """What the simulator obeys of PopART's options, as they are when asked."""
+    """Typed access to the PopART options that the simulator implements; reads their current values."""
 
     def __init__(self, popart: PopartOptions) -> None:
         self._options = popart.options
 
     @property
     def cache_folder(self) -> Path | None:
-        """Where executables are kept; None for nowhere."""
+        """The executable cache's folder; None if caching is off."""
         path = self._options.get(CACHE_PATH)
         return Path(path) if path and self._options.get(ENGINE_CACHING) else None
 
     @property
     def counts_cycles(self) -> bool:
-        """Whether cycleCount() may be asked."""
+        """Whether cycleCount() is available."""
         return bool(self._options[COUNT_CYCLES])
 
     @property
     def has_synthetic_data(self) -> bool:
-        """Whether inputs stay on the host."""
+        """Whether synthetic data replaces transfers between host and device."""
         return bool(self._options.get(SYNTHETIC_DATA, 0))
 
     @property
     def recomputation(self) -> int | None:
-        """PopART's RecomputationType; None where the program leaves it to PopTorch."""
+        """PopART's RecomputationType; None for PopTorch's default."""
         return self._options.get(RECOMPUTATION)
 
     @property
     def shows_accumulators(self) -> bool:
-        """Whether gradient accumulators are part of the optimizer's state on the host."""
+        """Whether the optimizer's state on the host includes gradient accumulators."""
         return not self._options.get(NO_ACCUMULATOR_STREAMS, False)
 
     @property
     def scales_loss_automatically(self) -> bool:
-        """Whether the device finds the loss scale."""
+        """Whether automatic loss scaling is on."""
         return bool(self._options.get(AUTOMATIC_LOSS_SCALING, False))
 
     @property
     def stops_at_exceptions(self) -> bool:
-        """Whether an overflow or a NaN stops the program."""
+        """Whether a floating-point exception (overflow or NaN) stops the program."""
         return bool(self._options.get(FLOATING_POINT_CHECKS, False))
 
     @property
@@ -119,10 +119,10 @@ class Obeyed:
 
     @property
     def half_matmul_partials(self) -> bool:
-        """Whether products accumulate in float16."""
+        """Whether matmul partials are float16."""
         return bool(self._options.get(MATMUL_PARTIALS) == "half")
 
     @property
     def half_convolution_partials(self) -> bool:
-        """Whether convolutions accumulate in float16."""
+        """Whether convolution partials are float16."""
         return bool(self._options.get(CONVOLUTION_OPTIONS, {}).get("partialsType") == "half")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TrainingOptions(OptionsDict):
-    """Options that only training models have."""
+    """Options of training models."""
 
     gradient_accumulation: int = option(1)
     accumulation_and_replication_reduction_type: enums.ReductionType = option(enums.ReductionType.Mean)
@@ -31,11 +31,11 @@ class TrainingOptions(OptionsDict):
         self._popart_options = popart_options
 
     def gradientAccumulation(self, gradient_accumulation: int) -> Self:
-        """The number of micro batches a replica processes for one weight update."""
+        """Micro batches per replica and weight update."""
         return self.set(gradient_accumulation=gradient_accumulation)
 
     def accumulationAndReplicationReductionType(self, reduction_type: enums.ReductionType) -> Self:
-        """Sum or Mean: how the gradients of accumulation steps and replicas are joined. Else ValueError."""
+        """How gradients are reduced over accumulation and replicas: Sum or Mean, otherwise ValueError."""
         if reduction_type not in (enums.ReductionType.Sum, enums.ReductionType.Mean):
             raise ValueError(
                 "accumulationAndReplicationReductionType must be set to poptorch.ReductionType.Mean or "
@@ -46,16 +46,16 @@ class TrainingOptions(OptionsDict):
     def setMeanAccumulationAndReplicationReductionStrategy(
         self, mean_reduction_strategy: enums.MeanReductionStrategy
     ) -> Self:
-        """When the mean's division happens."""
+        """When the division of a mean takes place: see MeanReductionStrategy."""
         return self.set(meanAccumulationAndReplicationReductionStrategy=mean_reduction_strategy)
 
     def setAutomaticLossScaling(self, enabled: bool) -> Self:
-        """Lets the device find the loss scale; it also makes `loss_scaling` a variable of the optimizer."""
+        """Turns automatic loss scaling on or off; on, the optimizer's `loss_scaling` becomes variable."""
         self._popart_options.set(popart.AUTOMATIC_LOSS_SCALING, enabled)
         return self
 
     def setConvolutionDithering(self, enabled: bool) -> Self:
-        """Starts convolutions on pseudorandom tiles. Replaces other convolution options."""
+        """Starts convolutions on pseudorandom tiles. Overwrites other convolution options."""
         self._popart_options.set(
             popart.CONVOLUTION_OPTIONS, {"enableConvDithering": "true" if enabled else "false"}
         )
@@ -63,26 +63,27 @@ class TrainingOptions(OptionsDict):
 
 
 class PrecisionOptions(OptionsDict):
-    """Options of number formats and rounding."""
+    """Options of number formats, rounding and floating-point exceptions."""
 
     def __init__(self, popart_options: PopartOptions):
         super().__init__()
         self._popart_options = popart_options
 
     def enableFloatingPointExceptions(self, enabled: bool) -> Self:
-        """Stops the program on the device at a NaN or an overflow."""
+        """Stops the program at a floating-point exception: a NaN or an overflow."""
         assert isinstance(enabled, bool), "You must provide a bool value"
         self._popart_options.set(popart.FLOATING_POINT_CHECKS, enabled)
         return self
 
     def enableStochasticRounding(self, enabled: bool) -> Self:
-        """Rounds float16 results up or down by chance, so that the mean is the exact value."""
+        """Rounds float16 results stochastically: the expected value is the exact one."""
         self._popart_options.set(popart.STOCHASTIC_ROUNDING, enabled)
         return self
 
     def setPartialsType(self, dtype: torch.dtype) -> Self:
-        """The type in which products and convolutions accumulate: torch.float or torch.half. Else
-        ValueError.
+        """The type of matmul and convolution partials: torch.float or torch.half, otherwise ValueError.
+
+        Overwrites other convolution options.
         """
         names = {torch.float: "float", torch.half: "half"}
         if dtype not in names:
@@ -92,21 +93,21 @@ class PrecisionOptions(OptionsDict):
         return self
 
     def halfFloatCasting(self, half_float_casting: enums.HalfFloatCastingBehavior) -> Self:
-        """Deprecated, without effect."""
+        """Deprecated, no effect."""
         logger.warning("Precision.halfFloatCasting is deprecated and has no effect: operands become float32")
         return self
 
     def runningStatisticsAlwaysFloat(self, value: bool) -> Self:
-        """Deprecated, without effect."""
+        """Deprecated, no effect."""
         logger.warning("Precision.runningStatisticsAlwaysFloat is deprecated and has no effect")
         return self
 
 
 class JitOptions(OptionsDict):
-    """What is left of the choice between two ways to trace."""
+    """Deprecated options of tracing."""
 
     def traceModel(self, trace_model: bool) -> Self:
-        """Deprecated: False is what happens anyway, True is a ValueError."""
+        """Deprecated: False has no effect, True raises ValueError."""
         if trace_model:
             raise ValueError("options.Jit.traceModel(True) is no longer supported")
         logger.warning("Jit.traceModel is deprecated and has no effect")
@@ -114,7 +115,7 @@ class JitOptions(OptionsDict):
 
 
 class TensorLocationSettings(OptionsDict):
-    """Where one kind of tensor lives; options that aren't set are left to PopART."""
+    """Where one kind of tensor is stored; PopART decides about options that aren't set."""
 
     def _store(self, **kwargs: bool | int | None) -> Self:
         for name, value in kwargs.items():
@@ -125,38 +126,38 @@ class TensorLocationSettings(OptionsDict):
         return self
 
     def minElementsForOffChip(self, min_elements: int) -> Self:
-        """Smaller tensors stay on the chip."""
+        """Tensors with fewer elements stay on chip."""
         assert isinstance(min_elements, int), "min_elements must be an int"
         return self._store(minElementsForOffChip=min_elements)
 
     def minElementsForReplicatedTensorSharding(self, min_elements: int) -> Self:
-        """Smaller tensors are whole on every replica."""
+        """Tensors with fewer elements aren't sharded."""
         assert isinstance(min_elements, int), "min_elements must be an int"
         return self._store(minElementsForReplicatedTensorSharding=min_elements)
 
     def useOnChipStorage(self, use: bool = True) -> Self:
-        """On the chip, off it, or (None) wherever PopART puts it."""
+        """True: on chip; False: off chip; None: PopART decides."""
         assert use is None or isinstance(use, bool), "use must be a bool or None"
         return self._store(onChip=use)
 
     def useReplicatedTensorSharding(self, use: bool = True) -> Self:
-        """Each replica holds a part."""
+        """Shards the tensor over the replicas."""
         assert isinstance(use, bool), "use must be a bool"
         return self._store(useReplicatedTensorSharding=use)
 
     def useIOTilesToLoad(self, use: bool = True) -> Self:
-        """The tiles kept for transfers read it."""
+        """Loads through the I/O tiles."""
         assert isinstance(use, bool), "use must be a bool"
         return self._store(useIOTilesToLoad=use)
 
     def useIOTilesToStore(self, use: bool = True) -> Self:
-        """The tiles kept for transfers write it."""
+        """Stores through the I/O tiles."""
         assert isinstance(use, bool), "use must be a bool"
         return self._store(useIOTilesToStore=use)
 
 
 class TensorLocationOptions(OptionsDict):
-    """Where activations, weights, optimizer states and accumulators live. Each setter takes a snapshot."""
+    """Where activations, weights, optimizer states and accumulators are stored. Setters store a snapshot."""
 
     location_activation: dict[str, Any]
     location_weight: dict[str, Any]
@@ -164,7 +165,7 @@ class TensorLocationOptions(OptionsDict):
     location_accumulator: dict[str, Any]
 
     def numIOTiles(self, num_tiles: int) -> Self:
-        """Tiles kept for transfers: even, 32 to 192. Else AssertionError."""
+        """Tiles reserved for I/O. Raises AssertionError unless even and from 32 to 192."""
         valid = isinstance(num_tiles, int) and 32 <= num_tiles <= 192 and num_tiles % 2 == 0
         assert valid, "numIOTiles must be an even number between 32 and 192."
         return self.createOrSet(numIOTiles=num_tiles)
@@ -176,26 +177,24 @@ class TensorLocationOptions(OptionsDict):
         return self.createOrSet(**{kind: location.toDict()})
 
     def setActivationLocation(self, location: TensorLocationSettings) -> Self:
-        """Where activations live."""
+        """Where activations are stored."""
         return self._store("location_activation", location)
 
     def setWeightLocation(self, location: TensorLocationSettings) -> Self:
-        """Where weights live."""
+        """Where weights are stored."""
         return self._store("location_weight", location)
 
     def setOptimizerLocation(self, location: TensorLocationSettings) -> Self:
-        """Where the optimizer's states live."""
+        """Where optimizer states are stored."""
         return self._store("location_optimizer", location)
 
     def setAccumulatorLocation(self, location: TensorLocationSettings) -> Self:
-        """Where the gradients' accumulators live."""
+        """Where gradient accumulators are stored."""
         return self._store("location_accumulator", location)
 
 
 class DistributedOptions(OptionsDict):
-    """How many processes run the model together, and which one this is; OpenMPI's variables say so by
-    default.
-    """
+    """Number of processes and this process's id, by default from OpenMPI's environment variables."""
 
     num_distributed_processes: int = option(1)
     distributed_process_id: int = option(0)
@@ -205,27 +204,25 @@ class DistributedOptions(OptionsDict):
         self.setEnvVarNames("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
 
     def disable(self) -> Self:
-        """One process, whatever the environment says."""
+        """Sets a single process, ignoring the environment."""
         return self.configureProcessId(0, 1)
 
     def setEnvVarNames(self, var_num_processes: str, var_process_id: str) -> Self:
-        """Reads the number of processes and this one's id from these environment variables. ValueError
-        where one isn't a number.
-        """
+        """Reads number of processes and process id from these variables. ValueError if one isn't a number."""
         num_processes = variables.whole_number(var_num_processes, 1)
         process_id = variables.whole_number(var_process_id, 0)
         return self.configureProcessId(process_id, num_processes)
 
     def configureProcessId(self, process_id: int, num_processes: int) -> Self:
-        """Sets this process's id and the number of processes."""
+        """Sets this process's id, from 0, and the number of processes."""
         return self.set(distributed_process_id=process_id, num_distributed_processes=num_processes)
 
     @property
     def processId(self) -> int:
-        """This process, from 0 on."""
+        """This process's id, from 0."""
         return self.distributed_process_id
 
     @property
     def numProcesses(self) -> int:
-        """All processes."""
+        """The number of processes."""
         return self.num_distributed_processes

@@ -1,4 +1,4 @@
-"""Execution strategies: how blocks become pipeline stages, and stages stand on IPUs."""
+"""Execution strategies: how blocks form pipeline stages or phases, and on which IPUs these run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..options import Options
 
 
-# What the strategies' backendOptions() hold.
+# Keys of the strategies' backendOptions().
 STRATEGY_OPTIONS = (
     "execution_mode",
     "separate_backward_phase",
@@ -23,7 +23,7 @@ STRATEGY_OPTIONS = (
 
 
 class Stage:
-    """Blocks, by id, that form one pipeline stage."""
+    """Blocks, by id, that form one pipeline stage. Raises AssertionError for an id that isn't a string."""
 
     def __init__(self, *block_ids: str):
         for block_id in block_ids:
@@ -33,7 +33,7 @@ class Stage:
         self._ipu: int | None = None
 
     def ipu(self, ipu: int) -> Stage:
-        """Places the stage on an IPU, whatever its blocks say."""
+        """Places the stage on an IPU; takes precedence over its blocks' IPUs."""
         assert isinstance(ipu, int), "ipu must be an int"
         self._ipu = ipu
         return self
@@ -45,7 +45,7 @@ class Stage:
 
 
 class _IExecutionStrategy:
-    """What every strategy can do."""
+    """Interface of execution strategies."""
 
     def onStartTracing(self) -> None:
         """Called before a model is traced."""
@@ -58,20 +58,19 @@ class _IExecutionStrategy:
         raise NotImplementedError
 
     def backendOptions(self) -> dict[str, Any]:
-        """The strategy's share of Options.toDict()."""
+        """The strategy's part of Options.toDict()."""
         raise NotImplementedError
 
     def _place(self, block_id: str, ipu_id: int | None) -> tuple[int, int]:
-        """(stage, IPU) of a block that a trace enters."""
+        """(stage, IPU) of a block that is entered during tracing."""
         raise NotImplementedError
 
     def _check_depth(self, options: Options, num_stages: int, training: bool) -> None:
-        """Raises poptorch.Error where a model of so many pipeline stages can't run with these options."""
+        """Raises poptorch.Error if these options don't allow `num_stages` pipeline stages."""
 
 
 def as_stage(argument: Any) -> Stage:
-    """What a program gives for a stage: a Stage, or the ids of its blocks."""
-    # Whatever else a program passes, Stage refuses.
+    """A Stage from a Stage, a block id, or a list of block ids. AssertionError for anything else."""
     if isinstance(argument, Stage):
         return argument
     if isinstance(argument, (list, tuple)):
@@ -80,10 +79,10 @@ def as_stage(argument: Any) -> Stage:
 
 
 class PipelinedExecution(_IExecutionStrategy):
-    """Stages work on successive micro batches at the same time.
+    """Pipelined execution: stages process successive micro batches in parallel.
 
-    PipelinedExecution(): a stage for each IPU. PipelinedExecution(AutoStage): stages by that rule.
-    PipelinedExecution("A", ["B", "C"], Stage("D").ipu(3)): these stages; every other block is an error.
+    PipelinedExecution(): one stage per IPU. PipelinedExecution(AutoStage): stages by that rule.
+    PipelinedExecution("A", ["B", "C"], Stage("D").ipu(3)): these stages; any other block is an error.
     """
 
     def __init__(self, *args: enums.AutoStage | str | list[str] | Stage):
@@ -100,17 +99,17 @@ class PipelinedExecution(_IExecutionStrategy):
                 self._stages[block_id] = stage
 
     def onStartTracing(self) -> None:
-        """Automatic stages are found anew by each trace."""
+        """Resets automatic stages: each trace assigns them again."""
         if self._auto is not None:
             self._stages.clear()
 
     def stage(self, block_id: str) -> Stage:
-        """The stage that a block belongs to; AssertionError for a block that has none."""
+        """The stage of a block. Raises AssertionError for an unknown block."""
         assert block_id in self._stages, f"Unknown block {block_id}"
         return self._stages[block_id]
 
     def backendOptions(self) -> dict[str, Any]:
-        """PopTorch numbers its modes: 0 pipelined, 1 sharded, 2 phased."""
+        """PopTorch's execution modes: 0 pipelined, 1 sharded, 2 phased."""
         return {"execution_mode": 0}
 
     def _place(self, block_id: str, ipu_id: int | None) -> tuple[int, int]:
@@ -158,7 +157,7 @@ class PipelinedExecution(_IExecutionStrategy):
 
 
 class ShardedExecution(PipelinedExecution):
-    """The same stages, one working at a time: no pipeline, so no rule on its depth."""
+    """Sharded execution: the stages run one after another, so there is no minimum pipeline depth."""
 
     def backendOptions(self) -> dict[str, Any]:
         """See PipelinedExecution."""
@@ -168,15 +167,9 @@ class ShardedExecution(PipelinedExecution):
         return None
 
 
-# Phased execution: parts of a model run one after another, with tensors leaving the chip in between.
-#
-# The simulator has memory for everything at once, so phases only place blocks: results are those of sharded
-# execution.
-
-
 class Phase:
-    """Stages that run at the same time. Phase("A", "B") is one stage of two blocks, Phase(Stage("A"),
-    Stage("B")) and Phase(["A"], ["B"]) are two stages.
+    """Stages that run in parallel. Phase("A", "B") is one stage of two blocks; Phase(Stage("A"), Stage("B"))
+    and Phase(["A"], ["B"]) are two stages.
     """
 
     def __init__(self, *arg: str | list[str] | Stage):
@@ -187,7 +180,7 @@ class Phase:
             self.stages = [as_stage(one) for one in arg]
 
     def ipus(self, *ipus: int) -> Phase:
-        """Places each stage on an IPU of its own; AssertionError unless there is one for each."""
+        """Places the stages on these IPUs. Raises AssertionError unless there is one per stage."""
         assert len(ipus) == len(self.stages), (
             f"Expected one IPU for each of the phase's {len(self.stages)} stages but got {len(ipus)}"
         )
@@ -209,7 +202,11 @@ def _as_phase(argument: Phase | list[Stage] | list[str] | Stage | str) -> Phase:
 
 
 class _IPhasedExecution(_IExecutionStrategy):
-    """What both kinds of phased execution share."""
+    """Base of phased execution: phases run one after another, and tensors leave the chip in between.
+
+    On the simulator phases only place blocks, and nothing leaves the chip: results are those of sharded
+    execution.
+    """
 
     def __init__(self, *phases: Phase | list[Stage] | list[str] | str):
         explicit = phases and not any(isinstance(phase, enums.AutoStage) for phase in phases)
@@ -230,18 +227,18 @@ class _IPhasedExecution(_IExecutionStrategy):
                     self._phase_of[block_id] = phase_id
 
     def phase(self, phase: int) -> Phase:
-        """The phase of this number, from 0 on; AssertionError beyond the last."""
+        """The phase with this number, from 0. Raises AssertionError if there is none."""
         assert isinstance(phase, int), f"phase must be an int, not {type(phase)}"
         assert 0 <= phase < len(self._phases), f"Unknown phase {phase}: there are {len(self._phases)}"
         return self._phases[phase]
 
     def stage(self, block_id: str) -> Stage:
-        """The stage that a block belongs to; AssertionError for a block that has none."""
+        """The stage of a block. Raises AssertionError for an unknown block."""
         assert block_id in self._stage_of, f"Unknown block {block_id}"
         return self._stage_of[block_id]
 
     def useSeparateBackwardPhase(self, use: bool = True) -> Self:
-        """Gives the backward pass of the last phase a phase of its own."""
+        """Runs the backward pass of the last phase in a separate phase."""
         assert isinstance(use, bool), "use must be a bool"
         self._separate_backward_phase = use
         return self
@@ -255,7 +252,7 @@ class _IPhasedExecution(_IExecutionStrategy):
         }
 
     def _default_ipu(self, phase_id: int, position: int) -> int:
-        """The IPU of a phase's `position`-th stage, where the program names none."""
+        """The IPU of a phase's `position`-th stage, if the program sets none."""
         raise NotImplementedError
 
     def _place(self, block_id: str, ipu_id: int | None) -> tuple[int, int]:
@@ -271,10 +268,10 @@ class _IPhasedExecution(_IExecutionStrategy):
 
 
 class ParallelPhasedExecution(_IPhasedExecution):
-    """Two groups of IPUs take turns: even phases run on even IPUs, odd phases on odd ones."""
+    """Two groups of IPUs alternate: even phases run on even IPUs, odd phases on odd ones."""
 
     def sendTensorsOffChipAfterFwd(self, off_chip: bool = True) -> Self:
-        """Sends a phase's tensors off the chip when its forward is done."""
+        """Moves a phase's tensors off chip after its forward pass."""
         assert isinstance(off_chip, bool), "off_chip must be a bool"
         self._liveness = enums.Liveness.OffChipAfterFwd if off_chip else enums.Liveness.AlwaysLive
         return self
@@ -299,7 +296,7 @@ class SerialPhasedExecution(_IPhasedExecution):
     """All phases run on the same IPUs, one after another."""
 
     def setTensorsLiveness(self, liveness: enums.Liveness) -> Self:
-        """When a phase's tensors leave the chip."""
+        """Sets when a phase's tensors leave the chip."""
         assert isinstance(liveness, enums.Liveness), "liveness must be a poptorch.Liveness"
         self._liveness = liveness
         return self
