@@ -69,7 +69,7 @@ def _length(config: Keys) -> Iterator[Problem]:
 
 
 def _model(config: Keys) -> Iterator[Problem]:
-    from model import ModelConfigError  # here: torch takes seconds to import, and --help needs none
+    from model import ModelConfigError  # here: torch takes seconds to import, and --help doesn't need it
 
     try:
         config.model_config()

@@ -90,8 +90,8 @@ class Instances:
             if other != values[0]:
                 raise DeviceError(
                     f"{what} must be the same on all instances, but is {values[0]!r} on instance 0 and "
-                    f"{other!r} on instance {index}: give all hosts the same files (a shared file system for "
-                    "--output) and the same command"
+                    f"{other!r} on instance {index}: use the same files (a shared file system for --output) "
+                    "and the same command on all hosts"
                 )
 
     @contextlib.contextmanager

@@ -60,7 +60,7 @@ def test_two_instances_train_as_two_replicas_and_resume(tmp_path, flags):
     result = torchrun(arguments)
     assert result.returncode == 0, result.stderr
     said = result.stdout.splitlines()
-    assert said[0].startswith("device: simulator") and "instances: 2, which share 2 replicas" in said
+    assert said[0].startswith("device: simulator") and "instances: 2, sharing 2 replicas" in said
     assert sum(line.startswith("device:") for line in said) == 1
     assert sum(line.startswith("done:") for line in said) == 1
     assert_close(tmp_path / "one", tmp_path / "two", 4)
