@@ -1,9 +1,9 @@
-"""Optimizers with the arguments that only the device has (loss scaling, accumulator types).
+"""Optimizers with the device's arguments (loss scaling, accumulator types).
 
-Their updates run on the device; `step()` on the host is PyTorch's own (LAMB: PyTorch has none). The
-simulator accumulates and updates in float32 whatever the accumulator types, which it keeps and
-reports. AdamW(bias_correction=False) still corrects the bias, as PopTorch 3.4's compiled program does
-in spite of its documentation; LAMB obeys the argument.
+Their updates run on the device; `step()` on the host is PyTorch's (LAMB, which PyTorch lacks, has its own).
+Accumulator types only matter under IPU_SIMULATOR_PRECISION=ipu-float16; otherwise the simulator accumulates
+and updates in float32. AdamW(bias_correction=False) still corrects the bias, as PopTorch 3.4's compiled
+program does, contrary to its documentation; LAMB honours the argument.
 """
 
 from __future__ import annotations
@@ -13,6 +13,6 @@ from .classes import LAMB, SGD, Adam, AdamW, RMSprop
 
 __all__ = ["LAMB", "SGD", "Adam", "AdamW", "Optimizer", "RMSprop", "VariableAttributes"]
 
-# As PopTorch has them, and so that an optimizer in a file is found wherever its class moves in here.
+# As in PopTorch; pickled optimizers also stay loadable when a class moves within this package.
 for _class in (LAMB, SGD, Adam, AdamW, Optimizer, RMSprop, VariableAttributes):
     _class.__module__ = __name__

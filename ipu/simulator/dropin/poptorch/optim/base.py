@@ -1,4 +1,4 @@
-"""What the optimizers of this package share: which attributes may change, and the state on the device."""
+"""Base of the optimizers: variable attributes, the device's arguments, the state on the device."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Tuple, Union
 
 import torch
 
-# What PyTorch's optimizers take: weights, or groups of them with attributes.
+# Parameters as PyTorch's optimizers accept them: weights, or groups of weights with attributes.
 Params = Union[Iterable[torch.Tensor], Iterable[Dict[str, Any]]]
 Betas = Tuple[float, float]
 
 if TYPE_CHECKING:
-    # Mixed into one of PyTorch's optimizers.
+    # A mixin of PyTorch's optimizers.
     _Mixed = torch.optim.Optimizer
 else:
     _Mixed = object
 
 
 class VariableAttributes:
-    """The attributes that aren't compiled in as constants.
+    """Which attributes may change after compilation; the others are compiled in as constants.
 
-    :param variable_attributes: those that are variable to begin with.
-    :param allowed_attributes: all that the optimizer has; any other name is an AssertionError.
+    :param variable_attributes: the initially variable ones.
+    :param allowed_attributes: all attributes; any other name raises AssertionError.
     """
 
     def __init__(self, variable_attributes: list[str], allowed_attributes: list[str]) -> None:
@@ -36,35 +36,35 @@ class VariableAttributes:
         )
 
     def isConstant(self, attr: str) -> bool:
-        """Whether the value is fixed when the model is compiled."""
+        """Whether the attribute is compiled in as a constant."""
         return attr not in self._variable_attributes
 
     def markAsConstant(self, attr: str) -> None:
-        """Fix the value when the model is compiled."""
+        """Compiles the attribute in as a constant. Raises AssertionError for an unknown one."""
         self._check(attr)
         self._variable_attributes.discard(attr)
 
     def markAsVariable(self, attr: str) -> None:
-        """Let `setOptimizer` change the value later."""
+        """Lets `setOptimizer` change the attribute after compilation. AssertionError for an unknown one."""
         self._check(attr)
         self._variable_attributes.add(attr)
 
 
 @dataclass(frozen=True)
 class DeviceArguments:
-    """The arguments that only the device has, with the values that stand for one left out.
+    """The device's arguments, with their defaults.
 
-    An optimizer takes some of them; for those that it doesn't take, and for PyTorch's own optimizers, these
-    values hold too.
+    Each optimizer accepts some of them. The defaults also hold for arguments that an optimizer doesn't
+    accept, and for PyTorch's optimizers.
 
-    :ivar loss_scaling: the loss is multiplied and the gradient divided by it.
-    :ivar velocity_scaling: scales what SGD's combined accumulator keeps.
+    :ivar loss_scaling: the loss is multiplied and the gradient divided by this factor.
+    :ivar velocity_scaling: scales SGD's combined accumulator.
     :ivar use_combined_accum: SGD: one tensor for velocity and gradient accumulation.
-    :ivar accum_type: float16 or float32, of the gradient accumulator; likewise the other types, of SGD's
-        velocity and of the moments.
-    :ivar max_grad_norm: gradients are clipped by their global norm; infinity for not at all.
+    :ivar accum_type: of the gradient accumulator: float16 or float32; likewise the types of SGD's velocity
+        and of the moments.
+    :ivar max_grad_norm: clip gradients to this global norm; infinity: no clipping.
     :ivar bias_correction: whether the moments are divided by 1 - beta**t.
-    :ivar use_tf_variant: RMSprop: epsilon inside the root, and the average of squares starts at 1.
+    :ivar use_tf_variant: RMSprop: epsilon inside the square root, and the mean square starts at 1.
     """
 
     loss_scaling: float = 1.0
@@ -80,18 +80,18 @@ class DeviceArguments:
 
 
 DEVICE_ARGUMENTS = tuple(field.name for field in fields(DeviceArguments))
-# Those that the program may change while it runs.
+# The device's arguments that may be variable.
 _MAY_VARY = ("loss_scaling", "velocity_scaling", "max_grad_norm")
 
 
 def device_arguments(optimizer: torch.optim.Optimizer) -> DeviceArguments:
-    """Those that an optimizer has now, whatever its class."""
+    """The current device arguments of an optimizer of any class."""
     return DeviceArguments(
         **{name: getattr(optimizer, name) for name in DEVICE_ARGUMENTS if hasattr(optimizer, name)}
     )
 
 
-# Reads the device: tensors by state name and by hyperparameter name, the same objects until it runs again.
+# Reads (ipu_state, ipu_param) from the device; returns the same objects until the next run.
 DeviceReader = Callable[[], "tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]"]
 DeviceWriter = Callable[["dict[str, torch.Tensor]"], None]
 
@@ -99,8 +99,8 @@ DeviceWriter = Callable[["dict[str, torch.Tensor]"], None]
 class Optimizer(_Mixed):
     """Base of the optimizers in this package.
 
-    `state_dict()` is PyTorch's (whose `state` stays empty) with `ipu_state` and `ipu_param`: tensors by
-    PopART's names, None before the model is compiled.
+    `state_dict()` is PyTorch's, whose `state` remains empty, with `ipu_state` and `ipu_param`: tensors by
+    PopART's names; None before the model is compiled.
     """
 
     variable_attrs: VariableAttributes
@@ -113,10 +113,10 @@ class Optimizer(_Mixed):
         self._writer: DeviceWriter | None = None
 
     def _set_up(self, given: dict[str, Any], takes: list[str], group_attributes: list[str]) -> None:
-        """Keep the device's arguments, of which the optimizer `takes` these.
+        """Stores the device's arguments, of which the optimizer accepts `takes`.
 
-        `given` holds all arguments, None for those left out: an argument that was given is variable, one left
-        out is compiled in as a constant.
+        `given` holds the constructor's arguments, None for omitted ones. A given argument is variable, an
+        omitted one is compiled in as a constant. Raises AssertionError for an invalid accumulator type.
         """
         for name in takes:
             setattr(self, name, getattr(DeviceArguments, name) if given[name] is None else given[name])
@@ -132,13 +132,13 @@ class Optimizer(_Mixed):
     # ---- between device and host
 
     def _connect(self, reader: DeviceReader, writer: DeviceWriter) -> None:
-        """From now on the state is the device's; a state loaded before goes there first."""
+        """Connects the optimizer to the device's state, and uploads a state that was loaded before."""
         self._reader, self._writer = reader, writer
         if self._ipu_state is not None:
             writer(self._ipu_state)
 
     def _disconnect(self) -> None:
-        """Keep the device's last values."""
+        """Disconnects from the device and keeps its last state."""
         self._refresh()
         self._reader = self._writer = None
 
@@ -147,7 +147,7 @@ class Optimizer(_Mixed):
             self._ipu_state, self._ipu_param = self._reader()
 
     def has_state(self) -> bool:
-        """Whether there is a state, of the device or loaded for it."""
+        """Whether there is a state: on the device, or loaded for it."""
         return self._reader is not None or self._ipu_state is not None
 
     def get_state_dict(self) -> dict[str, Any]:
@@ -156,9 +156,9 @@ class Optimizer(_Mixed):
         return {"ipu_state": self._ipu_state, "ipu_param": self._ipu_param}
 
     def set_state_dict(self, state: dict[str, Any]) -> None:
-        """Load the device's part; before the model is compiled it waits here.
+        """Loads the device's part of a state; it is uploaded when the model is compiled, if that is later.
 
-        Raises RuntimeError for an empty dictionary and for one that isn't from a device.
+        Raises RuntimeError for an empty dictionary, and for one without `ipu_state` and `ipu_param`.
         """
         if not state:
             raise RuntimeError("Cannot load optimizer state dictionary because it is empty.")
@@ -174,14 +174,17 @@ class Optimizer(_Mixed):
         return {**super().state_dict(), **self.get_state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load what `state_dict()` gave: hyperparameters into the groups, the rest to the device."""
+        """Loads a `state_dict()`: hyperparameters into the groups, the rest to the device.
+
+        Raises RuntimeError for a state dictionary without `ipu_state` and `ipu_param`.
+        """
         super().load_state_dict(state)
         self.set_state_dict(state)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy isn't connected to the device, but has its last state."""
+        """The state of a copy, which isn't connected to the device, but has the device's last state."""
         self._refresh()
-        # What PyTorch's own state lacks.
+        # Not part of PyTorch's state.
         ours = ("variable_attrs", *DEVICE_ARGUMENTS)
         kept = {name: getattr(self, name) for name in ours if hasattr(self, name)}
         disconnected = {"_reader": None, "_writer": None}
@@ -190,5 +193,5 @@ class Optimizer(_Mixed):
 
 
 def without_none(**arguments: Any) -> dict[str, Any]:
-    """Only the arguments that were given: PyTorch's own defaults hold for the others."""
+    """The given arguments; PyTorch's defaults apply to the omitted ones (None)."""
     return {name: value for name, value in arguments.items() if value is not None}

@@ -1,4 +1,4 @@
-"""SGD, Adam, AdamW and RMSprop: PyTorch's classes with the device's arguments."""
+"""The optimizers: PyTorch's SGD, Adam, AdamW and RMSprop with the device's arguments, and LAMB."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ipu_simulator.numerics import update_rules
 from .._logging import logger
 from .base import Betas, Optimizer, Params, device_arguments, without_none
 
-# PyTorch ascends along the gradient with it; the device's update rules have no such sign.
+# PyTorch's gradient ascent; the device's update rules only descend.
 _NO_MAXIMIZE = "maximize=True is not supported: negate the loss instead."
 
 _ADAM_GROUP = ["lr", "betas", "eps", "weight_decay"]
@@ -26,14 +26,16 @@ _ADAM_DEVICE = [
 class SGD(Optimizer, torch.optim.SGD):
     """w -= lr*v with v = momentum*v + (1 - dampening)*(g + weight_decay*w), from the first step on.
 
-    PyTorch leaves the first step undampened. Arguments left out (None) have PyTorch's defaults and are
+    Unlike PyTorch's, the first step is dampened too. Omitted arguments (None) have PyTorch's defaults and are
     compiled in as constants.
 
-    :param loss_scaling: the loss is multiplied and the gradient divided by it.
-    :param velocity_scaling: only with the combined accumulator, where it scales what is kept.
+    :param loss_scaling: the loss is multiplied and the gradient divided by this factor.
+    :param velocity_scaling: scales the combined accumulator; ignored with separate accumulators.
     :param use_combined_accum: one tensor for velocity and gradient accumulation.
-    :param accum_type: float16 or float32, of the gradient accumulator; likewise velocity_accum_type.
-    :param max_grad_norm: gradients are clipped by their global norm; infinity for not at all.
+    :param accum_type: of the gradient accumulator: float16 or float32; likewise velocity_accum_type.
+    :param max_grad_norm: clip gradients to this global norm; infinity: no clipping.
+
+    Raises ValueError for maximize=True, AssertionError for another accumulator type.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class SGD(Optimizer, torch.optim.SGD):
 
 
 class Adam(Optimizer, torch.optim.Adam):
-    """Adam with L2 weight decay; see SGD on what an argument left out means and on the device's arguments."""
+    """Adam with L2 weight decay; see SGD for omitted arguments, the device's arguments and errors."""
 
     def __init__(
         self,
@@ -123,9 +125,9 @@ class Adam(Optimizer, torch.optim.Adam):
 
 
 class AdamW(Optimizer, torch.optim.AdamW):
-    """Adam with decoupled weight decay; see SGD on the arguments.
+    """Adam with decoupled weight decay; see SGD for the arguments and errors.
 
-    :param bias_correction: kept, but the device corrects the bias either way (see the package).
+    :param bias_correction: stored, but the device corrects the bias either way (see the package).
     """
 
     def __init__(
@@ -171,9 +173,9 @@ class AdamW(Optimizer, torch.optim.AdamW):
 
 
 class RMSprop(Optimizer, torch.optim.RMSprop):
-    """RMSprop with L2 weight decay; see SGD on the arguments.
+    """RMSprop with L2 weight decay; see SGD for the arguments and errors.
 
-    :param use_tf_variant: epsilon inside the root, and the average of squares starts at 1.
+    :param use_tf_variant: epsilon inside the square root, and the mean square starts at 1.
     """
 
     def __init__(
@@ -216,20 +218,21 @@ class RMSprop(Optimizer, torch.optim.RMSprop):
         self._set_up(given, device, ["lr", "alpha", "eps", "weight_decay", "momentum"])
 
 
-# LAMB, which PyTorch doesn't have.
-
-# PopTorch's stand-in for "no limit": the largest multiple of 100 that float16 holds.
+# PopTorch's value for "no limit": the largest multiple of 100 in float16.
 NO_WEIGHT_NORM_LIMIT = 65500.0
 
 
 class LAMB(Optimizer, torch.optim.Optimizer):
-    """Layer-wise adaptive moments (You et al., 2020), weight decay inside the update term.
+    """Layer-wise adaptive moments (You et al., 2020), with weight decay inside the update term.
 
-    See SGD on what an argument left out means and on the device's arguments.
+    See SGD for omitted arguments and the device's arguments.
 
     :param bias_correction: whether the moments are divided by 1 - beta**t.
-    :param max_weight_norm: the weight's norm counts for no more than this in the trust ratio; None for
-        no limit. A parameter group's own value holds on the device; with 0 the ratio is 1 (plain AdamW).
+    :param max_weight_norm: upper limit of the weight's norm in the trust ratio; None: no limit. Parameter
+        groups may override it on the device; with 0 the ratio is 1 (plain AdamW).
+
+    Raises ValueError for a negative lr, eps or weight_decay and for betas outside [0, 1), AssertionError for
+    accumulator types other than float16 and float32.
     """
 
     def __init__(
@@ -268,7 +271,7 @@ class LAMB(Optimizer, torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One step on the host, with the constructor's max_weight_norm for every group, as PopTorch's."""
+        """One step on the host. As in PopTorch, all groups use the constructor's max_weight_norm."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""An optimizer while its model is compiled: what changes it accepts, what it reports."""
+"""The optimizer of a compiled model: runs updates, accepts changes, and reports its state."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _PARAM_NAMES = {
 
 
 class OptimizerOnDevice:
-    """The updater of one executable, with the optimizer that it follows.
+    """One executable's updater, and the optimizer whose attributes it uses.
 
-    `accumulators`: whether gradient accumulators are part of the state that the host sees. `rounding`: how
-    state is stored where numerics are an IPU's (numerics.StateRounding), None in float32. `automatic_scale`:
-    whether the loss scale follows the gradients then, of all `processes` (numerics.Processes).
+    :param accumulators: whether the state on the host includes gradient accumulators.
+    :param rounding: of the state, in ipu-float16; None in float32.
+    :param automatic_scale: automatic loss scaling by the gradients of all `processes`; needs `rounding`.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class OptimizerOnDevice:
             optimizer._connect(self._read, self._write)
 
     def update(self, gradients: list[torch.Tensor | None]) -> None:
-        """One weight update."""
+        """Applies one weight update; a gradient is None for a weight that the loss doesn't depend on."""
         self._report = None
         scale = self.loss_scaling()
         self._updater.step(gradients, self._found.settings, scale)
@@ -80,26 +80,26 @@ class OptimizerOnDevice:
             self._automatic.update(scale, self._processes)
 
     def loss_scaling(self) -> float:
-        """The factor on the loss whose gradients `update` takes: 1 in float32, where it can't matter."""
+        """The factor on the loss whose gradients `update` takes: 1 in float32, where it has no effect."""
         if not self._as_ipu:
             return 1.0
         return self._found.loss_scaling * (self._automatic.factor if self._automatic is not None else 1.0)
 
     @property
     def watch(self) -> Callable[[list[torch.Tensor | None]], None] | None:
-        """What has to see every micro batch's gradients; None for nothing."""
+        """Called with each micro batch's gradients for automatic loss scaling; None without it."""
         return None if self._automatic is None else self._automatic.watch
 
     @property
     def accumulator_type(self) -> torch.dtype | None:
-        """Of gradient accumulators; None: each weight's own (SGD's combined accumulator)."""
+        """The type of gradient accumulators; None: each weight's type (SGD's combined accumulator)."""
         settings = self._found.settings
         return None if settings.combined_accumulator else settings.accumulator_type
 
     def follow(self, optimizer: torch.optim.Optimizer, found: Extracted) -> None:
-        """Take over an optimizer's attributes; another optimizer object keeps the device's state.
+        """Applies an optimizer's attributes. A new optimizer object continues with the device's state.
 
-        Raises poptorch.Error if the rule or a compiled-in constant would change.
+        Raises poptorch.Error if the update rule or a compiled-in constant would change.
         """
         self._check_replacement(found)
         if optimizer is not self._optimizer:
@@ -112,12 +112,12 @@ class OptimizerOnDevice:
             self._report = None
 
     def release(self) -> None:
-        """Leave the optimizer with the device's last state."""
+        """Disconnects the optimizer, which keeps the device's last state."""
         if isinstance(self._optimizer, Optimizer):
             self._optimizer._disconnect()
 
     def refresh(self) -> None:
-        """Give the optimizer the device's present state."""
+        """Downloads the device's current state into the optimizer."""
         if isinstance(self._optimizer, Optimizer):
             self._optimizer._refresh()
 
@@ -142,7 +142,7 @@ class OptimizerOnDevice:
         if self._report is None:
             state = self._updater.state()
             if self._accumulators:
-                # Between updates they are empty.
+                # Zero between updates.
                 dtype = self.accumulator_type if self._as_ipu else torch.float32
                 state.update(
                     (f"Accum___{name}", torch.zeros_like(weight, dtype=dtype))
@@ -159,10 +159,12 @@ class OptimizerOnDevice:
             self._automatic.factor = float(state[_SCALE_FACTOR])
         self._report = None
         if missing:
-            logger.warning("Optimizer state lacks %s: the device keeps its own", ", ".join(missing))
+            logger.warning(
+                "Optimizer state lacks %s: the device keeps its present values", ", ".join(missing)
+            )
 
     def _hyperparameters(self) -> dict[str, torch.Tensor]:
-        """The variable attributes, by PopART's names, for each weight."""
+        """The variable attributes of each weight by PopART's names: float32, 0-d."""
         values: dict[str, float] = {}
         for name, group in zip(self._names, self._groups(self._found)):
             if group is None:
@@ -181,7 +183,7 @@ class OptimizerOnDevice:
             if "betas" in variable:
                 named.update(beta1=group.beta1, beta2=group.beta2)
             return named
-        # SGD's are products: 0 without momentum, 1 with the combined accumulator, 2 with separate ones.
+        # SGD's names end in 0 without momentum, 1 with the combined accumulator, 2 with separate ones.
         kind = 0
         if self._found.settings.with_momentum:
             kind = 1 if self._found.settings.combined_accumulator else 2

@@ -1,4 +1,4 @@
-"""An optimizer's attributes as the device takes them: settings, constants, names of what may vary."""
+"""Extracts an optimizer's attributes for the device: update rule, settings, constants and variables."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _KNOWN_CLASSES = tuple(kind[0] for kind in _KINDS) + (
     classes.AdamW,
     classes.RMSprop,
 )
-# PyTorch optimizers: what is compiled in where it has this value. lr never is.
+# PyTorch's optimizers: an attribute with this value is compiled in as a constant; lr never is.
 _CONSTANT_AT = {"momentum": 0, "dampening": 0, "eps": 1e-8, "weight_decay": 0}
 _ALWAYS_CONSTANT = ("betas", "alpha", "nesterov")
-# PyTorch's own keys that mean nothing to the device.
+# PyTorch's keys that the device ignores.
 _IGNORED_KEYS = {
     "params",
     "initial_lr",
@@ -61,7 +61,7 @@ _UPDATE_TYPES = {
 
 @dataclass(frozen=True)
 class Extracted:
-    """What one look at an optimizer found."""
+    """An optimizer's attributes at one time."""
 
     settings: numerics.UpdateSettings
     values: dict[tuple[int, str], Any]  # (group, attribute) -> value
@@ -70,19 +70,19 @@ class Extracted:
     group_of: dict[int, int]  # id of parameter -> index of its group
     constants: dict[tuple[int, str], Any]  # (group, attribute) -> compiled-in value
     needs_running_mean: bool
-    extra_keys: frozenset[tuple[str, str]]  # (where, name) of what the device doesn't know
-    warning: str | None  # on a class whose own step isn't what the device runs
+    extra_keys: frozenset[tuple[str, str]]  # (where, name) of attributes unknown to the device
+    warning: str | None  # for a subclass, whose step() the device doesn't run
 
     def value(self, group: int, name: str) -> Any:
-        """An attribute of a group."""
+        """The value of a group's attribute."""
         return self.values[group, name]
 
     def variable(self, group: int) -> list[str]:
-        """The attributes of a group that aren't compiled in, in the rule's order."""
+        """The variable attributes of a group, in the rule's order."""
         return [name for index, name in self.values if index == group and (index, name) not in self.constants]
 
     def unexpected(self, first: Extracted) -> list[str]:
-        """Texts on what wasn't there when the program's first optimizer was looked at."""
+        """Warnings about attributes that the program's `first` optimizer didn't have."""
         new = self.extra_keys - first.extra_keys
         return [
             f"Ignoring unexpected {place} in {self.type_name} optimizer: "
@@ -92,7 +92,7 @@ class Extracted:
 
     @property
     def update_types(self) -> tuple[str, ...]:
-        """PopART's types of the operations that update one weight."""
+        """PopART's types of the operations in one weight's update."""
         rule, settings = self.settings.rule, self.settings
         if rule is not Rule.SGD:
             return _UPDATE_TYPES[rule]
@@ -104,16 +104,16 @@ class Extracted:
 
     @property
     def type_name(self) -> str:
-        """The name that messages use."""
+        """The optimizer's name in messages."""
         if self.settings.rule is Rule.SGD:
             return "SGD1" if self.settings.combined_accumulator else "SGD2"
         return self.settings.rule.name
 
 
 def extract(optimizer: torch.optim.Optimizer) -> Extracted:
-    """Read an optimizer's present attributes.
+    """Reads an optimizer's current attributes.
 
-    Raises AssertionError for an unsupported class and ValueError for amsgrad or maximize.
+    Raises AssertionError for an unsupported class, ValueError for amsgrad and maximize.
     """
     kind, rule, attributes = _kind(optimizer)
     groups = optimizer.param_groups
