@@ -150,7 +150,7 @@ def test_plans_fit_their_convolutions():
     [
         (lambda x: x[:1], r"input 0 is \[2\] of torch\.float32 and output of the body 0 is \[1\]"),
         (lambda x: x.half(), r"output of the body 0 is .* of torch\.float16"),
-        (lambda x: (x, x), "1 times 'input', 2 times 'output of the body'"),
+        (lambda x: (x, x), "got 1 of 'input' and 2 of 'output of the body'"),
         (lambda x: x.sum().reshape(()), r"\[\] of"),
         (lambda x: [3], "must be a tensor"),
     ],
@@ -166,7 +166,7 @@ def test_a_loop_keeps_number_shapes_and_types(body, message):
     [
         (lambda x: x[:1], r"output of else_body 0 is \[1\]"),
         (lambda x: x > 0, r"of torch\.bool"),
-        (lambda x: (x, x), "2 times 'output of else_body'"),
+        (lambda x: (x, x), "and 2 of 'output of else_body'"),
     ],
 )
 def test_a_condition_has_like_branches(other, message):

@@ -1,6 +1,4 @@
-"""PopTorch's interface on the simulator: names, signatures, defaults, behaviour and errors of PopTorch
-3.4.
-"""
+"""The simulator's poptorch: names, signatures, defaults, behaviour and errors of PopTorch 3.4."""
 
 from __future__ import annotations
 
@@ -60,14 +58,14 @@ from .tools import (
 
 __version__ = _POPTORCH_VERSION
 
-# PopTorch's private modules that libraries and its own tests import, under their names.
+# Aliases of PopTorch's private modules that libraries and PopTorch's tests import.
 _dataloader, _poplar_executor, _utils = dataloader, executor, tools
 for _module in ("_dataloader", "_poplar_executor", "_utils"):
     _sys.modules[f"{__name__}.{_module}"] = globals()[_module]
 
 
 def _has_file(stream: _typing.TextIO | None) -> bool:
-    """Whether faulthandler can write to it: a closed stderr is None, a notebook's or a test's has no file."""
+    """Whether faulthandler can write to a stream: it may be None (closed), or have no file (notebooks)."""
     try:
         return stream is not None and stream.fileno() >= 0
     except (OSError, ValueError, AttributeError):
@@ -75,10 +73,10 @@ def _has_file(stream: _typing.TextIO | None) -> bool:
 
 
 def _prepare_process() -> None:
-    """What importing PopTorch does to a process besides defining names."""
+    """The side effects of importing PopTorch: environment, logging, faulthandler, atexit, monkeypatches."""
     _refuse_to_replace()
     _announce()
-    # RDMA and fork() together are unsafe unless this is set first.
+    # RDMA with fork() is unsafe unless this is set first.
     if not _variables.is_set("RDMAV_FORK_SAFE"):
         _variables.set_for_children("RDMAV_FORK_SAFE", "1")
     _logging.install()

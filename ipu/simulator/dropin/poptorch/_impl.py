@@ -1,4 +1,4 @@
-"""PopTorch's private module of this name: what optimum-graphcore and PopTorch's tests use of it."""
+"""The part of PopTorch's private module `_impl` that optimum-graphcore and PopTorch's tests use."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ._trace import run
 
 __all__ = ["isDispatchTracing", "rewrapModelIfNecessary", "unwrapModelIfNecessary"]
 
-# Wrapped classes of models that were unwrapped for a while.
+# The host state of temporarily unwrapped models.
 _set_aside: weakref.WeakKeyDictionary[torch.nn.Module, host_weights.HostWeights] = weakref.WeakKeyDictionary()
 
 
 def unwrapModelIfNecessary(model: torch.nn.Module) -> None:
-    """Give a wrapped model its own class back until rewrapModelIfNecessary."""
+    """Unwraps a wrapped model until rewrapModelIfNecessary."""
     host = host_weights.host_of(model)
     if host is not None:
         _set_aside[model] = host
@@ -24,12 +24,12 @@ def unwrapModelIfNecessary(model: torch.nn.Module) -> None:
 
 
 def rewrapModelIfNecessary(model: torch.nn.Module) -> None:
-    """Wrap a model again that unwrapModelIfNecessary unwrapped."""
+    """Wraps a model again that unwrapModelIfNecessary unwrapped; otherwise a no-op."""
     host = _set_aside.pop(model, None)
     if host is not None:
         host_weights.wrap(model, host)
 
 
 def isDispatchTracing() -> bool:
-    """Whether a model runs on the device right now."""
+    """Whether a model is running on the device in this thread."""
     return run.isRunningOnIpu()

@@ -1,4 +1,4 @@
-"""The logger `poptorch::python`, its levels and its destination."""
+"""The logger `poptorch::python`: levels, destination, limit of repeats, uncaught exceptions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TextIO
 
 from ipu_simulator import variables
 
-# PopTorch's numbers; 5 (critical) is no level of its own.
+# PopTorch's numbers; 5 (critical) isn't a valid level.
 _LEVELS = {"TRACE": 0, "DEBUG": 1, "INFO": 2, "WARN": 3, "ERR": 4, "OFF": 6}
 _PYTHON_LEVELS = {
     "TRACE": logging.DEBUG - 5,
@@ -33,7 +33,7 @@ class _Formatter(logging.Formatter):
 
 
 class _StandardStream(logging.StreamHandler):
-    """Writes to what is sys.stderr or sys.stdout at the time: test runners and notebooks replace them."""
+    """Writes to the current sys.stderr or sys.stdout, which test runners and notebooks replace."""
 
     def __init__(self, name: str) -> None:
         logging.Handler.__init__(self)
@@ -41,12 +41,12 @@ class _StandardStream(logging.StreamHandler):
 
     @property
     def stream(self) -> TextIO:
-        """The stream as of now."""
+        """The current stream."""
         return getattr(sys, self._stream_name)
 
 
 class _RepeatLimit(logging.Filter):
-    """Lets the same text through so many times (Options.maxRepeatLogs), and says once that it stops."""
+    """Limits how often the same text is logged (Options.maxRepeatLogs); the last line says so."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class _RepeatLimit(logging.Filter):
         return times <= self._most
 
     def begin(self, most: int) -> None:
-        """Counts anew, with another limit."""
+        """Sets a new limit and resets the counts."""
         with self._lock:
             self._most = most
             self._seen.clear()
@@ -74,7 +74,7 @@ _repeats = _RepeatLimit()
 
 
 def limit_repeats(most: int) -> None:
-    """How often the same text is logged from now on; texts logged before count anew."""
+    """Sets how often the same text is logged, and resets the counts."""
     _repeats.begin(most)
 
 
@@ -102,7 +102,7 @@ def setLogLevel(level: str | int) -> None:
 
 
 def setPopartLogLevel(level: str | int) -> None:
-    """Checks PopART's level; nothing here logs in PopART's name. Raises ValueError for an unknown one."""
+    """Only validates PopART's log level, as PopART isn't used. Raises ValueError for an unknown level."""
     known = level in range(len(_POPART_LEVELS)) if isinstance(level, int) else level in _POPART_LEVELS
     if not known:
         raise ValueError(f"Level must be one of {', '.join(_POPART_LEVELS)}")
@@ -115,7 +115,7 @@ def _log_uncaught(type_: type[BaseException], value: BaseException, traceback: T
 
 
 def install() -> None:
-    """What importing poptorch does to a process: the handler, the level, and the hook for uncaught errors."""
+    """Installs the log handler, the level, and sys.excepthook, which logs uncaught exceptions."""
     if not logger.handlers:
         handler = _destination()
         handler.setFormatter(_Formatter())

@@ -1,4 +1,4 @@
-"""Blocks: which part of a model stands in which pipeline stage, on which IPU."""
+"""Blocks: assign parts of a model to pipeline stages and IPUs."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def _begin(user_id: str | None, ipu_id: int | None) -> None:
 class Block(torch.nn.Module):
     """A context whose operations form one block.
 
-    :param user_id: names the block; None takes the next automatic number.
-    :param ipu_id: the IPU it stands on, unless the execution strategy says otherwise.
+    :param user_id: the block's id; None: the next automatic number.
+    :param ipu_id: the block's IPU, unless the execution strategy sets it.
     """
 
     def __init__(self, user_id: str | None = None, ipu_id: int | None = None) -> None:
@@ -53,7 +53,7 @@ class Block(torch.nn.Module):
 
     @staticmethod
     def useAutoId() -> None:
-        """Numbers the nameless blocks from 0 again; call it first in forward()."""
+        """Restarts the numbers of blocks without an id at 0; call it at the start of forward()."""
         run = trace.current()
         if run is not None:
             run.reset_auto_id()
@@ -74,7 +74,7 @@ class _BeginBlockHook:
 
 
 class LegacyBeginBlockFn(torch.nn.Module):
-    """A callable that isn't a module, and begins a block when called."""
+    """Wraps a callable that isn't a module, so that each call begins a block."""
 
     def __init__(
         self, layer_to_call: Callable[..., Any], user_id: str | None = None, ipu_id: int | None = None
@@ -95,7 +95,7 @@ def _hooks(module: torch.nn.Module) -> dict[int, _BeginBlockHook]:
 
 
 def begin_block_hook(module: torch.nn.Module) -> _BeginBlockHook | None:
-    """What BeginBlock put on the module, if anything; its repr says which block."""
+    """The module's BeginBlock hook, if it has one; its repr names the block."""
     return next(iter(_hooks(module).values()), None)
 
 
@@ -120,7 +120,7 @@ def BeginBlock(
 
 
 def removeBlocks(module: torch.nn.Module) -> None:
-    """Takes every BeginBlock off a module and all inside it; other hooks stay."""
+    """Removes BeginBlock's hooks from a module and its submodules; other hooks remain."""
     assert isinstance(module, torch.nn.Module), "removeBlocks needs a torch.nn.Module"
     for part in module.modules():
         for key in _hooks(part):

@@ -24,8 +24,8 @@ __all__ = [
 
 
 class DataLoaderMode(enum.Enum):
-    """Sync: batches are made when asked for. Async: by a background worker. AsyncRebatched: the same, and the
-    workers' partial batches are joined instead of dropped."""
+    """Sync: batches are loaded on demand. Async: prefetched by a background worker. AsyncRebatched: likewise,
+    and the workers' partial batches are combined instead of dropped."""
 
     Sync = 0
     Async = 1
@@ -42,7 +42,7 @@ class SharingStrategy(enum.Enum):
 
 
 class OverlapMode(enum.Enum):
-    """What a host transfer may overlap with on the device."""
+    """The loop with which a host transfer may overlap on the device."""
 
     NoOverlap = "no_overlap"
     OverlapAccumulationLoop = "overlap_accumulation_loop"
@@ -50,7 +50,7 @@ class OverlapMode(enum.Enum):
 
 
 class MatMulSerializationMode(enum.Enum):
-    """The dimension along which a matrix product is split in time."""
+    """The dimension along which a matmul is serialised."""
 
     InputChannels = "input_channels"
     ReducingDim = "reducing_dim"
@@ -69,7 +69,7 @@ class OutputMode(enum.Enum):
 
 
 class ConnectionType(enum.Enum):
-    """When a program attaches to the device."""
+    """When an executor attaches to the device."""
 
     Always = 0
     OnDemand = 1
@@ -77,7 +77,7 @@ class ConnectionType(enum.Enum):
 
 
 class HalfFloatCastingBehavior(enum.Enum):
-    """Deprecated upstream and without effect: mixed operands become float32."""
+    """Deprecated in PopTorch, no effect: mixed operands become float32."""
 
     FloatDowncastToHalf = 0
     HalfUpcastToFloat = 1
@@ -85,7 +85,7 @@ class HalfFloatCastingBehavior(enum.Enum):
 
 
 class ReductionType(enum.Enum):
-    """How gradients are joined over accumulation steps and replicas."""
+    """How gradients are reduced over accumulation steps and replicas."""
 
     Sum = 0
     Mean = 1
@@ -93,8 +93,8 @@ class ReductionType(enum.Enum):
 
 
 class MeanReductionStrategy(enum.Enum):
-    """When a mean's division happens: at each accumulation step, after the last, or half before and half
-    after.
+    """When a mean is divided. Running: at each accumulation step. Post: after the last. PostAndLoss: by the
+    accumulation on the loss, by the replicas after the last step.
     """
 
     Running = 0
@@ -103,7 +103,7 @@ class MeanReductionStrategy(enum.Enum):
 
 
 class SyncPattern(enum.Enum):
-    """How IPUs wait for each other."""
+    """How IPUs synchronise."""
 
     Full = 0
     SinglePipeline = 1
@@ -120,14 +120,14 @@ class Liveness(enum.Enum):
 
 
 class AutoStage(enum.Enum):
-    """How blocks become pipeline stages: one stage an IPU, or one a block in the order of first use."""
+    """How blocks form pipeline stages: one stage per IPU, or one per block in order of first use."""
 
     SameAsIpu = 0
     AutoIncrement = 1
 
 
 class MultiConvPlanType(enum.Enum):
-    """Whether the convolutions of a MultiConv run side by side or one after another."""
+    """Whether the convolutions of a MultiConv run in parallel or one after another."""
 
     Parallel = 0
     Serial = 1
@@ -143,7 +143,7 @@ class CommGroupType(enum.Enum):
 
 
 class VariableRetrievalMode(enum.Enum):
-    """Which replicas' copies of a variable come back to the host."""
+    """Which replicas' values of a weight are downloaded."""
 
     OnePerGroup = 0
     AllReplicas = 2

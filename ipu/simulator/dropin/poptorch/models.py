@@ -1,4 +1,4 @@
-"""trainingModel and inferenceModel: a PyTorch model becomes an executor."""
+"""trainingModel and inferenceModel, which wrap a PyTorch model in an executor."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def trainingModel(
     options: Options | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> PoplarExecutor:
-    """Wrap a model for training; its forward must have one final loss.
+    """Wraps a model for training; its forward must have one final loss.
 
-    The model is changed in place: touching its weights from now on fetches them from the device. The
-    optimizer is poptorch.optim.SGD(lr=0.01) unless given.
+    The model is wrapped in place: any access to its weights first downloads newer ones from the device.
+    Freezes the options. The default optimizer is poptorch.optim.SGD(lr=0.01).
 
-    Raises poptorch.Error for options of another type and for a model of torch.inference_mode, RuntimeError
-    for one that is wrapped already.
+    Raises poptorch.Error for options of another type and for a model created in torch.inference_mode,
+    RuntimeError for a model that is wrapped already.
     """
     model = _user_model(model)
     host_weights.check_not_wrapped(model)
     if is_of_inference_mode(model):
         raise createPoptorchError(
-            "A model that was made in torch.inference_mode can't be trained: make it outside."
+            "A model that was created in torch.inference_mode can't be trained: create it outside."
         )
     executor_options = _resolved(options, enums.OutputMode.Final)
     if optimizer is None:
@@ -46,9 +46,9 @@ def trainingModel(
 
 
 def inferenceModel(model: torch.nn.Module | PoplarExecutor, options: Options | None = None) -> PoplarExecutor:
-    """Wrap a model for inference; the model itself doesn't change.
+    """Wraps a copy of a model for inference; the model isn't changed. Freezes the options.
 
-    If it also trains, every call sees the weights of the training before it. Raises poptorch.Error for
+    If the model is also being trained, each call first uploads the latest weights. Raises poptorch.Error for
     options of another type, and for gradient accumulation.
     """
     model = _user_model(model)
@@ -81,7 +81,7 @@ def _user_model(model: object) -> torch.nn.Module:
 
 
 def _resolved(options: Options | None, default_mode: enums.OutputMode) -> Options:
-    """Freeze the user's options; the executor's own copy has an output mode."""
+    """Freezes the user's options and returns the executor's copy, with the output mode resolved."""
     if options is None:
         options = Options()
     if not isinstance(options, Options):

@@ -1,4 +1,4 @@
-"""Annotations and operations. All keep autograd and work on plain CPU tensors outside any executor."""
+"""Annotations and operations. All are differentiable, and work on CPU tensors outside of executors."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ __all__ = [
 
 
 def nop(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself; the device keeps an operation there that fuses with nothing."""
+    """Identity; on the device, an operation that isn't fused with others."""
     return tensor.view_as(tensor)
 
 
 def identity_loss(x: torch.Tensor, reduction: str) -> torch.Tensor:
-    """Marks `x`, reduced by "sum", "mean" or "none", as a loss, where no torch loss function made it.
+    """Marks `x`, reduced by "sum", "mean" or "none", as a loss, as torch's loss functions do implicitly.
 
     Raises AssertionError for another reduction.
     """
     assert reduction in ("sum", "mean", "none"), "Unsupported reduction type!"
-    # A new tensor also for "none": what is marked must be told from what it was made of.
+    # A new tensor also for "none": the marked tensor must differ from its source.
     loss = x.view_as(x) if reduction == "none" else getattr(x, reduction)()
     run = trace.current()
     if run is not None:
@@ -68,10 +68,10 @@ def identity_loss(x: torch.Tensor, reduction: str) -> torch.Tensor:
 
 
 def recomputationCheckpoint(*tensors: Any) -> Any:
-    """Marks tensors to be kept for the backward pass, where everything between marks is computed again.
+    """Marks tensors as recomputation checkpoints: they are stored for the backward pass, the rest recomputed.
 
-    Returns what it was given: a tensor, a tuple for several, or a list or tuple for one of these.
-    Raises ValueError if anything else is among them.
+    Returns a tensor for one tensor, a tuple for several, and a list or tuple for such an argument. Raises
+    ValueError if an argument isn't a tensor.
     """
     container = None
     if len(tensors) == 1 and isinstance(tensors[0], (list, tuple)):
@@ -93,8 +93,9 @@ def serializedMatMul(
     factor: int = 0,
     keep_precision: bool = False,
 ) -> torch.Tensor:
-    """torch.matmul(lhs, rhs), which the device computes in `factor` slices along the dimension that `mode`
-    names.
+    """torch.matmul(lhs, rhs), serialised on the device into `factor` slices along the dimension `mode`.
+
+    Raises AssertionError for arguments of other types.
     """
     assert isinstance(keep_precision, bool), "keep_precision must be a bool"
     assert isinstance(factor, int), "factor must be an int"
@@ -104,8 +105,8 @@ def serializedMatMul(
 
 
 def set_available_memory(tensor: torch.Tensor, available_memory_proportion: float) -> torch.Tensor:
-    """Limits the temporary memory of the operation that made `tensor` to a share (0 to 1) of a tile's
-    memory.
+    """Sets the proportion of memory (0 to 1) available to the operation that computed `tensor`; returns the
+    tensor. Raises poptorch.Error if it isn't a tensor.
     """
     if not isinstance(tensor, torch.Tensor):
         raise createPoptorchError(
@@ -116,7 +117,7 @@ def set_available_memory(tensor: torch.Tensor, available_memory_proportion: floa
     return tensor.view_as(tensor)
 
 
-# By ipu_print_tensor's float_format; None leaves it to the values.
+# Whether ipu_print_tensor's float_format is scientific; None for fixed too.
 _SCIENTIFIC = {"auto": None, "fixed": False, "scientific": True, "none": None}
 
 
@@ -162,8 +163,10 @@ def ipu_print_tensor(
     open_bracket: str = "(",
     close_bracket: str = ")",
 ) -> torch.Tensor:
-    """The tensor itself, whose values the device prints to stderr in every run, and in training those of its
-    gradient too.
+    """Identity; in every run, prints the tensor's values to stderr, and in training its gradient's.
+
+    Raises poptorch.Error if it isn't a tensor, KeyError for a `float_format` other than auto, fixed,
+    scientific and none.
     """
     if not isinstance(tensor, torch.Tensor):
         raise createPoptorchError(
@@ -183,7 +186,7 @@ def ipu_print_tensor(
     run = trace.current()
     if run is None:
         return result
-    # A compilation computes nothing that could be printed.
+    # During compilation there are no values to print.
     show = run.at_each_run if isinstance(run, trace.Trace) else lambda func, *args: func(*args)
     show(style.show, title, tensor)
     if print_gradient and result.requires_grad and run.recorder is None:
@@ -196,21 +199,21 @@ def _all_nop(structure: Any) -> Any:
 
 
 def set_overlap_for_input(input_tensors: Any, mode: OverlapMode) -> Any:
-    """The inputs themselves; their transfer may overlap with computation as `mode` says."""
+    """Identity; sets with which loop the inputs' transfers overlap. AssertionError for another `mode`."""
     assert isinstance(mode, OverlapMode), "mode must be a poptorch.OverlapMode"
     return _all_nop(input_tensors)
 
 
 def set_overlap_for_output(output_tensors: Any, mode: OverlapMode) -> Any:
-    """The outputs themselves; their transfer may overlap with computation as `mode` says."""
+    """Identity; sets with which loop the outputs' transfers overlap. AssertionError for another `mode`."""
     assert isinstance(mode, OverlapMode), "mode must be a poptorch.OverlapMode"
     return _all_nop(output_tensors)
 
 
 class Attribute:
-    """A context whose operations carry attributes: Attribute(__outline={"layer": "embedding"}).
+    """A context that adds attributes to its operations: Attribute(__outline={"layer": "embedding"}).
 
-    Contexts nest; leaving one brings the outer values back. Values must be strings.
+    Contexts nest; leaving one restores the outer values. Raises AssertionError unless values are strings.
     """
 
     def __init__(self, **kwargs: dict[str, str]) -> None:
@@ -238,7 +241,7 @@ class Attribute:
 
 
 class NameScope:
-    """A context whose operations' names begin with `name`."""
+    """A context that prefixes its operations' names with `name`. AssertionError if it isn't a string."""
 
     def __init__(self, name: str) -> None:
         assert isinstance(name, str), "Parameter to NameScope must be a string"

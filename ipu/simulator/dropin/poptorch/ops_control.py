@@ -1,4 +1,4 @@
-"""Control flow and slices whose place is only known at run time."""
+"""Control flow, and slices whose start is only known at run time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .poptorch_core import createBackendError
 
 
 def _inference_only(name: str) -> bool:
-    """Notes that a model uses what can't be trained; returns whether it runs on the device at all."""
+    """Records that a model uses an inference-only operation; returns whether it runs on the device."""
     run = trace.current()
     if run is not None:
         run.inference_only.append(name)
@@ -24,10 +24,10 @@ def _as_list(outputs: Any) -> list[torch.Tensor]:
 
 
 def for_loop(count: int, body: Callable[..., Any], inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Calls body(*tensors) `count` times, each with the results of the one before; on the host only once.
+    """Calls body(*tensors) `count` times, each time with the previous results; on the host only once.
 
-    For inference only. Raises ValueError where `inputs` isn't a list of tensors, and on the device
-    poptorch.Error where a result has another shape or type than the tensor that it takes the place of.
+    For inference only. Raises ValueError if `inputs` isn't a list of tensors; on the device, poptorch.Error
+    if a result's shape or dtype differs from the corresponding input's.
     """
     what = "poptorch.for_loop expects input tensors (inputs) to be a list of tensors."
     if not isinstance(inputs, list):
@@ -51,17 +51,17 @@ def cond(
     else_body: Callable[..., Any],
     else_inps: list[torch.Tensor],
 ) -> list[torch.Tensor]:
-    """A list: the results of then_body(*then_inps) where the condition holds, else of else_body(*else_inps).
+    """The results of then_body(*then_inps) if the condition is true, else of else_body(*else_inps): a list.
 
-    For inference only. Raises ValueError where inputs aren't lists, and on the device poptorch.Error where
-    the bodies' results differ in number, shape or type.
+    For inference only. Raises ValueError if inputs aren't lists; on the device, poptorch.Error if the bodies'
+    results differ in number, shape or dtype.
     """
     for name, inputs in (("then_inps", then_inps), ("else_inps", else_inps)):
         if not isinstance(inputs, list):
             raise ValueError(f"poptorch.cond expects {name} to be a list of tensors. (Object is not list)")
     _inference_only("poptorch.cond()")
     if isinstance(trace.current(), trace.Trace):
-        # A compilation sees both bodies.
+        # Compilation traces both branches.
         branches = [_as_list(then_body(*then_inps)), _as_list(else_body(*else_inps))]
         _check_same("poptorch.cond()", "output of then_body", branches[0], "output of else_body", branches[1])
         return branches[0 if bool(condition) else 1]
@@ -73,8 +73,8 @@ def _check_same(
 ) -> None:
     if len(expected) != len(found):
         raise createBackendError(
-            f"{operation}: the number of outputs must be the same on each path: {len(expected)} times "
-            f"'{what}', {len(found)} times '{other}'."
+            f"{operation}: the number of outputs must be the same on each path: got {len(expected)} of "
+            f"'{what}' and {len(found)} of '{other}'."
         )
     for index, (one, two) in enumerate(zip(expected, found)):
         if not isinstance(two, torch.Tensor):
@@ -82,7 +82,7 @@ def _check_same(
         types = [numerics.device_dtype(tensor.dtype, integers=True) for tensor in (one, two)]
         if one.shape != two.shape or types[0] != types[1]:
             raise createBackendError(
-                f"{operation}: shapes and types are final once a model is compiled, but {what} {index} is "
+                f"{operation}: shapes and types are fixed at compilation, but {what} {index} is "
                 f"{list(one.shape)} of {types[0]} and {other} {index} is {list(two.shape)} of {types[1]}."
             )
 
@@ -91,7 +91,7 @@ def _positions(tensor: torch.Tensor, dim: int, start: Any, size: int, step: int)
     if not isinstance(start, torch.Tensor):
         start = torch.tensor(start)
     if start.is_floating_point() or start.numel() != 1:
-        raise ValueError("start must be one integer, in a tensor for a place that changes from run to run")
+        raise ValueError("start must be one integer; pass it as a tensor if it changes between runs")
     if not isinstance(size, int) or not isinstance(step, int) or size < 1 or step < 1:
         raise ValueError(f"size and step must be positive integers: got {size} and {step}")
     if size > tensor.shape[dim]:
@@ -100,19 +100,25 @@ def _positions(tensor: torch.Tensor, dim: int, start: Any, size: int, step: int)
 
 
 def dynamic_slice(tensor: torch.Tensor, dim: int, start: torch.Tensor, size: int, step: int) -> torch.Tensor:
-    """tensor[start : start + size : step] along `dim`, with `start` an integer tensor of one element."""
+    """tensor[start : start + size : step] along `dim`; `start` is an integer tensor of one element.
+
+    Raises ValueError for another `start`, `size` or `step` below 1, and a `size` beyond the dimension.
+    """
     return torch.index_select(tensor, dim, _positions(tensor, dim, start, size, step))
 
 
 def dynamic_update(
     input: torch.Tensor, src: torch.Tensor, dim: int, start: torch.Tensor, size: int
 ) -> torch.Tensor:
-    """A copy of `input` whose elements [start : start + size] along `dim` are those of `src`."""
+    """A copy of `input` whose elements [start : start + size] along `dim` are those of `src`.
+
+    Raises ValueError if number of dimensions, dtype or size of `src` don't fit, and as `dynamic_slice` does.
+    """
     if src.dim() != input.dim() or src.dtype != input.dtype:
         raise ValueError(
-            f"src must have the dimensions and type of input: {src.dim()} dimensions of {src.dtype} don't go "
-            f"into {input.dim()} of {input.dtype}"
+            f"src must have as many dimensions as input, and its type: got {src.dim()} of {src.dtype} for "
+            f"{input.dim()} of {input.dtype}"
         )
     if src.shape[dim] != size:
-        raise ValueError(f"src has {src.shape[dim]} elements along dimension {dim}, and size is {size}")
+        raise ValueError(f"src has {src.shape[dim]} elements along dimension {dim}, but size is {size}")
     return torch.index_copy(input, dim, _positions(input, dim, start, size, 1), src)

@@ -1,4 +1,9 @@
-"""Operations that a program brings itself, and the planning of convolutions."""
+"""Custom operations, host operations (CPU), and MultiConv.
+
+A custom operation is compiled code for PopART. The simulator runs a PyTorch function instead, from the file
+that IPU_SIMULATOR_CUSTOM_OPS names. Its dictionary CUSTOM_OPS maps (name, domain, version) to a function of
+(list of input tensors, dictionary of attributes) that returns the outputs.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +21,17 @@ from ._trace import run as trace
 from .enums import MultiConvPlanType
 from .poptorch_core import createBackendError, createPoptorchError
 
-# A program's own operations, as PyTorch functions that stand for PopART's code.
-#
-# The file that IPU_SIMULATOR_CUSTOM_OPS names holds CUSTOM_OPS, a dictionary: (name, domain, version) -> a
-# function of (list of input tensors, dictionary of attributes) that returns the outputs.
-
 Operation = tuple[str, str, int]  # name, domain, version
 Function = Callable[[list[torch.Tensor], dict[str, Any]], Any]
 
 
 def _fast_gather_last_dim(inputs: list[torch.Tensor], attributes: dict[str, Any]) -> torch.Tensor:
-    """Takes along the last dimension: data [..., n], indices [..., m] -> [..., m]."""
+    """Gathers along the last dimension: data [..., n], indices [..., m] -> [..., m]."""
     data, indices = inputs
     return torch.gather(data, -1, indices.long())
 
 
-# What comes with PopTorch, without a library to load; optimum-graphcore's DeBERTa calls it so.
+# Custom operations that are part of PopTorch; optimum-graphcore's DeBERTa uses this one.
 _OF_POPTORCH: dict[Operation, Function] = {
     ("FastGatherLastDim", "poptorch.custom_ops", 1): _fast_gather_last_dim,
 }
@@ -40,9 +40,10 @@ _OF_POPTORCH: dict[Operation, Function] = {
 def _run_function(
     operation: Operation, inputs: list[torch.Tensor], attributes: dict[str, Any], examples: list[torch.Tensor]
 ) -> list[torch.Tensor]:
-    """The outputs of the function for `operation`, which have the shapes and types of `examples`.
+    """The outputs of the PyTorch function for `operation`.
 
-    Raises poptorch.Error where there is no such function or its outputs differ.
+    Raises poptorch.Error if there is no such function, or if its outputs differ from `examples` in number,
+    shape or dtype.
     """
     name, domain, version = operation
     what = f"The custom operation {domain}.{name} (version {version})"
@@ -51,9 +52,9 @@ def _run_function(
     if function is None:
         where = f" {path} has none for {operation!r}." if path else ""
         raise createPoptorchError(
-            f"{what} is written for PopART: the simulator needs a PyTorch function in its place.{where} "
-            "A file with CUSTOM_OPS = {(name, domain, version): function of (inputs, attributes)} brings it: "
-            f"{COMMAND} --custom-ops FILE.py SCRIPT, or {variables.CUSTOM_OPS}=FILE.py"
+            f"{what} is written for PopART: the simulator needs a PyTorch function instead.{where} Put it "
+            "into a file as CUSTOM_OPS = {(name, domain, version): function of (inputs, attributes)}, and "
+            f"pass it: {COMMAND} --custom-ops FILE.py SCRIPT, or {variables.CUSTOM_OPS}=FILE.py"
         )
     outputs = function(list(inputs), dict(attributes))
     made = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
@@ -108,10 +109,11 @@ def custom_op(
     example_outputs: Any,
     attributes: dict[str, Any] | None = None,
 ) -> list[torch.Tensor]:
-    """On the host, zeros like `example_outputs`.
+    """Runs a custom operation; outputs have the shapes and dtypes of `example_outputs`.
 
-    On the device PopART's code for the operation would run; here the PyTorch function that stands for it
-    (--custom-ops), else poptorch.Error. Raises ValueError for attributes that PopART can't take.
+    On the host, it returns zeros; on the simulator's device, the results of the PyTorch function given by
+    --custom-ops. Raises poptorch.Error without such a function, ValueError for attributes that PopART doesn't
+    support.
     """
     _check_attributes(attributes or {})
     run = trace.current()
@@ -137,7 +139,7 @@ class CPU:
     def __call__(self, *input: Any, **kwargs: Any) -> Any:
         self._inputs = input
         run = trace.current()
-        # What a traced model may not do (.item(), .cpu()) is the point here.
+        # The layer may do anything that a traced model may not (.item(), .cpu()).
         with trace.as_host(), torch._C.DisableTorchFunction():
             self._outputs = self._layer_to_call(*input, **kwargs)
         if run is not None:
@@ -145,17 +147,18 @@ class CPU:
         return self._outputs
 
     def execute(self) -> None:
-        """Calls the layer once more with the tensors of the last call."""
+        """Calls the layer again with the inputs of the last call."""
         self(*self._inputs)
 
     def registerPersistentData(self) -> None:
-        """The simulator's device shares the host's memory: nothing needs to be kept."""
+        """No-op: the simulator's device shares the host's memory."""
 
 
 class MultiConv:
-    """A context whose convolutions are planned together. A setting is one value, or one for each.
+    """A context whose convolutions are planned together. A setting is a single value, or a list of one per
+    convolution.
 
-    poptorch.Error on the device for contexts in each other, and for lists of another length.
+    On the device, raises poptorch.Error for nested contexts, and for lists of another length.
     """
 
     def __init__(self) -> None:
@@ -169,11 +172,11 @@ class MultiConv:
         return self
 
     def availableMemoryProportions(self, value: float | list[float]) -> MultiConv:
-        """The share of a tile's memory for temporary values."""
+        """The proportion of memory available to each convolution, 0 to 1."""
         return self._set("availableMemoryProportions", value, float)
 
     def partialsTypes(self, value: torch.dtype | list[torch.dtype]) -> MultiConv:
-        """The types in which products accumulate: torch.float or torch.half."""
+        """The types of partials: torch.float or torch.half, otherwise ValueError."""
         values = value if isinstance(value, (list, tuple)) else [value]
         if any(one not in (torch.float, torch.half) for one in values):
             raise ValueError("Invalid partials types. Expecting torch.float or torch.half")
@@ -184,15 +187,15 @@ class MultiConv:
         return self._set("enableConvDithering", value, bool)
 
     def planType(self, value: MultiConvPlanType) -> MultiConv:
-        """Side by side, or one after another."""
+        """Whether the convolutions run in parallel or one after another."""
         return self._set("planType", value, MultiConvPlanType, single=True)
 
     def perConvReservedTiles(self, value: int) -> MultiConv:
-        """The tiles that each convolution keeps for itself."""
+        """The number of tiles reserved for each convolution."""
         return self._set("perConvReservedTiles", value, int, single=True)
 
     def cycleBackOff(self, value: float) -> MultiConv:
-        """The share of cycles that may be given up for memory."""
+        """The proportion of cycles that may be traded for memory."""
         return self._set("cycleBackOff", value, float, single=True)
 
     def __enter__(self) -> None:
@@ -217,5 +220,5 @@ class MultiConv:
             if type is None and isinstance(values, (list, tuple)) and len(values) != count:
                 raise createBackendError(
                     f"poptorch.MultiConv().{name} has {len(values)} values for {count} convolutions: "
-                    "give one for each, or one for all."
+                    "pass one per convolution, or a single value."
                 )

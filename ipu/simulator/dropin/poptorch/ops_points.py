@@ -1,4 +1,4 @@
-"""Operations on sets of points, and the decoding of CTC."""
+"""Operations on point sets, and CTC decoding."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .poptorch_core import createPoptorchError
 
 
 def fps(src: torch.Tensor, ptr: list[int], ratio: float = 0.5, random_start: bool = False) -> torch.Tensor:
-    """Farthest point sampling: each next point is the one farthest from all taken before it.
+    """Farthest point sampling: repeatedly selects the point farthest from all selected ones.
 
     :param src: points [n, features].
-    :param ptr: where each set of points begins, and at the end n: set i is src[ptr[i]:ptr[i + 1]].
-    :param ratio: the share of each set to take, rounded up; 0 < ratio <= 1.
-    :param random_start: begin with a random point of a set instead of its first.
-    :returns: int32 indices into `src`, in the order in which they were taken, set after set.
+    :param ptr: boundaries of the point sets, from 0 to n: set i is src[ptr[i]:ptr[i + 1]].
+    :param ratio: the fraction of each set to select, rounded up; 0 < ratio <= 1.
+    :param random_start: start with a random point of each set instead of its first.
+    :returns: int32 indices into `src`, in order of selection, set after set.
 
-    Raises poptorch.Error where `ptr` or `ratio` don't fit.
+    Raises poptorch.Error for an invalid `ptr` or `ratio`.
     """
     bounds = [int(bound) for bound in ptr]
     if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != len(src) or bounds != sorted(set(bounds)):
@@ -53,8 +53,8 @@ def nearest(
 ) -> torch.Tensor:
     """For each point of `x` [n, features], the index of the nearest point of `y` [m, features]: int32 [n].
 
-    With `batch_x` [n] and `batch_y` [m], only points of the same set count. Raises poptorch.Error where
-    only one of them is given, they don't fit the points, or a set has no point in `y`.
+    With `batch_x` [n] and `batch_y` [m], only points of the same set count. Raises poptorch.Error if only
+    one of them is given, if their shapes don't fit, or if a set has no point in `y`.
     """
     if (batch_x is None) != (batch_y is None):
         raise createPoptorchError("nearest: give both batch_x and batch_y, or neither")
@@ -82,13 +82,15 @@ def _as_points(tensor: torch.Tensor) -> torch.Tensor:
 def ctc_beam_search_decoder(
     probs: torch.Tensor, lengths: torch.Tensor, blank: int = 0, beam_width: int = 100, top_paths: int = 1
 ) -> list[torch.Tensor]:
-    """The most probable labellings of CTC outputs, by prefix beam search. For inference on the device; on
-    the host, zeros of the right shapes.
+    """The most probable labellings of CTC outputs, by prefix beam search. Inference only; on the host, zeros
+    of the same shapes.
 
     :param probs: log-probabilities [time, batch, classes].
-    :param lengths: how many time steps count [batch].
+    :param lengths: number of valid time steps [batch].
     :returns: log-probabilities float32 [batch, top_paths], lengths int32 [batch, top_paths] and labels int32
         [batch, top_paths, time], best first and padded with `blank`.
+
+    Raises poptorch.Error for an invalid `blank` or `top_paths`.
 
     Source: A. Graves, "Sequence Transduction with Recurrent Neural Networks", section 3, with CTC's two ways
     to end a prefix (in a blank or in its last label).
@@ -108,7 +110,7 @@ def ctc_beam_search_decoder(
     run.inference_only.append("poptorch.ctc_beam_search_decoder()")
     scores.fill_(-math.inf)
     paths.fill_(blank)
-    # The device's own work, which a traced model couldn't do.
+    # The device's computation, which reads values, so tracing would refuse it.
     with trace.as_host(), torch._C.DisableTorchFunction():
         log_probs, num_steps = probs.detach().float().transpose(0, 1).tolist(), lengths.tolist()
         for row in range(batch):

@@ -1,4 +1,4 @@
-"""Exceptions, and the entry points that PopTorch has in its C++ module."""
+"""Exceptions, and the entry points of PopTorch's C++ module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ._trace import callers
 
 
 class Error(Exception):
-    """`type`, `message` and `location` say where it came from; str() has them as one text."""
+    """PopTorch's error. `type`: its origin; `message`: the text alone; str() has both."""
 
     type = ""
     message = ""
@@ -19,27 +19,27 @@ class Error(Exception):
 
 
 class RecoverableError(Error):
-    """An error of the system that a reset mends; `recovery_action` names it (IPU_RESET, FULL_RESET, ...)."""
+    """A system error that a reset fixes; `recovery_action` names the reset (IPU_RESET, FULL_RESET, ...)."""
 
     recovery_action = ""
 
 
 class UnrecoverableError(Error):
-    """An error of the system that no reset mends."""
+    """A system error that no reset fixes."""
 
 
 def createPoptorchError(msg: str) -> Error:
-    """An Error found by the Python layer."""
+    """An Error of PopTorch's Python layer."""
     error = Error(f"'poptorch_py_error': {msg}")
     error.type, error.message, error.location = "poptorch_py_error", msg, ""
     return error
 
 
 def createBackendError(msg: str, type: str = "poptorch_cpp_error") -> Error:
-    """An Error that PopTorch's C++ side finds (here: the simulator).
+    """An Error of PopTorch's C++ side.
 
-    Where PopTorch names a file and line of its own, this names the program's: the innermost one outside
-    PyTorch and the simulator.
+    PopTorch names a file and line of its C++ source; the simulator names the program's: the innermost one
+    outside PyTorch and the simulator.
     """
     where = callers.place() or f"{Path(__file__).name}"
     error = Error(f"In {where}: '{type}': {msg}")
@@ -48,7 +48,7 @@ def createBackendError(msg: str, type: str = "poptorch_cpp_error") -> Error:
 
 
 def usesIpuModel(values: dict[str, Any] | None = None) -> bool:
-    """Whether a program asked for Poplar's IPU model: by its options, which win, or by the environment."""
+    """Whether Poplar's IPU model is used, by the options or, if they don't say, by the environment."""
     if values and "use_model" in values:
         return bool(values["use_model"])
     return variables.asks_for_ipu_model()
@@ -60,14 +60,15 @@ HARDWARE_VERSION = 2
 
 
 def ipuHardwareVersion(numIpus: int = 1) -> int:
-    """2 when the machine that the simulator stands for has that many IPUs, else 0; 0 too when the IPU model
-    is on. ValueError for a machine that it doesn't know (IPU_SIMULATOR_TARGET).
+    """2 if the simulated machine has that many IPUs; 0 otherwise, and with the IPU model.
+
+    Raises ValueError for an unknown machine (IPU_SIMULATOR_TARGET).
     """
     return HARDWARE_VERSION if not usesIpuModel() and numIpus <= environment.target().num_ipus else 0
 
 
 def _validateOptions(options: dict[str, Any]) -> None:
-    """Refuses unknown option names and unfit value types in an `Options.toDict()`, as a compilation would."""
+    """Raises poptorch.Error for unknown names and value types in an `Options.toDict()`, as when compiling."""
     from ._options.known import validate
 
     validate(options)

@@ -1,6 +1,4 @@
-"""Trace points of the PopVision trace instrumentation library, which the simulator doesn't have: all are
-inert.
-"""
+"""PopVision trace points, which have no effect: the simulator lacks the trace instrumentation library."""
 
 from __future__ import annotations
 
@@ -15,10 +13,10 @@ class Channel:
         self.name = name
 
     def instrument(self, obj: Any, *methods: str) -> Any:
-        """The object itself; its methods run as they are."""
+        """Returns the object unchanged."""
         return obj
 
     @contextmanager
     def tracepoint(self, name: str) -> Iterator[None]:
-        """A context that nothing records."""
+        """A context without effect."""
         yield

@@ -1,4 +1,4 @@
-"""The simulator beyond PopTorch's own surface: a program's graph, and the verdict on it, from Python.
+"""The simulator's additions to PopTorch's interface: a program's graph and verdict from Python.
 
     import poptorch.simulator
 
@@ -41,18 +41,19 @@ def verdict_of(
     name: str = "model",
     with_values: bool = False,
 ) -> Verdict:
-    """Whether a program fits into its IPUs' memory, how fast it is, and why: predicted, without running it.
+    """Predicts whether a program fits into its IPUs' memory, how fast it is, and why, without running it.
 
-    :param model: the module itself, not an executor; it may be made inside `without_memory()`.
+    :param model: the module, not an executor; it may be created inside `without_memory()`.
     :param args, kwargs: one micro batch, without the factors of accumulation, replicas and device iterations;
         only shapes and dtypes count. The first tensor's first dimension is the micro batch size.
-    :param options: PopTorch's defaults if left out.
+    :param options: default: PopTorch's defaults.
     :param optimizer: None for inference.
-    :param target: the machine, such as "pod16"; if left out, the one that IPU_SIMULATOR_TARGET names.
-    :param name: of the program, in the verdict.
-    :param with_values: computes with real weights and inputs, for a model whose operations depend on values.
+    :param target: the machine, such as "pod16"; default: IPU_SIMULATOR_TARGET.
+    :param name: the program's name in the verdict.
+    :param with_values: computes with real weights and inputs, for a model whose control flow depends on
+        values.
 
-    Raises poptorch.Error where the model or its options can't be compiled, and UnknownTarget.
+    Raises poptorch.Error if the model or its options can't be compiled, UnknownTarget for an unknown target.
     """
     options = Options() if options is None else options
     keywords = dict(kwargs or {})

@@ -10,7 +10,7 @@ import torch
 def allclose(ref: Any, other: Any) -> bool:
     """torch.allclose over nested tuples and lists; plain values must be equal.
 
-    As upstream, the tolerance is relative to `ref`, torch.allclose's second argument.
+    As in PopTorch, the tolerance is relative to `ref`, torch.allclose's second argument.
     """
     if isinstance(ref, (tuple, list)):
         same_kind = isinstance(other, (tuple, list)) and len(ref) == len(other)

@@ -1,4 +1,4 @@
-"""Small tools that programs and PopTorch's own examples reach for."""
+"""Utilities for programs: tensor structures, custom attributes, printing of models, hardware queries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from .poptorch_core import createPoptorchError
 
 
 def flattenTensorStructure(tensors: Any, canonical_structure: Any = None) -> list[torch.Tensor]:
-    """Every tensor in nested tuples, lists and dicts; dicts in the order of `canonical_structure`'s keys."""
+    """All tensors in nested tuples, lists and dicts; dicts in the key order of `canonical_structure`.
+
+    Raises ValueError if the structures differ.
+    """
     if canonical_structure is not None:
         tensors = _in_order_of(canonical_structure, tensors)
     return [leaf for leaf in leaves(tensors) if isinstance(leaf, torch.Tensor)]
@@ -43,22 +46,22 @@ def _is_tensor(value: Any) -> bool:
 def reconstructTensorStructure(
     structure: Any, values: Iterable[Any], filter_fn: Callable[[Any], bool] = _is_tensor
 ) -> Any:
-    """The same structure with its leaves that `filter_fn` takes replaced by `values`, in order."""
+    """The structure with the leaves selected by `filter_fn` replaced by `values`, in order."""
     remaining = iter(values)
     return map_leaves(structure, lambda leaf: next(remaining) if filter_fn(leaf) else leaf)
 
 
 def getIpuTensorId(x: torch.Tensor) -> int:
-    """A number that tells a tensor from all others of the run; poptorch.Error outside a model's run."""
+    """An id that is unique to a tensor during a run. Raises poptorch.Error outside a model's run."""
     if not isinstance(x, torch.Tensor) or not trace.isRunningOnIpu():
         raise createPoptorchError("getIpuTensorId needs a tensor of a model that runs on the IPU")
     return id(x)
 
 
 def accessAttributes(attribute_id_str: str) -> dict[str, Any]:
-    """A custom operation's attributes from their JSON text. ValueError for anything else."""
+    """A custom operation's attributes from a JSON string. Raises ValueError for anything else."""
     if not isinstance(attribute_id_str, str):
-        raise ValueError(f"Attributes are found by a text, not by {type(attribute_id_str)}")
+        raise ValueError(f"accessAttributes expects a JSON string, got {type(attribute_id_str)}")
     try:
         attributes = json.loads(attribute_id_str)
     except json.JSONDecodeError as error:
@@ -69,7 +72,7 @@ def accessAttributes(attribute_id_str: str) -> dict[str, Any]:
 
 
 def module_repr(m: torch.nn.Module) -> str:
-    """repr(m), with the block that each module begins written around it."""
+    """repr(m), with `BeginBlock(...)` before each module that begins a block."""
     text = repr(m)
     if any(begin_block_hook(part) is not None for part in m.modules()):
         children = [f"({name}): {module_repr(child)}" for name, child in m.named_children()]
@@ -86,23 +89,20 @@ def print(m: torch.nn.Module) -> None:
 
 
 def poptorchAtExit() -> None:
-    """What happens when the program ends: the log is written out."""
+    """Flushes the log at exit."""
     for handler in logger.handlers:
-        # A stream that was replaced and closed meanwhile has nothing to write.
+        # The stream may have been replaced and closed: nothing to flush.
         with contextlib.suppress(OSError, ValueError):
             handler.flush()
 
 
-# What a program may ask about the machine.
-
-
 def ipuHardwareIsAvailable(num_ipus: int = 1) -> bool:
-    """Whether that many IPUs answer. The simulator stands for them, unless the IPU model is asked for."""
+    """Whether the simulated machine has that many IPUs; False with the IPU model."""
     return bool(poptorch_core.ipuHardwareVersion(num_ipus))
 
 
 def ipuHardwareVersion() -> int:
-    """The IPUs' hardware version: 2. AssertionError where there are none."""
+    """The IPUs' hardware version: 2. Raises AssertionError without IPUs (the IPU model)."""
     version = poptorch_core.ipuHardwareVersion()
     assert version, "No IPU hardware available on this system"
     return version
