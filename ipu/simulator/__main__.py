@@ -1,7 +1,7 @@
-"""`python -m ipu.simulator`, and `python path/to/ipu/simulator` where another package is called ipu.
+"""`python -m ipu.simulator`, or `python path/to/ipu/simulator` if another package is called ipu.
 
-Runs programs as the installed command `poptorch-simulator` does. `validate` and `fit` are the repository's
-alone: they need the application's models, so they run as a process that has its packages.
+Runs programs like the installed command `poptorch-simulator`. `validate` and `fit` exist only here: they need
+the application's models, so they run as a process with the repository on its path.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ model's constants to them.""",
 
 
 def _run_of_the_repository(arguments: list[str]) -> NoReturn:
-    """`validate ...` and `fit ...`: planning's command line, in the same folder as this one."""
-    # `python -m` looks in the current folder first, which may have packages with our names.
+    """Replaces this process by `planning.validate` for `validate ...` and `fit ...`."""
+    # `python -m` searches the current folder first, which may have packages with our names; -P prevents it.
     flags = ["-P"] if sys.version_info >= (3, 11) else []
     path = [str(_REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}

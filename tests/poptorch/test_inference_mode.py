@@ -58,5 +58,5 @@ def test_a_model_made_inside_only_infers():
         model = Linear()
         expected = model(X, Y)[1]
         assert poptorch.inferenceModel(model)(X, Y)[1] == expected
-    with pytest.raises(poptorch.Error, match=r"made in torch\.inference_mode can't be trained"):
+    with pytest.raises(poptorch.Error, match=r"created in torch\.inference_mode can't be trained"):
         poptorch.trainingModel(model)

@@ -79,7 +79,7 @@ def test_by_torchrun(monkeypatch):
 def test_impossible_numbers_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("POPDIST_NUM_TOTAL_REPLICAS", "8")
-    with pytest.raises(ValueError, match=r"8, which is no multiple of the number of instances \(3\)"):
+    with pytest.raises(ValueError, match=r"8, which is not a multiple of the number of instances \(3\)"):
         popdist.getNumLocalReplicas()
     monkeypatch.setenv("POPDIST_NUM_TOTAL_REPLICAS", "many")
     with pytest.raises(ValueError, match="POPDIST_NUM_TOTAL_REPLICAS is 'many'"):

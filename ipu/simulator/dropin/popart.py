@@ -1,6 +1,6 @@
-"""PopART's constants, for programs that hand them to `Options._Popart.set`. PopART itself isn't here.
+"""PopART's enumerations, for programs that pass them to `Options._Popart.set`, without PopART itself.
 
-Their names and order follow PopART's session options. No value of theirs changes what the simulator computes.
+Names and order follow PopART's session options.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _refuse_to_replace()
 
 
 def _constants(name: str, members: str) -> type[IntEnum]:
-    # mypy knows this call of the enumeration only with a literal name.
+    # mypy supports this functional API of enumerations only with a literal name.
     return IntEnum(  # type: ignore[return-value]
         name, members.split(), start=0, module=__name__
     )

@@ -1,7 +1,7 @@
-"""popdist on the simulator: how many instances of a program run together, and which one this is.
+"""popdist on the simulator: the number of instances of a program, and this instance's index and replicas.
 
-PopRun's variables say so, or those of torchrun, which is what starts several processes where there is no
-PopRun. They are read at each call.
+The values come from the environment variables of PopRun, or of torchrun, which starts several processes on
+the simulator. They are read at each call.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ _LOCAL_REPLICAS = "POPDIST_NUM_LOCAL_REPLICAS"
 _REPLICA_OFFSET = "POPDIST_REPLICA_INDEX_OFFSET"
 _IPUS_PER_REPLICA = "POPDIST_NUM_IPUS_PER_REPLICA"
 
-# PopRun starts processes with MPI; torchrun is the simulator's way to start several.
+# PopRun starts processes with MPI; the simulator uses torchrun.
 _INSTANCES = ("OMPI_COMM_WORLD_SIZE", "WORLD_SIZE")
 _INSTANCE = ("OMPI_COMM_WORLD_RANK", "RANK")
 
 
 def isPopdistEnvSet() -> bool:
-    """Whether PopRun, or torchrun in its place, started this process."""
+    """Whether PopRun or torchrun started this process."""
     return _TOTAL_REPLICAS in os.environ or all(name in os.environ for name in ("WORLD_SIZE", "RANK"))
 
 
 def getNumInstances() -> int:
-    """Processes that run this program together; 1 where nothing says otherwise."""
+    """The number of instances (processes) of this program; 1 by default."""
     total, local = _number(_TOTAL_REPLICAS), _number(_LOCAL_REPLICAS)
     by_replicas = None if total is None or local is None else _share(total, local, _LOCAL_REPLICAS)
     return _first(*map(_number, _INSTANCES), by_replicas, 1)
 
 
 def getInstanceIndex() -> int:
-    """This process among them, from 0 on."""
+    """This instance's index, from 0."""
     offset = _number(_REPLICA_OFFSET, least=0)
     by_replicas = None if offset is None else offset // getNumLocalReplicas()
     return _first(*(_number(name, least=0) for name in _INSTANCE), by_replicas, 0)
 
 
 def getNumTotalReplicas() -> int:
-    """Replicas of all instances together."""
+    """The number of replicas of all instances."""
     return _first(_number(_TOTAL_REPLICAS), getNumInstances() * getNumLocalReplicas())
 
 
 def getNumLocalReplicas() -> int:
-    """Replicas of this instance. ValueError where instances can't have equal numbers of them."""
+    """The number of replicas of this instance. ValueError if the instances don't divide all replicas."""
     local, total = _number(_LOCAL_REPLICAS), _number(_TOTAL_REPLICAS)
     if local is not None or total is None:
         return _first(local, 1)
@@ -55,17 +55,17 @@ def getNumLocalReplicas() -> int:
 
 
 def getReplicaIndexOffset() -> int:
-    """The index, among all replicas, of this instance's first."""
+    """The global index of this instance's first replica."""
     return _first(_number(_REPLICA_OFFSET, least=0), getInstanceIndex() * getNumLocalReplicas())
 
 
 def getNumIpusPerReplica() -> int:
-    """IPUs that each replica has; 1 where nothing says otherwise."""
+    """The number of IPUs per replica; 1 by default."""
     return _first(_number(_IPUS_PER_REPLICA), 1)
 
 
 def checkNumIpusPerReplica(num_ipus_per_replica: int) -> None:
-    """RuntimeError where PopRun reserved another number of IPUs for a replica."""
+    """Raises RuntimeError if PopRun reserved another number of IPUs per replica."""
     reserved = _number(_IPUS_PER_REPLICA)
     if reserved is not None and reserved != num_ipus_per_replica:
         raise RuntimeError(
@@ -75,7 +75,10 @@ def checkNumIpusPerReplica(num_ipus_per_replica: int) -> None:
 
 
 def getDeviceId(num_ipus_per_replica: int | None = None) -> int:
-    """This instance's device: one group of IPUs for each instance, in their order."""
+    """This instance's device: one group of IPUs per instance, in order.
+
+    Raises RuntimeError if PopRun reserved another number of IPUs per replica.
+    """
     if num_ipus_per_replica is not None:
         checkNumIpusPerReplica(num_ipus_per_replica)
     return getInstanceIndex()
@@ -86,7 +89,7 @@ def _number(name: str, least: int = 1) -> int | None:
     if text is None:
         return None
     if not text.isdecimal() or int(text) < least:
-        raise ValueError(f"{name} is {text!r}; a whole number from {least} on is expected")
+        raise ValueError(f"{name} is {text!r}; a whole number of at least {least} is expected")
     return int(text)
 
 
@@ -96,7 +99,7 @@ def _first(*candidates: int | None) -> int:
 
 def _share(total: int, parts: int, of: str) -> int:
     if total % parts:
-        raise ValueError(f"{_TOTAL_REPLICAS} is {total}, which is no multiple of {of} ({parts})")
+        raise ValueError(f"{_TOTAL_REPLICAS} is {total}, which is not a multiple of {of} ({parts})")
     return total // parts
 
 
@@ -116,11 +119,11 @@ __all__ = [
 
 
 def init() -> None:
-    """Nothing to prepare: a training executor finds the other instances when it is compiled."""
+    """No-op: a training executor connects to the other instances when it is compiled."""
 
 
 def finalize() -> None:
-    """Nothing to give back."""
+    """No-op: there is nothing to release."""
 
 
 def __getattr__(name: str) -> object:

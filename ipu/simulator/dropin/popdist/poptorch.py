@@ -1,4 +1,4 @@
-"""Options of a program that runs in several instances."""
+"""Options of a program with several instances."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import popdist
 
 
 class Options(poptorch.Options):
-    """poptorch.Options with this instance's replicas, and its index among the instances.
+    """poptorch.Options with this instance's number of replicas, its index, and the number of instances.
 
-    :param ipus_per_replica: IPUs that a replica needs; RuntimeError where PopRun reserved another number.
+    :param ipus_per_replica: the number of IPUs per replica; RuntimeError if PopRun reserved another number.
     """
 
     def __init__(self, ipus_per_replica: int | None = None) -> None:

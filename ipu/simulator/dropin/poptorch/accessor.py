@@ -1,4 +1,9 @@
-"""Loading in the background, into a ring of buffers that are used again and again."""
+"""AsynchronousDataAccessor: prefetches elements of a data set in a background thread, into a ring buffer.
+
+Also flattening of elements, rebatching, and a separate random generator for the thread. Without that, a data
+set would draw from the generator of the program and the device's runs, at unpredictable times. (PopTorch's
+worker is a process with separate generators.)
+"""
 
 from __future__ import annotations
 
@@ -19,13 +24,13 @@ from ._run.structure import made_of, parser_of
 from .enums import SharingStrategy
 from .poptorch_core import createPoptorchError
 
-# Elements as flat lists of tensors, and batches of one size from batches of any.
-
 
 def flatten(element: Any) -> tuple[list[torch.Tensor], Build]:
-    """(tensors, a function that builds such an element from tensors) of a tensor, a flat container, a custom
-    type, or a dict, which may hold dicts and custom types (a graph and its labels). Other mappings stay what
-    they are (transformers' BatchEncoding).
+    """(tensors, a function that rebuilds the element from tensors).
+
+    An element is a tensor, a flat list or tuple of tensors, a custom type, or a mapping, which may hold
+    mappings and custom types (a graph and its labels). Mutable mappings keep their type (transformers'
+    BatchEncoding). Raises poptorch.Error for anything else.
     """
     values, build = _parts(element)
     if not values or not all(isinstance(value, torch.Tensor) for value in values):
@@ -50,7 +55,7 @@ def _parts(element: Any) -> tuple[list[Any], Build]:
 
 def _parts_of_mapping(element: Mapping[Any, Any]) -> tuple[list[Any], Build]:
     values: list[Any] = []
-    builders: list[tuple[Any, int, Build]] = []  # by key: how many tensors, and what they make
+    builders: list[tuple[Any, int, Build]] = []  # (key, number of tensors, function that rebuilds the value)
     for key, part in element.items():
         nested = isinstance(part, Mapping) or parser_of(part) is not None
         parts, build = _parts(part) if nested else ([part], lambda tensors: tensors[0])
@@ -70,9 +75,7 @@ def _parts_of_mapping(element: Mapping[Any, Any]) -> tuple[list[Any], Build]:
 
 
 class Rebatched:
-    """Joins a loader's batches [k, ...], of any k, into batches [size, ...]; the last may be dropped or
-    shorter.
-    """
+    """Rebatches a loader's batches [k, ...], of any k, to [size, ...]; the last is dropped or shorter."""
 
     def __init__(self, loader: Any, size: int, drop_last: bool) -> None:
         self.loader = loader
@@ -80,7 +83,7 @@ class Rebatched:
         self._drop_last = drop_last
 
     def __len__(self) -> int:
-        # A torch loader says how many elements its batches have in all; anything else yields elements.
+        # The number of elements: of a torch loader's data set; other loaders yield single elements.
         elements = len(getattr(self.loader, "dataset", self.loader))
         return (elements if self._drop_last else elements + self._size - 1) // self._size
 
@@ -103,28 +106,24 @@ class Rebatched:
             yield build([torch.cat(parts) for parts in zip(*pending)])
 
 
-# Random numbers of a data set that loads in a thread: a stream of their own.
-#
-# Without it they would come from the generator that the program and the device's runs draw from, at times
-# that nobody knows. (PopTorch's worker is a process, which has generators of its own.)
-
+# Functions that draw random numbers.
 _DRAWING = frozenset(
     "_sample_dirichlet _standard_gamma bernoulli bernoulli_ binomial cauchy_ exponential_ geometric_ "
     "log_normal_ multinomial normal normal_ poisson rand randint randn random_ randperm uniform_".split()
 )
-# Older PyTorchs draw these from the program's generator alone.
+# Older PyTorch has no `generator` argument for these.
 _LIKE = frozenset({"rand_like", "randint_like", "randn_like"})
 
 
 class OwnDraws(TorchFunctionMode):
-    """Stands around what one thread does: its calls that draw take a generator of its own, which begins with
-    the seed that the program gave torch.manual_seed.
+    """Function mode for one thread: its random draws use a separate generator, seeded with the seed of
+    torch.manual_seed.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._generator = torch.Generator().manual_seed(torch.initial_seed())
-        self._process = os.getpid()  # processes forked inside have generators and seeds of their own
+        self._process = os.getpid()  # forked worker processes have separate generators and seeds
         self._drawing = _DRAWING
         with contextlib.suppress(TypeError):
             torch.rand_like(torch.empty(0), generator=torch.Generator())
@@ -138,26 +137,29 @@ class OwnDraws(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-# A worker that a data set keeps waiting for longer than this is left to end by itself.
+# At most this long, `terminate` waits for a worker that is blocked in the data set; its thread is a daemon.
 _JOIN_TIMEOUT_S = 5.0
 
 
 class AsynchronousDataAccessor:
-    """Iterates over a data set that a background worker reads ahead of the consumer.
+    """Iterates over a data set that a background worker prefetches.
 
-    **The tensors of an element are overwritten once the next one has been taken: clone what you keep.**
-    Elements are tensors, or flat lists, tuples or dicts of tensors. An exception of the data set is raised
-    where its element would have been taken; before the first element, it is logged and the constructor
-    raises poptorch.Error.
+    **The tensors of an element are overwritten once the next one has been taken: clone those that you keep.**
+    Elements are tensors, flat lists or tuples of tensors, dicts, and custom types. An exception of the data
+    set is raised when its element is taken; before the first element, it is logged and the constructor raises
+    poptorch.Error.
 
     The worker is a thread, so `miss_sleep_time_in_ms` (PopTorch polls) and `sharing_strategy` (PopTorch's
-    worker is a process) change nothing. PyTorch's draws of a data set have a generator of their own; the ones
-    of Python and NumPy are the program's.
+    worker is a process) have no effect. A data set's PyTorch random numbers come from a separate generator,
+    those of Python and NumPy from the program's.
 
-    :param buffer_size: the elements that can wait, the one in use included.
-    :param load_indefinitely: read the next pass ahead when one is complete.
-    :param early_preload: fill the buffers at once, rather than at the first iteration.
-    :param rebatched_size: join batches into batches of this size.
+    :param buffer_size: number of elements in the ring buffer, including the one in use.
+    :param load_indefinitely: prefetch the next pass over the data when one is complete.
+    :param early_preload: start to fill the buffer immediately instead of at the first iteration.
+    :param rebatched_size: rebatch to batches of this size, above 1.
+
+    Raises poptorch.Error for an asynchronous DataLoader, and for an invalid `buffer_size` or
+    `rebatched_size`.
     """
 
     def __init__(
@@ -173,7 +175,7 @@ class AsynchronousDataAccessor:
         if getattr(dataset, "_accessor", None) is not None:
             raise createPoptorchError(
                 "The DataLoader already uses an AsynchronousDataAccessor internally. "
-                "Use it as it is, or make it with mode=DataLoaderMode.Sync."
+                "Use it directly, or create it with mode=DataLoaderMode.Sync."
             )
         if rebatched_size is not None and rebatched_size <= 1:
             raise createPoptorchError("rebatched_size must be None or greater than 1")
@@ -185,11 +187,10 @@ class AsynchronousDataAccessor:
             elements if rebatched_size is None else Rebatched(elements, rebatched_size, drop_last=True)
         )
         self._load_indefinitely = load_indefinitely
-        # Whether the pass that is being loaded has lost elements to an earlier iteration.
+        # Whether an earlier iteration has consumed elements of the pass that is being loaded.
         self._begun = False
         self._ring = Ring(buffer_size)
-        # The thread holds no reference to self: forgetting the accessor ends it, and so does leaving the
-        # program.
+        # The thread holds no reference to self: it ends when the accessor is garbage-collected, or at exit.
         thread = threading.Thread(
             target=_load, args=(self._ring, self._dataset, load_indefinitely, OwnDraws()), daemon=True
         )
@@ -199,7 +200,7 @@ class AsynchronousDataAccessor:
             self._ring.wait_until_started()
         except Exception as error:
             self._end()
-            # As text: a log that keeps its records would keep this accessor with the traceback.
+            # As text: a log handler that keeps records would keep the accessor alive through the traceback.
             logger.error("The data set failed before its first element:\n%s", traceback.format_exc())
             raise createPoptorchError(
                 "AsynchronousDataAccessor worker thread failed to start (Check above for details)"
@@ -208,7 +209,7 @@ class AsynchronousDataAccessor:
             self._ring.open()
 
     def terminate(self) -> None:
-        """Ends the worker; the accessor can't be used any more."""
+        """Stops the worker; iterating afterwards raises poptorch.Error."""
         self._end()
 
     def __len__(self) -> int:
@@ -227,12 +228,12 @@ class AsynchronousDataAccessor:
                 yield element
         except Stopped as stopped:
             raise createPoptorchError("The AsynchronousDataAccessor has been terminated") from stopped
-        # Loading goes on with the next pass by itself, unless it waits to be asked.
+        # With load_indefinitely, the next pass is already being loaded; otherwise a restart requests it.
         self._begun = not self._load_indefinitely
 
 
 class _Indexed:
-    """Iterates over a data set by index, up to its length: Python alone would wait for an IndexError."""
+    """Iterates over a data set by index up to its length; Python's protocol would rely on IndexError."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
@@ -247,8 +248,8 @@ class _Indexed:
 def _load(ring: Ring, dataset: Any, load_indefinitely: bool, draws: OwnDraws) -> None:
     with draws:
         ring.load(dataset, flatten, load_indefinitely)
-    # A torch loader with persistent workers keeps them until it goes itself. And where an exception keeps an
-    # iterator that isn't shut down, processes forked later try to do it.
+    # A torch loader keeps persistent workers until it is garbage-collected. And if an exception keeps an
+    # iterator alive that isn't shut down, processes forked later try to shut it down.
     loader = dataset.loader if isinstance(dataset, Rebatched) else dataset
     iterator = getattr(loader, "_iterator", None)
     if iterator is not None:

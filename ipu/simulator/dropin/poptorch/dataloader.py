@@ -1,4 +1,4 @@
-"""The data loader that makes one combined batch for each call of a model."""
+"""DataLoader, which yields one combined batch per call of a model."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .poptorch_core import createPoptorchError
 
 
 def _length(dataset: Dataset) -> int:
-    # torch's Dataset declares no __len__; one that isn't iterable has it.
+    # torch's Dataset doesn't declare __len__, but a map-style one has it.
     return len(cast(Sized, dataset))
 
 
 class _SubDataset(Dataset):
-    """One process's part of a data set: a contiguous slice, after a shuffle that all processes share.
+    """One process's part of a data set: a contiguous slice, after a shuffle shared by all processes.
 
     `step` is the combined batch size of one process. Without drop_last the last process's slice may be
-    shorter. With drop_last every process has the same number of whole steps; what is left over at the end of
-    the data set takes turns: every other epoch, all slices begin that many elements later.
+    shorter. With drop_last all processes have the same number of whole steps; so that the remainder isn't
+    always the same elements, in every other epoch all slices start that many elements later.
     """
 
     def __init__(self, dataset: Dataset, opts: Options, step: int, drop_last: bool, shuffle: bool = False):
@@ -41,12 +41,12 @@ class _SubDataset(Dataset):
         self._dataset = dataset
         self._offset = length * opts.Distributed.processId
         self._seed = opts.random_seed if shuffle else None
-        # In shared memory: worker processes that outlive an epoch hold a copy of this object.
+        # In shared memory: persistent worker processes hold a copy of this object.
         self._epoch = torch.full((), -1, dtype=torch.int64).share_memory_()
         self._order: tuple[int, torch.Tensor] | None = None
 
     def next_epoch(self) -> None:
-        """Moves the window and shuffles again; the first call begins epoch 0."""
+        """Moves the window and reshuffles; the first call starts epoch 0."""
         self._epoch += 1
 
     def __len__(self) -> int:
@@ -69,7 +69,7 @@ class _SubDataset(Dataset):
 
 
 class _JoinedBatches(Sampler):
-    """A batch sampler whose batches are so many batches of another one, one after the other."""
+    """A batch sampler that concatenates `factor` successive batches of another one."""
 
     def __init__(self, batches: Any, factor: int, drop_last: bool):
         self._batches = batches
@@ -92,7 +92,7 @@ class _JoinedBatches(Sampler):
 
 
 class _SyncLoader(torch.utils.data.DataLoader):
-    """Torch's loader, which also tells a process's part of the data set that an epoch begins."""
+    """torch's loader; each iteration starts a new epoch of a _SubDataset."""
 
     def __iter__(self) -> Any:
         if isinstance(self.dataset, _SubDataset):
@@ -101,7 +101,7 @@ class _SyncLoader(torch.utils.data.DataLoader):
 
 
 def _batches_per_call(options: Options) -> int:
-    """Micro batches that one call of a model takes from each stream of inputs."""
+    """Micro batches per call in each input: device iterations * input groups * gradient accumulation."""
     groups = options.replication_factor // options.input_group_size
     return options.device_iterations * groups * options.Training.gradient_accumulation
 
@@ -109,12 +109,15 @@ def _batches_per_call(options: Options) -> int:
 class DataLoader(_SyncLoader):
     """Yields combined batches: batch_size * device iterations * replicas (or groups) * gradient accumulation.
 
-    The options freeze. `drop_last` is True by default, unlike torch's: a short batch doesn't fit a compiled
-    model. With several processes (options.Distributed) each gets its own part of the data set, unless
+    Freezes the options. `drop_last` is True by default, unlike torch's: a compiled model refuses a short
+    batch. With several processes (options.Distributed) each gets its part of the data set, unless
     `auto_distributed_partitioning` is False. Further keyword arguments are torch's.
 
-    Asynchronous modes load in the background, into a ring of buffers: see AsynchronousDataAccessor, to which
-    `async_options` are passed. `rebatched_worker_size` is the workers' batch in AsyncRebatched mode.
+    Asynchronous modes prefetch in the background: see AsynchronousDataAccessor, which gets `async_options`.
+    `rebatched_worker_size` is the workers' batch size in AsyncRebatched mode.
+
+    Raises poptorch.Error for a `batch_sampler` with batch_size, shuffle or partitioning, AssertionError for
+    partitioning of an IterableDataset, and for a partitioned shuffle without options.randomSeed.
     """
 
     def __init__(
@@ -146,7 +149,7 @@ class DataLoader(_SyncLoader):
             combined = None if batch_size is None else batch_size * batches_per_call
 
         if mode == DataLoaderMode.Async and not drop_last and batch_size is not None:
-            # Otherwise each worker would end with a short batch of its own.
+            # Otherwise the last batch of each worker would be short.
             mode = DataLoaderMode.AsyncRebatched
         rebatched = mode == DataLoaderMode.AsyncRebatched
 
@@ -169,7 +172,7 @@ class DataLoader(_SyncLoader):
         else:
             worker_size = rebatched_worker_size if rebatched and rebatched_worker_size else combined
             loading.update(batch_size=worker_size, shuffle=shuffle)
-            # Torch refuses drop_last without a batch size.
+            # torch refuses drop_last without a batch size.
             loading["drop_last"] = drop_last and combined is not None and not rebatched
         super().__init__(dataset, **loading)
 
@@ -177,8 +180,8 @@ class DataLoader(_SyncLoader):
         self._combined_batch_size = combined
         self._accessor: AsynchronousDataAccessor | None = None
         if mode != DataLoaderMode.Sync:
-            # The background worker has a loader of its own, so that it doesn't keep this one alive, which
-            # draws from a generator of its own, so that what it draws doesn't depend on when.
+            # The background worker gets a separate loader, so that it doesn't keep this one alive, with a
+            # separate generator, so that the random numbers don't depend on timing.
             if loading.get("generator") is None:
                 seed = int(torch.empty((), dtype=torch.int64).random_())
                 loading["generator"] = torch.Generator().manual_seed(seed)
@@ -188,16 +191,16 @@ class DataLoader(_SyncLoader):
 
     @property
     def combinedBatchSize(self) -> int | None:
-        """The number of elements in a batch; None without automatic batching."""
+        """The number of elements per combined batch; None without automatic batching."""
         return self._combined_batch_size
 
     @property
     def options(self) -> Options:
-        """The options given, now frozen."""
+        """The options, frozen."""
         return self._options
 
     def terminate(self) -> None:
-        """Ends the background worker of an asynchronous loader."""
+        """Stops the background worker of an asynchronous loader."""
         if self._accessor is not None:
             self._accessor.terminate()
 
@@ -222,8 +225,7 @@ def _check_iterable(
 ) -> None:
     assert not distributed, (
         "auto_distributed_partitioning=True does not work with IterableDataset: partition the data set "
-        "yourself "
-        "and pass auto_distributed_partitioning=False"
+        "yourself and pass auto_distributed_partitioning=False"
     )
     if num_workers > 0 and worker_init_fn is None:
         logger.warning(
@@ -239,8 +241,7 @@ def _partition(
     if shuffle:
         assert options.exists("random_seed"), (
             "When using auto_distributed_partitioning you must set poptorch.Options.randomSeed() so that "
-            "every "
-            "process shuffles the data set in the same way"
+            "every process shuffles the data set in the same way"
         )
     return _SubDataset(dataset, options, combined, drop_last, shuffle)
 
@@ -250,8 +251,7 @@ def _warn_of_remainder(num_elements: int, combined: int) -> None:
     if remainder:
         logger.warning(
             "The number of elements in the data set (%d) isn't a multiple of the combined batch size (%d): "
-            "with "
-            "drop_last=False the last batch has %d elements, which a model compiled for %d refuses",
+            "with drop_last=False the last batch has %d elements, which a model compiled for %d refuses",
             num_elements,
             combined,
             remainder,

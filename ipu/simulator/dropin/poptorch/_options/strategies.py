@@ -143,11 +143,9 @@ class PipelinedExecution(_IExecutionStrategy):
             if options.Training.gradient_accumulation < needed:
                 raise createBackendError(
                     "poptorch.Options().Training.gradientAccumulation must be greater than or equal to the "
-                    "number "
-                    f"of pipeline stages ({needed}) when using poptorch.PipelinedExecution. Please note that "
-                    f"a "
-                    f"model with {num_stages} pipeline stages in PopTorch will have an additional "
-                    f"{num_stages - 1} stages when training."
+                    f"number of pipeline stages ({needed}) when using poptorch.PipelinedExecution. Please "
+                    f"note that a model with {num_stages} pipeline stages in PopTorch will have an "
+                    f"additional {num_stages - 1} stages when training."
                 )
         elif options.device_iterations < num_stages:
             raise createBackendError(
