@@ -28,9 +28,9 @@ from . import (
     tools,
 )
 from ._logging import setLogLevel
+from ._options.known import validate as _validate_options
 from ._run.compilation import registerPostCompileHook, registerPreCompileHook
 from ._run.device_weights import replica_grouping as _replica_grouping
-from ._run.files import importPoptorchMetadataFromFile, load
 from ._run.host_weights import check_backward as _check_backward
 from ._run.host_weights import is_wrapped as _is_wrapped
 from ._run.structure import ICustomArgParser, registerCustomArgParser, registerGeometricCustomArgParsers
@@ -40,7 +40,7 @@ from .accessor import AsynchronousDataAccessor
 from .dataloader import DataLoader, _SubDataset
 from .enums import *
 from .executor import PoplarExecutor
-from .models import inferenceModel, trainingModel
+from .models import importPoptorchMetadataFromFile, inferenceModel, load, trainingModel
 from .ops import *
 from .options import *
 from .poptorch_core import Error, RecoverableError, UnrecoverableError, createPoptorchError
@@ -62,6 +62,9 @@ __version__ = _POPTORCH_VERSION
 _dataloader, _poplar_executor, _utils = dataloader, executor, tools
 for _module in ("_dataloader", "_poplar_executor", "_utils"):
     _sys.modules[f"{__name__}.{_module}"] = globals()[_module]
+
+
+poptorch_core._validateOptions = _validate_options
 
 
 def _has_file(stream: _typing.TextIO | None) -> bool:

@@ -1,12 +1,13 @@
-"""trainingModel and inferenceModel, which wrap a PyTorch model in an executor."""
+"""trainingModel, inferenceModel and load, which wrap a PyTorch model in an executor."""
 
 from __future__ import annotations
+
+from typing import Any, Callable
 
 import torch
 
 from . import enums, optim
-from ._run import host_weights
-from ._run.files import VERSION
+from ._run import files, host_weights
 from ._run.host_weights import is_of_inference_mode
 from .executor import PoplarExecutor
 from .options import Options, PipelinedExecution
@@ -39,7 +40,7 @@ def trainingModel(
         model=host_weights.shallow_copy(model),
         options=executor_options,
         training=True,
-        poptorch_version=VERSION,
+        poptorch_version=files.VERSION,
         optimizer=optimizer,
         user_model=model,
     )
@@ -68,7 +69,7 @@ def inferenceModel(model: torch.nn.Module | PoplarExecutor, options: Options | N
         model=host_weights.shallow_copy(model),
         options=executor_options,
         training=False,
-        poptorch_version=VERSION,
+        poptorch_version=files.VERSION,
         user_model=model,
     )
 
@@ -93,3 +94,38 @@ def _resolved(options: Options | None, default_mode: enums.OutputMode) -> Option
     if clone.defaultOutputMode():
         clone.outputMode(default_mode)
     return clone
+
+
+def load(filename: str, edit_opts_fn: Callable[[Options], None] | None = None) -> PoplarExecutor:
+    """An executor from a file that save or compileAndExport wrote, ready to run without recompilation.
+
+    `edit_opts_fn` may change the saved options before the model is wrapped. A file compiled for an offline
+    target runs on the present one. The file is a pickle: load only files that you trust.
+
+    Raises AssertionError for a file without a model or of another version, poptorch.Error for a file that
+    isn't the simulator's.
+    """
+    assert files.read_header(filename)["has_model"], (
+        f"{filename} is a valid PopTorch file but was created with 'export_model=False' which means it has "
+        "no model to wrap: create the model from its class, wrap it with poptorch.inferenceModel or "
+        "poptorch.trainingModel, and call loadExecutable on the result"
+    )
+    contents = files.read(filename, files.VERSION)
+    assert contents.model is not None
+    options = contents.options.clone()
+    options.deleteIfExists("ipu_version")
+    if options.connection_type == enums.ConnectionType.Never.value:
+        options.connectionType(enums.ConnectionType.Always)
+    if edit_opts_fn is not None:
+        edit_opts_fn(options)
+    if contents.training:
+        executor = trainingModel(contents.model, options, contents.optimizer)
+    else:
+        executor = inferenceModel(contents.model, options)
+    executor.loadExecutable(filename)
+    return executor
+
+
+def importPoptorchMetadataFromFile(*_args: Any, **_kwargs: Any) -> dict[str, Any]:
+    """A file's header: {format, version, training, has_model}. poptorch.Error if it isn't the simulator's."""
+    return files.read_header(*_args, **_kwargs)

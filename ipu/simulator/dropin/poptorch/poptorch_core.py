@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from ipu_simulator import environment, variables
 
@@ -67,8 +67,6 @@ def ipuHardwareVersion(numIpus: int = 1) -> int:
     return HARDWARE_VERSION if not usesIpuModel() and numIpus <= environment.target().num_ipus else 0
 
 
-def _validateOptions(options: dict[str, Any]) -> None:
-    """Raises poptorch.Error for unknown names and value types in an `Options.toDict()`, as when compiling."""
-    from ._options.known import validate
-
-    validate(options)
+# Raises poptorch.Error for unknown option names and wrong value types in an `Options.toDict()`. Set by
+# poptorch/__init__.py: the table of options is above this module.
+_validateOptions: Callable[[dict[str, Any]], None]

@@ -14,8 +14,6 @@ from .. import enums
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from ..options import Options
-
 
 T = TypeVar("T")
 
@@ -167,7 +165,7 @@ class ConfigFileError(Exception):
     """A line of an options file has a syntax error."""
 
 
-def apply_file(options: Options, filepath: str) -> None:
+def apply_file(options: OptionsDict, filepath: str) -> None:
     """Executes each line of the file as `options.<line>`. Raises ConfigFileError for a syntax error."""
     import poptorch
 
@@ -184,7 +182,7 @@ def apply_file(options: Options, filepath: str) -> None:
         exec(code, {"options": options, "poptorch": poptorch})
 
 
-def apply_json(options: Options, text: str) -> None:
+def apply_json(options: OptionsDict, text: str) -> None:
     """Calls the setter named by each dotted key; the elements of a list are separate arguments."""
     for dotted, value in json.loads(text).items():
         setter: Any = options

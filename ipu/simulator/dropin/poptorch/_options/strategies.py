@@ -10,8 +10,6 @@ from ..poptorch_core import createBackendError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from ..options import Options
-
 
 # Keys of the strategies' backendOptions().
 STRATEGY_OPTIONS = (
@@ -65,7 +63,9 @@ class _IExecutionStrategy:
         """(stage, IPU) of a block that is entered during tracing."""
         raise NotImplementedError
 
-    def _check_depth(self, options: Options, num_stages: int, training: bool) -> None:
+    def _check_depth(
+        self, num_stages: int, *, training: bool, gradient_accumulation: int, device_iterations: int
+    ) -> None:
         """Raises poptorch.Error if these options don't allow `num_stages` pipeline stages."""
 
 
@@ -137,17 +137,19 @@ class PipelinedExecution(_IExecutionStrategy):
             stage._stage_id = ipu_id
         return stage
 
-    def _check_depth(self, options: Options, num_stages: int, training: bool) -> None:
+    def _check_depth(
+        self, num_stages: int, *, training: bool, gradient_accumulation: int, device_iterations: int
+    ) -> None:
         if training:
             needed = 2 * num_stages - 1
-            if options.Training.gradient_accumulation < needed:
+            if gradient_accumulation < needed:
                 raise createBackendError(
                     "poptorch.Options().Training.gradientAccumulation must be greater than or equal to the "
                     f"number of pipeline stages ({needed}) when using poptorch.PipelinedExecution. Please "
                     f"note that a model with {num_stages} pipeline stages in PopTorch will have an "
                     f"additional {num_stages - 1} stages when training."
                 )
-        elif options.device_iterations < num_stages:
+        elif device_iterations < num_stages:
             raise createBackendError(
                 "poptorch.Options().deviceIterations must be greater than or equal to the number of pipeline "
                 f"stages ({num_stages}) when using PopTorch.PipelinedExecution."
@@ -161,7 +163,9 @@ class ShardedExecution(PipelinedExecution):
         """See PipelinedExecution."""
         return {"execution_mode": 1}
 
-    def _check_depth(self, options: Options, num_stages: int, training: bool) -> None:
+    def _check_depth(
+        self, num_stages: int, *, training: bool, gradient_accumulation: int, device_iterations: int
+    ) -> None:
         return None
 
 

@@ -11,6 +11,7 @@ from ipu_simulator import numerics
 from ipu_simulator.host import keep_freed_memory
 
 from .. import enums, poptorch_core
+from .._options.known import validate
 from .._options.popart import Obeyed
 from .._trace import popart_ir, watch
 from .._trace import run as _trace
@@ -368,7 +369,7 @@ def _copy_back(callers: list[torch.Tensor], inputs: list[torch.Tensor], versions
 
 
 def _check_target(options: Options) -> None:
-    poptorch_core._validateOptions(options.toDict())
+    validate(options.toDict())
     never = options.connection_type == enums.ConnectionType.Never.value
     on_model = poptorch_core.usesIpuModel(options._values)
     if on_model and never:

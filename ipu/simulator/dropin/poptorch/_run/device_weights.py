@@ -10,7 +10,7 @@ import contextlib
 import threading
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Iterator
+from typing import Iterator, Protocol
 
 import torch
 from ipu_simulator import numerics
@@ -19,8 +19,16 @@ from ..enums import CommGroupType, VariableRetrievalMode
 from ..poptorch_core import createPoptorchError
 from .host_weights import as_original_classes
 
-if TYPE_CHECKING:
-    from ..executor import PoplarExecutor
+
+class _Executor(Protocol):
+    """A PoplarExecutor, as far as the groups of its weights matter here."""
+
+    replica_groupings: dict[int, ReplicaGrouping]
+
+    @property
+    def model(self) -> torch.nn.Module: ...
+
+    def isCompiled(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -69,17 +77,17 @@ def checked(kind: object, group_size: int, returned: object) -> ReplicaGrouping:
 
 
 # Weak references to all executors: a parameter is the user's object and doesn't know its executors.
-_executors: weakref.WeakSet[PoplarExecutor] = weakref.WeakSet()
+_executors: weakref.WeakSet[_Executor] = weakref.WeakSet()
 _executors_lock = threading.Lock()
 
 
-def register(executor: PoplarExecutor) -> None:
+def register(executor: _Executor) -> None:
     """Registers an executor, so that `replica_grouping` finds it by its model's parameters."""
     with _executors_lock:
         _executors.add(executor)
 
 
-def _executors_of(parameter: torch.nn.Parameter) -> list[PoplarExecutor]:
+def _executors_of(parameter: torch.nn.Parameter) -> list[_Executor]:
     with _executors_lock:
         alive = list(_executors)
     return [executor for executor in alive if any(parameter is one for one in executor.model.parameters())]

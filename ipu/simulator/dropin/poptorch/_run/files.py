@@ -1,4 +1,4 @@
-"""Executable files of save and compileAndExport, and `poptorch.load`.
+"""The executable files of save and compileAndExport.
 
 A file is a zip archive of header.json, which identifies the file, and contents.pt, which is a pickle. **As
 in PopTorch, loading a file can run arbitrary code: load only files that you trust.**
@@ -12,17 +12,15 @@ import os
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from ipu_simulator import POPTORCH_VERSION
 
-from .. import enums
 from .._logging import logger
 from ..poptorch_core import createBackendError
 
 if TYPE_CHECKING:
-    from ..executor import PoplarExecutor
     from ..options import Options
 
 # The PopTorch version that a file is written for.
@@ -103,40 +101,3 @@ def read(filename: str, version: str) -> Contents:
     except (zipfile.BadZipFile, KeyError) as error:
         raise createBackendError(f"{filename} is not a valid PopTorch file: {error}") from error
     return Contents(**torch.load(io.BytesIO(pickled), map_location="cpu", weights_only=False))
-
-
-def load(filename: str, edit_opts_fn: Callable[[Options], None] | None = None) -> PoplarExecutor:
-    """An executor from a file that save or compileAndExport wrote, ready to run without recompilation.
-
-    `edit_opts_fn` may change the saved options before the model is wrapped. A file compiled for an offline
-    target runs on the present one. The file is a pickle: load only files that you trust.
-
-    Raises AssertionError for a file without a model or of another version, poptorch.Error for a file that
-    isn't the simulator's.
-    """
-    from ..models import inferenceModel, trainingModel
-
-    assert read_header(filename)["has_model"], (
-        f"{filename} is a valid PopTorch file but was created with 'export_model=False' which means it has "
-        "no model to wrap: create the model from its class, wrap it with poptorch.inferenceModel or "
-        "poptorch.trainingModel, and call loadExecutable on the result"
-    )
-    contents = read(filename, VERSION)
-    assert contents.model is not None
-    options = contents.options.clone()
-    options.deleteIfExists("ipu_version")
-    if options.connection_type == enums.ConnectionType.Never.value:
-        options.connectionType(enums.ConnectionType.Always)
-    if edit_opts_fn is not None:
-        edit_opts_fn(options)
-    if contents.training:
-        executor = trainingModel(contents.model, options, contents.optimizer)
-    else:
-        executor = inferenceModel(contents.model, options)
-    executor.loadExecutable(filename)
-    return executor
-
-
-def importPoptorchMetadataFromFile(*_args: Any, **_kwargs: Any) -> dict[str, Any]:
-    """A file's header: {format, version, training, has_model}. poptorch.Error if it isn't the simulator's."""
-    return read_header(*_args, **_kwargs)

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from .._run.structure import map_leaves, tensors
+from . import Call
 from .callers import called_by_library
-from .watch import Call
 
 _REFUSED_BY_PYTORCH = frozenset(
     {

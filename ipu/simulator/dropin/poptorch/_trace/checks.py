@@ -18,11 +18,10 @@ from ipu_simulator import variables
 from .._logging import logger
 from .._run.structure import tensors
 from ..poptorch_core import createBackendError
-from . import callers
+from . import Call, callers
 from . import run as trace
 from .callers import Caller, called_by_library
 from .casts import asks_for_device, device_answer, placed, widened
-from .watch import Call
 
 # The aten operation behind each function name.
 _ATEN = {

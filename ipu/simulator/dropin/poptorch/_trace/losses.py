@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..poptorch_core import createBackendError
-from .watch import Call
+from . import Call
 
 # By name, because torch, torch.nn.functional and torch._C._nn have different objects for the same function.
 _LOSS_NAMES = frozenset(

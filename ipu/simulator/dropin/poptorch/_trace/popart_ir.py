@@ -18,8 +18,8 @@ import torch
 from ipu_simulator.graph.recorder import module_calls
 from torch.utils._pytree import tree_flatten
 
+from . import Call
 from . import run as _trace
-from .watch import Call
 
 _POPART_TYPES = {
     "_adaptive_avg_pool2d": "AveragePool",

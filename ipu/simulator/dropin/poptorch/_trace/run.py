@@ -19,8 +19,7 @@ from torch.utils._pytree import tree_flatten
 
 from .. import enums
 from ..poptorch_core import MAX_IPUS_PER_PROCESS, createBackendError, usesIpuModel
-from . import patches
-from .watch import Call
+from . import Call, patches
 
 if TYPE_CHECKING:
     from ipu_simulator.graph.recorder import Recorder
@@ -144,7 +143,12 @@ class Trace(Run):
             raise createBackendError("No active Block, all the ops must belong to a Block")
         if training and self.inference_only:
             raise createBackendError(f"{self.inference_only[0]} is only supported in inference")
-        self._strategy._check_depth(self._options, self.num_pipeline_stages, training)
+        self._strategy._check_depth(
+            self.num_pipeline_stages,
+            training=training,
+            gradient_accumulation=self._options.Training.gradient_accumulation,
+            device_iterations=self._options.device_iterations,
+        )
         self._check_num_ipus()
 
     def _check_num_ipus(self) -> None:

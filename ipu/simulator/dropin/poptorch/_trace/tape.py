@@ -14,9 +14,9 @@ from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten
 
 from .._run.structure import tensors
+from . import Call
 from .replay import Autocast, Place, Program, Step, mapped
 from .run import NOT_COMPUTING
-from .watch import Call
 
 _KNOWN_NAMESPACES = frozenset({"aten", "prims"})
 

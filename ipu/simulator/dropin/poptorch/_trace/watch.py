@@ -35,10 +35,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Iterator, Sequence
 
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from . import Call, Listener
 
 if TYPE_CHECKING:
     from ipu_simulator.graph import recorder
@@ -49,11 +51,6 @@ if TYPE_CHECKING:
     from .losses import Losses
     from .run import Trace
     from .tape import Tape
-
-# (func, args, kwargs) -> result.
-Call = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
-# (proceed, func, args, kwargs) -> result; `proceed` calls the later listeners and then the function.
-Listener = Callable[[Call, Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
 def _perform(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
