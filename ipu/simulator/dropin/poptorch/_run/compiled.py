@@ -13,7 +13,7 @@ from ipu_simulator.host import keep_freed_memory
 from .. import enums, poptorch_core
 from .._options.known import validate
 from .._options.popart import Obeyed
-from .._trace import popart_ir, watch
+from .._trace import Listener, popart_ir, watch
 from .._trace import run as _trace
 from .._trace.casts import ImplicitCasts, place_on_ipu, version_of, widen_indices
 from .._trace.checks import Checks
@@ -171,7 +171,7 @@ class Executable:
         return contextlib.nullcontext() if self._run_arithmetic is None else self._run_arithmetic
 
     def _watched(
-        self, device: watch.Listener | None = None, losses: Losses | None = None
+        self, device: Listener | None = None, losses: Losses | None = None
     ) -> contextlib.AbstractContextManager[None]:
         """The listeners of a forward after compilation. A replay needs neither `device` nor `losses`."""
         return watch.later_run(

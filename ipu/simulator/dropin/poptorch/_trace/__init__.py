@@ -1,6 +1,6 @@
 """Tracing: what the simulator does while a model's forward runs in Python.
 
-`watch` has the one function mode and the one dispatch mode, and the order of the listeners, which are the other
+`watch` has the one function mode, the one dispatch mode and the order of the listeners, which are the other
 modules. This is their contract.
 """
 

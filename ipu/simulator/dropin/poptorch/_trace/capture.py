@@ -25,8 +25,8 @@ from .._options.popart import Obeyed
 from .._run.structure import tensors, with_tensors
 from ..optim.settings import Extracted, extract
 from ..poptorch_core import MAX_IPUS_PER_PROCESS
+from . import Call, watch
 from . import run as _trace
-from . import watch
 from .casts import ImplicitCasts
 from .checks import Checks
 from .losses import Losses, find_loss
@@ -138,10 +138,10 @@ class _Placement:
         return (0, *(after for before, after in itertools.pairwise(ipus) if before != after))
 
 
-def _stand_in(weights: _stand_ins.WeightsStandIns) -> watch.Listener:
+def _stand_in(weights: _stand_ins.WeightsStandIns) -> Listener:
     """Listener that replaces weights held outside of modules (closures, globals) by their fakes."""
 
-    def on_call(proceed: watch.Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def on_call(proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         known = tuple([weights.of(arg) if isinstance(arg, torch.Tensor) else arg for arg in args])
         return proceed(func, known, kwargs)
 
