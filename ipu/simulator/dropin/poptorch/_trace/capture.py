@@ -25,7 +25,7 @@ from .._options.popart import Obeyed
 from .._run.structure import tensors, with_tensors
 from ..optim.settings import Extracted, extract
 from ..poptorch_core import MAX_IPUS_PER_PROCESS
-from . import Call, watch
+from . import Call, Listener, watch
 from . import run as _trace
 from .casts import ImplicitCasts
 from .checks import Checks
