@@ -1,4 +1,4 @@
-"""A test's `train(rank, processes)` in several processes that reduce their gradients together."""
+"""Runs a test's `train(rank, processes)` in several processes that reduce their gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def train_in_processes(module: str, processes: int, folder: Path) -> list[Any]:
-    """What `train` of the test module `module` returns in each process, by rank."""
+    """The results of the test module's `train` in each process, by rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Anchored tensors: what is kept, in which shape, against a plain PyTorch loop."""
+"""Anchored tensors: values and shapes, against a plain PyTorch loop."""
 
 import pytest
 import torch

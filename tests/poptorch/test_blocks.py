@@ -1,4 +1,4 @@
-"""Blocks, the stages they become, and what a compilation makes of them."""
+"""Blocks, pipeline stages, and the checks of a compilation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AutoIncrement = poptorch.AutoStage.AutoIncrement
 
 
 class Layers(torch.nn.Module):
-    """A chain of linear layers, each its own block on the IPU that the list says."""
+    """A chain of linear layers, each a block on the IPU given by the list."""
 
     def __init__(self, ipus, names=None):
         super().__init__()
@@ -45,7 +45,7 @@ class _Function(torch.nn.Module):
 
 
 class _WithLoss(torch.nn.Module):
-    """A model that is trained; the loss belongs to its last block."""
+    """A model for training; the loss belongs to its last block."""
 
     def __init__(self, model):
         super().__init__()
@@ -56,7 +56,7 @@ class _WithLoss(torch.nn.Module):
 
 
 def compiled(model, options=None, training=False):
-    """An executor of a module or function, compiled for as many rows as `options` need."""
+    """An executor of a module or function, compiled for the number of rows that `options` require."""
     options = options or poptorch.Options()
     model = model if isinstance(model, torch.nn.Module) else _Function(model)
     rows = options.device_iterations * options.replication_factor * options.Training.gradient_accumulation
@@ -71,7 +71,7 @@ def compiled(model, options=None, training=False):
 
 
 def places(model, options=None):
-    """(stage, IPU) of the operations in their order, once for those side by side that share both."""
+    """(stage, IPU) of the operations in order, without consecutive repeats."""
     options = options.clone() if options else poptorch.Options().deviceIterations(8)
     nodes = json.loads(compiled(model, options.autoRoundNumIPUs(True))._debugGetPopartIR())["maingraph"]
     attributes = [node["attributes"] for node in nodes]
@@ -113,7 +113,7 @@ def test_blocks_survive_copies_and_removal_leaves_other_hooks(duplicate):
         ([0, 0, 0], 1, 1),
         ([1], 2, 2),
         ([0, 1, 2, 3], 4, 4),
-        ([0, 1, 2, 3, 0], 5, 4),  # the heads back on the first IPU, as in BERT
+        ([0, 1, 2, 3, 0], 5, 4),  # the heads are on the first IPU again, as in BERT
         ([0, 3], 2, 4),
         ([0, 1, 1, 0], 3, 2),
     ],
@@ -153,7 +153,7 @@ def test_a_block_entered_again_keeps_its_stage():
 
 
 def test_where_a_block_stands():
-    """On its stage's own IPU, else on the one it was given, else on the stage's number."""
+    """On its stage's IPU, else on the block's, else on the IPU with the stage's number."""
     model = Layers([5, 5, None], names=["A", "B", "C"])
     strategy = poptorch.PipelinedExecution(poptorch.Stage("A").ipu(2), ["B"], "C")
     options = poptorch.Options().setExecutionStrategy(strategy).deviceIterations(8)
@@ -200,7 +200,7 @@ def test_contexts_functions_and_numbers():
 
 
 def test_what_comes_before_the_first_block_is_stage_0_on_ipu_0():
-    """As in PopTorch, whoever computes it: transformers' BERT makes its mask before its embeddings."""
+    """As in PopTorch. transformers' BERT computes its mask before its embeddings."""
     assert places(lambda x: x * 2) == [(0, 0)]  # no blocks: all on the first IPU
     for ipus, expected in (([0, 0], [(0, 0)]), ([0, 1], [(0, 0), (1, 1)]), ([1, 1], [(0, 0), (1, 1)])):
         layers = Layers(ipus)
@@ -219,7 +219,7 @@ def test_leaving_a_block_ends_it():
             return (x * 2).relu()
 
     compiled(inside)
-    compiled(lambda x: inside(x).detach())  # another name for it, no operation
+    compiled(lambda x: inside(x).detach())  # an alias, not an operation
     compiled(lambda x: (inside(x), torch.zeros(1)))
     with pytest.raises(poptorch.Error, match="No active Block, all the ops must belong to a Block"):
         compiled(lambda x: inside(x) + 1)
@@ -268,7 +268,7 @@ def test_running_on_ipu_only_within_a_run():
 
 
 def test_a_run_is_its_own_thread_s():
-    """A data set that the loader's thread reads meanwhile isn't on the IPU."""
+    """A data set that the loader's thread reads at the same time isn't on the IPU."""
     in_forward, in_dataset, compiling_ended = threading.Event(), threading.Event(), threading.Event()
     dataset_saw, model_saw = [], []
 
@@ -277,7 +277,7 @@ def test_a_run_is_its_own_thread_s():
             return 2
 
         def __getitem__(self, index):
-            if index == 0:  # the accessor looks at one element when it is made
+            if index == 0:  # the accessor loads one element when it is created
                 return torch.ones(2)
             assert in_forward.wait(60)
             dataset_saw.append(poptorch.isRunningOnIpu())
@@ -317,7 +317,7 @@ def test_more_ipus_than_the_machine_has_are_refused(monkeypatch, target, ipus, f
     wording = rf"Failed to acquire {ipus} IPU\(s\)\nNo device found on the system with {ipus} IPUs.*{found}"
     with pytest.raises(poptorch.Error, match=wording):
         poptorch.inferenceModel(Model(), options)(torch.ones(1))
-    # Compiling for IPUs that aren't here, and Poplar's IPU model, need none.
+    # Offline targets and Poplar's IPU model need no IPUs.
     offline = options.clone().useOfflineIpuTarget()
     poptorch.inferenceModel(Model(), offline).compile(torch.ones(1))
     poptorch.inferenceModel(Model(), options.clone().useIpuModel(True))(torch.ones(1))

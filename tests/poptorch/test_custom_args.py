@@ -1,4 +1,4 @@
-"""Arguments of types that a program registers parsers for."""
+"""Arguments of custom types with registered parsers."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_dataclass_of_tensors_needs_a_parser():
 
 @pytest.mark.parametrize("rebatched", [None, 4])
 def test_asynchronous_elements_may_hold_custom_types_and_dictionaries(rebatched):
-    # As a graph with its labels by task, of which a loader makes one batch.
+    # A graph with its labels by task, which a loader batches.
     elements = [
         {
             "features": _pair(first, size=2),
@@ -169,7 +169,7 @@ def test_asynchronous_elements_may_hold_custom_types_and_dictionaries(rebatched)
 
 
 class Encoding(UserDict):
-    """A mapping that is no dict and has something beside its items, as what transformers' tokenizers give."""
+    """A mapping that isn't a dict and has attributes besides its items, like transformers' BatchEncoding."""
 
     def __init__(self, items, note):
         super().__init__(items)

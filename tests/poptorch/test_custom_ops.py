@@ -1,4 +1,4 @@
-"""A program's own operations: PyTorch functions stand for PopART's code."""
+"""Custom operations: PyTorch functions instead of PopART's code."""
 
 from __future__ import annotations
 

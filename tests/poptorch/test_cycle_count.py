@@ -1,4 +1,4 @@
-"""cycleCount, of a whole call, and latencies, of a round trip: predicted by the cost model."""
+"""cycleCount of a call and latencies of a round trip, as the cost model predicts them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_cycles_follow_the_work() -> None:
 
 
 def test_cycles_are_those_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Bow's clock is faster and its tiles are the same: what doesn't depend on seconds stays."""
+    """A Bow has a faster clock but the same tiles: as many cycles to compute, more for transfers."""
     slow = cycles(batch=65536)
     monkeypatch.setenv("IPU_SIMULATOR_TARGET", "bow-pod16")
     assert cycles(batch=65536) >= slow
@@ -105,7 +105,7 @@ def test_latencies_are_those_of_the_machine(training: bool) -> None:
     assert compute * target().clock_hz == pytest.approx(executor.cycleCount(), abs=1)
     assert latencies(4, training=training)[0][0] == whole
     assert latencies(4096, training=training)[0][1] == pytest.approx(1024 * to_ipu)
-    # Of one round trip, however many a call makes.
+    # Per round trip, independent of their number per call.
     assert latencies(4, iterations=8, training=training)[0][2] == pytest.approx(compute)
 
 
@@ -131,7 +131,7 @@ def test_latencies_that_can_not_be_predicted_are_the_hosts(capfd: pytest.Capture
 
 
 class _Runs(torch.nn.Module):
-    """Any function of a tensor and of how often it was called."""
+    """A model that calls a function of a tensor and of the number of calls so far."""
 
     def __init__(self, function):
         super().__init__()
@@ -146,7 +146,7 @@ class _Runs(torch.nn.Module):
 
 
 def _predicted(function, caplog):
-    """Cycles that a training model's capture gives, and what is logged of it."""
+    """(cycles, log) of capturing a training model."""
     options = poptorch.Options().logCycleCount(True)
     model = _Runs(function)
     executor = poptorch.trainingModel(model, options, torch.optim.SGD(model.parameters(), lr=0.1))

@@ -1,4 +1,4 @@
-"""The data loader: combined batches, slices of processes, loading in the background."""
+"""The data loader: combined batches, slices of processes, prefetching."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Numbers(torch.utils.data.Dataset):
 
 
 class Stream(IterableDataset):
-    """Counts; each worker its own share."""
+    """Counts; each worker yields a part."""
 
     def __init__(self, count):
         self.count = count
@@ -61,7 +61,7 @@ def elements(loader):
 
 
 def wait_until_gone(threads):
-    """Threads and processes end a moment after they were told to, on a busy machine seconds after."""
+    """Threads and processes exit shortly after they are told to, on a busy machine seconds later."""
     deadline = time.monotonic() + 30
     while (threading.active_count() > threads or multiprocessing.active_children()) and (
         time.monotonic() < deadline
@@ -137,7 +137,7 @@ def test_processes_read_contiguous_slices(drop_last):
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_what_is_left_over_takes_turns_and_shuffles_agree(num_workers):
-    """Two processes of 2 elements each out of 5: epochs begin at 0, 1, 0, ... in an order that both share."""
+    """Two processes with 2 of 5 elements each: epochs start at 0, 1, 0, ... and both shuffle equally."""
 
     def loaders(shuffle):
         return [
@@ -196,7 +196,7 @@ def test_rebatching_keeps_what_workers_would_drop():
 
 
 def test_what_is_drawn_in_the_background_leaves_the_programs_generator_alone():
-    """However far ahead the worker reads (a pass has 6 elements), what the program draws stays the same."""
+    """The program's random numbers don't depend on how far the worker prefetches (a pass has 6 elements)."""
 
     def draws(buffer_size):
         torch.manual_seed(3)
@@ -258,7 +258,7 @@ def test_errors_of_the_data_set_reach_the_consumer(caplog):
 
 
 def test_a_failure_leaves_no_worker_while_its_exception_is_held():
-    """Else processes forked later, which inherit the iterator, try to end its workers."""
+    """Otherwise processes forked later, which inherit the iterator, try to shut down its workers."""
     loader = poptorch.DataLoader(options(), Numbers(5, broken=2), mode=Mode.Async, num_workers=1)
     with pytest.raises(ArithmeticError) as held:
         list(loader)

@@ -1,4 +1,4 @@
-"""The distribution poptorch-simulator: its wheel, installed where there is nothing but torch."""
+"""The distribution poptorch-simulator: its wheel, installed in an environment with only torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FOLDER = "poptorch_simulator"
 
 
 def requirements(name: str) -> set[str]:
-    """An installed distribution and those that it needs, without extras, as here and now."""
+    """An installed distribution and its requirements, without extras, in this environment."""
     found, new = set(), {name}
     while new:
         found |= new
@@ -39,7 +39,7 @@ def requirements(name: str) -> set[str]:
 
 
 class Environment:
-    """A virtual environment whose packages are links to this one's."""
+    """A virtual environment whose packages are links to this environment's."""
 
     def __init__(self, folder: Path, *distributions: str) -> None:
         venv.create(folder, symlinks=True, with_pip=False)
@@ -86,7 +86,7 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def torch_only(tmp_path_factory, wheel) -> Environment:
-    """Nothing but the simulator, torch, and pytest to run tests with."""
+    """An environment with only the simulator, torch and pytest."""
     environment = Environment(tmp_path_factory.mktemp("environment"), "torch", "pytest")
     environment.install(wheel)
     assert not (environment.site / "numpy").exists()
@@ -100,7 +100,7 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_the_wheel_has_every_file_of_the_packages(wheel):
-    """Data files and the marks of typed packages too; site-packages gets no `poptorch`."""
+    """Including data files and py.typed; site-packages gets no `poptorch`."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     expected = {
@@ -124,7 +124,7 @@ def test_versions_are_stated_once():
 
 
 def test_any_program_imports_it(torch_only, tmp_path):
-    """By `python`, as a notebook or a service would; libraries see an installed poptorch."""
+    """With plain `python`, as a notebook or a service would; libraries see an installed poptorch."""
     script = write(
         tmp_path / "look.py",
         """
@@ -141,7 +141,7 @@ def test_any_program_imports_it(torch_only, tmp_path):
 
 
 def test_the_command_runs_a_foreign_program(torch_only, tmp_path):
-    """One that needs nothing but torch: numpy isn't here."""
+    """A program that needs only torch, in an environment without numpy."""
     result = torch_only.run("poptorch-simulator", PROGRAMS / "pipelined_transformer.py", folder=tmp_path)
     first, last = map(float, re.search(r"loss ([\d.]+) -> ([\d.]+)", result.stdout).groups())
     assert last < first
@@ -158,7 +158,7 @@ def test_the_command_names_itself(torch_only, tmp_path):
 
 
 def test_another_projects_tests_run(torch_only, tmp_path):
-    """With `pytest` alone, and from the command; the project's packages have the names of ours."""
+    """With plain `pytest`, and through the command; the project's packages have the same names as ours."""
     write(
         tmp_path / "model" / "__init__.py",
         """
@@ -236,7 +236,7 @@ WHOSE = "import poptorch; print(poptorch.__version__)"
 
 @pytest.fixture
 def with_graphcores(tmp_path, wheel):
-    """A function that makes an environment with the simulator and a stand-in for Graphcore's PopTorch."""
+    """A function that creates an environment with the simulator and a fake of Graphcore's PopTorch."""
 
     def make(beside: bool) -> Environment:
         environment = Environment(tmp_path / "environment", "torch")
@@ -251,13 +251,13 @@ def with_graphcores(tmp_path, wheel):
 
 
 def test_graphcores_poptorch_wins_in_the_same_folder(with_graphcores, tmp_path):
-    """Neither overwrites a file of the other; the command chooses the simulator."""
+    """Neither overwrites the other's files; the command selects the simulator."""
     environment = with_graphcores(beside=True)
     script = write(tmp_path / "whose.py", WHOSE)
     assert environment.run("python", script, folder=tmp_path).stdout == "3.4.0+graphcore\n"
     chosen = environment.run("poptorch-simulator", script, folder=tmp_path)
     assert chosen.stdout == "3.4.0+simulator\n"
-    # A popart of the simulator beside a poptorch of Graphcore's would be a mixture.
+    # The simulator's popart with Graphcore's poptorch would be a mixture.
     error = environment.run("python", "-c", "import popart", folder=tmp_path, status=1).stderr
     assert "there are two packages called poptorch" in error
 

@@ -1,4 +1,4 @@
-"""Environment variables that PopTorch reads when they are used."""
+"""PopTorch's environment variables, which are read when needed."""
 
 from __future__ import annotations
 

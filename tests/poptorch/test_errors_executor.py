@@ -1,4 +1,4 @@
-"""What the executor refuses, in the words that callers match."""
+"""The executor's errors, with the texts that callers match."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def training(model, made=None):
     return poptorch.trainingModel(model, made, optim.SGD(model.parameters(), lr=0.1))
 
 
-# ---- the batch dimension and what is frozen
+# ---- the batch dimension and frozen arguments
 
 
 def test_the_batch_must_divide():
@@ -253,7 +253,7 @@ def test_measurements_that_are_not_there():
         executor.save("model.poptorch")
 
 
-# ---- what a model may not do
+# ---- restrictions of models
 
 
 class Counting(torch.nn.Module):

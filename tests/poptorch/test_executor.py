@@ -1,4 +1,4 @@
-"""Compiling and calling: what is found, what is frozen, what moves, what is random."""
+"""Compiling and calling: losses, frozen state, random numbers, outputs, float16."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def training(model, made=None, lr=0.1):
 
 
 class Wrapper(torch.nn.Module):
-    """Runs any function of (layer output, labels) as a forward."""
+    """A model that calls a function of (layer output, labels)."""
 
     def __init__(self, function):
         super().__init__()
@@ -57,7 +57,7 @@ def test_compiling_moves_nothing():
     executor.copyWeightsToHost()
     assert same(clones(model), before)
     executor(x)
-    assert torch.equal(x, x_before + 1)  # a run's changes in place do come back
+    assert torch.equal(x, x_before + 1)  # in-place changes by a run reach the host
     assert torch.equal(torch.get_rng_state(), host_before)
 
 
@@ -129,7 +129,7 @@ def test_training_flags_are_those_of_compilation():
     ],
 )
 def test_the_final_loss_is_found_wherever_it_stands(function):
-    """All of these are the same loss, returned or not, marked or made by a loss function."""
+    """The same loss, returned or not, from identity_loss or a loss function."""
     reference, model = Wrapper(None), Wrapper(function)
     x, y = batch(6)
     F.cross_entropy(reference.layer(x), y).backward()
@@ -226,7 +226,7 @@ def masks(seed, calls=2, state=None, **counts):
 def test_every_micro_batch_draws_its_own_and_a_seed_repeats_them():
     drawn, _ = masks(1, iterations=2, accumulation=2, replicas=2)
     assert len({tuple(row.tolist()) for row in drawn}) == 16
-    torch.rand(5)  # the host's draws have no part in it
+    torch.rand(5)  # independent of the host's random numbers
     again, _ = masks(1, iterations=2, accumulation=2, replicas=2)
     assert torch.equal(drawn, again)
     other, _ = masks(2, iterations=2, accumulation=2, replicas=2)
@@ -465,7 +465,7 @@ def test_a_change_of_an_input_in_place_reaches_the_callers_tensor(x):
 
 
 def test_outputs_are_saved_as_plain_tensors(tmp_path):
-    """So that they can be loaded where there is no poptorch."""
+    """So that they can be loaded without poptorch."""
     output = poptorch.inferenceModel(Classifier().eval())(batch(2)[0])
     torch.save({"logits": output}, tmp_path / "outputs.pt")
     assert torch.equal(torch.load(tmp_path / "outputs.pt", weights_only=True)["logits"], output)

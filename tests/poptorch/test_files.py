@@ -1,6 +1,6 @@
-"""The files that hold compiled models: their header, what they hold, and what is refused.
+"""Executable files: header, contents and errors of the format, and `load`.
 
-What an executor saves and goes on from is tested with the executor; here stand the format and `load`'s rules.
+Saving and resuming an executor is tested in test_saved_executables.py.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def test_what_is_written_is_read(tmp_path):
     before = read.model.weight.clone()
     assert torch.equal(before, torch.tensor([2.0, 3.0]))
     read(X)
-    # The optimizer came along, and trains the model's own weights.
+    # The optimizer is in the file too, and refers to the model's weights.
     assert torch.equal(read.model.weight, before - 3 * 0.25 * torch.tensor([0.5, 0.5]))
 
 

@@ -1,4 +1,4 @@
-"""IPU_SIMULATOR_PRECISION, from outside: a foreign program under the front door, and on the drop-in alone."""
+"""IPU_SIMULATOR_PRECISION for a foreign program, under `python -m ipu.simulator` and on the drop-in alone."""
 
 from __future__ import annotations
 

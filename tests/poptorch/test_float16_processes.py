@@ -1,4 +1,4 @@
-"""float16 training doesn't depend on where replicas run, and goes on exactly where it stopped."""
+"""float16 training doesn't depend on the replicas' processes, and resumes exactly."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_resumed_executor_makes_the_same_updates(monkeypatch):
 
 @pytest.mark.parametrize("mean", [True, False])
 def test_inference_computes_in_the_same_way(monkeypatch, mean):
-    """The loss that training reports before its first update is the one that inference gives."""
+    """Training's loss before the first update is inference's."""
     losses = {}
     for precision in ("float32", "ipu-float16"):
         monkeypatch.setenv("IPU_SIMULATOR_PRECISION", precision)

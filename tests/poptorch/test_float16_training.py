@@ -1,6 +1,6 @@
 """Training steps with an IPU's numerics: loss scaling, accumulators, moments, weights, replicas.
 
-The model below makes every micro batch's gradient a known float16, so that a step can be followed by hand in
+In the model below every micro batch's gradient is a known float16, so that a step can be recomputed in
 numpy's float16.
 """
 
@@ -101,7 +101,7 @@ def test_a_float16_accumulator_is_a_running_mean():
         scaled = half(np.float32(gradient) * 64)
         mean = half(np.float32(mean) * np.float32(n / (n + 1)) + np.float32(scaled) / np.float32(n + 1))
     assert weight.tolist() == half(-np.float32(mean) / 64).tolist()
-    # Accumulators in float32 lose nothing.
+    # float32 accumulators are exact here.
     exact, _ = run(gradients, start=0.0, counts=(1, 8, 1), lr=1.0, loss_scaling=64.0)
     assert exact.tolist() == half(-gradients.astype(np.float32).mean(axis=0)).tolist()
     assert not torch.equal(weight, exact)
@@ -113,7 +113,7 @@ def test_where_the_mean_is_taken_decides_what_overflows(strategy):
         strategies = poptorch.MeanReductionStrategy
         made.Training.setMeanAccumulationAndReplicationReductionStrategy(strategies[strategy])
 
-    # In float16 the combined accumulator is what keeps the strategy that was asked for.
+    # In float16 only the combined accumulator keeps the requested strategy.
     gradients = np.full((4, SIZE), 30000.0, np.float16)
     arguments = {"lr": 2.0**-10, "use_combined_accum": True, "momentum": 0.5}
     weight, _ = run(gradients, start=0.0, counts=(1, 4, 1), change=with_strategy, **arguments)
@@ -208,7 +208,7 @@ def test_accumulators_are_rounded_by_chance_too():
     arguments = {"lr": 1.0, "start": 0.0, "counts": (1, 8, 1), "accum_type": HALF, "dtype": torch.float32}
     by_chance, _ = run(gradients, change=stochastically, **arguments)
     exact = gradients.astype(np.float64).mean()
-    # Roundings of a mean of n count (n / 8) of themselves at the end; each is at most half an ulp of sigma.
+    # A rounding error of the running mean of n counts n / 8 at the end; its sigma is at most half an ulp.
     sigma = math.sqrt(sum((n / 8 * 2.0**-11) ** 2 for n in range(1, 9)) / size)
     assert abs(-float(by_chance.double().mean()) - exact) <= 3 * sigma
     assert len(by_chance.unique()) == 2
@@ -216,7 +216,7 @@ def test_accumulators_are_rounded_by_chance_too():
 
 @pytest.mark.parametrize("half_accumulators", [False, True])
 def test_replicas_and_accumulation_with_float32_weights(half_accumulators):
-    """What is exact in every type doesn't depend on how it is split."""
+    """Values that are exact in every type don't depend on the split."""
     gradients = half(np.random.default_rng(1).integers(-8, 9, size=(8, SIZE)) * 8.0)
     expected = -gradients.astype(np.float32).mean(axis=0)
     types = {"accum_type": HALF} if half_accumulators else {}
@@ -226,7 +226,7 @@ def test_replicas_and_accumulation_with_float32_weights(half_accumulators):
 
 
 def test_replicas_are_summed_exactly_before_they_are_rounded():
-    """In float32, 60000 + 2^-20 would be 60000; and whatever the order, the sum is the same."""
+    """In float32, 60000 + 2^-20 would be 60000; the order of replicas doesn't change the sum."""
     parts = [60000.0, 2.0**-20, -60000.0, 0.0]
     for order in (parts, parts[::-1], [parts[i] for i in (0, 2, 1, 3)]):
         gradients = np.repeat(half(order)[:, None], SIZE, axis=1)
@@ -236,7 +236,7 @@ def test_replicas_are_summed_exactly_before_they_are_rounded():
 
 @pytest.mark.parametrize("second", [torch.float32, HALF])
 def test_float16_moments_make_the_loss_scale_go_in_float16(second):
-    """A mean of 2^-26 is a float32, but no float16: with a float16 moment it is lost where it is unscaled."""
+    """A mean of 2^-26 underflows in float16: a float16 moment loses it when it is unscaled."""
     gradients = np.zeros((4, SIZE), np.float16)
     gradients[0] = 2.0**-24
     weight, _ = run(
@@ -268,7 +268,7 @@ def test_a_weight_that_no_loss_reaches_stays():
 
 
 def test_a_float32_program_without_choices_computes_as_in_float32(monkeypatch):
-    """float16 is computed where a program says float16, and nowhere else."""
+    """Only operations of float16 tensors compute in float16."""
     from tests.poptorch.executor_models import Classifier, batch, clones, same
 
     def trained():
@@ -296,7 +296,7 @@ def automatically(made):
 
 
 def test_an_automatic_loss_scale_follows_the_gradients():
-    """It doubles while no gradient is above an eighth of the largest float16, and then goes to and fro."""
+    """It doubles while no gradient is above an eighth of the largest float16, then alternates."""
     gradients = np.full((20, SIZE), 1.0, np.float16)
     weight, state = run(
         gradients, start=0.0, counts=(20, 1, 1), lr=2.0**-6, loss_scaling=4.0, change=automatically
@@ -306,7 +306,7 @@ def test_an_automatic_loss_scale_follows_the_gradients():
     for _ in range(20):
         scale = scale / 2 if scale > 8188 else scale * 2
     assert state["lossScaleUpdateFactor"].item() == scale / 4.0
-    # Whatever the scale, a gradient is what it was.
+    # The scale doesn't change the gradient.
     assert weight.tolist() == [-20 * 2.0**-6] * SIZE
     assert "lossScaleUpdateFactor" not in run(gradients, counts=(20, 1, 1), lr=1.0, start=0.0)[1]
 

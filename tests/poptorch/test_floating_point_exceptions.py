@@ -1,4 +1,4 @@
-"""Precision.enableFloatingPointExceptions in the default float32: what stops a call, what doesn't."""
+"""Precision.enableFloatingPointExceptions in the default float32: which values stop a call."""
 
 from __future__ import annotations
 

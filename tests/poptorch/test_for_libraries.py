@@ -1,4 +1,4 @@
-"""What published libraries use beside PopTorch's documented interface."""
+"""Undocumented parts of PopTorch that published libraries use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.poptorch.executor_models import poptorch
 
 
 class Many(torch.nn.Module):
-    """Takes arguments in all ways."""
+    """A forward with every kind of parameter."""
 
     def forward(self, x, y=None, flag=True, *more, scale=1.0, **rest):
         total = x * scale
@@ -57,7 +57,7 @@ def test_the_compiled_inputs_can_be_looked_up_to_see_the_batch_size():
 
 @dataclass
 class Output(OrderedDict):
-    """As diffusers' outputs: a dictionary and a dataclass that can't be made without its fields."""
+    """Like diffusers' outputs: a dictionary and a dataclass that can't be constructed without its fields."""
 
     sample: torch.Tensor
     names: list
@@ -85,7 +85,7 @@ def test_outputs_that_are_dictionaries_and_dataclasses():
 
 
 class Marked(torch.Tensor):
-    """As snnTorch's spikes: made in a forward, of nothing, of numbers and of tensors."""
+    """Like snnTorch's spikes: created in a forward, without data, from numbers and from tensors."""
 
     @staticmethod
     def __new__(cls, *args, mark=None, **kwargs):
@@ -138,7 +138,7 @@ def test_tensors_of_a_class_of_their_own_are_made_in_a_forward(precision, monkey
 
 
 def test_a_buffer_that_is_nothing_yet_may_be_made_in_the_forward():
-    # As x-transformers' attention biases: made for the longest sequence so far.
+    # Like x-transformers' attention biases: created for the longest sequence so far.
     class Lazy(torch.nn.Module):
         def __init__(self):
             super().__init__()

@@ -1,4 +1,4 @@
-"""Forwards that are more than a list of operations: TorchScript, autograd functions, checkpoints, loops."""
+"""Forwards with TorchScript, autograd functions, activation checkpoints and loops."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def scripted(x: torch.Tensor) -> torch.Tensor:
 
 
 class Twice(torch.autograd.Function):
-    """Its gradient is twice the true one, so that it can't be mistaken."""
+    """Its gradient is twice the true one, so that tests can tell them apart."""
 
     @staticmethod
     def forward(ctx, x):
@@ -30,7 +30,7 @@ class Twice(torch.autograd.Function):
 
 
 class Forward(torch.nn.Module):
-    """A linear layer, a function of its result, and the mean squared error."""
+    """A linear layer, a function applied to its result, and the mean squared error."""
 
     def __init__(self, function, layer):
         super().__init__()

@@ -1,4 +1,4 @@
-"""`python -m ipu.simulator`: what it runs, how, and what a program sees of us. Each case is a process."""
+"""`python -m ipu.simulator`: scripts, modules, options, and the program's environment, each in a process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def environment(**variables):
 
 
 def door(*arguments, folder, status=0, stdin="", by=(DOOR,), **variables):
-    """Runs the front door; `by` is how Python is told of it."""
+    """Runs the simulator's command line; `by`: how Python is pointed to it."""
     result = subprocess.run(
         [sys.executable, *map(str, by), *map(str, arguments)],
         cwd=folder,
@@ -66,7 +66,7 @@ def test_path_names_the_drop_in_and_nothing_else(tmp_path, way):
 
 
 def test_libraries_find_an_installed_poptorch(tmp_path):
-    # As packages do that ask for `poptorch>=3.3` before they use what came with it.
+    # As packages do that require `poptorch>=3.3` before they use its features.
     script = write(
         tmp_path / "ask.py",
         """
@@ -93,7 +93,7 @@ LOOK = f"""
 
 @pytest.fixture
 def program(tmp_path):
-    """A program beside packages of its own that have the names of ours."""
+    """A program next to packages with the same names as ours."""
     folder = tmp_path / "program"
     for name in OURS:
         write(folder / name / "__init__.py", "mine = True\n")
@@ -102,7 +102,7 @@ def program(tmp_path):
 
 @pytest.mark.parametrize("at_home", [True, False], ids=["from the repository", "from elsewhere"])
 def test_a_script_runs_as_python_runs_it(program, tmp_path, at_home):
-    """Arguments, input, exit status, folder and packages are its own; of ours it gets the drop-in alone."""
+    """Arguments, input, exit status, folder and packages are the script's; only the drop-in is added."""
     mine = tmp_path / "mine"
     if at_home:
         ways = {"folder": REPOSITORY, "by": AS_MODULE, "PYTHONPATH": str(mine)}
@@ -120,14 +120,14 @@ def test_a_script_runs_as_python_runs_it(program, tmp_path, at_home):
 
 
 def test_a_relative_script_beside_a_package_called_ipu(program):
-    """There `-m ipu.simulator` would be the program's own ipu: the folder's path is the way in."""
+    """There `-m ipu.simulator` would find the program's ipu: use the folder's path instead."""
     result = door("look.py", folder=program.parent, status=7)
     assert result.stdout.splitlines()[0] == "['look.py'] __main__ "
 
 
 @pytest.mark.parametrize("where", ["current folder", "PYTHONPATH"])
 def test_a_module_runs_as_python_runs_it(program, where):
-    """The second: from our repository, whose packages must not come before the program's."""
+    """Also from our repository, whose packages must not come before the program's on sys.path."""
     if where == "current folder":
         result = door("-m", "look", "a", folder=program.parent, status=7)
     else:
@@ -150,7 +150,7 @@ def test_first_line_says_that_a_simulator_is_at_work(tmp_path):
 
 @pytest.mark.parametrize("by_hand", [True, False], ids=["PYTHONPATH", "front door"])
 def test_the_line_comes_once_whoever_imports_poptorch(tmp_path, by_hand):
-    """Also where the program starts processes that import it: a child, and a loader's worker."""
+    """Also if the program starts processes that import poptorch: a child, and a loader's worker."""
     script = write(
         tmp_path / "children.py",
         """
@@ -204,7 +204,7 @@ def test_a_signal_reaches_the_program(tmp_path):
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="only Python's -P leaves the current folder out")
 def test_commands_of_the_repository_run_beside_packages_with_our_names(program):
-    """They are planning's, in a process that has this repository's packages."""
+    """They run in a process with this repository on its path."""
     asked = door("validate", "--help", folder=program.parent).stdout
     assert asked.startswith("usage: python -m ipu.simulator validate")
     refused = door("fit", "absent.csv", folder=program.parent, status=2).stderr
@@ -227,7 +227,7 @@ def test_what_cannot_run_is_refused(tmp_path, arguments, why):
 
 
 def test_an_isolated_interpreter_is_refused(tmp_path):
-    """It wouldn't see the drop-in, and might find another poptorch."""
+    """It ignores PYTHONPATH, so it wouldn't find the drop-in, but maybe another poptorch."""
     script = write(tmp_path / "empty.py", "")
     result = door(script, folder=tmp_path, status=2, by=("-I", DOOR))
     assert "hide PYTHONPATH" in result.stderr
@@ -262,7 +262,7 @@ def test_an_unknown_target_is_refused_with_the_nearest(tmp_path):
     script = write(tmp_path / "hardware.py", HARDWARE)
     result = door(script, folder=tmp_path, status=2, IPU_SIMULATOR_TARGET="POD61")
     assert "IPU_SIMULATOR_TARGET is 'POD61'" in result.stderr and "nearest is 'pod6" in result.stderr
-    # Also where the program found the drop-in without the front door.
+    # Also if the program found the drop-in without the simulator's command line.
     command = [sys.executable, str(script)]
     variables = environment(PYTHONPATH=str(DROP_IN), IPU_SIMULATOR_TARGET="pod32")
     result = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)

@@ -1,4 +1,4 @@
-"""PopTorch programs that know nothing of us, unmodified under the front door."""
+"""Unmodified PopTorch programs under `python -m ipu.simulator`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = sorted(path.stem for path in PROGRAMS.glob("*.py"))
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "instances"])
 def test_a_foreign_program_reaches_its_goal(tmp_path, name):
-    """Each asserts its own goal (losses, accuracies, shapes), and ends with one line of results."""
+    """Each program asserts its goal (losses, accuracies, shapes), and prints a line of results at the end."""
     arguments = [tmp_path] if name in ("train_validate_resume", "hugging_face_bert") else []
     out = door(PROGRAMS / f"{name}.py", *arguments, folder=tmp_path, OMP_NUM_THREADS="1").stdout
     assert out.count("\n") == 1
@@ -32,7 +32,7 @@ def test_a_foreign_program_reaches_its_goal(tmp_path, name):
 
 
 def test_instances_of_a_foreign_program_train_together(tmp_path):
-    """Torchrun stands in for PopRun, and it fails unless each instance ends cleanly."""
+    """torchrun instead of PopRun; it fails unless each instance exits cleanly."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     result = door(*launcher, PROGRAMS / "instances.py", folder=tmp_path, OMP_NUM_THREADS="1")
     assert result.stdout == "weights 0.500 0.500 0.500\n"

@@ -1,4 +1,4 @@
-"""_debugGetPopartIR: programs find operations, checkpoints, stashes, stages and names in it."""
+"""_debugGetPopartIR: operations, checkpoints, stashes, stages and names."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_each_stage_stashes_what_enters_it_and_each_checkpoint():
     plain, marked = _pipelined(False), _pipelined(True)
     assert _count(plain, "Checkpoint") == 0
     assert sum("Checkpoint" in node["name"] for node in marked if node["type"] == "Checkpoint") == STAGES
-    # The last stage goes straight on with its backward pass: it keeps nothing.
+    # The last stage continues with its backward pass immediately, so it has no stashes.
     assert _count(plain, "Stash") == STAGES - 1
     assert _count(marked, "Stash") == 2 * (STAGES - 1)
     assert _count(marked, "Restore") == _count(marked, "Stash")

@@ -1,4 +1,4 @@
-"""Mixtures of float16 and float32, and numbers that float16 hasn't got, which PyTorch refuses."""
+"""Mixed float16 and float32 operands, and numbers beyond float16's range, which PyTorch refuses."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_a_recurrent_layer_takes_the_other_float_type(layer, weights, operands):
     assert result.dtype is torch.float32
     torch.testing.assert_close(result, expected, rtol=1e-2, atol=5e-3)
     with pytest.raises((RuntimeError, ValueError)):
-        recurrent(x)  # on the host PyTorch's own rule holds
+        recurrent(x)  # on the host PyTorch's rule applies
 
 
 @pytest.mark.parametrize("layer", [torch.nn.BatchNorm1d, torch.nn.InstanceNorm1d])

@@ -1,4 +1,4 @@
-"""torch.inference_mode around calls: the device trains, and keeps its weights, whatever it says."""
+"""torch.inference_mode around calls doesn't affect training and the device's weights."""
 
 from __future__ import annotations
 

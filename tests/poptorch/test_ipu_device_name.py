@@ -1,4 +1,4 @@
-"""The device "ipu", named in a forward."""
+"""The device "ipu" by name in a forward."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.poptorch.executor_models import poptorch
 
 
 class NamesIpu(torch.nn.Module):
-    """Makes and moves tensors by the device's name, in all the ways a program may write it."""
+    """Creates and moves tensors by the device's name, in every way that PyTorch allows."""
 
     def __init__(self):
         super().__init__()
@@ -38,12 +38,12 @@ def test_the_ipu_by_its_name(tmp_path):
 
 
 class ReadsDevice(torch.nn.Module):
-    """Makes tensors where others are, and looks at the names of devices."""
+    """Creates tensors on other tensors' devices, and reads the devices' names."""
 
     def __init__(self):
         super().__init__()
         self.layer = torch.nn.Linear(3, 3)
-        self.constant = [torch.ones(3)]  # neither parameter nor buffer: it stays on the host
+        self.constant = [torch.ones(3)]  # neither a parameter nor a buffer: stays on the host
         self.seen: set = set()
 
     def forward(self, x):

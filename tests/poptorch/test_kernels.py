@@ -1,4 +1,4 @@
-"""Old versions of PyTorch have kernels that compute wrongly."""
+"""Old versions of PyTorch have kernels with wrong results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""poptorch.load: a saved executor goes on where it was, without compiling."""
+"""poptorch.load: a saved executor resumes without recompilation."""
 
 from __future__ import annotations
 

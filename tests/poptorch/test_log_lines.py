@@ -1,4 +1,4 @@
-"""What the drop-in says while programs run: warnings, their repetition, printed tensors."""
+"""The drop-in's output while programs run: warnings, their repetition, printed tensors."""
 
 import fcntl
 import hashlib
@@ -15,7 +15,7 @@ LOGGER = logging.getLogger("poptorch::python")
 
 @pytest.fixture
 def said(monkeypatch):
-    """The texts that reach the log."""
+    """The logged texts."""
     texts = []
     (handler,) = (handler for handler in LOGGER.handlers if handler.filters)
     monkeypatch.setattr(handler, "emit", lambda record: texts.append(record.getMessage()))
@@ -84,7 +84,7 @@ def compiled_by_one_of_two(options):
 
 
 def test_processes_that_share_a_cache_take_turns(tmp_path):
-    """Another process that compiles the same model holds a file named after it."""
+    """The compile lock, a file named after the model, is held by another process."""
     folder = tmp_path / "cache"
     folder.mkdir()
     name = hashlib.md5(repr(Linear()).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Operations on plain CPU tensors: values, gradients, and what they refuse."""
+"""Operations on CPU tensors: values, gradients and errors."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_helpers_for_programs_and_their_tests():
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.int64])
 def test_indices_and_labels_need_no_64_bits(dtype):
-    """The device has none."""
+    """The device has no 64-bit integers."""
 
     class Model(torch.nn.Module):
         def __init__(self):

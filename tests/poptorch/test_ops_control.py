@@ -1,4 +1,4 @@
-"""Loops, branches, moving slices, and a program's own operations."""
+"""Loops, branches, dynamic slices, and MultiConv."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ poptorch = ipu.poptorch
 
 
 class Program(torch.nn.Module):
-    """A function as a model; a weight makes it trainable."""
+    """A model that calls a function; a weight makes it trainable."""
 
     def __init__(self, function):
         super().__init__()
@@ -119,7 +119,7 @@ def test_convolutions_planned_together():
 
 
 class TwoConvolutions(torch.nn.Module):
-    """Two convolutions planned together, perhaps in another plan."""
+    """Two convolutions planned together, optionally inside another plan."""
 
     def __init__(self, plan, outer=None):
         super().__init__()
@@ -170,7 +170,7 @@ def test_a_loop_keeps_number_shapes_and_types(body, message):
     ],
 )
 def test_a_condition_has_like_branches(other, message):
-    """Also where the branch isn't taken in the first run."""
+    """Also if the first run doesn't take the branch."""
     executor = poptorch.inferenceModel(
         Program(lambda x: poptorch.cond(x.sum() > 0, doubled, [x], other, [x])[0])
     )
@@ -179,7 +179,7 @@ def test_a_condition_has_like_branches(other, message):
 
 
 def test_integers_of_a_loop_may_be_of_32_or_64_bits():
-    """The device has only one of them."""
+    """The device has only 32-bit integers."""
     loop = poptorch.inferenceModel(
         Program(lambda x: poptorch.for_loop(2, lambda n: n.int() + 1, [x.long()])[0].float())
     )

@@ -1,4 +1,4 @@
-"""Sampling and matching of points, and CTC's decoder, against exhaustive searches."""
+"""Sampling and nearest neighbours of points, and the CTC decoder, against exhaustive searches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizers: classes and defaults, what may change while a program runs, their state, own rules."""
+"""Optimizers: classes and defaults, update rules, changes at run time, state."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_lamb_steps_on_the_host_as_on_the_device():
     ],
 )
 def test_torch_optimizers_update_as_in_torch(ours, torchs):
-    """AdamW is a subclass of Adam in newer PyTorch, and must not become it."""
+    """AdamW is a subclass of Adam in newer PyTorch, but must not be treated as Adam."""
     reference = Classifier()
     host = ours(reference.parameters())
     assert type(host) is torchs
@@ -213,7 +213,7 @@ def test_weights_outside_the_optimizers_groups_do_not_move():
     assert not torch.equal(model.second.weight, Classifier().second.weight)
 
 
-# ---- while the program runs
+# ---- changes at run time
 
 
 def test_a_changed_learning_rate_waits_for_set_optimizer():
@@ -273,7 +273,7 @@ def test_unexpected_attributes_are_told_once(caplog):
     _model, executor, optimizer = start(
         lambda model: optim.AdamW([{"params": model.parameters(), "max_weight_norm": 0}], lr=0.1)
     )
-    assert not caplog.records  # what is there at first is only noted
+    assert not caplog.records  # the first optimizer's attributes are only recorded
     optimizer.param_groups[0]["surprise"] = 1
     optimizer.another = 1
     executor.setOptimizer(optimizer)
@@ -427,7 +427,7 @@ def test_destroy_leaves_the_last_state_with_the_optimizer():
 
 
 def test_hyperparameters_have_the_same_order_in_every_process():
-    # A set's order changes from process to process, and with it the bytes of a saved optimizer.
+    # A set's order differs between processes, and with it the bytes of a saved optimizer.
     def lamb(model):
         return optim.LAMB(
             model.parameters(), lr=0.1, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1, max_weight_norm=2.0

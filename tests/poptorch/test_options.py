@@ -101,7 +101,7 @@ def test_a_copy_shares_nothing():
     other.setAvailableMemoryProportion({"IPU0": 0.5})
     other.anchorTensor("x", "y")
     assert repr(options) == repr(poptorch.Options())
-    # The sub-namespaces of the copy write to the copy's own PopART options.
+    # The copy's sub-namespaces write to the copy's PopART options.
     assert other._Popart.options["enableStochasticRounding"] is True
     assert repr(pickle.loads(pickle.dumps(other))) == repr(other)
 
@@ -278,7 +278,7 @@ def test_options_are_declared_once_and_each_object_has_its_own():
     one.anchorTensor("x", "long")
     one.source_location_excludes.append("here")
     assert two.anchored_tensors == {} and "here" not in two.source_location_excludes
-    # Declared without a default: not there until it is set, and known to a compilation then.
+    # Declared without a default: doesn't exist until it is set; compilation knows it.
     assert not one.exists("random_seed")
     with pytest.raises(AttributeError, match="Invalid attribute random_seed"):
         _ = one.random_seed

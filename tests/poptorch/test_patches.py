@@ -1,4 +1,4 @@
-"""What compilations and runs change in torch itself is undone after them, and stays out of other threads."""
+"""Temporary monkeypatches of torch are undone after compilations and runs, and don't affect other threads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ X = torch.ones(1, 2)
 
 
 class Calls(torch.nn.Module):
-    """Any function of a tensor as a forward."""
+    """A model that calls a function of one tensor."""
 
     def __init__(self, function):
         super().__init__()
@@ -74,7 +74,7 @@ def _in_thread(function):
 def test_other_threads_have_torch_s_own_functions_during_a_compilation():
     def elsewhere():
         with pytest.raises((RuntimeError, ValueError)):
-            torch.nn.GRU(2, 2)(X.half())  # a type that only implicit casts take
+            torch.nn.GRU(2, 2)(X.half())  # a dtype that only implicit casts accept
         return Doubled.apply(X.clone().requires_grad_()).grad_fn is not None, Kind(X)
 
     found = []
@@ -86,13 +86,13 @@ def test_other_threads_have_torch_s_own_functions_during_a_compilation():
     executor = poptorch.inferenceModel(Calls(forward))
     executor.compile(X)
     assert found[0][0] and type(found[0][1]) is Kind
-    # The other thread's autograd.Function isn't the forward's: later runs need no Python.
+    # The other thread's autograd.Function isn't part of the forward: later runs replay the tape.
     executor(X)
     assert len(found) == 1
 
 
 def test_compilations_that_overlap_in_two_threads():
-    """The second one begins inside the first, and goes on when that has ended."""
+    """The second one starts during the first, and continues after its end."""
     inside, ended = threading.Event(), threading.Event()
 
     def second(x):

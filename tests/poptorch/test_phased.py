@@ -1,4 +1,4 @@
-"""Phased execution: where blocks go, what the classes refuse, and that results don't change."""
+"""Phased execution: placement of blocks, errors, and unchanged results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _two_layers() -> torch.nn.Module:
 
 
 def _places(strategy, blocks: str) -> list[tuple[int, int]]:
-    """(phase, IPU) of each block, from a model that has one operation in each."""
+    """(phase, IPU) of each block, from a model with one operation per block."""
 
     class Model(torch.nn.Module):
         def forward(self, x):

@@ -1,4 +1,4 @@
-"""popdist's answers by environment, its Options, and popart's constants."""
+"""popdist's functions by environment, its Options, and popart's constants."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_by_torchrun(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "3")
     assert answers() == {"set": True, "instances": (3, 4), "replicas": (3, 1, 4), "ipus": 1}
-    # Read at use: what was true at the import doesn't matter.
+    # The environment is read at each call, not at import.
     monkeypatch.setenv("RANK", "2")
     assert popdist.getInstanceIndex() == 2
     monkeypatch.setenv("POPDIST_NUM_TOTAL_REPLICAS", "8")

@@ -57,6 +57,6 @@ def test_replicas_in_processes_give_the_weights_of_replicas_in_one(tmp_path):
     for weights, _ in results:
         for name, weight in expected.items():
             torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-6)
-    # Randomness belongs to the replica, wherever it runs.
+    # Random numbers depend on the replica, not on its process.
     assert torch.equal(torch.cat([masks for _, masks in results]), expected_masks)
     assert len({mask.numpy().tobytes() for mask in expected_masks}) == REPLICAS

@@ -1,4 +1,4 @@
-"""What a compiled model draws: the same whatever the host's threads, new in each micro batch and replica."""
+"""A compiled model's random numbers: independent of the host's threads, new per micro batch and replica."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from tests.poptorch.executor_models import options, poptorch
 
-# Above what torch computes on one thread.
+# Large enough that torch uses several threads.
 WIDE = 100_003
 
 

@@ -1,4 +1,4 @@
-"""Weights that differ between replicas: replicaGrouping, against one plain model for each group."""
+"""Weights that differ between replicas (replicaGrouping), against one plain model per group."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GROUPINGS = {
 
 
 class Scaling(torch.nn.Module):
-    """x times a weight [3], of which the host has one for each group, and a shared one."""
+    """x times a weight [3], which is [groups, 3] on the host, and a shared weight."""
 
     def __init__(self, groups):
         super().__init__()

@@ -1,4 +1,4 @@
-"""save, compileAndExport, loadExecutable and poptorch.load: a run goes on as if never interrupted."""
+"""save, compileAndExport, loadExecutable and poptorch.load: a run resumes as if never interrupted."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def test_a_verdict_is_that_of_the_executor_that_compiles_the_program():
 
 
 def test_nothing_needs_memory_or_values():
-    """The model may be made without memory, and its verdict is the same."""
+    """A model created without memory has the same verdict."""
     expected = simulator.verdict_of(*training_program())
     with simulator.without_memory():
         program = training_program()

@@ -1,5 +1,5 @@
-"""A forward runs in Python when the model is compiled; later runs repeat its calls to torch, or all of it
-where those don't tell the whole story.
+"""A forward's Python runs at compilation; later runs replay its calls to torch, or call the forward if the
+tape doesn't hold everything that it computes.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def test_what_changes_after_the_compilation_has_no_effect():
 
 
 class _Doubled(torch.autograd.Function):
-    """Its gradient isn't that of what it computes."""
+    """A custom backward pass that isn't the gradient of its forward."""
 
     @staticmethod
     def forward(ctx, x):
@@ -99,7 +99,7 @@ class _Doubled(torch.autograd.Function):
 
 
 class _Same(torch.autograd.Function):
-    """Its input as it is. A forward with a function of the user's own is run in Python each time."""
+    """Identity. A forward with a custom autograd.Function is called in each run."""
 
     @staticmethod
     def forward(ctx, x):
@@ -160,7 +160,7 @@ def _narrow(x, calls):
     ],
 )
 def test_both_ways_train_alike(compute, repeats):
-    """Four runs against four in which Python runs each time."""
+    """Four runs with replay against four in which each run calls the forward."""
 
     def in_python(x, calls):
         return _Same.apply(compute(x, calls))

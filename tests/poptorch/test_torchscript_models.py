@@ -1,4 +1,4 @@
-"""A TorchScript module as the wrapped model itself."""
+"""A TorchScript module as the wrapped model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a graph can't hold is found while the model is compiled; synthetic data stand for the inputs."""
+"""Errors of tracing for code that a graph can't hold, and synthetic data."""
 
 from __future__ import annotations
 

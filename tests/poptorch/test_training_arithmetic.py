@@ -1,7 +1,7 @@
 """A step against a plain PyTorch loop: micro batches, accumulation, replicas, optimizers, output modes.
 
-The loop below shares no code with the executor: it walks the combined batch, adds gradients with
-torch.autograd.grad, and updates by formulas written out for one tensor in float64.
+The loop below shares no code with the executor: it iterates over the combined batch, sums gradients from
+torch.autograd.grad, and updates one tensor at a time by explicit formulas in float64.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CLASSES = {
 
 
 def updated(name, w, g, state, p):
-    """One tensor's new value; `state` holds its moments from step to step."""
+    """One tensor's new value; `state` holds its moments between steps."""
     t = state["t"] = state.get("t", 0) + 1
     decay = p["weight_decay"]
     if name in ("sgd", "nesterov"):
@@ -90,7 +90,7 @@ def plain_loop(name, counts, mean, batches):
 
 
 def returned(outputs, counts, mode, period):
-    """What an output mode keeps of one call's micro batches, for one of the outputs."""
+    """The micro batches of one call that an output mode returns, for one of the outputs."""
     iterations, accumulation, replicas, _ = counts
     by_place = {
         place: outputs[i]
@@ -158,7 +158,7 @@ def test_every_output_mode_returns_its_micro_batches_in_order(mode, period):
 
 
 def test_how_a_mean_is_split_does_not_matter():
-    """Accumulation, replicas and micro batch size are exchangeable under a mean of mean losses."""
+    """With a mean of mean losses, accumulation, replicas and micro batch size are interchangeable."""
     x, y = batch(8)
     results = []
     for accumulation, replicas in ((1, 1), (8, 1), (1, 8), (2, 4), (4, 1)):

@@ -1,4 +1,4 @@
-"""Architectures of `transformers`, wrapped as they are, train as plain PyTorch trains them."""
+"""Unmodified models of `transformers` train as in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ MICRO_BATCHES = ACCUMULATION * REPLICAS
 
 
 class Wrapped(torch.nn.Module):
-    """Returns what a training loop needs of a model's outputs."""
+    """Returns the outputs that a training loop needs."""
 
     def __init__(self, model):
         super().__init__()

@@ -1,5 +1,5 @@
-"""What a compiled model can't hold is refused when traced: shapes from values, values, complex numbers,
-and operations that PopTorch hasn't got.
+"""Tracing refuses everything that a graph can't hold: shapes that depend on values, reads of values, complex
+numbers, and operations that PopTorch lacks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ X = torch.tensor([[1.0, -2.0, 3.0], [0.0, 5.0, -6.0]])
 
 
 class Runs(torch.nn.Module):
-    """Any function of a tensor as a forward."""
+    """A model that calls a function of one tensor."""
 
     def __init__(self, function):
         super().__init__()
@@ -157,7 +157,7 @@ def test_what_returns_by_name_keeps_its_names():
 
 
 def test_a_library_may_need_what_a_program_may_not():
-    """Libraries newer than PopTorch look at values, and hold empty tensors in passing."""
+    """Libraries newer than PopTorch read values, and create empty temporary tensors."""
     layer = torch.nn.AdaptiveLogSoftmaxWithLoss(3, 8, [2, 5])
     labels = torch.tensor([1, 6])  # no label is in the second cluster
     loss = run(lambda x: layer(x, labels.to(x.device)).loss)
@@ -187,7 +187,7 @@ def test_the_hosts_own_tensors_may_be_read():
 @pytest.mark.parametrize("folder", ["site-packages", "program"])
 @pytest.mark.parametrize("package", ["transformers", "somebodys_library"])
 def test_what_a_library_may_do_depends_on_its_name_not_on_its_folder(folder, package, tmp_path):
-    """PopTorch refuses the same to all code; only known libraries newer than PopTorch are excepted."""
+    """PopTorch's rules apply to all code; the simulator exempts only known libraries newer than PopTorch."""
     path = tmp_path / folder / "positive.py"
     path.parent.mkdir()
     path.write_text("def positive(x):\n    return x[x > 0]\n")
@@ -210,7 +210,7 @@ def test_what_a_library_may_do_depends_on_its_name_not_on_its_folder(folder, pac
     ],
 )
 def test_a_library_reads_the_values_of_each_run(reads, tmp_path):
-    """transformers asks whether a mask is all ones; the answer of the first run isn't that of the others."""
+    """transformers tests whether a mask is all ones; the result may differ between runs."""
     function = _library(tmp_path, f"import torch\ndef function(x):\n    return x * 2 if {reads} else x\n")
     executor = poptorch.inferenceModel(Runs(function))
     positive = torch.ones(2)

@@ -1,4 +1,4 @@
-"""What PopTorch exports besides models and options, and what importing it does to a process."""
+"""PopTorch's exports besides models and options, and the side effects of importing it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where weights live: host edits, downloads on touch, sharing, wrapping and unwrapping."""
+"""Host and device weights: edits, implicit downloads, sharing, wrapping and unwrapping."""
 
 from __future__ import annotations
 
@@ -327,7 +327,7 @@ def test_detach_downloads_and_attach_uploads():
     with pytest.raises(poptorch.Error, match="Device is not attached"):
         executor.detachFromDevice()
     x, y = batch(4, 3)
-    assert torch.equal(executor(x, y)[1], reference(x, y)[1])  # re-attaches by itself
+    assert torch.equal(executor(x, y)[1], reference(x, y)[1])  # re-attaches automatically
     assert executor.isAttachedToDevice()
     with pytest.raises(poptorch.Error, match="Device is already attached"):
         executor.attachToDevice()
@@ -340,8 +340,8 @@ def test_detach_downloads_and_attach_uploads():
 
 
 def test_two_training_models_share_a_layer():
-    """Each executor has weights of its own; a touch sees those of the last that ran, and a destroyed one
-    leaves the other wrapped.
+    """Each executor has separate device weights; an access sees those of the last run, and destroying one
+    executor leaves the other wrapped.
     """
 
     class Outer(torch.nn.Module):
@@ -384,7 +384,7 @@ def test_implicit_copies_are_logged(caplog):
 
 
 class Summing(torch.nn.Module):
-    """Adds up what it was given, in a buffer."""
+    """Sums its inputs in a buffer."""
 
     def __init__(self, *shape):
         super().__init__()

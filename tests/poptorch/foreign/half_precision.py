@@ -1,4 +1,4 @@
-"""A float16 classifier with float16 accumulators, a loss of its own and torchmetrics over replicas."""
+"""A float16 classifier with float16 accumulators, a custom loss and torchmetrics over replicas."""
 
 import poptorch
 import torch
@@ -52,7 +52,7 @@ def main():
         second_order_momentum_accum_type=torch.float32,
     )
     training = poptorch.trainingModel(model, options, optimizer)
-    # float16 accumulators would overflow in a sum: PopTorch takes a running mean by itself.
+    # A sum would overflow float16 accumulators: PopTorch switches to a running mean automatically.
     strategy = training.options.Training.meanAccumulationAndReplicationReductionStrategy
     assert strategy == poptorch.MeanReductionStrategy.Running
     loader = poptorch.DataLoader(options, Clusters(), batch_size=5, shuffle=True, num_workers=2)

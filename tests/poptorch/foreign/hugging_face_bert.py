@@ -1,4 +1,4 @@
-"""A BERT of transformers, pipelined over three IPUs as optimum-graphcore does; saved and read again."""
+"""transformers' BERT, pipelined over three IPUs as optimum-graphcore does; saved and loaded again."""
 
 import argparse
 import copy
@@ -32,7 +32,7 @@ def checkpointed(_module, _inputs, output):
 
 
 def outlined(layer, name):
-    """Marks a layer's operations by hooks, as applications do that can't change the layer's code."""
+    """Sets attributes of a layer's operations by hooks, as applications do that can't change the layer."""
     attribute = poptorch.Attribute(__outline={"layer": name})
     layer.register_forward_pre_hook(lambda *_: attribute.__enter__())
     layer.register_forward_hook(lambda *_: attribute.__exit__(None, None, None))

@@ -1,4 +1,4 @@
-"""Linear regression by two instances of one program, each with its half of the data."""
+"""Linear regression by two instances of one program, each with half of the data."""
 
 import popdist
 import popdist.poptorch
@@ -20,7 +20,7 @@ assert popdist.isPopdistEnvSet() and popdist.getNumInstances() == popdist.getNum
 options = popdist.poptorch.Options(ipus_per_replica=1)
 model = Regression()
 training = poptorch.trainingModel(model, options, poptorch.optim.SGD(model.parameters(), lr=0.2))
-# The second target is seen by the second instance alone: both learn it only if gradients meet.
+# Only the second instance sees the second target: both learn it only if gradients are reduced.
 x = torch.eye(3).repeat(16, 1)
 y = torch.where(torch.arange(48) < 24, 0.0, 1.0)
 loader = poptorch.DataLoader(options, torch.utils.data.TensorDataset(x, y), batch_size=24)

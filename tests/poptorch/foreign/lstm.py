@@ -1,4 +1,4 @@
-"""An LSTM that says which of two marks a sequence holds."""
+"""An LSTM that classifies sequences by which of two marks they contain."""
 
 import poptorch
 import torch
@@ -41,5 +41,5 @@ assert outputs["states"].shape == (64, 7, 24)
 accuracy = (outputs["logits"].argmax(1) == labels).float().mean().item()
 print(f"loss {losses[0]:.4f} -> {losses[-1]:.4f}, accuracy {accuracy:.3f}")
 assert losses[-1] < 0.3 * losses[0] and accuracy > 0.95
-# The weights came back to the host: the same module on the CPU gives what the device gave.
+# The weights were downloaded: on the CPU, the same module gives the device's results.
 poptorch.testing.allclose(model(sequences)["logits"], outputs["logits"])

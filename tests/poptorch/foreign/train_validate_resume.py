@@ -1,4 +1,4 @@
-"""Trains, validates after each epoch, checkpoints; then goes on from the checkpoint as if never stopped."""
+"""Trains, validates after each epoch and writes checkpoints; then resumes as if never interrupted."""
 
 import argparse
 from pathlib import Path
@@ -27,7 +27,7 @@ class Network(nn.Module):
 
 
 def train(epochs, checkpoint=None):
-    """Weights and validation losses after these epochs, from the start or from a checkpoint."""
+    """(weights, validation losses) after these epochs, from the start or from a checkpoint."""
     torch.manual_seed(7)
     model = Network()
     optimizer = poptorch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.01)
