@@ -9,7 +9,8 @@ from dataclasses import fields, replace
 
 import pytest
 from ipu_simulator.cost import assess as assembling
-from ipu_simulator.cost import convolution, op_table
+from ipu_simulator.cost import convolution
+from ipu_simulator.cost import vertices as operation_numbers
 from ipu_simulator.cost.constants import (
     Constants,
     MemoryConstants,
@@ -26,10 +27,9 @@ from tests.ipu_simulator.cost.programs import program
 
 BOW = target("bow-pod16")
 CACHES = (
-    op_table.content,
-    op_table.operation_constants,
-    op_table.vertices,
-    op_table.rows,
+    operation_numbers.content,
+    operation_numbers.operation_constants,
+    operation_numbers.vertices,
     convolution.plan_convolution,
 )
 
@@ -78,12 +78,12 @@ def all_numbers():
     yield from (("fact", each.name) for each in facts("bow-pod16"))
     yield from (("time", each.name) for each in time_assumptions())
     yield from (("memory", each.name) for each in memory_assumptions())
-    yield from (("operation", each.name) for each in op_table.operation_assumptions())
+    yield from (("operation", each.name) for each in operation_numbers.operation_assumptions())
 
 
-def with_table(name, change, monkeypatch, tmp_path):
-    """The table of operations with another value of one number."""
-    file = json.loads(op_table.FILE.read_text(encoding="utf-8"))
+def with_numbers(name, change, monkeypatch, tmp_path):
+    """The numbers of operations with another value of one number."""
+    file = json.loads(operation_numbers.FILE.read_text(encoding="utf-8"))
     if name in file["constants"]:
         entry, key = file["constants"][name], "value"
     else:
@@ -91,9 +91,9 @@ def with_table(name, change, monkeypatch, tmp_path):
         keys = {"float16": "half_cycles", "float32": "float_cycles", "compute sets": "compute_sets"}
         entry, key = file["vertices"][vertex], keys[what]
     entry[key] = change(entry[key])
-    path = tmp_path / "ops.json"
+    path = tmp_path / "vertices.json"
     path.write_text(json.dumps(file), encoding="utf-8")
-    monkeypatch.setattr(op_table, "FILE", path)
+    monkeypatch.setattr(operation_numbers, "FILE", path)
 
 
 def changed(kind, name, program_name, at, monkeypatch, tmp_path):
@@ -115,19 +115,19 @@ def changed(kind, name, program_name, at, monkeypatch, tmp_path):
             other = changes_of(value)[at]
             return max(1, int(other)) if isinstance(value, int) and "compute" in name else other
 
-        with_table(name, change, monkeypatch, tmp_path)
+        with_numbers(name, change, monkeypatch, tmp_path)
         reread()
     return verdict(program_name, machine)
 
 
 def reread():
-    """Forgets the table, and the plans that were made by its numbers without being kept by them."""
+    """Forgets the numbers, and the plans that were made from them but not cached by them."""
     for cache in CACHES:
         cache.cache_clear()
 
 
 @pytest.fixture(autouse=True)
-def shipped_table_afterwards():
+def shipped_numbers_afterwards():
     yield
     reread()
 
@@ -157,7 +157,7 @@ def test_names_are_unique_and_every_number_is_listed_by_some_verdict():
     assert not [name for name, count in Counter(names).items() if count > 1]
     assert {field.name for field in fields(Constants)} <= set(names)
     assert {field.name for field in fields(MemoryConstants)} <= set(names)
-    assert {field.name for field in fields(op_table.OperationConstants)} <= set(names)
+    assert {field.name for field in fields(operation_numbers.OperationConstants)} <= set(names)
 
 
 def test_a_verdict_says_how_many_there_are():

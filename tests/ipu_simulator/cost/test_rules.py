@@ -6,11 +6,12 @@ import math
 
 import pytest
 from ipu_simulator.cost.matmul import Product, plan
-from ipu_simulator.cost.op_table import operation_constants, rows, vertices
 from ipu_simulator.cost.ops import op_cost
 from ipu_simulator.cost.settings import Settings
+from ipu_simulator.cost.vertices import operation_constants, vertices
 from ipu_simulator.environment import target
 from ipu_simulator.graph.ir import Graph, Op, Tensor
+from ipu_simulator.op_table import content, rows
 
 CHIP = target("pod16")
 SETTINGS = Settings(
@@ -187,10 +188,19 @@ def test_every_vertex_has_a_source():
         assert vertex.half_cycles >= 0 and vertex.float_cycles >= 0 and vertex.compute_sets >= 1, name
 
 
-def test_every_operation_has_a_rule_and_every_vertex_an_operation():
+def test_every_rule_exists_and_every_vertex_has_an_operation():
     rules = {row.rule for row in rows().values()}
-    assert rules == {"matmul", "convolution", "gather", "scatter", "view", *vertices()}
-    assert {row.fused_into for row in rows().values()} <= {"", *rows()}
+    assert rules == {"", "matmul", "convolution", "gather", "scatter", "view", *vertices()}
+
+
+def test_every_row_says_something_and_names_what_exists():
+    known, kinds = rows().values(), content()["unsupported"]
+    assert all(content()["ops"].values())
+    assert {row.fused_into for row in known} | {row.same_as for row in known} <= {"", *rows()}
+    assert {row.unsupported for row in known} == {"", *kinds}
+    assert not [name for name in rows() if name.endswith("_")]  # those of the in-place variants
+    assert not [name for name, row in rows().items() if row.unsupported and (row.rule or row.popart_type)]
+    assert all(len(kind["source"]) > 10 and kind["confidence"] for kind in kinds.values())
 
 
 def test_scalars_cost_a_compute_set():

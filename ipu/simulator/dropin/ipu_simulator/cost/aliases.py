@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Mapping
 
 from ..graph.ir import Graph, Op
-from .op_table import row_of
+from ..op_table import row_of
 from .serialization import slices_of_weights
 
 

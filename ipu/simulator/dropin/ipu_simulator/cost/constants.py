@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Collection, Mapping
 
 from ..environment import Target, facts
-from .op_table import operation_assumptions
 from .verdict import Assumption
+from .vertices import operation_assumptions
 
 FILE = Path(__file__).with_name("constants.json")
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from ..graph.ir import BYTES_OF_DTYPE, Graph, Op, Tensor
 from ..graph.stages import Stage
+from ..op_table import row_of
 from .aliases import Materialised, is_view
-from .op_table import row_of
 from .ops import PRODUCTS, OpCost
 from .verdict import COMPONENTS, Buffer
 

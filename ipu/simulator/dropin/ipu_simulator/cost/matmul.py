@@ -16,7 +16,7 @@ import numpy as np
 
 from ..environment import Target
 from .matrix_unit import BLOCK, Unit, ceil_div, product_cycles, reduction_cycles, unit_of
-from .op_table import OperationConstants, operation_constants
+from .vertices import OperationConstants, operation_constants
 
 # Numbers of slices that the planner tries: a search space, not a property of the machine.
 SERIAL_N = (1, 2, 3, 4, 5, 6, 8, 12, 16)

@@ -15,15 +15,16 @@ from typing import Callable, Iterable, Mapping, Sequence
 from ..environment import Target
 from ..graph.ir import BYTES_OF_DTYPE, Graph, Op, Tensor
 from ..graph.stages import Stage
+from ..op_table import row_of
 from .aliases import Materialised, is_view, materialised
 from .constants import MemoryConstants
 from .liveness import Event, Lifetime, Timeline, crossing_tensors, schedule, stashed_bytes, timeline
-from .op_table import row_of, vertices
 from .ops import PRODUCTS, OpCost
 from .ops import op_cost as cost_of
 from .serialization import slices_of_weights
 from .settings import Settings
 from .verdict import COMPONENTS, Buffer, IpuMemory, LivenessPoint, Overflow
+from .vertices import vertices
 
 
 def homes(graph: Graph) -> dict[int, int]:

@@ -15,12 +15,13 @@ import numpy as np
 
 from ..environment import Target
 from ..graph.ir import BYTES_OF_DTYPE, Graph, Op, Tensor
+from ..op_table import row_of
 from .convolution import Convolution, ConvolutionPlan, plan_convolution
 from .matmul import MatmulPlan, Product, plan
 from .matrix_unit import unit_of
-from .op_table import operation_constants, row_of, vertices
 from .serialization import sliced
 from .settings import Settings
+from .vertices import operation_constants, vertices
 
 PRODUCTS = ("matmul", "convolution")  # kinds that the planner works on
 

@@ -14,20 +14,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..op_table import row_of
 from .ir import Phase, Tensor
-
-_SAME = {"_safe_softmax": "_softmax"}
-_EMPTY = frozenset({"empty", "empty_like", "empty_strided", "new_empty"})
-# What these make doesn't depend on the values of their arguments, only on shapes.
-_LIKE = frozenset(
-    """
-    empty_like full_like ones_like zeros_like new_empty new_empty_strided new_full new_ones new_zeros
-    """.split()
-)
-_RANDOM = frozenset(
-    "bernoulli cauchy exponential geometric log_normal multinomial normal poisson rand rand_like randint "
-    "randint_like randn randn_like random randperm rrelu_with_noise uniform native_dropout".split()
-)
 
 
 @dataclass
@@ -53,7 +41,7 @@ def canonicalised(
 
     :param written: tensors that an in-place operation changed later.
     """
-    ops = [replace(op, name=_SAME[op.name]) if op.name in _SAME else op for op in ops]
+    ops = [replace(op, name=row_of(op.name).same_as or op.name) for op in ops]
     ops = _with_dropouts(ops)
     tensors, ops = _without_equal_casts(tensors, ops)
     return _without_constants(tensors, ops, written)
@@ -99,7 +87,7 @@ def _dropout_noise(op: Recorded, producers: dict[int, Recorded]) -> tuple[int, f
         if drawing is None or drawing.name != "bernoulli" or len(drawing.inputs) != 1:
             continue
         making = producers.get(drawing.inputs[0])
-        if making is not None and making.name in _EMPTY:
+        if making is not None and row_of(making.name).uninitialised:
             # bernoulli draws ones with the probability of keeping.
             return number, round(1.0 - drawing.attributes["p"], 12)
     return None
@@ -125,8 +113,9 @@ def _without_constants(
     constant = {tensor.id for tensor in tensors if tensor.role == "constant"}
     kept = []
     for op in ops:
-        known = op.name in _LIKE or all(number in constant for number in op.inputs)
-        if not known or op.name in _RANDOM or any(number in written for number in op.outputs):
+        row = row_of(op.name)
+        known = row.shapes_only or all(number in constant for number in op.inputs)
+        if not known or row.random or any(number in written for number in op.outputs):
             kept.append(op)
             continue
         for number in op.outputs:

@@ -18,12 +18,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules import module as torch_module
 
+from ..op_table import row_of
 from . import canonical
 from .ir import BYTES_OF_DTYPE, Graph, Op, Phase, Role, Tensor
 from .operations import latest_node, running_node, schema_of
 
-# Another name for the same tensor.
-_ALIASES = frozenset({"alias", "detach", "lift", "lift_fresh"})
 _DEVICE = torch.ops.prim.device.default
 # Not known to torch 2.0: there, what follows a module that failed counts as that module's.
 _ALSO_AFTER_ERRORS: dict[str, Any] = {"always_call": True} if torch.__version__ >= "2.1" else {}
@@ -208,7 +207,7 @@ class Recorder:
         if func is _DEVICE and isinstance(args[0], FakeTensor):
             return args[0].fake_device
         schema = schema_of(func)
-        if schema.name in _ALIASES:
+        if row_of(schema.name).alias:
             result = proceed(func, args, kwargs)
             if isinstance(result, torch.Tensor) and result.shape == args[0].shape:
                 self._bind(result, self._number(args[0]))

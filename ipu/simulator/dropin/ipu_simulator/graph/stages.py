@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Iterable, Protocol, Sequence
 
+from ..op_table import row_of
 from .ir import Graph, Op
 
 
@@ -163,7 +164,7 @@ def _weights_gradients(graph: Graph, backward: list[Op]) -> frozenset[int]:
         number = waiting.pop()
         found.add(graph.owner(number).id)
         maker = makers.get(graph.owner(number).id)
-        if maker is not None and maker.name == "add":
+        if maker is not None and row_of(maker.name).sums_gradients:
             waiting += maker.inputs
     return frozenset(found)
 

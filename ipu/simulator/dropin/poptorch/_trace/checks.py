@@ -6,14 +6,12 @@ PopTorch lacks.
 
 from __future__ import annotations
 
-import functools
-import json
 import sys
-from pathlib import Path
 from typing import Any, Callable, Iterable
 
 import torch
 from ipu_simulator import variables
+from ipu_simulator.op_table import row_of
 
 from .._logging import logger
 from .._run.structure import tensors
@@ -42,13 +40,6 @@ MASK_AS_INDEX = (
 def is_mask(index: Any) -> bool:
     """Whether an index is a boolean or byte mask."""
     return isinstance(index, torch.Tensor) and index.dtype in _MASKS
-
-
-@functools.cache
-def operations() -> frozenset[str]:
-    """aten operations that PopTorch certainly lacks, from `unsupported.json`."""
-    kinds = json.loads(Path(__file__).with_name("unsupported.json").read_text(encoding="utf-8"))
-    return frozenset(name for kind in kinds.values() for name in kind["operations"].split())
 
 
 def reason(
@@ -211,7 +202,7 @@ class Checks:
         if not trace.isRunningOnIpu():
             return  # host code in the middle of a run
         on_device = [self.is_on_device(arg) for arg in args if isinstance(arg, torch.Tensor)]
-        if name in operations() and (self._computes or any(on_device)):
+        if row_of(name).unsupported and (self._computes or any(on_device)):
             raise createBackendError(f"Unsupported ops found in compiled model: [aten::{name}].")
         if name == "index" and any(is_mask(part) and self.is_on_device(part) for part in args[1]):
             self._refuse(MASK_AS_INDEX)  # in older PyTorch the function mode doesn't see __getitem__

@@ -15,73 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Iterator
 
 import torch
+from ipu_simulator.graph.operations import schema_of
 from ipu_simulator.graph.recorder import module_calls
+from ipu_simulator.op_table import row_of
 from torch.utils._pytree import tree_flatten
 
 from . import Call
 from . import run as _trace
 
-_POPART_TYPES = {
-    "_adaptive_avg_pool2d": "AveragePool",
-    "_log_softmax": "LogSoftmax",
-    "_safe_softmax": "Softmax",
-    "_softmax": "Softmax",
-    "_to_copy": "Cast",
-    "_unsafe_view": "Reshape",
-    "addmm": "MatMul",
-    "amax": "ReduceMax",
-    "amin": "ReduceMin",
-    "argmax": "ArgMax",
-    "argmin": "ArgMin",
-    "avg_pool2d": "AveragePool",
-    "avg_pool3d": "AveragePool",
-    "baddbmm": "MatMul",
-    "bernoulli_": "RandomUniform",
-    "bmm": "MatMul",
-    "cat": "Concat",
-    "clamp": "Clip",
-    "clone": "Identity",
-    "constant_pad_nd": "Pad",
-    "convolution": "Conv",
-    "cumsum": "CumSum",
-    "dot": "MatMul",
-    "embedding": "Gather",
-    "eq": "Equal",
-    "expand": "Expand",
-    "ge": "GreaterOrEqual",
-    "gt": "Greater",
-    "hardtanh": "Clip",
-    "index_select": "Gather",
-    "le": "LessOrEqual",
-    "logical_and": "And",
-    "logical_not": "Not",
-    "logical_or": "Or",
-    "lt": "Less",
-    "max": "ReduceMax",
-    "max_pool2d_with_indices": "MaxPool",
-    "max_pool3d_with_indices": "MaxPool",
-    "maximum": "Max",
-    "mean": "ReduceMean",
-    "min": "ReduceMin",
-    "minimum": "Min",
-    "mm": "MatMul",
-    "mv": "MatMul",
-    "native_batch_norm": "BatchNormalization",
-    "native_dropout": "Dropout",
-    "native_group_norm": "GroupNormalization",
-    "native_layer_norm": "GroupNormalization",
-    "nll_loss_forward": "Nll",
-    "permute": "Transpose",
-    "prod": "ReduceProd",
-    "select": "Slice",
-    "silu": "Swish",
-    "sum": "ReduceSum",
-    "t": "Transpose",
-    "topk": "TopK",
-    "upsample_nearest2d": "Resize",
-    "view": "Reshape",
-    "where": "Where",
-}
 _VIEWS = frozenset({"Identity", "Expand", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 # PopART's RecomputationType.Standard, .NormOnly, .Pipeline and .RecomputeAll.
 _RECOMPUTES = frozenset({1, 2, 3, 4})
@@ -142,7 +83,8 @@ class Recorder:
         name = func.overloadpacket.__name__
         if name == "detach":  # autograd's bookkeeping
             return result
-        type_ = _POPART_TYPES.get(name) or "".join(part.capitalize() for part in name.split("_"))
+        name = schema_of(func).name
+        type_ = row_of(name).popart_type or "".join(part.capitalize() for part in name.split("_"))
         self._add(type_, _tensors((args, kwargs)), _tensors(result))
         return result
 

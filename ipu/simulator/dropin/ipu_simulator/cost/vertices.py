@@ -1,4 +1,4 @@
-"""The table of operations, ops.json: a row says all that the cost model needs of an operation.
+"""The numbers that operations cost, vertices.json; an operation's row (op_table.py) names the ones it takes.
 
 The file explains its entries, and gives each number's unit, origin and source.
 """
@@ -13,7 +13,7 @@ from typing import Any, Mapping
 
 from .verdict import Assumption, Origin
 
-FILE = Path(__file__).with_name("ops.json")
+FILE = Path(__file__).with_name("vertices.json")
 
 
 @dataclass(frozen=True)
@@ -58,24 +58,6 @@ class Vertex:
             self.compute_sets_name, float(self.compute_sets), "compute sets", self.origin, self.source
         )
         return (*cycles, sets)
-
-
-@dataclass(frozen=True)
-class OpRow:
-    """An operation; the file explains its fields.
-
-    :param rule: matmul, convolution, gather, scatter, view or the name of a vertex; "" where there is none.
-    """
-
-    rule: str = ""
-    in_place: bool = False
-    operands_in_layout: bool = False
-    keeps_order: bool = False
-    reorders: bool = False
-    drawn_again: int | None = None
-    into_accumulator: bool = False
-    sums_gradients: bool = False
-    fused_into: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,19 +108,8 @@ def vertices() -> Mapping[str, Vertex]:
     return {name: Vertex(name, **entry) for name, entry in content()["vertices"].items()}
 
 
-@functools.cache
-def rows() -> Mapping[str, OpRow]:
-    """By the operation's name."""
-    return {name: OpRow(**row) for name, row in content()["ops"].items()}
-
-
-def row_of(name: str) -> OpRow:
-    """The row of an operation; an empty one where the table has none."""
-    return rows().get(name, OpRow())
-
-
 def operation_assumptions() -> tuple[Assumption, ...]:
-    """All numbers of the table, for reports."""
+    """All numbers of the file, for reports."""
     of_rules = [
         Assumption(name, float(entry["value"]), entry["unit"], entry["origin"], entry["source"])
         for name, entry in content()["constants"].items()
