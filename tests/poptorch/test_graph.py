@@ -56,6 +56,12 @@ def test_operations_have_popart_types_and_module_names():
     assert graph[1]["outputs"][0]["shape"] == [2, 5]
 
 
+def test_an_operation_in_place_has_the_type_of_its_operation():
+    model = torch.nn.Sequential(torch.nn.ReLU6(inplace=True), torch.nn.SiLU(inplace=True))
+    types = [node["type"] for node in _graph(model, options(), batch(2)[0], training=False)]
+    assert types == ["Clip", "Swish"]
+
+
 def test_one_update_for_each_weight_that_trains_and_none_in_inference():
     model = Classifier()
     model.first.weight.requires_grad_(False)

@@ -239,9 +239,20 @@ class _Calling(torch.nn.Module):
         return self.compute(x)
 
 
-def test_running_statistics_are_updated_each_time():
+@pytest.mark.parametrize("is_output", [True, False])
+def test_running_statistics_are_updated_each_time(is_output):
     model = torch.nn.BatchNorm1d(4)
-    executor = poptorch.inferenceModel(model)
+
+    class Normalising(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = model
+
+        def forward(self, x):
+            normalised = self.norm(x)
+            return normalised if is_output else x + 1
+
+    executor = poptorch.inferenceModel(Normalising())
     for _ in range(3):
         executor(INPUTS)
     executor.copyWeightsToHost()

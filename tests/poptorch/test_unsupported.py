@@ -107,6 +107,7 @@ SQUARE = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
         (lambda x: torch.distributions.Categorical(x, validate_args=False).sample(), "multinomial"),
         (torch.poisson, "poisson"),
         (torch.digamma, "digamma"),
+        (lambda x: x.digamma_(), "digamma"),
         (lambda x: x.to_sparse(), "_?to_sparse"),
     ],
 )

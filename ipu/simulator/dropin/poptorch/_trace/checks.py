@@ -11,6 +11,7 @@ from typing import Any, Callable, Iterable
 
 import torch
 from ipu_simulator import variables
+from ipu_simulator.graph.operations import schema_of
 from ipu_simulator.op_table import row_of
 
 from .._logging import logger
@@ -194,7 +195,7 @@ class Checks:
 
     def on_operation(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Listener for operations (watch.py)."""
-        self._refuse_operation(func._schema.name.partition("::")[2], args)
+        self._refuse_operation(schema_of(func).name, args)
         return proceed(func, args, kwargs)
 
     def _refuse_operation(self, name: str, args: tuple[Any, ...]) -> None:

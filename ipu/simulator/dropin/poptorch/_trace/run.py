@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping
 
 import torch
 from ipu_simulator.environment import TARGET_VARIABLE, target
+from ipu_simulator.op_table import row_of
 from torch.utils._pytree import tree_flatten
 
 from .. import enums
@@ -27,10 +28,13 @@ if TYPE_CHECKING:
     from ..options import Options
     from . import popart_ir
 
-# Operations that only alias a tensor: nothing to compute.
-NOT_COMPUTING = frozenset(
-    {torch.ops.aten.alias.default, torch.ops.aten.detach.default, torch.ops.aten.lift_fresh.default}
-)
+
+def computes(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether an operation has tensor arguments and does more than alias one."""
+    return (
+        any(isinstance(arg, torch.Tensor) for arg in tree_flatten(args)[0])
+        and not row_of(func.overloadpacket.__name__).alias
+    )
 
 
 @dataclass(frozen=True)
@@ -102,12 +106,7 @@ class Trace(Run):
         if self.convolutions is not None:
             self.convolutions += func is torch.ops.aten.convolution.default
         # Constants are placed at their first use, so only operations with tensor arguments count.
-        if (
-            self.entries
-            and not self.in_block
-            and func not in NOT_COMPUTING
-            and any(isinstance(arg, torch.Tensor) for arg in tree_flatten(args)[0])
-        ):
+        if self.entries and not self.in_block and computes(func, args):
             self.computes_outside_block = True
         return proceed(func, args, kwargs)
 

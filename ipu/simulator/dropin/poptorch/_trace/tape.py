@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import Any, Callable
 
 import torch
+from ipu_simulator.op_table import row_of
 from torch.autograd import forward_ad
-from torch.utils._pytree import tree_flatten
 
 from .._run.structure import tensors
 from . import Call
 from .replay import Autocast, Place, Program, Step, mapped
-from .run import NOT_COMPUTING
+from .run import computes
 
 _KNOWN_NAMESPACES = frozenset({"aten", "prims"})
 
@@ -122,11 +122,7 @@ class Tape:
         """Listener for operations (watch.py): finds those outside recorded calls, and calls' side effects."""
         if not _is_pure(func):
             self._call_is_pure = False
-        if (
-            not self._in_call
-            and func not in NOT_COMPUTING
-            and any(isinstance(arg, torch.Tensor) for arg in tree_flatten(args)[0])
-        ):
+        if not self._in_call and computes(func, args):
             self.leave()
         return proceed(func, args, kwargs)
 
@@ -159,5 +155,5 @@ def _is_pure(func: Any) -> bool:
         func.namespace in _KNOWN_NAMESPACES
         and not func._schema.is_mutable
         and torch.Tag.nondeterministic_seeded not in func.tags
-        and "batch_norm" not in func._schema.name  # some change running statistics; their schemas hide it
+        and not row_of(func.overloadpacket.__name__).also_writes
     )
