@@ -1,7 +1,7 @@
 """The table of operations, ops.json: a row holds every fact about an operation that the simulator goes by.
 
-Its readers decide what follows: the graph, the cost model and PopTorch's refusals. Names of Python functions
-(torch.nn.functional.linear), which a program calls and which come down to operations, aren't in it.
+Its readers decide what follows: graphs, the cost model, float16 arithmetic, PopTorch's IR and its refusals.
+Python functions that programs call (torch.nn.functional.linear) and that dispatch operations aren't in it.
 """
 
 from __future__ import annotations
@@ -39,6 +39,12 @@ class OpRow:
     uninitialised: bool = False
     shapes_only: bool = False
     also_writes: tuple[int, ...] = ()
+    copies: bool = False
+    drawn_natively: bool = False
+    adds_in_float16: bool = False
+    float32_outputs: tuple[int, ...] = ()
+    takes_float32: bool = False
+    signals_nan: bool = False
     popart_type: str = ""
     unsupported: str = ""
 
@@ -56,10 +62,14 @@ def content() -> Mapping[str, Mapping[str, Any]]:
 @functools.cache
 def rows() -> Mapping[str, OpRow]:
     """By the operation's name: aten's without overload, and without the underscore of in-place ones."""
-    return {
-        name: OpRow(**{**row, "also_writes": tuple(row.get("also_writes", ()))})
-        for name, row in content()["ops"].items()
+    return {name: _row(fields) for name, fields in content()["ops"].items()}
+
+
+def _row(fields: Mapping[str, Any]) -> OpRow:
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
     }
+    return OpRow(**values)
 
 
 def row_of(name: str) -> OpRow:

@@ -31,24 +31,6 @@ aten = torch.ops.aten
 _EXPONENT = ((1 << FLOAT16.exponent_bits) - 1) << FLOAT16.mantissa_bits
 _MAGNITUDE = (1 << (FLOAT16.bits - 1)) - 1
 
-# Each addition is rounded, as in an IPU's scattered updates.
-_ADD_IN_FLOAT16 = frozenset(
-    "embedding_dense_backward index_add index_add_ index_put index_put_ scatter_add scatter_add_".split()
-)
-# Results that stay float32, by position: statistics and counts, which backward passes take again.
-_STATISTICS = {
-    "_native_batch_norm_legit": (1, 2),
-    "native_batch_norm": (1, 2),
-    "native_group_norm": (1, 2),
-    "native_layer_norm": (1, 2),
-    "nll_loss2d_forward": (1,),
-    "nll_loss_forward": (1,),
-}
-_TAKE_STATISTICS = frozenset(
-    """native_batch_norm_backward native_group_norm_backward native_layer_norm_backward nll_loss2d_backward
-    nll_loss_backward""".split()
-)
-
 
 @dataclass(frozen=True)
 class Arithmetic:
@@ -103,7 +85,7 @@ class Float16Arithmetic(TorchDispatchMode):
             given = [operand.clone() for operand in operands]
         if func in self._products:
             result = self._products[func](*args, **kwargs)
-        elif operator.name in _ADD_IN_FLOAT16:
+        elif operator.row.adds_in_float16:
             result = self._added(func, operator, args, kwargs)
         else:
             result = self._in_float32(func, operator, args, kwargs)
@@ -135,7 +117,7 @@ class Float16Arithmetic(TorchDispatchMode):
             return exact
         if not isinstance(exact, tuple):
             return tree_map_only(torch.Tensor, lambda wide: self._rounded(operator, wide), exact)
-        kept = _STATISTICS.get(operator.name, ())
+        kept = operator.row.float32_outputs
         return tuple(
             self._rounded(operator, wide) if isinstance(wide, torch.Tensor) and i not in kept else wide
             for i, wide in enumerate(exact)
@@ -264,14 +246,14 @@ class Float16Arithmetic(TorchDispatchMode):
 
     def _stop_at_exceptions(self, operator: Operator, operands: Sequence[torch.Tensor], result: Any) -> None:
         if self._arithmetic.exceptions:
-            check(operator.name, operands, result)
+            check(operator, operands, result)
 
 
 def _gives_float16(operator: Operator, operands: Sequence[torch.Tensor]) -> bool:
     """By PyTorch's promotion: a float32 operand makes the result one, unless it is 0-d and another isn't."""
     narrow = [operand for operand in operands if operand.dtype is torch.float16]
     wide = [operand for operand in operands if operand.dtype is torch.float32]
-    if not narrow or not wide or operator.name in _TAKE_STATISTICS:
+    if not narrow or not wide or operator.row.takes_float32:
         return bool(narrow)
     return all(operand.dim() == 0 for operand in wide) and any(operand.dim() > 0 for operand in narrow)
 

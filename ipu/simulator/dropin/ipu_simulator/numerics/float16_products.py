@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from ..op_table import OpRow, row_of
 from .rounding import FloatingPointException, fact
 
 # Rounds partial results in place: float32 that has float16's values afterwards.
@@ -162,24 +163,15 @@ def _pair(sizes: Sequence[int]) -> Tuple[int, int]:
 
 # What is known of a dispatched operator of PyTorch: whether it computes, and what it writes to.
 
-# These write what they are given or what chance gives; an infinity from them is meant.
-_NOT_ARITHMETIC = frozenset(
-    """_unsafe_view bernoulli bernoulli_ cat clone constant_pad_nd detach embedding empty empty_like
-    empty_strided fill fill_ flip full full_like gather index index_select lift_fresh masked_fill
-    masked_fill_ new_empty new_empty_strided new_full new_zeros normal_ ones_like random_ repeat roll
-    scalar_tensor select_backward slice_backward stack uniform_ where zero_ zeros_like""".split()
-)
-# PyTorch's declaration doesn't say that these arguments, running statistics, are written to.
-_ALSO_WRITTEN = {"native_batch_norm": (3, 4)}
-
 
 @dataclass(frozen=True)
 class Operator:
-    """What is known of an operator: its name, whether it computes, which arguments it writes to, by position
-    or name, and whether it returns one of those.
+    """What is known of an operator: its name and its row of the table of operations, whether it does
+    arithmetic, which arguments it writes to, by position or name, and whether it returns one of those.
     """
 
     name: str
+    row: OpRow
     computes: bool
     writes: Tuple[int, ...]
     writes_named: Tuple[str, ...]
@@ -200,10 +192,13 @@ def operator_of(func: Any) -> Operator:
         not writes and any(argument.alias_info is not None for argument in schema.arguments)
     )
     by_position = tuple(index for index, argument in writes if not argument.kwarg_only)
+    row = row_of(name.removesuffix("_"))
+    draws = row.drawn_natively and name.endswith("_")
     return Operator(
         name=name,
-        computes=not is_view and name not in _NOT_ARITHMETIC,
-        writes=by_position or _ALSO_WRITTEN.get(name, ()),
+        row=row,
+        computes=not (is_view or row.alias or row.copies or draws),
+        writes=by_position or row.also_writes,
         writes_named=tuple(argument.name for _, argument in writes if argument.kwarg_only),
         returns_written=any(returned.alias_info is not None for returned in schema.returns),
     )
@@ -211,28 +206,27 @@ def operator_of(func: Any) -> Operator:
 
 # Floating-point exceptions: results that stop a program which asks for that.
 
-# IEEE 754: comparisons for order signal where an operand is NaN, those for equality don't.
-_ORDERS = frozenset("ge ge_ gt gt_ le le_ lt lt_".split())
 
-
-def check(name: str, operands: Any, result: Any) -> None:
+def check(operator: Operator, operands: Any, result: Any) -> None:
     """Raises FloatingPointException where an operation made an infinity or NaN that wasn't in its operands.
 
     :param operands, result: tensors and numbers, nested in any way.
     """
     made = [leaf for leaf in tree_flatten(result)[0] if _is_floating(leaf)]
-    if name in _ORDERS:
+    if operator.row.signals_nan:
         if any(_has_nan(leaf) for leaf in tree_flatten(operands)[0]):
-            raise FloatingPointException(f"floating point exception, invalid operation, in {name}")
+            raise FloatingPointException(f"floating point exception, invalid operation, in {operator.name}")
         return
     if all(_is_finite(tensor) for tensor in made):
         return
     given: List[Any] = tree_flatten(operands)[0]
     if any(_has_nan(tensor) for tensor in made):
         if not any(_has_nan(leaf) for leaf in given):
-            raise FloatingPointException(f"floating point exception, invalid operation, in {name}")
+            raise FloatingPointException(f"floating point exception, invalid operation, in {operator.name}")
     elif all(_is_finite(leaf) for leaf in given):
-        raise FloatingPointException(f"floating point exception, division by zero or overflow, in {name}")
+        raise FloatingPointException(
+            f"floating point exception, division by zero or overflow, in {operator.name}"
+        )
 
 
 def _is_floating(leaf: Any) -> bool:
@@ -267,5 +261,5 @@ class FloatingPointExceptions(TorchDispatchMode):
         if operator.writes or operator.writes_named:
             given = tree_map_only(torch.Tensor, torch.Tensor.clone, given)
         result = func(*args, **kwargs)
-        check(operator.name, given, result)
+        check(operator, given, result)
         return result
