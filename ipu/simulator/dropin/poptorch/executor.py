@@ -74,7 +74,7 @@ class PoplarExecutor(Measured):
         register(self)
         options._freeze()
 
-    # ---- what it is made of
+    # ---- model, options, random state
 
     @property
     def model(self) -> torch.nn.Module:
