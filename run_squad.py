@@ -255,7 +255,7 @@ def _with_training_steps(config: Config, windows: int) -> Config:
         return config
     steps = math.ceil(config.epochs * windows / config.samples_per_call) * config.device_iterations
     size = config.global_batch_size
-    print(f"data: {config.epochs:g} epochs are {steps} weight updates of {size} windows", flush=True)
+    print(f"data: {config.epochs:g} epochs: {steps} weight updates of {size} windows", flush=True)
     return replace(config, training_steps=steps, epochs=None)
 
 
