@@ -239,7 +239,7 @@ class PoplarExecutor(Measured):
         executable = self._compiled()
         host = self._host
         if host is not None:
-            # First: the copy below touches the wrapped tensors.
+            # Before the download, which accesses the wrapped tensors and would sync again.
             host.stale = False
             host.version += 1
         executable.weights.download()

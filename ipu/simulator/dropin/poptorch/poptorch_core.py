@@ -55,7 +55,7 @@ def usesIpuModel(values: dict[str, Any] | None = None) -> bool:
 
 
 MAX_IPUS_PER_PROCESS = 64
-# GC200's and Bow's.
+# The version of GC200 and Bow.
 HARDWARE_VERSION = 2
 
 

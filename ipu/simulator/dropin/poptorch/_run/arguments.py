@@ -130,7 +130,7 @@ class ArgumentParser:
             raise createPoptorchError(f"Zero-sized tensors are unsupported (Got shape {list(leaf.shape)}).")
         if leaf.is_complex() or leaf.layout is not torch.strided or leaf.device.type != "cpu":
             raise createPoptorchError(
-                "Input tensors must be dense tensors of real numbers on the CPU: got one of "
+                "Input tensors must be dense, real and on the CPU: got "
                 f"{leaf.dtype}, {leaf.layout}, on {leaf.device}."
             )
         if leaf.requires_grad:

@@ -93,8 +93,8 @@ class Executable:
             groupings = compiled["replica_groupings"]
         if groupings and self.processes.count > 1:
             raise createPoptorchError(
-                "The simulator's replicas in several processes share every weight: replicaGrouping needs all "
-                "replicas in one process."
+                "On the simulator, replicas in several processes share every weight: replicaGrouping needs "
+                "all replicas in one process."
             )
         self.weights = DeviceWeights(model, self.plan.replicas, options.broadcast_buffers, groupings)
         self._loss: LossPlace | None = None

@@ -21,7 +21,7 @@ from .host_weights import as_original_classes
 
 
 class _Executor(Protocol):
-    """A PoplarExecutor, as far as the groups of its weights matter here."""
+    """The part of PoplarExecutor that replicaGrouping needs."""
 
     replica_groupings: dict[int, ReplicaGrouping]
 

@@ -75,7 +75,7 @@ def registerGeometricCustomArgParsers() -> None:
             "registerGeometricCustomArgParsers needs PyTorch Geometric: pip install torch_geometric "
             f"({error})"
         ) from error
-    # A Batch is of one of these classes too.
+    # A Batch is an instance of one of these classes too.
     for kind in (Data, HeteroData):
         registerCustomArgParser(kind, _GraphParser())
 

@@ -155,7 +155,7 @@ class Checks:
         if func not in _READS_VALUES | _COMPARES_VALUES or not self.is_on_device(args[0]):
             return
         if func is torch.Tensor.__format__ and args[0].dim() > 0:
-            return  # prints all of it
+            return  # prints the whole tensor
         if func is torch.Tensor.item:
             raise createBackendError(_NO_VALUES)
         self._refuse(_NO_VALUES)
