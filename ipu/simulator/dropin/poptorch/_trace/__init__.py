@@ -1,7 +1,7 @@
-"""Tracing: what the simulator does while a model's forward runs in Python.
+"""Tracing: everything that happens while a model's forward runs in Python.
 
-`watch` has the one function mode, the one dispatch mode and the order of the listeners, which are the other
-modules. This is their contract.
+`watch` has the function mode, the dispatch mode and the order of their listeners, which the other modules
+implement. The types below are the listeners' interface.
 """
 
 from __future__ import annotations
