@@ -23,14 +23,14 @@ class Benchmark(Protocol):
     def run(self, flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
         """Writes its files into the folder `output` and returns what it wrote.
 
-        Raises ValueError subclasses for mistakes that a user can mend.
+        Raises ValueError subclasses for mistakes that a user can correct.
         """
 
 
 def positive(text: str) -> int:
     """A flag's positive integer, for argparse."""
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive integer")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
 
 
@@ -100,7 +100,7 @@ def _everything() -> Benchmark:
 
 
 COMMANDS: Dict[str, Command] = {
-    "time-to-train": Command("how long whole recipes take, and how long a target loss takes", _time_to_train),
+    "time-to-train": Command("how long whole recipes take, and how long until a target loss", _time_to_train),
     "verdicts": Command("the verdict on every published recipe", _verdicts),
     "throughput": Command("samples/s, tokens/s and utilisation of training", _throughput),
     "ablation": Command("from BERT to GroupBERT, one enhancement at a time (Figure 5)", _ablation),

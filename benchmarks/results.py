@@ -165,7 +165,7 @@ def missing_note(missing: Sequence[str]) -> List[str]:
         return []
     return [
         f"Not run within the budget: {', '.join(missing)}. The same command with more --budget-minutes "
-        "goes on where this one stopped."
+        "continues where this one stopped."
     ]
 
 

@@ -207,7 +207,7 @@ def require_examples(dataset: Union[SampleDataset, EvaluationDataset], needed: i
     if dataset.num_examples < needed:
         raise DataError(
             f"{what} needs {needed} examples, the data has {dataset.num_examples} "
-            f"({needed - dataset.num_examples} too few): take a larger corpus, a smaller sequence_length or "
+            f"({needed - dataset.num_examples} too few): use a larger corpus, a smaller sequence_length or "
             "a smaller batch (micro_batch_size, gradient_accumulation, replication_factor, device_iterations)"
         )
 

@@ -143,7 +143,7 @@ class TfRecordPretrainingDataset(SampleDataset):
                     if found != wanted:
                         raise DataError(
                             f"{self._records.describe(number)} has {feature} of length {found}, but {key} is "
-                            f"{wanted}: set {key} to {found} or take files written for {wanted}"
+                            f"{wanted}: set {key} to {found} or use files written for {wanted}"
                         )
         rows = {feature: np.stack([record[feature] for record in records]) for feature in FEATURES}
         for feature, limit in (

@@ -121,7 +121,7 @@ def _checked_ids(vocabulary: Sequence[str]) -> Dict[str, int]:
         token = next(token for i, token in enumerate(vocabulary) if ids[token] != i)
         raise DataError(
             f"the vocabulary has {token!r} twice, as id {vocabulary.index(token)} and as id {ids[token]}: "
-            "every token needs one id. Remove the second, or take an undamaged copy."
+            "every token needs one id. Remove the second, or use an undamaged copy."
         )
     missing = [token for token in SPECIAL_TOKENS if token not in ids]
     if missing:

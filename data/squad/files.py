@@ -66,8 +66,8 @@ def read_questions(file: Path, *, answers: str = "located") -> QuestionSet:
         question = _question(file, where, title, context, entry, answers, has_impossible)
         if question.id in seen:
             raise DataError(
-                f"{str(file)!r}: the id {question.id!r} stands at {seen[question.id]} and again at {where}: "
-                "predictions are matched by id. Give every question an id of its own."
+                f"{str(file)!r}: the id {question.id!r} appears at {seen[question.id]} and again at {where}: "
+                "predictions are matched by id. Give every question a unique id."
             )
         seen[question.id] = where
         questions.append(question)
@@ -111,7 +111,7 @@ def read_json(file: Path) -> Any:
     except json.JSONDecodeError as error:
         raise DataError(
             f"{str(file)!r} is not JSON: {error.msg} at line {error.lineno}, column {error.colno} "
-            f"(character {error.pos} of {len(error.doc)}). Take an undamaged copy, or mend it there."
+            f"(character {error.pos} of {len(error.doc)}). Use an undamaged copy, or fix it there."
         ) from error
     except (RecursionError, ValueError) as error:  # brackets in brackets, or numbers of thousands of digits
         if isinstance(error, DataError):
@@ -226,7 +226,7 @@ def check_located(place: str, context: str, answer: Answer) -> None:
         stands = (
             f"{context[start : start + len(text)]!r} stands"
             if 0 <= start < len(context)
-            else "nothing stands"
+            else "there is nothing"
         )
         occurs = context.find(text)
         hint = f"its first occurrence is at {occurs}" if occurs >= 0 else "the context doesn't have it at all"
@@ -255,7 +255,7 @@ def open_questions(source: str, split: str, *, version: str) -> QuestionSet:
     if data.has_impossible and version != "2.0":
         raise DataError(
             f"{source!r} is of version 2.0, with questions that have no answer, and squad_version is "
-            f"{version}: set squad_version to 2.0, or take a file of version 1.1"
+            f"{version}: set squad_version to 2.0, or use a file of version 1.1"
         )
     return replace(data, has_impossible=version == "2.0")
 
@@ -280,7 +280,7 @@ def _from_hub(source: str, split: str, *, has_impossible: bool) -> QuestionSet:
         if not answers and not has_impossible:
             raise DataError(
                 f"{where} has no answers, and version 1.1 has no unanswerable questions: set squad_version "
-                "to 2.0, or take a dataset of version 1.1"
+                "to 2.0, or use a dataset of version 1.1"
             )
         for answer in answers:
             check_located(where, row["context"], answer)

@@ -150,7 +150,7 @@ def test_compiling_ahead_needs_the_sdk_and_no_ipu(graphcore, device):
 
 
 def test_auto_stays_on_the_simulator_that_a_program_was_started_on(graphcore):
-    """Through the front door, that is, where an IPU would answer."""
+    """As the simulator's command runs it: where an IPU would answer."""
     program = """
         import ipu
         print(ipu.poptorch.__file__)

@@ -142,10 +142,10 @@ def test_first_line_says_that_a_simulator_is_at_work(tmp_path):
     script = write(tmp_path / "empty.py", "")
     first = door(script, folder=tmp_path).stderr.splitlines()[0]
     assert first == (
-        "ipu.simulator: no IPU and no SDK in use; poptorch 3.4.0+simulator stands for pod16 (16 IPUs)"
+        "ipu.simulator: no IPU and no SDK in use; poptorch 3.4.0+simulator simulates pod16 (16 IPUs)"
     )
     first = door(script, folder=tmp_path, POPTORCH_IPU_MODEL="1").stderr.splitlines()[0]
-    assert first.endswith("stands for Poplar's IPU model")
+    assert first.endswith("simulates Poplar's IPU model")
 
 
 @pytest.mark.parametrize("by_hand", [True, False], ids=["PYTHONPATH", "front door"])
@@ -214,8 +214,11 @@ def test_commands_of_the_repository_run_beside_packages_with_our_names(program):
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        ([], "there is nothing to run"),
-        (["train"], "'train' is no subcommand and no script: a script ends in .py or is an existing path"),
+        ([], "nothing to run: name a script"),
+        (
+            ["train"],
+            "'train' is neither a subcommand nor a script: a script ends in .py or is an existing path",
+        ),
         (["absent.py"], "there is no script 'absent.py'"),
         (["--paht"], "unknown option '--paht'"),
         (["-m"], "-m needs the name of a module"),
@@ -266,4 +269,4 @@ def test_an_unknown_target_is_refused_with_the_nearest(tmp_path):
     command = [sys.executable, str(script)]
     variables = environment(PYTHONPATH=str(DROP_IN), IPU_SIMULATOR_TARGET="pod32")
     result = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
-    assert result.returncode == 1 and "'pod32', which is no target of the simulator" in result.stderr
+    assert result.returncode == 1 and "'pod32', which is not a known target" in result.stderr

@@ -129,7 +129,7 @@ def test_dark_is_dark_and_light_is_light(open_report: Open) -> None:
 def test_the_keyboard_reaches_and_works_everything(open_report: Open) -> None:
     page = open_report(overflowing(), PHONE)
     page.keyboard.press("Tab")
-    assert page.locator(":focus").inner_text() == "To the content"
+    assert page.locator(":focus").inner_text() == "Skip to content"
     seen = []
     for _ in range(200):
         focused = page.evaluate(

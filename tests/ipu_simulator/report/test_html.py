@@ -106,7 +106,7 @@ def test_the_page_holds_every_part_of_the_verdict() -> None:
     for heading in (
         "Does not fit",
         "Why it does not fit",
-        "What to change",
+        "Remedies",
         "Memory of each IPU",
         "Liveness over the step",
         "One pipeline cycle of the main phase",
@@ -115,7 +115,7 @@ def test_the_page_holds_every_part_of_the_verdict() -> None:
         "By module",
         "The costliest operations",
         "Without a cost rule",
-        "What this rests on",
+        "Assumptions",
     ):
         assert heading in text
     for assumption in verdict.details.assumptions:
@@ -177,6 +177,6 @@ def test_a_long_proof_keeps_its_smaller_buffers_folded() -> None:
     page = report.html(replace(verdict, details=replace(verdict.details, overflows=(overflow,))))
     document = Document(page)
     words = " ".join(" ".join(document.text).split())
-    assert "28.0 MiB 28 smaller ones 40.0 MiB together The 28 smaller ones" in words
+    assert "28.0 MiB 28 smaller ones 40.0 MiB total The 28 smaller ones" in words
     assert [f"b-{number}-" in words for number in range(40)] == [True] * 40
     assert page.index("b-11-") < page.index("The 28 smaller ones") < page.index("b-12-")

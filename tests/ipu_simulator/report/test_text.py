@@ -21,7 +21,7 @@ def test_the_first_line_answers() -> None:
     ]
     first, second = report.text(overflowing()).splitlines()[:2]
     assert first == "bert_large_128_pod4 on bow-pod16: DOES NOT FIT (predicted)"
-    assert second.endswith(" too much")
+    assert second.endswith(" over")
 
 
 @pytest.mark.parametrize("verdict", [fitting(), overflowing()], ids=["fits", "overflows"])
@@ -52,13 +52,13 @@ def test_an_ipu_over_its_memory_shows_in_its_bar() -> None:
 
 def test_the_proof_names_buffers_by_size_and_remedies_follow() -> None:
     lines = report.text(overflowing()).splitlines()
-    proof = lines.index(next(line for line in lines if line.startswith("what proves it")))
-    assert lines[proof + 1].split() == "970.0 MiB in all: these 3 buffers alone exceed its memory".split()
+    proof = lines.index(next(line for line in lines if line.startswith("proof: ")))
+    assert lines[proof + 1].split() == "970.0 MiB in total: these 3 buffers alone exceed its memory".split()
     assert [line.split()[0] for line in lines[proof + 2 : proof + 5]] == ["520.0", "300.0", "150.0"]
     remedies = [line for line in lines if " saves " in line]
     assert [line.split("  ")[1] for line in remedies] == ["fits", "does not fit yet"]
     assert remedies[0].endswith("+412 ms  --optimizer-state off_chip")
-    assert not any("proves" in line or " saves " in line for line in report.text(fitting()).splitlines())
+    assert not any("proof" in line or " saves " in line for line in report.text(fitting()).splitlines())
 
 
 def test_a_long_proof_is_cut_with_what_is_left_summed() -> None:
@@ -103,10 +103,10 @@ def test_the_summary_sets_measured_beside_predicted() -> None:
 
 
 def test_a_program_without_a_pipeline_says_so() -> None:
-    assert "as long as IPU 2 takes" in report.text(program((0, 1, 2), 40, depth=4))
+    assert "bounded by IPU 2" in report.text(program((0, 1, 2), 40, depth=4))
     text = report.text(program((0, 1, 2), 40, depth=0))
     assert re.search(
-        r"micro batch +\S+ ms +one stage after another; 40 in a weight update, bubble 0.0%", text
+        r"micro batch +\S+ ms +stages run one after another; 40 per weight update, bubble 0.0%", text
     )
     assert "pipeline" not in text
 
@@ -129,7 +129,7 @@ def test_the_worst_ipu_is_proved_and_the_others_are_named() -> None:
     less = replace(one, ipu=3, over_bytes=2**20), replace(one, ipu=1, over_bytes=2**21)
     details = replace(verdict.details, overflows=(less[0], one, less[1]))
     text = report.text(replace(verdict, details=details))
-    assert text.count("what proves it") == text.count("what proves it: IPU 0") == 1
+    assert text.count("proof: ") == text.count("proof: IPU 0") == 1
     assert "also over: IPU 1 by 2.0 MiB, IPU 3 by 1.0 MiB" in text
 
 

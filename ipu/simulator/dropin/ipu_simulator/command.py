@@ -1,7 +1,7 @@
-"""The simulator's front door: runs a program with the drop-in packages in place of Graphcore's.
+"""The simulator's command line: runs a program with the drop-in packages instead of Graphcore's.
 
-The program gets a new interpreter (exec), so nothing of ours is in its sys.modules or on its sys.path but the
-drop-in's folder. Process, standard streams, signals and exit status stay the same.
+The program gets a new interpreter (exec), so none of our modules are in its sys.modules, and only the
+drop-in's folder is on its sys.path. Process id, standard streams, signals and exit status stay the same.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from .environment import UnknownPrecision, UnknownTarget, announce, announcement
 
 DROP_IN = Path(__file__).resolve().parents[1]
 
-# What the reports need beside torch.
+# Packages that the reports need in addition to torch.
 _REPORTS_NEED = ("numpy", "jinja2")
-# The exit status of Python itself when it can't run what it was given.
+# Python's exit status for a bad command line.
 _USAGE_STATUS = 2
 
 _USAGE = """\
@@ -31,15 +31,15 @@ usage: {program} SCRIPT [ARGUMENT ...]
        {program} --path{more_usage}
 
 Runs a PopTorch program as `python SCRIPT` or `python -m MODULE` would, with the simulator's
-poptorch, popdist and popart in place of Graphcore's. --profile writes reports on the first model that the
-program compiles: does it fit into the IPUs' memory, how fast would it be, and why. --custom-ops brings
-PyTorch functions in place of the program's own PopART operations. --path prints the folder that does the
-same as this command when it is first on PYTHONPATH.{more_help}
+poptorch, popdist and popart instead of Graphcore's. --profile writes reports on the first model that the
+program compiles: whether it fits into the IPUs' memory, how fast it would be, and why. --custom-ops supplies
+PyTorch functions for the program's custom PopART operations. --path prints the folder that has the same
+effect as this command when it is first on PYTHONPATH.{more_help}
 
-environment: IPU_SIMULATOR_TARGET=pod16 (the machine to stand for), IPU_SIMULATOR_PRECISION=ipu-float16
-(compute as an IPU does, not in float32), IPU_SIMULATOR_STRICT=1 (refuse what PopTorch refuses while a
-model is compiled in libraries newer than PopTorch too), POPTORCH_IPU_MODEL=1 (answer as PopTorch
-does on Poplar's IPU model), and every variable that PopTorch reads"""
+environment: IPU_SIMULATOR_TARGET=pod16 (the machine to simulate), IPU_SIMULATOR_PRECISION=ipu-float16
+(compute in float16 as an IPU does), IPU_SIMULATOR_STRICT=1 (apply PopTorch's restrictions to libraries
+newer than PopTorch too), POPTORCH_IPU_MODEL=1 (behave as PopTorch does on Poplar's IPU model),
+and every variable that PopTorch reads"""
 
 
 def main() -> NoReturn:
@@ -51,8 +51,8 @@ def main() -> NoReturn:
 class FrontDoor:
     """A command that runs programs on the simulator.
 
-    `program`: how its user starts it. `repository`: the folder whose packages a program must not get, where
-    the command was found through that folder. `more_usage` and `more_help` go into the help.
+    `program`: the command that the user types. `repository`: a folder to remove from the program's path,
+    because this command was found through it. `more_usage` and `more_help` are appended to the help.
     """
 
     program: str
@@ -65,7 +65,7 @@ class FrontDoor:
         return _USAGE.format(program=self.program, more_usage=self.more_usage, more_help=self.more_help)
 
     def run(self, arguments: list[str]) -> NoReturn:
-        """Runs a command line, without the program's name. Exits with 2 where it can't be understood."""
+        """Runs a command line, given without the program's name. Exits with 2 on a usage error."""
         if arguments in (["--help"], ["-h"]):
             print(self.usage)
             sys.exit(0)
@@ -73,7 +73,7 @@ class FrontDoor:
             print(DROP_IN)
             sys.exit(0)
         if not arguments:
-            self._refuse("there is nothing to run: name a script, or a module after -m")
+            self._refuse("nothing to run: name a script, or a module after -m")
         while arguments[0] in ("--profile", "--custom-ops"):
             option = self._profiled if arguments[0] == "--profile" else self._with_custom_ops
             arguments = option(arguments[1:])
@@ -82,7 +82,7 @@ class FrontDoor:
         self._run_script(arguments)
 
     def _profiled(self, arguments: list[str]) -> list[str]:
-        """Has the program profiled; returns what comes after the folder."""
+        """Turns profiling on; returns the arguments after the folder."""
         if len(arguments) < 2:
             self._refuse("--profile needs a folder for the reports, and then a script or -m MODULE")
         folder = Path(arguments[0]).resolve()
@@ -96,7 +96,7 @@ class FrontDoor:
         return arguments[1:]
 
     def _with_custom_ops(self, arguments: list[str]) -> list[str]:
-        """Names the functions for the program's own operations; returns what comes after the file."""
+        """Registers the file of custom operations; returns the arguments after the file."""
         if len(arguments) < 2:
             self._refuse("--custom-ops needs a file of functions, and then a script or -m MODULE")
         file = Path(arguments[0]).resolve()
@@ -116,8 +116,8 @@ class FrontDoor:
             if script.endswith(".py"):
                 self._refuse(f"there is no script {script!r} in {Path.cwd()}")
             self._refuse(
-                f"{script!r} is no subcommand and no script: a script ends in .py or is an existing path; "
-                "a module comes after -m"
+                f"{script!r} is neither a subcommand nor a script: a script ends in .py or is an existing "
+                "path; a module comes after -m"
             )
         self._replace_process(arguments)
 
@@ -127,7 +127,7 @@ class FrontDoor:
         flags = []
         in_repository = self.repository is not None and Path.cwd() == self.repository
         if in_repository and not self._is_ours(arguments[0]) and sys.version_info >= (3, 11):
-            # `python -m` looks in the current folder first: a program from elsewhere would get our packages.
+            # `python -m` searches the current folder first: from elsewhere it would find our packages.
             flags = ["-P"]
         self._replace_process([*flags, "-m", *arguments])
 
@@ -137,7 +137,7 @@ class FrontDoor:
         return (self.repository / first).is_dir() or (self.repository / f"{first}.py").is_file()
 
     def _replace_process(self, arguments: list[str]) -> NoReturn:
-        """Becomes this same Python interpreter with these arguments."""
+        """Replaces this process with the same Python interpreter, run with these arguments (exec)."""
         if sys.flags.ignore_environment:
             self._refuse(
                 "Python's options -E and -I hide PYTHONPATH, on which the simulator's poptorch comes in"
@@ -151,9 +151,9 @@ class FrontDoor:
         os.execve(sys.executable, [sys.executable, *_interpreter_options(), *arguments], environment)
 
     def _python_path(self) -> str:
-        """The drop-in, then the user's entries; our repository was only there to find this module."""
+        """The drop-in, then the user's entries, without the repository that this module came from."""
         before = os.environ.get("PYTHONPATH")
-        # An empty entry among others is the current folder.
+        # An empty entry means the current folder.
         entries = before.split(os.pathsep) if before else []
         users = [entry for entry in entries if Path(entry).resolve() not in (self.repository, DROP_IN)]
         return os.pathsep.join([str(DROP_IN), *users])
@@ -164,8 +164,8 @@ class FrontDoor:
 
 
 def _interpreter_options() -> list[str]:
-    """What stood between `python` and this program: -u, -O, -W ..., -X ..."""
+    """The options between `python` and this program: -u, -O, -W ..., -X ..."""
     rest = len(sys.orig_argv) - (len(sys.argv) - 1)
     options = sys.orig_argv[1:rest]
-    # Either "-m", "ipu.simulator" or a path; "-mipu.simulator" is one word as well.
+    # Either "-m", "ipu.simulator" or a path; "-mipu.simulator" is also valid.
     return options[:-2] if options[-2:-1] == ["-m"] else options[:-1]

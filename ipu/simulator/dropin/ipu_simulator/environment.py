@@ -1,7 +1,8 @@
-"""The machines that the simulator can stand for: hardware facts, from data files with their sources.
+"""What to simulate: the machine (hardware facts from data files, with sources), and the arithmetic.
 
-`targets/NAME.json` describes a machine; `extends` names the file that it adds to (a chip, then what all
-chips share).
+`targets/NAME.json` describes a machine; `extends` names the file that it adds to (a chip, then the facts that
+all chips share). Environment variables choose the target and the precision; one line on stderr announces
+them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _FOLDER = Path(__file__).resolve().parent / "targets"
 
 
 def _machines() -> list[str]:
-    """The described machines, GC200 before Bow, from small to large; the other files describe chips."""
+    """Names of the machines, GC200 before Bow, smallest first; the other files describe chips."""
     described = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in _FOLDER.glob("*.json")}
     ipus = {name: facts["num_ipus"]["value"] for name, facts in described.items() if "num_ipus" in facts}
     return sorted(ipus, key=lambda name: (name.startswith("bow-"), ipus[name]))
@@ -36,7 +37,7 @@ TARGETS = _machines()
 
 
 class UnknownTarget(ValueError):
-    """A machine that the simulator doesn't know."""
+    """There is no target of this name."""
 
 
 @dataclass(frozen=True)
@@ -83,23 +84,23 @@ class Target:
 
     @property
     def peak_flops_per_s(self) -> float:
-        """Of one IPU: AMP, float16 with float16 partials, a multiply-add being two FLOPs."""
+        """Of one IPU: matrix unit, float16 with float16 partials; a multiply-add counts as two FLOPs."""
         return 2.0 * self.half_macs_per_cycle * self.tiles_per_ipu * self.clock_hz
 
     @property
     def ipu_link_bytes_per_s(self) -> float:
-        """What passes between two IPUs of a pipeline in one direction."""
+        """Bandwidth between two IPUs of a pipeline, in one direction."""
         return self.link_bytes_per_s * self.links_between_ipus * self.link_efficiency
 
 
-# What this process chose in place of the environment's variables, by their names.
+# Settings of this process that override the environment variables, by the variable's name.
 choices: dict[str, str] = {}
 
 
 def stand_for(*, target: str | None = None, precision: str | None = None) -> None:
-    """Chooses the machine and the precision of this process; what is None stays as it is.
+    """Sets this process's target and precision; None leaves a setting unchanged.
 
-    The processes that it starts read the environment's variables again.
+    Child processes read the environment variables again.
     """
     for variable, value in ((TARGET_VARIABLE, target), (PRECISION_VARIABLE, precision)):
         if value is not None:
@@ -107,8 +108,7 @@ def stand_for(*, target: str | None = None, precision: str | None = None) -> Non
 
 
 def target(name: str | None = None) -> Target:
-    """A machine by name; without one, the one that `stand_for` chose or IPU_SIMULATOR_TARGET names now, else
-    a pod16.
+    """A machine by name; by default the one set by `stand_for`, then IPU_SIMULATOR_TARGET, then pod16.
 
     Raises UnknownTarget.
     """
@@ -118,14 +118,13 @@ def target(name: str | None = None) -> Target:
         likely = difflib.get_close_matches(asked.lower(), TARGETS, n=1, cutoff=0.0)
         where = f"target is {asked!r}" if name else f"{TARGET_VARIABLE} is {asked!r}"
         raise UnknownTarget(
-            f"{where}, which is no target of the simulator: the nearest is {likely[0]!r} "
-            f"(all: {', '.join(TARGETS)})"
+            f"{where}, which is not a known target: the nearest is {likely[0]!r} (all: {', '.join(TARGETS)})"
         )
     return _load(asked)
 
 
 def facts(name: str) -> tuple[Fact, ...]:
-    """The hardware facts of a target, chip and machine, each with unit, source and confidence."""
+    """The hardware facts of a target (chip and machine), each with unit, source and confidence."""
     return tuple(Fact(key, **fact) for key, fact in _entries(name).items())
 
 
@@ -144,36 +143,31 @@ def _entries(name: str) -> dict[str, Mapping[str, Any]]:
     return {**(_entries(parent) if parent else {}), **content}
 
 
-# How the simulator computes: in float32, or as an IPU does.
-
 FLOAT32 = "float32"
 IPU_FLOAT16 = "ipu-float16"
 PRECISIONS = (FLOAT32, IPU_FLOAT16)
 
 
 class UnknownPrecision(ValueError):
-    """A precision that the simulator doesn't have."""
+    """There is no precision of this name."""
 
 
 def precision() -> str:
-    """What `stand_for` chose or IPU_SIMULATOR_PRECISION names now, else float32. Raises UnknownPrecision."""
+    """The one set by `stand_for`, then IPU_SIMULATOR_PRECISION, then float32. Raises UnknownPrecision."""
     chosen = choices.get(PRECISION_VARIABLE)
     name = chosen or variables.text(PRECISION_VARIABLE, FLOAT32)
     if name not in PRECISIONS:
         likely = difflib.get_close_matches(name.lower(), PRECISIONS, n=1, cutoff=0.0)
         where = "precision" if chosen else PRECISION_VARIABLE
         raise UnknownPrecision(
-            f"{where} is {name!r}, which is no precision of the simulator: the nearest is "
+            f"{where} is {name!r}, which is not a known precision: the nearest is "
             f"{likely[0]!r} (all: {', '.join(PRECISIONS)})"
         )
     return name
 
 
-# The line that says a simulator is at work: once in a run, first thing on stderr.
-
-
 def announcement() -> str:
-    """What stands for what. Raises UnknownTarget and UnknownPrecision."""
+    """The line that announces the simulator and its target. Raises UnknownTarget and UnknownPrecision."""
     machine = target()
     if variables.asks_for_ipu_model():
         stands_for = "Poplar's IPU model"
@@ -181,24 +175,24 @@ def announcement() -> str:
         stands_for = f"{machine.name} ({machine.num_ipus} IPUs)"
     if precision() == IPU_FLOAT16:
         stands_for += ", with its float16 numerics"
-    return f"{NAME}: no IPU and no SDK in use; poptorch {POPTORCH_VERSION} stands for {stands_for}"
+    return f"{NAME}: no IPU and no SDK in use; poptorch {POPTORCH_VERSION} simulates {stands_for}"
 
 
 def announce() -> None:
-    """Prints the line, unless this process or the one that started it has done so."""
+    """Prints the announcement on stderr, once per run: not if the parent process has printed it."""
     if variables.text(variables.ANNOUNCED):
         return
     variables.set_for_children(variables.ANNOUNCED, "1")
     try:
         line = announcement()
     except (UnknownTarget, UnknownPrecision) as error:
-        # Whoever asks for the hardware, or compiles, gets it as an error.
+        # Compiling, or asking for the hardware, raises this error.
         line = f"{NAME}: {error}"
     say(line)
 
 
 def say(line: str) -> None:
-    """Prints a line on stderr, if there is one: a service may have closed it, a notebook replaced it."""
+    """Prints a line on stderr, unless it is None or closed (in a service or a notebook)."""
     if sys.stderr is not None:  # print() takes None for stdout
         with contextlib.suppress(OSError, ValueError):
             print(line, file=sys.stderr, flush=True)

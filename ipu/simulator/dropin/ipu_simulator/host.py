@@ -1,6 +1,7 @@
-"""How the simulator lives with what else is installed: another PopTorch, and packages it needs now and then.
+"""The simulator and its host: other PopTorch installations, optional packages, and the memory allocator.
 
-`import poptorch` needs nothing but torch. Reports, verdicts and stochastic rounding need more, and say so.
+`import poptorch` needs only torch. Reports, verdicts and stochastic rounding need more packages and name
+them.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from pathlib import Path
 from . import variables
 
 _FOLDER = Path(__file__).resolve().parents[1]
-# The folder in the wheel; see pyproject.toml.
+# The folder's name in the wheel; see pyproject.toml.
 _INSTALLED_AS = "poptorch_simulator"
 # Where Python's installers put packages.
 _INSTALLED_PACKAGES = ("site-packages", "dist-packages")
 
-# The command that runs programs on this copy of the simulator: the installed one, or the repository's.
+# The command that runs programs on this copy of the simulator, installed or from the repository.
 COMMAND = "poptorch-simulator" if _FOLDER.name == _INSTALLED_AS else "python -m ipu.simulator"
-# Its last word, in front of what the simulator says.
+# Its last word, the prefix of the simulator's messages.
 NAME = COMMAND.split()[-1]
 
 
 def refuse_to_replace_another_poptorch() -> None:
-    """Raises ImportError where another PopTorch is installed and nobody has chosen the simulator.
+    """Raises ImportError if another PopTorch is installed and the simulator wasn't chosen explicitly.
 
     Called by the simulator's poptorch, popdist and popart when they are imported.
     """
@@ -45,9 +46,9 @@ def refuse_to_replace_another_poptorch() -> None:
 
 
 def _chosen() -> bool:
-    """Whether our folder comes before installed packages on sys.path.
+    """True if our folder precedes the installed packages on sys.path.
 
-    The front door and PYTHONPATH put it there. An installed distribution doesn't: its .pth file adds the
+    The command and PYTHONPATH put it first. An installed distribution doesn't: its .pth file appends the
     folder after site-packages.
     """
     for entry in sys.path:
@@ -59,12 +60,12 @@ def _chosen() -> bool:
 
 
 def _other_poptorch() -> str | None:
-    """The file of a PopTorch that isn't a copy of the simulator, on any folder of sys.path."""
+    """Path of a PopTorch on sys.path that isn't a copy of the simulator, or None."""
     for entry in sys.path:
         if (Path(entry or ".") / "ipu_simulator").is_dir():
             continue
         spec = PathFinder.find_spec("poptorch", [entry or "."])
-        # A folder without __init__.py has no origin, and is no package of Graphcore's.
+        # A folder without __init__.py has no origin, and Graphcore's package has one.
         if spec is not None and spec.origin is not None:
             return spec.origin
     return None
@@ -72,7 +73,7 @@ def _other_poptorch() -> str | None:
 
 @contextlib.contextmanager
 def needed_for(purpose: str) -> Iterator[None]:
-    """Around imports of packages other than torch: if one is missing, says what for and how to install it."""
+    """Wraps imports of optional packages: the error says what needs a package and how to install it."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -81,26 +82,22 @@ def needed_for(purpose: str) -> Iterator[None]:
         ) from None
 
 
-# This host's memory, kept from one micro batch to the next.
-#
-# Large tensors come and go with every micro batch. glibc gives each back to the system and fetches it anew,
-# page by page, which takes a tenth to a quarter of a small model's step.
-
 # Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_MAX = -4
 
-# Fetched at once where the heap has to grow: few calls, and less than a small model's activations.
+# The heap grows in steps of this size: few system calls, and less than a small model's activations.
 _TOP_PAD_BYTES = 64 << 20
 
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """From now on, memory that this process frees isn't returned to the system; True if the allocator obeys.
+    """Stops malloc from returning freed memory to the system; True if the allocator accepted the settings.
 
-    Left alone: an allocator that isn't glibc's, and one that the user has set up (MALLOC_...,
-    GLIBC_TUNABLES).
+    Every micro batch allocates and frees large tensors. By default glibc maps and unmaps each one, and the
+    page faults cost 10% to 25% of a small model's step. Does nothing if the allocator isn't glibc's, or if
+    the user has configured it (MALLOC_..., GLIBC_TUNABLES).
     """
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in variables.names()):
         return False
@@ -108,6 +105,6 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    # No mappings of single tensors, and no heap that shrinks (-1: never).
+    # No separate mappings for large blocks, and never shrink the heap (-1).
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, _TOP_PAD_BYTES))
     return [mallopt(parameter, value) for parameter, value in settings] == [1] * len(settings)

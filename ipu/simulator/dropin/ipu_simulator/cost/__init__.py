@@ -1,1 +1,1 @@
-"""What a graph costs on a machine: cycles, bytes, schedule. Knows nothing of any model."""
+"""The cost of a graph on a machine: cycles, bytes, schedule. Independent of any particular model."""

@@ -1,14 +1,14 @@
-"""What a tensor takes on the device, where PopART doesn't keep it as PyTorch does.
+"""Memory of tensors that PopART doesn't store as PyTorch does.
 
-PyTorch's graph has tensors that never stand in an IPU's memory as such:
+PyTorch's graph has tensors that an IPU never stores as such:
 
-- The mask of a dropout: its backward pass draws the same numbers again from the seed (PopART's dropout).
+- The mask of a dropout: the backward pass draws the same numbers again from the seed (PopART's dropout).
 - The gradient of a negative log likelihood, as wide as the logits: computed together with that of the softmax
   (PopART's pattern NlllWithSoftmaxGradDirect).
-- A weight's gradient behind its production: it is added to the accumulator at once, so that the sum over
-  several uses of a tied weight is never a tensor; an embedding's rows are added straight to theirs (patterns
-  TiedGatherAccumulate, SparseAccumulate); of a serialised matmul, only one slice lives at a time.
-- Zeros that a gradient is written into: they are the gradient's own memory.
+- A weight's gradient: it is added to the accumulator as soon as it is computed. The sum over several uses of
+  a tied weight is therefore never a tensor, and an embedding's rows are added directly to its accumulator
+  (patterns TiedGatherAccumulate, SparseAccumulate). Of a serialised matmul, only one slice is live at a time.
+- Zeros that a gradient is written into: they share the gradient's memory.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from .serialization import slices_of_weights
 
 @dataclass(frozen=True)
 class Materialised:
-    """:param bytes: of tensors (by id) that take something else than their own size.
-    :param sums: indices of operations that only add weights' gradients: the accumulator does it.
+    """:param bytes: tensor id -> bytes, for tensors whose memory differs from their size.
+    :param sums: indices of operations that only add weights' gradients: the accumulator replaces them.
     """
 
     bytes: Mapping[int, int]
@@ -33,12 +33,12 @@ class Materialised:
 
 
 def is_view(op: Op, graph: Graph) -> bool:
-    """Whether an operation computes nothing: all that it gives is memory of its inputs."""
+    """True if an operation computes nothing: all of its outputs are views of its inputs."""
     return all(graph.tensors[tensor_id].base is not None for tensor_id in op.outputs)
 
 
 def materialised(graph: Graph) -> Materialised:
-    """How the tensors of `graph` stand in memory. Ids are those of tensors that own their memory."""
+    """The memory of `graph`'s tensors on the device, by ids of the tensors that own their memory."""
     producer: dict[int, Op] = {}
     consumers: dict[int, list[Op]] = defaultdict(list)
     for op in graph.ops:
@@ -72,7 +72,7 @@ def materialised(graph: Graph) -> Materialised:
             tensor_id = graph.owner(pending.pop()).id
             op_or_none = producer.get(tensor_id)
             if op_or_none is None or any(op.index not in sums for op in consumers[tensor_id]):
-                continue  # it is needed elsewhere too
+                continue  # another operation needs it too
             if _is_sum(op_or_none, graph):
                 sums.add(op_or_none.index)
                 bytes_of[tensor_id] = 0
@@ -86,7 +86,7 @@ def materialised(graph: Graph) -> Materialised:
 
 
 def _is_sum(op: Op, graph: Graph) -> bool:
-    """An addition of two gradients of the same weight: both of the output's size."""
+    """An addition of two gradients of the same weight, both as large as the output."""
     size = graph.tensors[op.outputs[0]].elements
     return (
         row_of(op.name).sums_gradients

@@ -1,4 +1,4 @@
-"""The verdict put together: time and memory of a captured program on a machine."""
+"""Computes the verdict: time and memory of a captured program on a machine."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def assess(
     """The verdict on a program, without remedies.
 
     :param name: of the configuration or script.
-    :param sequence_length: tokens of a sample, for tokens_per_s; 0 where samples have none.
-    :param training_steps: weight updates of the whole run; 0 where nobody knows.
+    :param sequence_length: tokens per sample, for tokens_per_s; 0 if samples have none.
+    :param training_steps: weight updates of the whole run; 0 if unknown.
     """
     stages = stages_of(graph, settings)
     time = time_of(graph, stages, settings, target, constants())
@@ -35,7 +35,7 @@ def assess(
     flops_per_pack = time.flops_per_micro_batch / settings.micro_batch_size
     num_ipus = graph.num_ipus * settings.replicas
     lacking_ipus = max(0, num_ipus - target.num_ipus)
-    # The peak that utilisation is measured by; whether the machine has IPUs enough.
+    # For the utilisation's peak, and the check that the machine has enough IPUs.
     numbers = {"half_macs_per_cycle", *(["num_ipus"] if num_ipus > 1 else [])}
     peak_flops_per_s = target.peak_flops_per_s * num_ipus
     samples = packs * settings.samples_per_sequence

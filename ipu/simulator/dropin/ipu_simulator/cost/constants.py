@@ -1,6 +1,7 @@
-"""The constants of the time model and of the memory model, each with its unit, origin and source in the file.
+"""Constants of the time and memory models, each with its unit, origin and source.
 
-constants.json has those of time, fitted on published rows or assumed; memory_constants.json those of memory.
+constants.json has those of the time model, fitted to published results or assumed; memory_constants.json has
+those of the memory model. `assumptions_of` lists the numbers that a verdict depends on.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .vertices import operation_assumptions
 
 FILE = Path(__file__).with_name("constants.json")
 
-# By how much a program of each framework is slower than PopART's: the constant that says so, None for 1.
+# Slowdown of each framework's programs relative to PopART: the name of the constant; None is a factor of 1.
 FRAMEWORK_FACTORS: Mapping[str, str | None] = {
     "PopART": None,
     "PopTorch": "poptorch_factor",
@@ -29,7 +30,7 @@ FRAMEWORK_FACTORS: Mapping[str, str | None] = {
 
 @dataclass(frozen=True)
 class Constants:
-    """Values by name as in the file, which says what they are and in which unit."""
+    """Constants of the time model by name; constants.json has their meaning and unit."""
 
     matmul_factor: float
     compute_set_cycles: float
@@ -54,20 +55,20 @@ class Constants:
 
 @functools.cache
 def entries() -> Mapping[str, Mapping[str, Any]]:
-    """The file: "fitted" and "assumed", each constant's entry by its name."""
+    """constants.json: "fitted" and "assumed", each a map from a constant's name to its entry."""
     return json.loads(FILE.read_text(encoding="utf-8"))
 
 
 @functools.cache
 def constants() -> Constants:
-    """The shipped constants."""
+    """The constants as shipped."""
     file = entries()
     values = {name: entry["value"] for group in ("fitted", "assumed") for name, entry in file[group].items()}
     return Constants(**{name: float(value) for name, value in values.items()})
 
 
 def time_assumptions() -> tuple[Assumption, ...]:
-    """All constants with their origin, for reports."""
+    """All constants of the time model with their origin, for reports."""
     file = entries()
     fitted = [
         Assumption(name, float(entry["value"]), entry["unit"], "fitted", _fitted_on(entry))
@@ -81,7 +82,7 @@ def time_assumptions() -> tuple[Assumption, ...]:
 
 
 def expected_time_error() -> float:
-    """Mean relative error of predicted step times on published rows that were left out of the fit."""
+    """Mean relative error of predicted step times on published results that were left out of the fit."""
     return float(entries()["expected_error"]["value"])
 
 
@@ -95,7 +96,7 @@ _FILE = Path(__file__).with_name("memory_constants.json")
 
 @dataclass(frozen=True)
 class MemoryConstants:
-    """Values by name as in the file, which says what they are."""
+    """Constants of the memory model by name; memory_constants.json has their meaning and unit."""
 
     tile_imbalance: float
     code_bytes_fixed: float
@@ -117,26 +118,25 @@ def _memory_entries() -> Mapping[str, Mapping[str, Any]]:
 
 @functools.cache
 def memory_constants() -> MemoryConstants:
-    """The shipped constants."""
+    """The constants as shipped."""
     return MemoryConstants(**{name: float(entry["value"]) for name, entry in _memory_entries().items()})
 
 
 def memory_assumptions() -> tuple[Assumption, ...]:
-    """All of them with their origin, for reports."""
+    """All constants of the memory model with their origin, for reports."""
     return tuple(
         Assumption(name, float(entry["value"]), entry["unit"], entry["origin"], entry["source"])
         for name, entry in _memory_entries().items()
     )
 
 
-# The numbers that a verdict rests on: constants, costs of vertices and hardware facts, with unit and source.
-#
-# The models of time and memory name those that act on a program; here they get their values. Coefficients of
-# poplibs' formulas (matrix_unit.py) aren't listed: the formula's source stands beside each.
-
-
 def assumptions_of(names: Collection[str], target: Target) -> tuple[Assumption, ...]:
-    """The numbers of these names: constants of time and of memory, of operations, facts of `target`."""
+    """The numbers of these names, with value, unit and source.
+
+    They are constants of time and memory, costs of vertices, and facts of `target`. The models of time and
+    memory name those that affect a program. Coefficients of poplibs' formulas (matrix_unit.py) aren't listed:
+    each has its source beside it in the code.
+    """
     found = tuple(
         each
         for each in (*time_assumptions(), *memory_assumptions(), *operation_assumptions(), *_machine(target))
@@ -147,7 +147,7 @@ def assumptions_of(names: Collection[str], target: Target) -> tuple[Assumption, 
 
 
 def _machine(target: Target) -> tuple[Assumption, ...]:
-    """Hardware facts; what rests on hearsay alone counts as assumed."""
+    """Hardware facts; those of low confidence count as assumed."""
     return tuple(
         Assumption(
             fact.name,

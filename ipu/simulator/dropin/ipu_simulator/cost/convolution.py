@@ -1,9 +1,9 @@
-"""Convolutions on the AMP, as poplibs plans them: dense, grouped, and their gradients.
+"""Convolutions on the matrix unit (AMP), as poplibs plans them: dense, grouped, and their gradients.
 
-A kernel of one position is a matmul (poplin/ConvPlan.cpp). Others are planned two ways, and the cheaper one
-counts: in place, by the AMP (the nx1 vertex) or the SLIC vertex, or with the kernel's positions moved into
-the input channels (expanded dimensions), as one matmul with more of them. A group of channels stands by
-itself in a block of the AMP: 16 channels fill it, fewer leave parts of it idle.
+A 1x1 convolution is a matmul (poplin/ConvPlan.cpp). For others there are two kinds of plan, of which the
+cheaper one counts: directly, with the AMP (nx1 vertex) or the SLIC vertex; or with the kernel's positions
+moved into the input channels (expanded dimensions), as one matmul with more input channels. Each group of
+channels occupies blocks of the AMP exclusively: 16 channels fill a block, fewer leave part of it idle.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from .matrix_unit import BLOCK, ceil_div, kernel_cycles, product_cycles, slic_cy
 
 @dataclass(frozen=True)
 class Convolution:
-    """`groups` convolutions of in_channels each with out_channels each, over `positions` of each of `batch`.
+    """`groups` convolutions from in_channels to out_channels each, over `batch` samples.
 
-    :param field: rows and columns of the output of one sample.
+    :param field: rows and columns of one sample's output.
     :param kernel: rows and columns of the kernel.
     """
 
@@ -51,7 +51,7 @@ class Convolution:
 
     @property
     def as_product(self) -> Product:
-        """With the kernel's positions among the input channels."""
+        """As a matmul, with the kernel's positions moved into the input channels."""
         return Product(
             self.groups,
             self.batch * self.positions,
@@ -66,7 +66,7 @@ class Convolution:
 class ConvolutionPlan:
     """Cycles of the fullest tile, temporary bytes of one tile.
 
-    :param constants: names of the constants that it rests on.
+    :param constants: names of the constants that it depends on.
     """
 
     cycles: float
@@ -76,7 +76,7 @@ class ConvolutionPlan:
 
 @functools.cache
 def plan_convolution(convolution: Convolution, target: Target, proportion: float) -> ConvolutionPlan:
-    """The forward pass of a convolution, or the gradient of its input, which is one as well."""
+    """The plan of a forward pass, or of an input's gradient, which is a convolution too."""
     product = plan(convolution.as_product, target, proportion)
     expanded = ConvolutionPlan(product.cycles, product.temporary_bytes, product.serial_constants)
     if convolution.taps == 1:
@@ -86,7 +86,7 @@ def plan_convolution(convolution: Convolution, target: Target, proportion: float
 
 
 def _in_place(convolution: Convolution, target: Target, bound: float) -> ConvolutionPlan:
-    """Split over groups, positions and output channels; each tile receives a margin of neighbours."""
+    """Split over groups, positions and output channels; each tile also receives a halo of neighbours."""
     unit = unit_of(target, convolution.input_bytes, convolution.half_partials)
     rows = convolution.batch * convolution.positions
     options = [
@@ -115,7 +115,7 @@ def _in_place(convolution: Convolution, target: Target, bound: float) -> Convolu
 
 
 def _compute(convolution: Convolution, target: Target, groups: Any, positions: Any, out_channels: Any) -> Any:
-    """Cycles of one tile by the vertex that takes fewer."""
+    """Cycles of one tile, with the faster vertex."""
     unit = unit_of(target, convolution.input_bytes, convolution.half_partials)
     row_length, in_channels = convolution.field[1], convolution.in_channels
     kernel = convolution.kernel
@@ -127,9 +127,9 @@ def _compute(convolution: Convolution, target: Target, groups: Any, positions: A
 
 
 def tile_cycles(convolution: Convolution, target: Target) -> float:
-    """A whole convolution on one tile, without exchange: for comparison with measurements of vertices.
+    """A whole convolution on one tile, without exchange: for comparison with measured vertices.
 
-    The kernel's positions may be moved into the input channels where these fill one block then.
+    The kernel's positions may move into the input channels if together they fill one block.
     """
     positions = convolution.batch * convolution.positions
     cycles = float(_compute(convolution, target, convolution.groups, positions, convolution.out_channels))

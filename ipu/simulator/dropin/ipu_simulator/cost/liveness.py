@@ -1,14 +1,14 @@
-"""Which buffers are live when: lifetimes on a line of events, and their sum at each of them.
+"""Liveness: the lifetimes of buffers on a sequence of events, and the live bytes at each event.
 
-The events are one IPU's operations in one pipeline cycle of the main phase. It runs its stages in turn: all
-forward stages, then the backward stages, last one first. A stage that recomputes goes back segment by
-segment: a segment's forward operations again, just before the first backward operation of the segment. A
-pipeline's last stage goes forward and backward in one.
+The events are one IPU's operations in one pipeline cycle of the main phase. The IPU runs its stages in turn:
+all forward stages, then the backward stages in reverse order. With recomputation, a segment's forward
+operations run again just before the first backward operation of that segment. A pipeline's last stage runs
+its forward and backward pass in the same cycle.
 
-What crosses IPUs is exchanged once, between cycles: a buffer received lives from the start of a cycle to its
-last use, a buffer to be sent from its production to the cycle's end. A stash gives back a copy, which lives
-from its first to its last use. Where stages take turns without a pipeline, nothing is copied: what the
-backward pass needs simply lives until then.
+Transfers between IPUs happen between cycles: a received buffer is live from the start of a cycle to its last
+use, a buffer to be sent from its producer to the cycle's end. A stash yields a copy, which is live from its
+first to its last use. Without a pipeline nothing is copied: activations are live until the backward pass
+needs them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ROW = {component: row for row, component in enumerate(COMPONENTS)}
 
 @dataclass(frozen=True)
 class Event:
-    """One operation at work. `phase` is forward, recompute, backward or update."""
+    """The execution of one operation. `phase` is forward, recompute, backward or update."""
 
     phase: str
     label: str
@@ -43,7 +43,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Lifetime:
-    """A buffer, live during events `first` to `last`, both included."""
+    """A buffer that is live during events `first` to `last`, inclusive."""
 
     buffer: Buffer
     first: int
@@ -55,14 +55,13 @@ class Lifetime:
 
 @dataclass(frozen=True)
 class Timeline:
-    """What happens on an IPU in the course of a step, and the buffers that it takes beside those it always
-    has."""
+    """The events on one IPU over a step, and the buffers that aren't always live."""
 
     events: tuple[Event, ...]
     lifetimes: tuple[Lifetime, ...]
 
     def then(self, later: Timeline) -> Timeline:
-        """This timeline with another one behind it."""
+        """This timeline followed by another one."""
         offset = len(self.events)
         moved = tuple(
             Lifetime(lifetime.buffer, lifetime.first + offset, lifetime.last + offset)
@@ -79,7 +78,7 @@ class Timeline:
 
 
 def live_bytes(lifetimes: Sequence[Lifetime], num_events: int) -> NDArray[np.int64]:
-    """Live bytes [component in the order of COMPONENTS, event]: a running sum over births and deaths."""
+    """Live bytes [component in the order of COMPONENTS, event]: a running sum of allocations and frees."""
     changes = np.zeros((len(COMPONENTS), num_events + 1), dtype=np.int64)
     for lifetime in lifetimes:
         assert 0 <= lifetime.first <= lifetime.last < num_events, lifetime
@@ -91,13 +90,13 @@ def live_bytes(lifetimes: Sequence[Lifetime], num_events: int) -> NDArray[np.int
 
 @dataclass(frozen=True)
 class Step:
-    """An operation at its place in the cycle.
+    """An operation at its position in the cycle.
 
-    :param run: counts the stretches of the cycle that share activations: those of one micro batch. That of a
-        forward stage is the stage's number.
-    :param forward_run: of a backward stage: the run in which its micro batch's activations still are; None
-        where they must be restored from a stash.
-    :param stashed: tensors that have waited for a backward stage: id of the owner of the memory -> bytes.
+    :param run: number of the part of the cycle that shares activations (one micro batch's). For a forward
+        stage it is the stage's number.
+    :param forward_run: for a backward stage: the run whose activations are still live; None if they come from
+        a stash.
+    :param stashed: stashed tensors of the backward stage: id of the owner of the memory -> bytes.
     """
 
     op: Op
@@ -112,7 +111,7 @@ class Step:
 
 
 def schedule(graph: Graph, stages: Sequence[Stage], pipelined: bool) -> list[Step]:
-    """The operations of one cycle on the IPU that `stages` (all of them, and no others) stand on."""
+    """The operations of one cycle on the IPU that has exactly these `stages`."""
     steps: list[Step] = []
     for stage in stages:
         steps += [Step(op, "forward", stage.index, None, {}) for op in stage.forward]
@@ -125,7 +124,7 @@ def schedule(graph: Graph, stages: Sequence[Stage], pipelined: bool) -> list[Ste
 
 
 def stashed_bytes(graph: Graph, stage: Stage) -> dict[int, int]:
-    """What waits for the backward stage, of one micro batch: id of the owner of the memory -> bytes."""
+    """Tensors of one micro batch stashed for the backward stage: id of the owner of the memory -> bytes."""
     sizes: dict[int, int] = defaultdict(int)
     for tensor_id in stage.stashed:
         sizes[graph.owner(tensor_id).id] += graph.tensors[tensor_id].bytes
@@ -133,7 +132,7 @@ def stashed_bytes(graph: Graph, stage: Stage) -> dict[int, int]:
 
 
 def _backward_stage(graph: Graph, stage: Stage, same_micro_batch: bool) -> list[Step]:
-    """Backward operations in their order, each behind the recomputation that it needs."""
+    """Backward operations in order, each after the recomputation that it needs."""
     run, stashed = -1 - stage.index, stashed_bytes(graph, stage)
     forward_run = stage.index if same_micro_batch else None
     waiting = {op.index: op for op in stage.recompute}
@@ -153,7 +152,7 @@ def _backward_stage(graph: Graph, stage: Stage, same_micro_batch: bool) -> list[
     for op in stage.backward:
         pending = segments.pop(op.segment, []) + _producers(graph, op, producer)
         needed: dict[int, Op] = {}
-        while pending:  # and what those need in turn, of other segments
+        while pending:  # and their inputs in other segments, transitively
             candidate = pending.pop()
             if candidate.index in waiting:
                 needed[candidate.index] = waiting.pop(candidate.index)
@@ -170,7 +169,7 @@ def _producers(graph: Graph, op: Op, producer: Mapping[int, Op]) -> list[Op]:
 
 @dataclass
 class _Live:
-    """A buffer and the events of its life so far."""
+    """A buffer and the events of its lifetime so far."""
 
     tensor: Tensor
     component: str
@@ -189,9 +188,9 @@ def timeline(
     sizes: Materialised,
     op_cost: Callable[[Op], OpCost],
 ) -> Timeline:
-    """The buffers of a cycle beside those that the IPU always has.
+    """The buffers of a cycle, without those that are always live.
 
-    :param resident: ids of the tensors that this IPU always has: weights, buffers, constants, inputs.
+    :param resident: ids of the tensors that are always live on this IPU: weights, buffers, constants, inputs.
     :param crossing: `crossing_tensors` of the graph.
     """
     steps = [step for step in steps if not is_view(step.op, graph) and step.op.index not in sizes.sums]
@@ -231,8 +230,8 @@ def timeline(
 
 
 def _while_at_work(graph: Graph, op: Op, cost: OpCost) -> list[Buffer]:
-    """What an operation takes beside its inputs and outputs: its working set, and operands in the layout that
-    a product wants (what a rearrangement gives elsewhere is an output)."""
+    """Memory of an operation besides its inputs and outputs: its working set, and rearranged operands of a
+    product (elsewhere the rearranged tensor is an output)."""
     product = cost.kind in PRODUCTS
     buffers: list[Buffer] = []
     if cost.working_set_bytes:
@@ -247,7 +246,7 @@ def _while_at_work(graph: Graph, op: Op, cost: OpCost) -> list[Buffer]:
 
 
 def _overwrite(graph: Graph, step: Step, event: int, live: dict[tuple[int, int], _Live]) -> None:
-    """Lets the result take the place of an input that dies here: the input ends one event earlier."""
+    """Lets the result reuse the memory of an input that dies here: the input ends one event earlier."""
     output = live.get((step.run, graph.owner(step.op.outputs[0]).id))
     if output is None or output.first != event:
         return
@@ -260,7 +259,7 @@ def _overwrite(graph: Graph, step: Step, event: int, live: dict[tuple[int, int],
 
 
 def crossing_tensors(graph: Graph) -> frozenset[int]:
-    """Ids of the tensors that another stage needs, or the host."""
+    """Ids of the tensors that another stage or the host needs."""
     stage_of = {
         graph.owner(output).id: op.stage
         for op in graph.ops

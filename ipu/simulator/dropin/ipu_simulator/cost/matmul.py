@@ -1,10 +1,10 @@
-"""The matmul planner: how poplibs would spread a product over tiles, and what that costs.
+"""The matmul planner: how poplibs would split a product over tiles, with its cycles and memory.
 
-A product of `groups` matrices [m, k] x [k, n] is split over tiles (groups, m, n and k) and, where memory
-demands it, into a series of smaller products (slices of the output channels n, or of the input channels k).
-Either operand may play the weights. As in poplibs (poplin/ConvPlan.cpp): the plan of fewest cycles, then of
-least memory, whose temporary bytes on a tile stay within the available-memory proportion; where none does,
-the bound is doubled until it exceeds twice the tile, then dropped.
+A product of `groups` matrices [m, k] x [k, n] is split over tiles (groups, m, n and k) and, if memory
+requires it, into a series of smaller products (slices of the output channels n, or of the input channels k).
+Either operand may be the weights. As in poplibs (poplin/ConvPlan.cpp), the planner takes the plan of fewest
+cycles, then of least memory, whose temporary bytes per tile are within the available-memory proportion. If
+there is none, the bound is doubled until it exceeds twice the tile, then dropped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..environment import Target
 from .matrix_unit import BLOCK, Unit, ceil_div, product_cycles, reduction_cycles, unit_of
 from .vertices import OperationConstants, operation_constants
 
-# Numbers of slices that the planner tries: a search space, not a property of the machine.
+# Numbers of slices that the planner tries: a search space, not a hardware property.
 SERIAL_N = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 SERIAL_K = (1, 2, 4)
 
@@ -41,11 +41,11 @@ class Product:
 
 @dataclass(frozen=True)
 class MatmulPlan:
-    """What the planner chose. Cycles are those of the fullest tile, over all products of the series.
+    """The chosen plan. Cycles are those of the fullest tile, over all products of the series.
 
-    :param swapped: the operand [m, k] plays the weights, so that `split_m` and `split_n` split n and m.
-    :param temporary_bytes: of one tile, in one product of the series.
-    :param within_bound: False where no plan fitted the proportion.
+    :param swapped: the operand [m, k] is the weights, so `split_m` and `split_n` split n and m.
+    :param temporary_bytes: on one tile, in one product of the series.
+    :param within_bound: False if no plan was within the proportion.
     """
 
     compute_cycles: float
@@ -76,7 +76,7 @@ class MatmulPlan:
 
     @property
     def serial_constants(self) -> frozenset[str]:
-        """Names of the constants that `serial_cycles` rests on."""
+        """Names of the constants that `serial_cycles` depends on."""
         names = {"serial_cycles", "slice_cycles"} if self.serial_splits > 1 else set()
         names |= {"update_cycles"} if self.serial_n > 1 else set()
         names |= {"add_cycles"} if self.serial_k > 1 else set()
@@ -84,9 +84,9 @@ class MatmulPlan:
 
 
 def plan(product: Product, target: Target, proportion: float) -> MatmulPlan:
-    """The plan for a product on one IPU of `target`, under an available-memory proportion in [0, 1].
+    """The plan of a product on one IPU of `target`, for an available-memory proportion in [0, 1].
 
-    A proportion of 0 asks for the least memory.
+    A proportion of 0 gives the plan with the least memory.
     """
     unit = unit_of(target, product.input_bytes, product.half_partials)
     exchange = (target.exchange_bytes_per_cycle, target.shared_exchange_bytes_per_cycle)
@@ -111,14 +111,14 @@ def _front(
     shared_exchange: float,
     constants: OperationConstants,
 ) -> tuple[MatmulPlan, ...]:
-    """The plans that no other beats in both cycles and memory: from least memory to fewest cycles."""
+    """The Pareto front of cycles and memory, from least memory to fewest cycles."""
     orders = [_one_order(product, unit, tiles, exchange, shared_exchange, constants)]
     if product.m != product.n:
         other = replace(product, m=product.n, n=product.m)
         orders.append(_one_order(other, unit, tiles, exchange, shared_exchange, constants))
     temporary = np.concatenate([order.temporary for order in orders])
     cycles = np.concatenate([order.cycles for order in orders])
-    # What is worse in both than the plan of fewest cycles, or of least memory, needn't be sorted.
+    # Skip plans that are worse in both than the plan of fewest cycles or of least memory.
     most_cycles = cycles[temporary == temporary.min()].min()
     most_temporary = temporary[cycles == cycles.min()].min()
     candidates = np.flatnonzero((cycles <= most_cycles) & (temporary <= most_temporary))
@@ -134,7 +134,7 @@ def _front(
 
 @dataclass(frozen=True)
 class _Candidates:
-    """All plans of one operand order, as arrays of one axis."""
+    """All plans of one operand order, as parallel arrays."""
 
     compute: np.ndarray
     exchange: np.ndarray
@@ -229,7 +229,7 @@ def _one_order(
 def _splits(
     product: Product, tiles: int, serial_n: int, serial_k: int, block_out: int
 ) -> tuple[np.ndarray, ...]:
-    """Splits over (groups, m, n, k) that use at most all tiles; then the serial splits, repeated."""
+    """Splits over (groups, m, n, k) that use no more than all tiles; then the serial splits, repeated."""
     blocks_n, blocks_k = ceil_div(product.n, block_out), ceil_div(product.k, BLOCK)
     if serial_n > blocks_n or serial_k > blocks_k:
         return tuple(np.empty(0, np.int64) for _ in range(6))
@@ -250,7 +250,6 @@ def _splits(
 
 @functools.cache
 def tight_splits(total: int, most: int) -> np.ndarray:
-    """Numbers of parts that leave no part empty and that no smaller number replaces: one for each size of the
-    largest part."""
+    """Numbers of parts without empty parts; for each size of the largest part, the smallest such number."""
     parts = np.arange(1, min(total, most) + 1)
     return parts[ceil_div(total, ceil_div(total, parts)) == parts]

@@ -1,8 +1,9 @@
-"""Cycles of one tile's share of a matrix product: the AMP unit, and the reduction of partial sums.
+"""Cycles of one tile's share of a matrix product: the matrix unit (AMP), and the reduction of partial sums.
 
-Formulas follow poplibs' own estimators: poplin/PerformanceEstimation.hpp (getConvPartial1x1Supervisor...,
-getConvPartialnx1...) and getReduceCycleEstimate. The tile's workers (six on Mk2) take turns, so a worker's
-cycle is as many of the tile's as there are workers. All functions take numpy arrays as well as numbers.
+Formulas follow poplibs' estimators: poplin/PerformanceEstimation.hpp (getConvPartial1x1Supervisor...,
+getConvPartialnx1...) and getReduceCycleEstimate. The tile's worker threads (six on Mk2) are scheduled
+round-robin, so one cycle of a worker is as many tile cycles as there are workers. All functions accept numpy
+arrays and numbers.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ import numpy as np
 
 from ..environment import Target
 
-# Input channels that go through the AMP together, and its convolution units: output channels of a block. The
-# vertices with float32 partial sums use half of the units (poplin, ConvVertexType).
+# Input channels that enter the AMP together, and its convolution units: output channels of a block. Vertices
+# with float32 partial sums use half of the units (poplin, ConvVertexType).
 BLOCK = 16
 _UNITS = 16
 
 
 @dataclass(frozen=True)
 class Unit:
-    """How a tile's AMP works on elements of one type.
+    """The rate of a tile's AMP for elements of one type.
 
-    :param macs_per_cycle: multiply-adds of a tile, at best: a hardware fact of the type.
+    :param macs_per_cycle: peak multiply-adds per cycle of a tile: a hardware fact.
     :param block_out: output channels of a block.
-    :param fact: name of the hardware fact that `macs_per_cycle` is.
+    :param fact: name of that hardware fact.
     :param workers: worker threads of a tile.
-    :param load_bytes_per_cycle: by two loads at once.
+    :param load_bytes_per_cycle: of two loads in parallel.
     """
 
     macs_per_cycle: int
@@ -41,22 +42,22 @@ class Unit:
 
     @property
     def loop_cycles(self) -> float:
-        """A worker's cycles for one position through one block."""
+        """A worker's cycles for one position of one block."""
         return self.block_out * BLOCK / self.macs_per_cycle
 
     @property
     def weight_load_cycles(self) -> float:
-        """For the weights of a block, by one of the two loads: poplibs' 128-bit loads are off by default."""
+        """To load a block's weights with one of the two loads: poplibs' 128-bit loads are off by default."""
         return self.block_out * BLOCK * self.input_bytes / (self.load_bytes_per_cycle / 2)
 
 
 def ceil_div(total: Any, parts: Any) -> Any:
-    """The size of the largest of `parts` even parts of integers."""
+    """Size of the largest part when an integer `total` is split evenly into `parts`."""
     return -(-total // parts)
 
 
 def unit_of(target: Target, input_bytes: int, half_partials: bool) -> Unit:
-    """The AMP of `target` with elements of 2 or 4 bytes."""
+    """The AMP of `target` for elements of 2 or 4 bytes."""
     if input_bytes >= 4:
         rate, block_out, stored, partial, fact = (
             target.float_macs_per_cycle,
@@ -89,7 +90,7 @@ def unit_of(target: Target, input_bytes: int, half_partials: bool) -> Unit:
 def product_cycles(unit: Unit, groups: Any, rows: Any, in_blocks: Any, out_blocks: Any) -> Any:
     """[rows, 16 in_blocks] x [16 in_blocks, block_out out_blocks], `groups` times, on one tile.
 
-    The first block of inputs zeroes the partial sums, which costs a worker one cycle less.
+    The first block of inputs zeroes the partial sums, which saves a worker one cycle.
     """
     inner = unit.workers * _positions_cycles(unit, rows)
     load = 25 + unit.weight_load_cycles
@@ -114,9 +115,9 @@ def kernel_cycles(
     out_channels: Any,
     kernel: tuple[int, int],
 ) -> Any:
-    """A convolution by the nx1 vertex: `positions` outputs, in rows, position by position of the kernel.
+    """A convolution with the nx1 vertex: `positions` outputs in rows, one kernel position at a time.
 
-    With few input channels, the AMP takes several rows of the kernel at once.
+    With few input channels, the AMP processes several rows of the kernel at once.
     """
     height, loading = (1, 0) if in_channels > 8 else (2, 46) if in_channels > 4 else (4, 60)
     steps = ceil_div(kernel[0], height) * kernel[1]
@@ -137,9 +138,9 @@ def slic_cycles(
     out_channels: Any,
     kernel: tuple[int, int],
 ) -> Any:
-    """A convolution of float16 by the SLIC vertex: 4 channels with 4, 4 positions of a kernel row at once.
+    """A float16 convolution with the SLIC vertex: 4 channels to 4, 4 positions of a kernel row at once.
 
-    Two of its four chains work, so it reaches half of the AMP's rate: two passes over the field on Mk2.
+    It uses two of four chains, half of the AMP's rate: two passes over the field on Mk2.
     """
     workers = target.worker_threads_per_tile
     passes = 2 * 4 * 4 * 4 / target.half_macs_per_cycle

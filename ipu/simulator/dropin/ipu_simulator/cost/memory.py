@@ -1,8 +1,8 @@
-"""Does a program fit? Memory of each IPU over a weight update, by component, and a proof where it doesn't.
+"""Does a program fit? Memory of each IPU over a weight update, by component, and a proof if it doesn't.
 
-Always live are weights, gradient accumulators, optimiser state that is kept on chip, stashes, stream buffers
-and code. The rest comes and goes: `liveness.timeline` says what a cycle of the main phase takes,
-`WeightMemory.update` what the update takes. State off the chip stands in the M2000's streaming memory.
+Always live are weights, gradient accumulators, on-chip optimiser state, stashes, stream buffers and code. The
+rest varies: `liveness.timeline` gives the buffers of a cycle of the main phase, `WeightMemory.update` those
+of the weight update. Off-chip state is in the M2000's streaming memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .vertices import vertices
 
 
 def homes(graph: Graph) -> dict[int, int]:
-    """The IPU that keeps each parameter, buffer and constant: that of its first use; IPU 0 if it has none."""
+    """The IPU that stores each parameter, buffer and constant: that of its first use, or IPU 0 if unused."""
     first_use: dict[int, int] = {}
     for op in graph.ops:
         for tensor_id in op.inputs:
@@ -42,7 +42,7 @@ def homes(graph: Graph) -> dict[int, int]:
 
 @dataclass(frozen=True)
 class WeightMemory:
-    """Sizes for weights under the settings of a program."""
+    """Memory of weights under the settings of a program."""
 
     graph: Graph
     sizes: Materialised
@@ -50,7 +50,7 @@ class WeightMemory:
     constants: MemoryConstants
 
     def updated_elements(self, weight: Tensor) -> int:
-        """How many elements of a weight one replica updates: all, or its shard."""
+        """Number of elements of a weight that one replica updates: all, or its shard."""
         optimizer, replicas = self.settings.optimizer, self.settings.replicas
         if (
             optimizer is None
@@ -61,14 +61,14 @@ class WeightMemory:
         return math.ceil(weight.elements / replicas)
 
     def state_bytes(self, weight: Tensor) -> int:
-        """Optimiser state of one replica for a weight, wherever it is kept."""
+        """Bytes of one replica's optimiser state for a weight, on or off chip."""
         optimizer = self.settings.optimizer
         if optimizer is None or weight.id not in self.graph.gradients:
             return 0
         return self.updated_elements(weight) * sum(optimizer.state_bytes_per_element)
 
     def kept(self, ipu: int, homes: Mapping[int, int]) -> list[Buffer]:
-        """Weights, accumulators and state that stand on an IPU all the time."""
+        """Weights, accumulators and state that are always live on an IPU."""
         buffers: list[Buffer] = []
         optimizer = self.settings.optimizer
         for tensor in (self.graph.tensors[tensor_id] for tensor_id, home in homes.items() if home == ipu):
@@ -102,10 +102,10 @@ class WeightMemory:
         return Timeline(tuple(Event("update", weight.name) for weight in weights), lifetimes)
 
     def update_buffers(self, weight: Tensor, slices: int) -> list[Buffer]:
-        """What the update of a weight takes, that of a serialised matmul slice by slice.
+        """Buffers of one weight's update; for a serialised matmul, of one slice at a time.
 
-        State that is kept off chip comes in and goes out with its weight. Where there is state, the update is
-        worked out in float32 first. Sharding adds the reduced shard of the gradient and the gathered weight.
+        Off-chip state is loaded and stored with its weight. If there is state, the update is computed in
+        float32. Sharding adds the reduced shard of the gradient and the gathered weight.
         """
         optimizer = self.settings.optimizer
         assert optimizer is not None
@@ -127,7 +127,7 @@ class WeightMemory:
 
 
 def outline_key(op: Op, graph: Graph) -> tuple[object, ...]:
-    """Equal for operations that can share their code."""
+    """Equal for operations that share their code (outlining)."""
     shapes = tuple(
         (graph.tensors[tensor_id].shape, graph.tensors[tensor_id].dtype)
         for tensor_id in (*op.inputs, *op.outputs)
@@ -136,7 +136,7 @@ def outline_key(op: Op, graph: Graph) -> tuple[object, ...]:
 
 
 def _compute_sets(cost: OpCost, constants: MemoryConstants) -> float:
-    """Compute sets that have code: a series of products is a loop around those of one."""
+    """Compute sets with code: a series of products is a loop over those of one product."""
     if cost.kind in PRODUCTS:
         return min(cost.compute_sets, constants.code_compute_sets_of_a_product)
     return cost.compute_sets
@@ -152,8 +152,8 @@ def code(
 ) -> list[Buffer]:
     """Code and exchange code of an IPU that runs `ops`, recomputation included, and updates `weights`.
 
-    A stated model, since nothing is published. Operations of equal shapes share their code, as PopART
-    outlines repeated layers; recomputation shares the forward pass's.
+    An assumed model: there are no published figures. Operations of equal shapes share their code, as PopART
+    outlines repeated layers; recomputation shares the code of the forward pass.
     """
     calls = [op for op in ops if not is_view(op, graph)]
     distinct = {outline_key(op, graph): op for op in calls}
@@ -178,9 +178,9 @@ def code(
 def overflow(
     ipu: int, moment: str, live: Iterable[Buffer], usable_bytes: int, m2000: int | None = None
 ) -> Overflow:
-    """The fewest of the buffers that are `live` at one moment and together exceed `usable_bytes`.
+    """The fewest of the buffers `live` at one moment whose sum exceeds `usable_bytes`: the largest ones.
 
-    Taking the largest first gives the fewest. They must exceed it all together.
+    All of them together must exceed it.
     """
     buffers = sorted(live, key=lambda buffer: -buffer.bytes)
     over_bytes = sum(buffer.bytes for buffer in buffers) - usable_bytes
@@ -198,9 +198,10 @@ def overflow(
 def streaming_overflows(
     weights: WeightMemory, homes: Mapping[int, int], target: Target
 ) -> tuple[Overflow, ...]:
-    """The M2000s whose streaming memory can't hold the state that their IPUs keep off the chip.
+    """The M2000s whose streaming memory is too small for the off-chip state of their IPUs.
 
-    IPU i of replica r is number r * (IPUs of a replica) + i; each M2000 has `ipus_per_m2000` in a row.
+    IPU i of replica r is number r * (IPUs of a replica) + i; each M2000 has `ipus_per_m2000` consecutive
+    IPUs.
     """
     optimizer = weights.settings.optimizer
     if optimizer is None or optimizer.location != "off_chip":
@@ -229,8 +230,8 @@ def streaming_overflows(
 class MemoryEstimate:
     """Memory of each IPU of a replica.
 
-    :param overflows: memories that don't suffice: an IPU's, or an M2000's streaming memory; empty if all do.
-    :param numbers: names of the constants and facts that it rests on, beside those of its operations' cycles.
+    :param overflows: memories that are too small, an IPU's or an M2000's streaming memory; empty if all fit.
+    :param numbers: names of the constants and facts that it depends on, besides those of operations' cycles.
     """
 
     ipus: tuple[IpuMemory, ...]
@@ -245,7 +246,7 @@ class MemoryEstimate:
 
 @dataclass(frozen=True)
 class IpuPlan:
-    """What an IPU has always, and what comes and goes in a cycle of the main phase and in the update."""
+    """Buffers that are always live on an IPU, and those of a cycle of the main phase and of the update."""
 
     always: tuple[Buffer, ...]
     timeline: Timeline
@@ -260,7 +261,7 @@ def memory_of(
     op_cost: Callable[[Op], OpCost] | None = None,
     sizes: Materialised | None = None,
 ) -> MemoryEstimate:
-    """Memory of every IPU of one replica. `op_cost`, `sizes`: costs, and tensors in memory, known already."""
+    """Memory of every IPU of one replica. `op_cost`, `sizes`: costs and tensor sizes, if known already."""
     op_cost, sizes = op_cost or _cached(graph, settings, target), sizes or materialised(graph)
     plans = plans_of(graph, stages, settings, constants, op_cost, sizes)
     ipus: list[IpuMemory] = []
@@ -291,7 +292,7 @@ def memory_of(
 def _numbers(
     graph: Graph, settings: Settings, sizes: Materialised, op_cost: Callable[[Op], OpCost]
 ) -> frozenset[str]:
-    """Names of what acts on this program's memory: nothing of collectives where there is one replica."""
+    """Names of the numbers that affect this program's memory; those of collectives only with replicas."""
     names = {"tile_imbalance", "code_bytes_fixed", "bytes_per_tile", "tiles_per_ipu"}
     optimizer, replicated = settings.optimizer, bool(settings.replicas > 1 and graph.gradients)
     state = bool(optimizer and optimizer.state_bytes_per_element and graph.gradients)
@@ -307,7 +308,7 @@ def _numbers(
         (state, ("update_bytes_per_element",)),
         (off_chip, ("streaming_memory_bytes",)),
         (off_chip and settings.replicas * graph.num_ipus > 1, ("ipus_per_m2000",)),
-        # What only the accumulator adds takes no time, but has code.
+        # Sums that the accumulator replaces take no time, but have code.
         (
             sizes.sums,
             [vertices()[row_of(graph.ops[index].name).rule].compute_sets_name for index in sizes.sums],
@@ -387,7 +388,7 @@ def _stashes(graph: Graph, stages: Sequence[Stage], settings: Settings) -> list[
 
 
 def _streams(graph: Graph, constants: MemoryConstants) -> dict[int, list[Buffer]]:
-    """Buffers of what comes from the host, on the IPU of its first use, and of what goes there."""
+    """Buffers of inputs from the host, on the IPU of their first use, and of outputs to it."""
     place: dict[int, int] = {}
     for op in graph.ops:
         for tensor_id in op.inputs:
@@ -411,7 +412,7 @@ def _by_component(buffers: Iterable[Buffer]) -> dict[str, int]:
 
 
 def _cached(graph: Graph, settings: Settings, target: Target) -> Callable[[Op], OpCost]:
-    """Costs of operations; those of equal shape on the same IPU are worked out once."""
+    """Costs of operations, cached by shape and IPU."""
     known: dict[tuple[object, ...], OpCost] = {}
 
     def op_cost(op: Op) -> OpCost:

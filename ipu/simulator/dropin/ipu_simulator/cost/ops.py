@@ -1,9 +1,10 @@
-"""What each operation of a graph costs on its IPU, by the rule that its row of the table names (op_table.py).
+"""The cost of each operation on its IPU, by the rule that its row of the table names (op_table.py).
 
-Matrix products and convolutions are planned, with the copies between the layouts that plans want.
+Matrix products and convolutions are planned, including the copies that rearrange operands into a plan's
+layout.
 
-Weights stand in memory as the forward pass wants them. The backward pass needs them, and the activations from
-which it makes the weights' gradients, with inner and outer dimensions exchanged: these are rearranged.
+Weights are stored in the layout of the forward pass. The backward pass needs the weights, and the activations
+for the weights' gradients, with inner and outer dimensions exchanged: these are rearranged.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .serialization import sliced
 from .settings import Settings
 from .vertices import operation_constants, vertices
 
-PRODUCTS = ("matmul", "convolution")  # kinds that the planner works on
+PRODUCTS = ("matmul", "convolution")  # kinds that the planner handles
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,12 @@ class OpCost:
         "gather", "rearrangement", "random", "view", ...
     :param matmul_cycles: as planned (compute, exchange, reduction), before any fitted factor.
     :param vertex_cycles: elementwise and other vertices.
-    :param compute_sets: compute sets that it takes; each costs a sync and an exchange phase.
+    :param compute_sets: number of compute sets; each costs a sync and an exchange phase.
     :param rearranged_elements: elements copied into another layout, over the whole IPU.
-    :param working_set_bytes: over the whole IPU, beside its inputs and outputs as they are kept.
-    :param flops: floating-point operations, 2 for a multiplication with addition.
-    :param rule: which rule gave this, such as "matmul planner"; "bound" for an operation without a rule.
-    :param numbers: names of the constants and hardware facts that it rests on.
+    :param working_set_bytes: over the whole IPU, besides its inputs and outputs as they are stored.
+    :param flops: floating-point operations, 2 per multiply-add.
+    :param rule: the rule that gave this cost, such as "matmul planner"; "bound" if there is no rule.
+    :param numbers: names of the constants and hardware facts that it depends on.
     """
 
     kind: str
@@ -54,12 +55,12 @@ class OpCost:
 
     @property
     def known(self) -> bool:
-        """False for an operation without a cost rule: a bound was used, and reports name it."""
+        """False for an operation without a cost rule: its cost is an upper bound, and reports name it."""
         return self.rule != "bound"
 
 
 def matmul_cost(op: Op, graph: Graph, target: Target, proportion: float, half_partials: bool) -> OpCost:
-    """mm, bmm and those with an addend. A serializedMatMul is as many products, one after another."""
+    """mm, bmm and variants with an addend. A serializedMatMul is a series of products."""
     operands = op.inputs[-2:]
     left, right = (graph.tensors[number] for number in operands)
     if len(left.shape) < 2 or len(right.shape) < 2:
@@ -99,7 +100,7 @@ def matmul_cost(op: Op, graph: Graph, target: Target, proportion: float, half_pa
 
 _BIAS = frozenset({"bias_cycles", "bias_compute_sets"})
 _BIAS_GRADIENT = frozenset({"bias_gradient_cycles", "bias_gradient_compute_sets"})
-# Hardware facts that every product or convolution rests on, beside the rate of its type.
+# Hardware facts that every product and convolution depends on, besides the rate of its type.
 _OF_PLANS = frozenset(
     {
         "worker_threads_per_tile",
@@ -112,7 +113,7 @@ _OF_PLANS = frozenset(
 
 
 def _compute_sets(made: MatmulPlan) -> int:
-    """Of one product of the series."""
+    """Compute sets of one product of the series."""
     constants = operation_constants()
     return constants.product_compute_sets + constants.reduction_compute_sets * (made.split_k > 1)
 
@@ -130,7 +131,7 @@ def _rearranged(op: Op, number: int, graph: Graph) -> int:
     if graph.owner(number).role in ("parameter", "constant"):
         return elements if op.phase == "backward" else 0
     if op.phase == "forward" and row_of(op.name).operands_in_layout:
-        return 0  # whatever made it wrote it as the plan wants
+        return 0  # its producer writes it in the plan's layout
     if any(graph.owner(other).role == "parameter" for other in op.inputs[-2:]):
         return 0
     producer = graph.producers.get(graph.owner(number).id)
@@ -142,7 +143,7 @@ def _rearranged(op: Op, number: int, graph: Graph) -> int:
 
 
 def _same_order(number: int, graph: Graph) -> bool:
-    """Whether a view of a tensor has its dimensions in the same order."""
+    """True if a view of a tensor keeps the order of its dimensions."""
     tensor = graph.tensors[number]
     while tensor.base is not None:
         producer = graph.producers.get(tensor.id)
@@ -153,10 +154,10 @@ def _same_order(number: int, graph: Graph) -> bool:
 
 
 def convolution_cost(op: Op, graph: Graph, target: Target, proportion: float, half_partials: bool) -> OpCost:
-    """A convolution, or its gradients: of the input (one like it), of the weights and of the bias.
+    """A convolution or its gradients: of the input (another convolution), of the weights and of the bias.
 
-    The device has channels in another order than the tensors around it: what goes in and out is rearranged,
-    for each of the gradients again.
+    The device orders channels differently from the tensors around the convolution, so inputs and outputs are
+    rearranged, for each gradient separately.
     """
     forward = op.name == "convolution"
     tensors = [graph.tensors[number] for number in op.inputs]
@@ -222,12 +223,12 @@ def convolution_cost(op: Op, graph: Graph, target: Target, proportion: float, ha
 
 
 def _plane(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and columns of a field or kernel of any dimensions."""
+    """Rows and columns of a field or kernel of any number of dimensions."""
     return (math.prod(shape[:-1]), shape[-1]) if shape else (1, 1)
 
 
 def _gradient_of_input(convolution: Convolution, field: tuple[int, int]) -> Convolution:
-    """A convolution with inputs and outputs exchanged."""
+    """The convolution with inputs and outputs exchanged."""
     return Convolution(
         convolution.batch,
         convolution.groups,
@@ -269,8 +270,8 @@ _OF_LOOKUPS = frozenset(
 def lookup_cost(op: Op, graph: Graph, target: Target) -> OpCost:
     """A gather of rows by index, or an addition to rows (popops MultiSlice and MultiUpdateAdd).
 
-    The table is spread over tiles by rows and columns. Every tile that holds part of it examines every index;
-    rows that are elsewhere cost it little, but not nothing.
+    The table is split over tiles by rows and columns. Every tile examines every index, also those of rows
+    that it doesn't have, at a small cost.
     """
     inputs = [graph.tensors[number] for number in op.inputs]
     made = graph.tensors[op.outputs[0]]
@@ -295,13 +296,13 @@ def lookup_cost(op: Op, graph: Graph, target: Target) -> OpCost:
 
 
 def _moved_elements(inputs: list[Tensor]) -> int:
-    """Of the values that are added, which are floating point; their table may be an input too."""
+    """Number of elements added: of the floating-point inputs, which may include the table."""
     values = [tensor.elements for tensor in inputs if tensor.dtype.startswith(("float", "bfloat"))]
     return min(values, default=max((tensor.elements for tensor in inputs), default=0))
 
 
 def _lookup_cycles(gathering: bool, rows: int, columns: int, indices: int, target: Target) -> float:
-    """The best split of the table over tiles; an index is as likely in any row."""
+    """Cycles of the best split of the table over tiles, for uniformly distributed indices."""
     constants, workers = operation_constants(), target.worker_threads_per_tile
     if gathering:
         fixed, found = constants.gather_cycles, constants.gather_cycles_per_row
@@ -320,7 +321,7 @@ def _lookup_cycles(gathering: bool, rows: int, columns: int, indices: int, targe
 
 
 def vertex_cost(op: Op, graph: Graph, target: Target) -> OpCost:
-    """What the table says, else the bound."""
+    """The cost in the table of vertices, otherwise the upper bound."""
     vertex = vertices().get(row_of(op.name).rule)
     tensors = [graph.tensors[number] for number in op.outputs]
     if vertex is None or vertex.elements == "largest":
@@ -353,9 +354,9 @@ _VIEW = OpCost("view", rule="no cost")
 
 
 def op_cost(op: Op, graph: Graph, settings: Settings, target: Target) -> OpCost:
-    """The cost of one operation on its IPU. Never fails: an operation without a rule gets the bound."""
+    """The cost of one operation on its IPU. Never fails: an operation without a rule gets the upper bound."""
     if all(graph.tensors[number].base is not None for number in op.outputs):
-        return _VIEW  # another name for memory that is there
+        return _VIEW  # no new memory, no cycles
     rule = row_of(op.name).rule
     if rule in PRODUCTS:
         cost = matmul_cost if rule == "matmul" else convolution_cost
@@ -366,7 +367,7 @@ def op_cost(op: Op, graph: Graph, settings: Settings, target: Target) -> OpCost:
 
 
 def _proportion(op: Op, settings: Settings) -> float:
-    """The available-memory proportion: the operation's own, or that of its IPU."""
+    """The available-memory proportion: set on the operation, or that of its IPU."""
     own = op.attributes.get("available_memory_proportion")
     if own is not None:
         return float(own)

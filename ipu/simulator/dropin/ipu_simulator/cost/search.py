@@ -1,8 +1,8 @@
-"""The fastest placement of a program's blocks that fits: exact, by branch and bound.
+"""Finds the fastest placement of a program's blocks that fits, by branch and bound (exact).
 
-Every candidate is judged by the models that judge a program (time, then memory), in the order of a lower
-bound of its time. So the first that fits and is faster than every bound that remains is the fastest of all;
-where the allowed number of judgements ends before that, `Found.gap` says by how much another could be faster.
+Candidates are evaluated with the same time and memory models as any program, in the order of a lower bound of
+their time. The first that fits and is faster than every remaining bound is optimal. If the search reaches its
+limit of evaluations first, `Found.gap` bounds how much faster another candidate could be.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .time import (
 
 @dataclass(frozen=True)
 class Candidate:
-    """The IPU of each block, and the memory proportions that each IPU may choose from."""
+    """The IPU of each block, and the memory proportions to choose from on each IPU."""
 
     ipu_of_block: tuple[int, ...]
     proportions: tuple[tuple[float, ...], ...]
@@ -45,10 +45,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Judged:
-    """A candidate with the proportions chosen for its IPUs, and what the models say of it.
+    """A candidate with the proportion chosen for each IPU, and its predicted time and memory.
 
-    :param headroom_bytes: what the IPU with the fullest tile could hold beside what it has, unevenly filled
-        as it is; negative where it doesn't suffice.
+    :param headroom_bytes: free bytes on the IPU with the fullest tile, at its tile imbalance; negative if it
+        doesn't fit.
     """
 
     ipu_of_block: tuple[int, ...]
@@ -63,13 +63,15 @@ class Judged:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found.
+    """The result of a search.
 
-    :param best: the fastest that fits; None where none of those judged does.
-    :param nearest: where none fits, the one that lacks least.
-    :param faster: faster ones that don't fit, as far as they were judged, fastest first.
-    :param gap: what wasn't judged isn't faster than `best` by more than this share; 0: nothing is faster.
-    :param unjudged_s: what wasn't judged isn't faster than this; infinite where nothing is left that matters.
+    :param best: the fastest that fits; None if no evaluated candidate does.
+    :param nearest: if none fits, the candidate that is least over.
+    :param faster: evaluated candidates that are faster but don't fit, fastest first.
+    :param gap: no candidate that wasn't evaluated is faster than `best` by more than this fraction; 0:
+        optimal.
+    :param unjudged_s: lower bound in seconds of the candidates that weren't evaluated; infinite if none
+        matters.
     """
 
     best: Judged | None
@@ -93,9 +95,9 @@ class _Placed:
 
 
 class PlacementSearch:
-    """Searches for one program on one machine.
+    """Searches placements of one program on one machine.
 
-    :param graph: captured with every block as a stage of its own.
+    :param graph: captured with every block as a separate stage.
     """
 
     def __init__(self, graph: Graph, settings: Settings, target: Target) -> None:
@@ -105,7 +107,7 @@ class PlacementSearch:
         self._constants: Constants = constants()
         self._costs_at: dict[float, Mapping[int, OpCost]] = {}
         self._block_cycles_at: dict[float, list[tuple[float, float]]] = {}
-        self._sizes = materialised(graph)  # wherever blocks stand
+        self._sizes = materialised(graph)  # independent of the placement
         self._weights = trained_weights(graph, stages_of(graph, settings))
 
     def fastest(
@@ -118,11 +120,12 @@ class PlacementSearch:
     ) -> Found:
         """The fastest of `candidates` that fits and takes less than `faster_than_s`.
 
-        At most `max_timed` are timed, the memory of at most `max_judged` of them is looked at. What is found
-        is never slower than `known`, if that fits.
+        Times at most `max_timed` candidates, and estimates the memory of at most `max_judged` of them. The
+        result is never slower than `known`, if that fits.
         """
         ranked = sorted(((self.lower_bound_s(each), each) for each in candidates), key=lambda pair: pair[0])
-        # Candidates are many short-lived objects; the collector shall not look through the graph each time.
+        # Candidates are many short-lived objects: keep the garbage collector from traversing the graph each
+        # time.
         gc.freeze()
         try:
             return self._fastest(ranked, max_judged, max_timed, known, faster_than_s)
@@ -137,7 +140,7 @@ class PlacementSearch:
         known: Candidate | None,
         faster_than_s: float,
     ) -> Found:
-        """`fastest` of candidates in the order of their lower bounds."""
+        """`fastest` for candidates sorted by lower bound."""
         best = None if known is None else self.judge(known)
         if best is not None and not (best.fits and best.step_s < faster_than_s):
             best = None
@@ -168,8 +171,8 @@ class PlacementSearch:
     def judge(self, candidate: Candidate, faster_than_s: float = math.inf) -> Judged | None:
         """Time and memory of a candidate; None if it isn't faster than `faster_than_s`.
 
-        Cycles and memory of an IPU depend on its own proportion alone. So each IPU takes, of its choices,
-        the fastest that fits, or where none does the one that lacks least.
+        Cycles and memory of an IPU depend only on its proportion, so the choice is made per IPU: the fastest
+        proportion that fits, or if none does the one that is least over.
         """
         number = max(len(choices) for choices in candidate.proportions)
         columns = [
@@ -189,8 +192,7 @@ class PlacementSearch:
         return self._judged(candidate, placed[0], memories[0])
 
     def lower_bound_s(self, candidate: Candidate) -> float:
-        """Seconds that a weight update surely takes: the blocks on the busiest IPU in every cycle, and what
-        follows the last one."""
+        """Lower bound of a weight update: the busiest IPU's blocks in every cycle, then the update."""
         blocks = candidate.ipu_of_block
         first_of_last_stage = len(blocks) - 1
         while first_of_last_stage > 0 and blocks[first_of_last_stage - 1] == blocks[-1]:
@@ -222,9 +224,9 @@ class PlacementSearch:
         return sum(update.parts_s(self._target, self._constants).values())
 
     def _block_cycles(self, proportion: float) -> list[tuple[float, float]]:
-        """Of each block: cycles where it is computed again before its backward pass, and where it isn't.
+        """For each block: (cycles with recomputation, cycles without).
 
-        Stashes are left out: how many tensors wait depends on what stands together.
+        Stashes are left out: the number of stashed tensors depends on which blocks share a stage.
         """
         if proportion not in self._block_cycles_at:
             loads = stage_loads(
@@ -261,7 +263,7 @@ class PlacementSearch:
     def _memory(self, placed: _Placed) -> MemoryEstimate:
 
         def op_cost(op: Op) -> OpCost:
-            # Sums of gradients take no time of their own, but have code.
+            # Sums of gradients take no time, but have code.
             if op.index in self._sizes.sums:
                 return cost_of(op, placed.graph, placed.settings, self._target)
             return placed.costs[op.index]
@@ -283,7 +285,7 @@ class PlacementSearch:
         placed: Sequence[_Placed],
         tiles: Sequence[Mapping[int, int]] | None,
     ) -> tuple[float, ...]:
-        """For each IPU the fastest proportion, among those that fit where `tiles` says so."""
+        """The fastest proportion for each IPU; if `tiles` is given, among those that fit."""
         cycles = [_cycles_of_ipus(each.program.loads, self._constants) for each in placed]
         mixed = []
         for ipu in range(len(candidate.proportions)):

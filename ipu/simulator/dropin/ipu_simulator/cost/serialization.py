@@ -1,8 +1,8 @@
-"""Serialised products (poptorch.serializedMatMul): along which dimension each is cut, and what stays whole.
+"""Serialised products (poptorch.serializedMatMul): the dimension along which each is sliced.
 
-Of a product [m, k] x [k, n], PopTorch's modes cut m (InputChannels), k (ReducingDim), n (OutputChannels) or
-nothing (Disabled). The products of its gradients, d_left = [m, n] x [n, k] and d_right = [k, m] x [m, n] or
-their transposes, are cut along the same dimension (PopART, transforms/serializematmuls.cpp).
+PopTorch's modes slice a product [m, k] x [k, n] along m (InputChannels), k (ReducingDim), n (OutputChannels)
+or not at all (Disabled). The products of its gradients, d_left = [m, n] x [n, k] and d_right = [k, m] x [m,
+n] or their transposes, are sliced along the same dimension (PopART, transforms/serializematmuls.cpp).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _OF_LEFT, _OF_RIGHT = "mk", "kn"
 
 
 def _mark(op: Op) -> tuple[str, int]:
-    """(dimension of the forward product that is cut, number of slices); ("", 1) where nothing is."""
+    """(sliced dimension of the forward product, number of slices); ("", 1) if it isn't sliced."""
     mode, factor = op.attributes.get("serialization", ("Disabled", 1))
     dimension = _DIMENSION[mode]
     return (dimension, factor) if dimension and factor > 1 else ("", 1)
 
 
 def sliced(op: Op, graph: Graph, product: Product) -> tuple[int, Product]:
-    """(number of slices, one of them) of a product; (1, `product`) of one that is computed as a whole."""
+    """(number of slices, one slice) of a product; (1, `product`) if it isn't sliced."""
     dimension, slices = _mark(op)
     if not dimension:
         return 1, product
@@ -38,9 +38,9 @@ def sliced(op: Op, graph: Graph, product: Product) -> tuple[int, Product]:
 
 
 def _dimensions(op: Op, graph: Graph) -> tuple[str, str, str]:
-    """Which dimensions of the forward product are the rows, inner dimension and columns of this one.
+    """The dimensions of the forward product that are this one's rows, inner dimension and columns.
 
-    A product of the backward pass with no or both operands of the forward one is that one, computed again.
+    A product of the backward pass that has none or both of the forward one's operands is its recomputation.
     """
     left, right = (graph.owner(number).id for number in op.inputs[-2:])
     for forward in graph.ops:
@@ -48,7 +48,7 @@ def _dimensions(op: Op, graph: Graph) -> tuple[str, str, str]:
             of_left, of_right = (graph.owner(number).id for number in forward.inputs[-2:])
             if (left, right) == (of_left, of_right):
                 break
-            # The one operand comes from the forward pass, the other is the gradient of its result.
+            # One operand comes from the forward pass, the other is the gradient of its result.
             if left == of_left:
                 return "k", "m", "n"
             if right == of_left:
@@ -63,7 +63,7 @@ def _dimensions(op: Op, graph: Graph) -> tuple[str, str, str]:
 def slices_of_weights(graph: Graph) -> dict[tuple[int, str], int]:
     """(id of a parameter, path of the module that uses it) -> slices of its use, and of its gradient.
 
-    Where rows of activations are cut, each slice adds to the whole gradient.
+    If rows of activations are sliced, each slice adds to the whole gradient.
     """
     slices: dict[tuple[int, str], int] = {}
     for op in graph.ops:

@@ -1,4 +1,4 @@
-"""What a program's cost depends on beside its graph: the options and the optimiser."""
+"""Inputs of the cost model besides the graph: the options and the optimiser."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Literal
 class OptimizerSettings:
     """The weight update.
 
-    :param name: "sgd", "adam", "lamb", ...: which elementwise and norm work it does.
-    :param state_bytes_per_element: bytes of each state tensor for each trained weight, such as (4, 4) for
+    :param name: "sgd", "adam", "lamb", ...: determines the elementwise and norm work.
+    :param state_bytes_per_element: bytes per trained weight of each state tensor, such as (4, 4) for
         Adam's float32 moments, (2, 4) with a float16 first moment, () for plain SGD.
-    :param location: where the state is kept between updates.
-    :param sharded: replicated tensor sharding: each replica keeps and updates its share.
+    :param location: where the state is stored between updates.
+    :param sharded: replicated tensor sharding: each replica stores and updates its shard.
     """
 
     name: str
@@ -28,12 +28,12 @@ class Settings:
     """A program's options.
 
     :param matmul_proportions: available memory proportion of each IPU of a replica.
-    :param execution: "pipelined", or "sharded" (one IPU at a time; phased programs are costed as this).
-    :param recompute: activations are computed again but for checkpoints (PopTorch's default in pipelines).
-    :param accumulator_bytes: of a gradient accumulator's element.
-    :param stash_bytes_per_element: None: as the tensor is; 1 where stashes are kept in 8 bits.
-    :param framework: who compiled the program: "PopTorch", "PopART", "TF1", "TF2", "Paddle".
-    :param samples_per_sequence: mean sequences of a packed sample; 1 without packing.
+    :param execution: "pipelined", or "sharded" (one IPU at a time; phased execution is costed as this).
+    :param recompute: recompute activations except checkpoints (PopTorch's default in pipelines).
+    :param accumulator_bytes: bytes per element of a gradient accumulator.
+    :param stash_bytes_per_element: None: as in the tensor; 1 for stashes in 8 bits.
+    :param framework: the framework that compiled the program: "PopTorch", "PopART", "TF1", "TF2", "Paddle".
+    :param samples_per_sequence: mean number of sequences in a packed sample; 1 without packing.
     """
 
     micro_batch_size: int

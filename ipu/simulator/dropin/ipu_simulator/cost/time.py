@@ -1,9 +1,9 @@
-"""How long a program takes: its pipeline, cycle by cycle, and its weight update.
+"""Time of a program: its pipeline, cycle by cycle, and its weight update.
 
-All IPUs of a replica work side by side and wait for each other after every pipeline cycle; then all copies
-between them happen at once. So a cycle lasts as long as the busiest IPU, with all stages that it holds, and
-N = G + 2F - 2 cycles make a weight update of G micro batches through F forward stages (PopART's pipelining).
-Cycles of filling and emptying count as full. Without a pipeline, stages take turns.
+All IPUs of a replica compute in parallel and synchronise after every pipeline cycle; then all copies between
+them happen at once. So a cycle lasts as long as the busiest IPU, with all of its stages, and N = G + 2F - 2
+cycles make a weight update of G micro batches through F forward stages (PopART's pipelining). Cycles of the
+fill and flush phases count as full ones. Without a pipeline, stages run one after another.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .verdict import Bound, Pipeline, StageTime, Work
 
 @dataclass(frozen=True)
 class Load:
-    """Work on the fullest tile, by cause, before any constant makes seconds of it. Loads add up."""
+    """Work of the fullest tile by cause, before constants convert it to seconds. Loads can be added."""
 
     matmul_cycles: float = 0.0
     vertex_cycles: float = 0.0
@@ -77,7 +77,7 @@ def load_of(cost: OpCost, target: Target) -> Load:
 
 
 def costs_of(graph: Graph, settings: Settings, target: Target) -> Mapping[int, OpCost]:
-    """Costs by the index of the operation. Sums of a weight's gradients are free: the accumulator adds."""
+    """Costs by index of the operation. Sums of a weight's gradients are free: the accumulator adds them."""
     sums = materialised(graph).sums if graph.training else frozenset()
     free = OpCost("view", rule="added by the accumulator")
     return {op.index: free if op.index in sums else op_cost(op, graph, settings, target) for op in graph.ops}
@@ -91,7 +91,7 @@ def stage_loads(
     target: Target,
     constants: Constants,
 ) -> tuple[StageLoad, ...]:
-    """The work of each stage, in their order."""
+    """The work of each stage, in order."""
 
     def sum_of(ops: Iterable[Op]) -> Load:
         return sum((load_of(costs[op.index], target) for op in ops), Load())
@@ -112,7 +112,7 @@ def stage_loads(
 
 
 def _accumulation(graph: Graph, target: Target, constants: Constants) -> dict[int, Load]:
-    """By stage: each weight's gradient is added once, where it is made."""
+    """By stage: each weight's gradient is added once, on the IPU that computes it."""
     loads: dict[int, Load] = {}
     for gradient in graph.gradients.values():
         owner = graph.owner(gradient)
@@ -123,7 +123,7 @@ def _accumulation(graph: Graph, target: Target, constants: Constants) -> dict[in
 
 
 def _stash(graph: Graph, stage: Stage, settings: Settings, target: Target, constants: Constants) -> Load:
-    """Each tensor goes into its ring buffer after the forward pass and out of it before the backward pass."""
+    """Each tensor is written to its ring buffer after the forward pass and read before the backward pass."""
     if settings.execution != "pipelined" or not stage.stash_slots:
         return Load()
     narrow = settings.stash_bytes_per_element == 1
@@ -136,13 +136,13 @@ def _stash(graph: Graph, stage: Stage, settings: Settings, target: Target, const
 
 @dataclass(frozen=True)
 class Update:
-    """What the IPU with most weights does in a weight update, in bytes and cycles of its fullest tile.
+    """The weight update of the IPU with the most weights, in bytes, and in cycles of its fullest tile.
 
-    Gradients are summed over replicas, then each IPU updates the weights that it holds.
+    Gradients are summed over replicas, then each IPU updates the weights that it stores.
 
-    :param collective_bytes: sent by it: gradients reduced (scattered, if sharded), weights gathered.
-    :param remote_bytes: of optimiser state, from streaming memory and back.
-    :param collectives: of one weight each, that begin one after another; `remote_buffers` likewise.
+    :param collective_bytes: bytes it sends: gradients reduced (scattered if sharded), weights gathered.
+    :param remote_bytes: optimiser state read from and written to streaming memory.
+    :param collectives: number of collectives, one per weight, run in sequence; `remote_buffers` likewise.
     :param ipus: of all replicas.
     """
 
@@ -154,7 +154,7 @@ class Update:
     ipus: int
 
     def parts_s(self, target: Target, constants: Constants) -> dict[str, float]:
-        """Seconds by part. The IPUs of an M2000 that are in use share its streaming memory."""
+        """Seconds by part. The IPUs in use of an M2000 share its streaming memory's bandwidth."""
         each_s = constants.transfer_overhead_s
         sharing = min(self.ipus, target.ipus_per_m2000)
         remote_s = self.remote_bytes * sharing / target.streaming_memory_bytes_per_s
@@ -168,7 +168,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Held:
-    """Trained weights: elements, bytes, number of tensors. They add up."""
+    """Trained weights: elements, bytes, number of tensors. They can be added."""
 
     elements: int = 0
     bytes: int = 0
@@ -181,7 +181,7 @@ class Held:
 def update_of(
     graph: Graph, stages: Sequence[Stage], settings: Settings, target: Target, constants: Constants
 ) -> Update | None:
-    """The update of the IPU with most weights; None where nothing is trained."""
+    """The update of the IPU with the most weights; None if nothing is trained."""
     if settings.optimizer is None or not graph.training:
         return None
     ipu_of_stage = [stage.ipu for stage in stages]
@@ -197,7 +197,7 @@ def update_with(
     target: Target,
     constants: Constants,
 ) -> Update:
-    """The update of a program that trains `weights`, by stage, with its stages on these IPUs."""
+    """The update of a program that trains `weights` (by stage), with its stages on these IPUs."""
     optimizer = settings.optimizer
     assert optimizer is not None
     of_ipu: dict[int, Held] = {}
@@ -216,7 +216,7 @@ def update_with(
         collective_bytes=gathered * ring,
         remote_bytes=2 * state_bytes if remote else 0.0,
         cycles=per_element * most.elements / share / target.tiles_per_ipu,
-        # A reduction and, of shards, a gathering; a load and a store.
+        # Sharded: a reduce-scatter and an all-gather; a load and a store.
         collectives=most.tensors * (1 + optimizer.sharded) if replicas > 1 else 0,
         remote_buffers=2 * most.tensors if remote else 0,
         ipus=replicas * num_ipus,
@@ -224,7 +224,7 @@ def update_with(
 
 
 def trained_weights(graph: Graph, stages: Sequence[Stage]) -> dict[int, Held]:
-    """The trained weights by the stage that is the first to use them."""
+    """The trained weights by the first stage that uses them."""
     home: dict[int, int] = {}
     for stage in stages:
         for op in stage.forward:
@@ -240,11 +240,11 @@ def trained_weights(graph: Graph, stages: Sequence[Stage]) -> dict[int, Held]:
 
 @dataclass(frozen=True)
 class TimeEstimate:
-    """Seconds of a weight update; where nothing is trained, of a call of `device_iterations` micro batches.
+    """Seconds of a weight update; in inference, of a call with `device_iterations` micro batches.
 
-    :param flops_per_micro_batch: of products and convolutions, forward and backward, nothing computed again.
-    :param bounds: operations without a rule.
-    :param numbers: names of the constants and hardware facts that it rests on.
+    :param flops_per_micro_batch: of products and convolutions, forward and backward, without recomputation.
+    :param bounds: operations without a cost rule.
+    :param numbers: names of the constants and hardware facts that it depends on.
     """
 
     pipeline: Pipeline
@@ -261,12 +261,12 @@ class TimeEstimate:
 
 @dataclass(frozen=True)
 class Program:
-    """What time depends on beside constants.
+    """Inputs of the time model besides constants.
 
-    :param copied_bytes: sent between IPUs in a cycle by the one that sends most; by each stage.
+    :param copied_bytes: bytes per cycle sent by the IPU that sends most; by stage.
     :param input_bytes: from the host, for one micro batch.
-    :param replicas: side by side, each of `num_ipus`.
-    :param calls: from the host, for what is timed: below 1 where a call makes several updates.
+    :param replicas: run in parallel, with `num_ipus` each.
+    :param calls: calls from the host per timed unit: below 1 if a call makes several updates.
     """
 
     loads: tuple[StageLoad, ...]
@@ -282,7 +282,7 @@ class Program:
     pipelined: bool
 
     def busiest(self, target: Target, constants: Constants) -> float:
-        """Seconds of compute in a cycle: of the busiest IPU, or of all stages in turn."""
+        """Compute seconds of a cycle: of the busiest IPU, or without a pipeline of all stages in turn."""
         of_ipu: dict[int, Load] = {}
         for load in self.loads:
             of_ipu[load.ipu] = of_ipu.get(load.ipu, Load()) + load.total
@@ -305,9 +305,9 @@ class Program:
         return sum(self.update.parts_s(target, constants).values()) if self.update else 0.0
 
     def host_s(self, target: Target, constants: Constants) -> float:
-        """The return to the host, and inputs of all micro batches.
+        """Seconds of the call overhead and of the inputs of all micro batches.
 
-        Replicas share the ways of their M2000s to the host.
+        Replicas share the host links of their M2000s.
         """
         m2000s = -(-self.replicas * self.num_ipus // target.ipus_per_m2000)
         all_bytes = self.replicas * self.micro_batches * self.input_bytes
@@ -327,7 +327,7 @@ def program_of(
     constants: Constants,
     costs: Mapping[int, OpCost] | None = None,
 ) -> Program:
-    """What a graph takes, with these settings, on this machine."""
+    """The program of a graph with these settings on this machine."""
     costs = costs_of(graph, settings, target) if costs is None else costs
     pipelined = settings.execution == "pipelined"
     micro_batches = settings.gradient_accumulation if graph.training else settings.device_iterations
@@ -349,7 +349,7 @@ def program_of(
 
 
 def pipeline_cycles(micro_batches: int, forward_stages: int, training: bool = True) -> int:
-    """Cycles in which all micro batches pass: through 2F - 1 stages forth and back, or F forth only."""
+    """Cycles of all micro batches: through 2F - 1 stages in training, or F in inference."""
     stages = 2 * forward_stages - 1 if training else forward_stages
     return micro_batches + stages - 1
 
@@ -357,7 +357,7 @@ def pipeline_cycles(micro_batches: int, forward_stages: int, training: bool = Tr
 def time_of(
     graph: Graph, stages: Sequence[Stage], settings: Settings, target: Target, constants: Constants
 ) -> TimeEstimate:
-    """The time of a graph on a machine, and where it goes."""
+    """The time of a graph on a machine, by part."""
     costs = costs_of(graph, settings, target)
     program = program_of(graph, stages, settings, target, constants, costs)
     framework = constants.framework_factor(settings.framework)
@@ -387,7 +387,7 @@ def time_of(
 def _numbers(
     graph: Graph, costs: Mapping[int, OpCost], program: Program, settings: Settings
 ) -> frozenset[str]:
-    """What acts on this program's time: not other frameworks' factors, not links that nothing crosses."""
+    """Names of the numbers that affect this program's time: its framework, and links only if used."""
     names = {"cycle_overhead_s", "call_overhead_s", "clock_hz", "tiles_per_ipu"}
     names.update(*(costs[op.index].numbers for op in graph.ops))
     total = sum((load.total for load in program.loads), Load())
@@ -416,7 +416,7 @@ def _numbers(
 
 
 def _sent_bytes(graph: Graph, stages: Sequence[Stage], stage: Stage) -> int:
-    """Activations to the next stage and gradients to the one before, where these are other IPUs."""
+    """Activations sent to the next stage and gradients to the previous one, if they are on other IPUs."""
     sent = 0
     for numbers, neighbour in (
         (stage.sends_forward, stage.index + 1),
@@ -452,7 +452,7 @@ def _work(
     target: Target,
     constants: Constants,
 ) -> tuple[Work, ...]:
-    """Cycles of one pipeline cycle by module, operation and phase, dearest first."""
+    """Cycles of one pipeline cycle by module, operation and phase, costliest first."""
     sums: dict[tuple[int, int, str, str, str, str], tuple[float, int, int]] = {}
 
     def add(stage: Stage, phase: str, op: Op) -> None:

@@ -25,9 +25,9 @@ Origin = Literal["published", "derived", "fitted", "assumed", "measured"]
 class IpuMemory:
     """Memory of one IPU over a step. Components are bytes by name of COMPONENTS.
 
-    `components` sum to peak_bytes: what is live at the worst moment. `always_live_components` sum to
-    always_live_bytes. `fullest_tile_bytes` is the estimate for the fullest tile: mean times stated imbalance;
-    memory suffices if that is at most `tile_capacity_bytes`.
+    `components` sum to peak_bytes: the live bytes at the peak. `always_live_components` sum to
+    always_live_bytes. `fullest_tile_bytes` is the estimate for the fullest tile: the mean times an assumed
+    imbalance; the program fits if that is at most `tile_capacity_bytes`.
     """
 
     ipu: int
@@ -41,12 +41,12 @@ class IpuMemory:
 
     @property
     def filled(self) -> float:
-        """How full the fullest tile is: above 1, it does not fit."""
+        """Fill level of the fullest tile: above 1, the program doesn't fit."""
         return self.fullest_tile_bytes / self.tile_capacity_bytes
 
     @property
     def usable_bytes(self) -> int:
-        """What an IPU holds when its fullest tile is full."""
+        """Bytes on the IPU when its fullest tile is full."""
         return int(self.peak_bytes / self.filled) if self.peak_bytes else self.capacity_bytes
 
 
@@ -61,7 +61,7 @@ class Pipeline:
 
     @property
     def micro_batches(self) -> int:
-        """Of a weight update: G. As many as cycles where nothing is pipelined."""
+        """Micro batches per weight update, G. Without a pipeline as many as cycles."""
         return round(self.pipeline_cycles_per_update * (1 - self.bubble_fraction))
 
     @property
@@ -84,7 +84,7 @@ class StageTime:
 
 @dataclass(frozen=True)
 class Work:
-    """Where cycles go: one module's operations of a kind, summed.
+    """Cycles of one module's operations of one kind, summed.
 
     `phase` is forward, recompute, backward or update.
     """
@@ -102,7 +102,7 @@ class Work:
 
 @dataclass(frozen=True)
 class LivenessPoint:
-    """Live bytes of an IPU after some operation of the step."""
+    """Live bytes of an IPU after one operation of the step."""
 
     ipu: int
     phase: str
@@ -112,7 +112,7 @@ class LivenessPoint:
 
 @dataclass(frozen=True)
 class Buffer:
-    """A buffer that is live at the worst moment."""
+    """A buffer that is live at the peak."""
 
     name: str
     component: str
@@ -122,10 +122,10 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Overflow:
-    """Why a memory does not suffice: the fewest buffers, largest first, that exceed it alone.
+    """Why a memory is too small: the fewest buffers, largest first, that exceed it alone.
 
-    :param ipu: whose memory it is; of streaming memory, the first IPU that keeps something there.
-    :param m2000: the machine of four IPUs whose streaming memory it is; None for an IPU's own memory.
+    :param ipu: the IPU; for streaming memory, the first IPU that stores something there.
+    :param m2000: the M2000 (a machine of four IPUs) whose streaming memory it is; None for an IPU's memory.
     """
 
     ipu: int
@@ -136,13 +136,13 @@ class Overflow:
 
     @property
     def memory(self) -> str:
-        """Whose memory it is, in words."""
+        """Name of the memory, for messages."""
         return f"IPU {self.ipu}" if self.m2000 is None else f"the streaming memory of M2000 {self.m2000}"
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """A change that was recomputed by the model: bytes saved on the fullest IPU, seconds lost per update."""
+    """A change evaluated by the model: bytes saved on the fullest IPU, seconds added per update."""
 
     change: str
     saves_bytes: int
@@ -152,7 +152,7 @@ class Remedy:
 
 @dataclass(frozen=True)
 class Assumption:
-    """A number that the verdict rests on."""
+    """A number that the verdict depends on."""
 
     name: str
     value: float
@@ -163,7 +163,7 @@ class Assumption:
 
 @dataclass(frozen=True)
 class Bound:
-    """An operation without a cost rule, and what was assumed for it."""
+    """An operation without a cost rule, and the cycles assumed for it."""
 
     op: str
     module: str
@@ -173,11 +173,11 @@ class Bound:
 
 @dataclass(frozen=True)
 class Details:
-    """What reports show beside the verdict's own fields.
+    """What reports show besides the verdict's fields.
 
-    :param assumptions: the numbers that this verdict rests on: each can change something in it.
-    :param expected_time_error: how far off predicted times are on published rows, relative; None: not known.
-    :param lacking_ipus: how many IPUs more the replicas need than the machine has.
+    :param assumptions: the numbers that this verdict depends on: changing one can change a result.
+    :param expected_time_error: relative error of predicted times on published results; None: unknown.
+    :param lacking_ipus: number of IPUs that the replicas need beyond those of the machine.
     """
 
     stages: tuple[StageTime, ...]
@@ -193,7 +193,7 @@ class Details:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All fields are there whether the program fits or not; see `to_dict` for the file's form."""
+    """All fields are set whether the program fits or not; see `to_dict` for the JSON form."""
 
     config: str
     device: str
@@ -216,7 +216,7 @@ class Verdict:
     details: Details
 
     def to_dict(self) -> dict[str, Any]:
-        """The plain form of verdict.json; `details` stay out but for the bounds and assumptions."""
+        """The content of verdict.json; of `details` only overflows, bounds and assumptions."""
         return {
             "config": self.config,
             "device": self.device,

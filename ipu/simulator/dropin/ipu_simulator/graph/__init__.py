@@ -1,1 +1,1 @@
-"""The program as a graph: what one micro batch computes, forward and backward, operation by operation."""
+"""The program as a graph: the operations of one micro batch, forward and backward."""

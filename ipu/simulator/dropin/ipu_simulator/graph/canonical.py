@@ -1,11 +1,11 @@
-"""The host's spelling of a graph becomes the device's.
+"""Rewrites a graph as recorded on the host into the operations of the device.
 
 - Dropout: a CPU draws noise, scales it and multiplies; the device has one operation, which draws the same
   noise again from its seed in the backward pass.
-- Softmax: PyTorch's own attention has one that is safe for rows that are masked altogether.
-- Constants: what depends on constants alone is computed by the compiler, not by the program. A tensor of
-  one value that is written to in place is a buffer, so it stays.
-- Casts between types that are one on the device (int32 and int64) are views.
+- Softmax: PyTorch's attention uses a variant that is safe for fully masked rows.
+- Constant folding: the compiler computes tensors that depend only on constants. A one-element tensor that is
+  written in place is a buffer, so it isn't folded.
+- Casts between types that are the same on the device (int32 and int64) are views.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .ir import Phase, Tensor
 
 @dataclass
 class Recorded:
-    """An operation as recorded, with the autograd node of its gradient; otherwise as ir.Op."""
+    """An operation as recorded: ir.Op, with the autograd node of its gradient."""
 
     name: str
     phase: Phase
@@ -37,7 +37,7 @@ class Recorded:
 def canonicalised(
     tensors: list[Tensor], ops: list[Recorded], written: set[int]
 ) -> tuple[list[Tensor], list[Recorded]]:
-    """The same graph in the device's spelling.
+    """The same graph in the device's operations.
 
     :param written: tensors that an in-place operation changed later.
     """
@@ -76,7 +76,7 @@ def _with_dropouts(ops: list[Recorded]) -> list[Recorded]:
 
 
 def _dropout_noise(op: Recorded, producers: dict[int, Recorded]) -> tuple[int, float] | None:
-    """If `op` multiplies by noise that was just drawn: (the noise, the probability of a zero)."""
+    """If `op` multiplies by dropout noise: (the noise, the probability of a zero)."""
     if op.name != "mul" or len(op.inputs) != 2 or op.inputs[0] == op.inputs[1]:
         return None
     for number in reversed(op.inputs):
@@ -88,7 +88,7 @@ def _dropout_noise(op: Recorded, producers: dict[int, Recorded]) -> tuple[int, f
             continue
         making = producers.get(drawing.inputs[0])
         if making is not None and row_of(making.name).uninitialised:
-            # bernoulli draws ones with the probability of keeping.
+            # The probability of bernoulli is that of keeping an element.
             return number, round(1.0 - drawing.attributes["p"], 12)
     return None
 

@@ -1,5 +1,5 @@
 """Stand-ins for a model's weights and inputs: fake tensors, which have shapes and dtypes but no memory; or
-copies, for a model whose way depends on values.
+copies, for a model whose control flow depends on values.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 @contextlib.contextmanager
 def without_memory() -> Iterator[None]:
-    """Inside, models are built, and tensors made, on the meta device: at no cost, however large."""
+    """Inside, models and tensors are built on the meta device, which takes no memory, whatever their size."""
     with torch.device("meta"):
         yield
 
 
 def fake_mode() -> FakeTensorMode:
-    """The mode to run a model in. Real tensors that the model holds outside its parameters and buffers
-    are constants.
+    """The fake tensor mode for running a model. Real tensors that the model holds besides its parameters and
+    buffers are constants.
     """
     return FakeTensorMode(allow_non_fake_inputs=True)
 
@@ -30,7 +30,7 @@ def stand_in(
 ) -> torch.Tensor:
     """A CPU tensor of the same shape and strides in the device's dtype: a fake one of `mode`, or a copy.
 
-    `tensor` may be real, and where there is a mode, fake or on the meta device too.
+    `tensor` may be real, or with a mode also fake or on the meta device.
     """
     dtype = device_dtype(tensor.dtype)
     with torch.no_grad():
@@ -41,7 +41,7 @@ def stand_in(
 
 
 class WeightsStandIns:
-    """Stand-ins of a model's parameters and buffers, one for each: tied ones stay one tensor."""
+    """One stand-in per parameter and buffer of a model; tied ones share a stand-in."""
 
     def __init__(
         self,
@@ -62,12 +62,12 @@ class WeightsStandIns:
             self._others[id(buffer)] = self.buffers[name]
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The stand-in of a parameter or buffer; any other tensor itself."""
+        """The stand-in of a parameter or buffer; any other tensor is returned unchanged."""
         return self._others.get(id(tensor), tensor)
 
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Inside, the model's modules hold the stand-ins; afterwards, exactly what they held before."""
+        """Inside, the model's modules hold the stand-ins; on exit the originals are restored."""
         tables: list[dict[str, Any]] = [
             table for module in self._model.modules() for table in (module._parameters, module._buffers)
         ]

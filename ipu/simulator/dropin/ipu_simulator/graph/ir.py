@@ -1,7 +1,7 @@
-"""The graph of one micro batch: tensors and operations, as captured from the very modules that train.
+"""The graph of one micro batch: tensors and operations, captured from the modules that train.
 
-Operations are PyTorch's below autograd (aten). Shapes and dtypes are those of the program on the device:
-float16 where it stores float16, int32 where the host has int64.
+Operations are PyTorch's below autograd (aten). Shapes and dtypes are the device's: float16 where it stores
+float16, int32 where the host has int64.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ BYTES_OF_DTYPE: Mapping[str, int] = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of the program. `base` is the tensor whose memory this one views, None if it has its own.
+    """A tensor of the program. `base` is the tensor of which this one is a view; None if it owns its memory.
 
-    :param name: a parameter's, buffer's or input's name; empty for activations.
+    :param name: name of a parameter, buffer or input; empty for activations.
     """
 
     id: int
@@ -55,15 +55,15 @@ class Op:
     """One operation.
 
     :param name: aten's name without overload, such as "addmm" or "native_layer_norm_backward".
-    :param inputs: ids of the tensors among its arguments, in their order.
-    :param attributes: its other arguments by name ("dim", "groups", ...), and marks of PopTorch on it:
+    :param inputs: ids of its tensor arguments, in order.
+    :param attributes: its other arguments by name ("dim", "groups", ...), and annotations from PopTorch:
         "serialization" (mode, factor) in a serializedMatMul, "available_memory_proportion" after
-        setAvailableMemory, "stream" for what the host provides.
-    :param module: path of the module that runs it, such as "encoder.layers.3.attention.body.query"; an
-        operation of the backward pass has the path of the operation whose gradient it computes.
-    :param stage: the forward pipeline stage that it, or the operation whose gradient it computes, belongs to.
-    :param segment: counts recomputation checkpoints within the stage: the operations of one segment are
-        computed again together, just before their backward pass.
+        setAvailableMemory, "stream" for tensors from the host.
+    :param module: path of the module that runs it, such as "encoder.layers.3.attention.body.query"; for the
+        backward pass, the path of the operation whose gradient it computes.
+    :param stage: forward pipeline stage of the operation, or of the operation whose gradient it computes.
+    :param segment: number of recomputation checkpoints before it in its stage: the operations of a segment
+        are recomputed together, just before their backward pass.
     """
 
     index: int
@@ -83,10 +83,10 @@ class Graph:
     """One micro batch. `tensors[i].id == i`; `ops` in execution order, the whole forward before the backward.
 
     :param gradients: parameter id -> id of its gradient of this micro batch (training only).
-    :param checkpoints: ids of the tensors given to recomputationCheckpoint.
+    :param checkpoints: ids of the tensors passed to recomputationCheckpoint.
     :param stage_ipus: the IPU of each forward pipeline stage; its length is F.
     :param inputs: ids of the inputs of a micro batch, in the order of the arguments.
-    :param outputs: ids of what the model returns.
+    :param outputs: ids of the model's outputs.
     """
 
     tensors: tuple[Tensor, ...]
@@ -111,11 +111,11 @@ class Graph:
 
     @cached_property
     def producers(self) -> Mapping[int, Op]:
-        """Tensor id -> the operation that makes it."""
+        """Tensor id -> the operation that produces it."""
         return {number: op for op in self.ops for number in op.outputs}
 
     def owner(self, tensor_id: int) -> Tensor:
-        """The tensor that holds the memory of this one."""
+        """The tensor that owns this one's memory."""
         tensor = self.tensors[tensor_id]
         while tensor.base is not None:
             tensor = self.tensors[tensor.base]

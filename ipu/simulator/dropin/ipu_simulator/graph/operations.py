@@ -1,8 +1,8 @@
-"""What PyTorch tells of an operation that it dispatches: its arguments by name, and its autograd node.
+"""A dispatched PyTorch operation: its arguments by name, and its autograd node.
 
-The node says which forward operation a backward operation belongs to. Autograd numbers its nodes in the order
-in which they are made. A node is made just before its forward operation is dispatched, and while it runs
-backward it is the "current node". These are private calls of PyTorch, checked with 2.13.
+The node links a backward operation to its forward operation. Autograd numbers nodes in order of creation. A
+node is created just before its forward operation is dispatched, and while it runs backward it is the "current
+node". These are private functions of PyTorch, checked with 2.13.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-# Arguments that say how PyTorch stores or draws, not what is computed.
+# Arguments about storage or random number generation, which don't affect the computation.
 _NOT_COMPUTED = frozenset({"device", "generator", "layout", "memory_format", "non_blocking", "pin_memory"})
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call's arguments: tensors in their order, those among them that are written to, all others."""
+    """The arguments of one call: tensors in order, the tensors that it writes to, all others."""
 
     tensors: list[torch.Tensor]
     written: list[torch.Tensor]
@@ -34,7 +34,7 @@ class Schema:
     arguments: tuple[tuple[str, Any, bool], ...]  # name, default, whether it is written to
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """Names a call's arguments. Absent optional tensors are attributes with the value None."""
+        """Names the arguments of a call. Absent optional tensors are attributes with the value None."""
         tensors: list[torch.Tensor] = []
         written: list[torch.Tensor] = []
         attributes: dict[str, Any] = {}
@@ -77,21 +77,21 @@ def _plain(value: Any) -> Any:
     return value
 
 
-# Gradient accumulators of leaves aren't numbered in order: they all have this number.
+# Gradient accumulators of leaves all have this number.
 _UNNUMBERED = 2**64 - 1
 
 
 def latest_node() -> int:
-    """In a forward operation: the number of the node that will compute its gradient.
+    """In a forward operation: number of the node that will compute its gradient.
 
-    An operation that has no gradient leaves the number of some earlier one.
+    For an operation without a gradient it is the number of some earlier node.
     """
     return torch._C._autograd._get_sequence_nr() - 1  # type: ignore[attr-defined]
 
 
 def running_node() -> int | None:
-    """In a backward operation: the number of the node it is part of; None between nodes, where gradients
-    that reach one tensor on several ways are added.
+    """In a backward operation: number of the node it belongs to; None between nodes, where gradients of one
+    tensor from several uses are summed.
     """
     node = torch._C._current_autograd_node()
     if node is None:

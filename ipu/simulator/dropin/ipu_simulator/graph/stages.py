@@ -1,8 +1,8 @@
-"""The pipeline's stages: what each computes forward, again and backward, and what it keeps meanwhile.
+"""Pipeline stages: what each computes in forward, recomputation and backward, and what it stashes.
 
-F forward stages make 2F - 1 pipeline stages: forward stage s has its backward pass 2(F - 1 - s) pipeline
-cycles later, and the last stage goes backward at once. What the backward pass needs of the forward pass
-waits meanwhile, for each of the micro batches under way (PopART, transforms/pipeline.cpp).
+F forward stages make 2F - 1 pipeline stages: the backward pass of forward stage s runs 2(F - 1 - s) pipeline
+cycles later; the last stage runs both in one cycle. Until then the inputs of the backward pass are stashed
+for each micro batch in flight (PopART, transforms/pipeline.cpp). `restage` moves blocks to other IPUs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .ir import Graph, Op
 
 
 class PipelineSettings(Protocol):
-    """The part of a program's settings (cost/settings.py) that stages depend on."""
+    """The settings of a program (cost/settings.py) that stages depend on."""
 
     @property
     def execution(self) -> str: ...
@@ -25,24 +25,25 @@ class PipelineSettings(Protocol):
     def recompute(self) -> bool: ...
 
 
-# Each IPU has what it needs of these from the start.
+# Roles of tensors that are on each IPU from the start.
 _WEIGHTS = frozenset({"parameter", "buffer", "constant"})
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One forward pipeline stage and the backward stage that belongs to it; both on the same IPU.
+    """One forward pipeline stage and its backward stage, both on the same IPU.
 
-    :param recompute: forward operations that run again before the backward pass, in their order. Those of one
-        segment run just before its backward pass. In a pipeline's last stage, nothing behind the last
-        checkpoint (PopART, transforms/pipeline.cpp, setFinalFwdStageRecomputation), thus mostly nothing.
-    :param stashed: ids of tensors that own their memory and wait for the backward pass. With recomputation:
-        those of the stage's inputs and checkpoints from which it starts; else all that the backward pass
-        uses. Random operations repeat their draws from a seed, of a few bytes, which isn't listed.
-    :param stash_slots: how many micro batches of `stashed` wait at once: 2(F-1-s)+1, 0 in the last stage. 1
-        where stages take turns (no pipeline): the tensors themselves, not copies.
-    :param sends_forward: ids of activations that go to the next stage's IPU, from there perhaps further.
-    :param sends_backward: ids of gradients that go to the previous stage's IPU.
+    :param recompute: forward operations that run again before the backward pass, in order. Those of one
+        segment run just before its backward pass. In a pipeline's last stage, none after the last checkpoint
+        (PopART, transforms/pipeline.cpp, setFinalFwdStageRecomputation), so usually none at all.
+    :param stashed: ids of tensors that own their memory and are stashed for the backward pass. With
+        recomputation: the stage's inputs and checkpoints from which it starts; otherwise all that the
+        backward pass uses. Random operations repeat their draws from a seed of a few bytes, which isn't
+        listed.
+    :param stash_slots: number of micro batches of `stashed` in flight: 2(F-1-s)+1, 0 in the last stage. 1
+        without a pipeline: the tensors themselves, not copies.
+    :param sends_forward: ids of activations sent to the next stage's IPU, which may pass them on.
+    :param sends_backward: ids of gradients sent to the previous stage's IPU.
     """
 
     index: int
@@ -57,7 +58,7 @@ class Stage:
 
 
 def stages_of(graph: Graph, settings: PipelineSettings) -> tuple[Stage, ...]:
-    """The stages of a graph; one for each entry of `graph.stage_ipus`, even where nothing is computed."""
+    """The stages of a graph; one per entry of `graph.stage_ipus`, including empty ones."""
     forward = [op for op in graph.ops if op.phase == "forward"]
     backward = [op for op in graph.ops if op.phase == "backward"]
     uses = _Uses(graph, forward)
@@ -98,13 +99,13 @@ def _stash_slots(index: int, num_stages: int, pipelined: bool) -> int:
 
 
 class _Uses:
-    """What the backward passes use of the forward passes."""
+    """The forward tensors that the backward passes use."""
 
     def __init__(self, graph: Graph, forward: list[Op]) -> None:
         self._graph = graph
         self._producers = {number: op for op in forward for number in op.outputs}
         self._weights_alone = {tensor.id for tensor in graph.tensors if tensor.role in _WEIGHTS}
-        # What depends on weights alone is the same for every micro batch.
+        # Tensors that depend only on weights are the same for every micro batch.
         for op in forward:
             if op.inputs and all(number in self._weights_alone for number in op.inputs):
                 self._weights_alone.update(op.outputs)
@@ -112,9 +113,9 @@ class _Uses:
     def kept_and_recomputed(
         self, stage: int, backward: Iterable[Op], recompute: bool, final_segment: int | None
     ) -> tuple[tuple[int, ...], tuple[Op, ...]]:
-        """(tensors that must wait for the backward pass, operations that run again before it).
+        """(tensors to stash for the backward pass, operations to recompute before it).
 
-        :param final_segment: of a pipeline's last stage: what lies between it and the loss runs once.
+        :param final_segment: of a pipeline's last stage: operations from there to the loss run only once.
         """
         kept: set[int] = set()
         again: set[int] = set()
@@ -128,14 +129,14 @@ class _Uses:
             tensor = self._graph.tensors[number]
             producer = self._producers.get(number)
             if producer is None and tensor.role != "input":
-                continue  # made by the backward pass itself
+                continue  # produced in the backward pass
             runs_once = (
                 producer is not None and final_segment is not None and producer.segment >= final_segment
             )
             if producer is None or producer.stage != stage or number in self._graph.checkpoints or runs_once:
                 kept.add(self._memory(number))
             elif tensor.base is not None:
-                # A view costs nothing to make again.
+                # Recomputing a view is free.
                 again.add(producer.index)
                 waiting += producer.inputs
             elif recompute:
@@ -147,15 +148,15 @@ class _Uses:
         return tuple(sorted(kept)), tuple(self._graph.ops[index] for index in order)
 
     def _memory(self, number: int) -> int:
-        """The tensor to keep: that which owns the memory, or a view of less than half of it itself."""
+        """The tensor to stash: the owner of the memory, or a view of less than half of it."""
         owner = self._graph.owner(number)
         tensor = self._graph.tensors[number]
         return number if 2 * tensor.elements < owner.elements else owner.id
 
 
 def _weights_gradients(graph: Graph, backward: list[Op]) -> frozenset[int]:
-    """Gradients of weights, and what they are sums of: a weight that two stages use has one IPU, which adds
-    both to its accumulator there.
+    """Gradients of weights and their summands: a weight that two stages use is on one IPU, which adds both to
+    its accumulator.
     """
     makers = {number: op for op in backward for number in op.outputs}
     found: set[int] = set()
@@ -172,9 +173,9 @@ def _weights_gradients(graph: Graph, backward: list[Op]) -> frozenset[int]:
 def _crossing(
     graph: Graph, ops: list[Op], index: int, direction: int, staying: frozenset[int] = frozenset()
 ) -> tuple[int, ...]:
-    """Tensors that leave a stage for the next one (direction 1) or the one before (-1).
+    """Tensors that leave a stage for the next one (direction 1) or the previous one (-1).
 
-    What a later stage uses passes through all between. Views travel with their memory.
+    A tensor for a later stage passes through all stages between. Views are sent with their memory.
     """
     if not 0 <= index + direction < len(graph.stage_ipus):
         return ()
@@ -190,15 +191,12 @@ def _crossing(
     return tuple(sorted(leaving))
 
 
-# Moves a captured program's blocks to other IPUs, without capturing it again.
-
-
 def restage(graph: Graph, ipu_of_block: Sequence[int]) -> Graph:
-    """The graph that would have been captured with these blocks on these IPUs.
+    """The graph that would have been captured with these blocks on these IPUs, without capturing it again.
 
-    :param graph: captured with every block as a stage of its own: each on another IPU than the one before.
-    :param ipu_of_block: for each stage of `graph`, the IPU to put it on. Blocks that follow each other on the
-        same IPU become one stage.
+    :param graph: captured with every block as a separate stage: each on another IPU than the one before.
+    :param ipu_of_block: the new IPU for each stage of `graph`. Consecutive blocks on the same IPU become one
+        stage.
     """
     assert len(ipu_of_block) == len(graph.stage_ipus), (ipu_of_block, graph.stage_ipus)
     checkpoints_of_block = Counter(

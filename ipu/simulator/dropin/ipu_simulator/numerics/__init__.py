@@ -1,8 +1,8 @@
-"""Executes training steps: what a device computes, none of what it costs.
+"""Executes training steps: the results that a device computes, not their cost.
 
-Knows tensors and callables only. Two ways to compute: in float32, where float16 is PyTorch's and all sums and
-moments are float32; or as an IPU, with `Float16Arithmetic` around the model, `TypedAccumulators` for its
-gradients and a `StateRounding` in the updater.
+Works on tensors and callables only. There are two arithmetics: float32, in which float16 is PyTorch's and all
+sums and moments are float32; and an IPU's, with `Float16Arithmetic` around the model, `TypedAccumulators` for
+its gradients and a `StateRounding` in the updater.
 """
 
 from .float16 import Arithmetic, Float16Arithmetic

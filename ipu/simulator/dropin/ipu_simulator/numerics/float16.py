@@ -1,14 +1,14 @@
-"""float16 operations as an IPU computes them, in place of PyTorch's, forward and backward.
+"""float16 operations with an IPU's arithmetic, forward and backward: a dispatch mode.
 
-Stands around a model's run, below autograd: operands are float16, every operation computes in float32 and
-rounds its result once, to nearest. What differs from PyTorch's own float16:
+It works below autograd: operands are float16, every operation computes in float32 and rounds its result once,
+to nearest. Differences from PyTorch's float16:
 
-- products and convolutions accumulate in the partials type asked for, and a bias is a second operation;
-- a result that is too large becomes float16's largest number, not infinity. Infinities that were there
-  before (masks) or come from a division by zero stay;
-- with floating-point exceptions on, an overflow, an invalid operation or a division by zero stops the run.
+- products and convolutions accumulate in the chosen partials type, and a bias is a second operation;
+- on overflow the result is float16's largest number, not infinity. Infinities that are already in the
+  operands (masks) or come from a division by zero are kept;
+- with floating-point exceptions on, an overflow, an invalid operation or a division by zero raises.
 
-Operations on float32 are left alone. Not covered: stochastic rounding of activations and gradients, which
+Operations on float32 are unchanged. Not covered: stochastic rounding of activations and gradients, which
 are rounded to nearest.
 """
 
@@ -27,14 +27,14 @@ from .rounding import FLOAT16, FloatingPointException, overflows, round_to_neare
 
 aten = torch.ops.aten
 
-# Bits of a float16 that are all ones in infinities and NaN, and in no number.
+# The exponent bits of a float16: all ones in infinities and NaN only.
 _EXPONENT = ((1 << FLOAT16.exponent_bits) - 1) << FLOAT16.mantissa_bits
 _MAGNITUDE = (1 << (FLOAT16.bits - 1)) - 1
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What a program may choose: partials types, and whether an exception stops it."""
+    """The user's choices: partials types, and whether floating-point exceptions raise."""
 
     half_matmul_partials: bool = False
     half_convolution_partials: bool = False
@@ -42,12 +42,12 @@ class Arithmetic:
 
 
 class Float16Arithmetic(TorchDispatchMode):
-    """Inside, operations on float16 tensors give what an IPU gives. Raises FloatingPointException."""
+    """Inside, operations on float16 tensors give an IPU's results. Raises FloatingPointException."""
 
     def __init__(self, arithmetic: Arithmetic) -> None:
         super().__init__()
         self._arithmetic = arithmetic
-        # An overflow has to be seen where it stops the program.
+        # If exceptions raise, an overflow must be visible where it happens.
         round_partial = _round_to_infinity_ if arithmetic.exceptions else round_to_nearest_
         self._matmul_partials = round_partial if arithmetic.half_matmul_partials else None
         self._convolution_partials = round_partial if arithmetic.half_convolution_partials else None
@@ -79,7 +79,7 @@ class Float16Arithmetic(TorchDispatchMode):
             result = func(*args, **kwargs)
             self._stop_at_exceptions(operator, operands, result)
             return result
-        # Where exceptions stop the program, results are judged by what went in, also in place.
+        # If exceptions raise, results are compared with their operands, also in place.
         given = operands
         if self._arithmetic.exceptions and operator.writes:
             given = [operand.clone() for operand in operands]
@@ -92,7 +92,7 @@ class Float16Arithmetic(TorchDispatchMode):
         self._stop_at_exceptions(operator, given, result)
         return result
 
-    # ---- operations that PyTorch computes
+    # ---- operations computed by PyTorch
 
     def _cast(self, func: Any, operator: Operator, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
         """_to_copy(tensor, dtype=...), or copy_(to, tensor): only float32 to float16 rounds."""
@@ -124,7 +124,7 @@ class Float16Arithmetic(TorchDispatchMode):
         )
 
     def _added(self, func: Any, operator: Operator, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
-        """PyTorch's sums in float16; where one is too large, float32's, rounded."""
+        """PyTorch's sums in float16; on overflow, float32's, rounded."""
         before = args
         if operator.writes:
             before = tree_map_only(torch.Tensor, torch.Tensor.clone, args)
@@ -135,7 +135,7 @@ class Float16Arithmetic(TorchDispatchMode):
         return result.copy_(self._rounded(operator, exact))
 
     def _rounded(self, operator: Operator, wide: torch.Tensor) -> torch.Tensor:
-        """float32 -> float16, infinities as they are; other types as they are."""
+        """float32 -> float16, infinities unchanged; other types unchanged."""
         if wide.dtype is not torch.float32:
             return wide
         rounded = wide.half()
@@ -250,7 +250,7 @@ class Float16Arithmetic(TorchDispatchMode):
 
 
 def _gives_float16(operator: Operator, operands: Sequence[torch.Tensor]) -> bool:
-    """By PyTorch's promotion: a float32 operand makes the result one, unless it is 0-d and another isn't."""
+    """By PyTorch's type promotion: a float32 operand gives float32, unless it is 0-d and another isn't."""
     narrow = [operand for operand in operands if operand.dtype is torch.float16]
     wide = [operand for operand in operands if operand.dtype is torch.float32]
     if not narrow or not wide or operator.row.takes_float32:
@@ -288,7 +288,7 @@ def _written(operator: Operator, args: Sequence[Any], kwargs: Dict[str, Any]) ->
 def _on_copies(
     func: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]
 ) -> Tuple[Any, Dict[int, torch.Tensor]]:
-    """The operation on float32 copies of all float16 tensors -> its result, and the copies by id."""
+    """Runs the operation on float32 copies of all float16 tensors -> its result, and the copies by id."""
     copies: Dict[int, torch.Tensor] = {}
 
     def widened(leaf: Any) -> Any:

@@ -1,12 +1,14 @@
-"""Matrix products and convolutions of float16 operands, with partial results in float32 or float16.
+"""Matrix products and convolutions of float16 operands with float32 or float16 partials; floating-point
+exceptions.
 
-An IPU adds a block of products (`facts.json`, "amp_block_inputs") as exactly as float32 does and writes the
-sum in the partials type. With float16 partials each block is therefore followed by a rounding. Here blocks
-follow each other in order; an IPU also splits long sums over tiles, which makes its chains of roundings
-shorter. Convolutions are lowered to products, kernel positions outside, channels inside.
+An IPU adds a block of products (`facts.json`, "amp_block_inputs") with float32's accuracy and writes the sum
+in the partials type, so float16 partials are rounded after each block. Here blocks are added in order; an IPU
+also splits long sums over tiles, so its chains of roundings are shorter. Convolutions are lowered to
+products, kernel positions outside, channels inside. Operators are classified by PyTorch's schemas, and
+`check` detects floating-point exceptions.
 
 Not covered: float16 partials of transposed and three-dimensional convolutions, which stay float32; and
-between the kernel positions of an input's gradient.
+float16 partials between the kernel positions of an input's gradient.
 
 Letters: G groups, B batch, L positions of the output, T kernel positions, C and N input and output channels
 of a group, K = T * C.
@@ -27,7 +29,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from ..op_table import OpRow, row_of
 from .rounding import FloatingPointException, fact
 
-# Rounds partial results in place: float32 that has float16's values afterwards.
+# Rounds partial results in place: float32 tensors with float16 values.
 PartialRounding = Callable[[torch.Tensor], Any]
 
 BLOCK = int(fact("amp_block_inputs"))
@@ -54,7 +56,7 @@ def matmul(a: torch.Tensor, b: torch.Tensor, round_partial: Optional[PartialRoun
 
 
 class Window(NamedTuple):
-    """How a convolution walks over its input: each a list with one entry a dimension."""
+    """Parameters of a convolution: each a list with one entry per dimension."""
 
     stride: List[int]
     padding: List[int]
@@ -63,7 +65,7 @@ class Window(NamedTuple):
 
 
 def can_lower(weight: torch.Tensor, transposed: bool) -> bool:
-    """Whether `convolution` and `convolution_gradients` can compute it."""
+    """Whether `convolution` and `convolution_gradients` support it."""
     return not transposed and weight.dim() in (3, 4)
 
 
@@ -94,7 +96,7 @@ def convolution_gradients(
     wanted: Sequence[bool],
     round_partial: PartialRounding,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """The gradients of `x` and `weight`, float32; an empty one where it isn't `wanted`."""
+    """The gradients of `x` and `weight`, float32; empty tensors for those not `wanted`."""
     if x.dim() == 3:
         gradient_x, gradient_weight = convolution_gradients(
             gradient.unsqueeze(2),
@@ -127,7 +129,7 @@ def _with_height(window: Window) -> Window:
 
 
 def _columns(x: torch.Tensor, weight: torch.Tensor, window: Window) -> torch.Tensor:
-    """[B, G * C, H, W] -> [G, B * L, T * C]: what each output position sees."""
+    """[B, G * C, H, W] -> [G, B * L, T * C]: the receptive field of each output position (im2col)."""
     unfolded = F.unfold(x, _pair(weight.shape[2:]), **_walk(window))
     split = unfolded.unflatten(1, (window.groups, weight.shape[1], -1))  # [B, G, C, T, L]
     return split.permute(1, 0, 4, 3, 2).flatten(3, 4).flatten(1, 2)
@@ -136,7 +138,7 @@ def _columns(x: torch.Tensor, weight: torch.Tensor, window: Window) -> torch.Ten
 def _from_columns(
     columns: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, window: Window
 ) -> torch.Tensor:
-    """The sum over all positions that saw an input: the transpose of _columns."""
+    """The sum over all receptive fields that contain an input: the transpose of _columns."""
     split = columns.unflatten(2, (-1, weight.shape[1])).unflatten(1, (x.shape[0], -1))  # [G, B, L, T, C]
     unfolded = split.permute(1, 0, 4, 3, 2).flatten(1, 3)
     return F.fold(unfolded, _pair(x.shape[2:]), _pair(weight.shape[2:]), **_walk(window))
@@ -161,13 +163,10 @@ def _pair(sizes: Sequence[int]) -> Tuple[int, int]:
     return height, width
 
 
-# What is known of a dispatched operator of PyTorch: whether it computes, and what it writes to.
-
-
 @dataclass(frozen=True)
 class Operator:
-    """What is known of an operator: its name and its row of the table of operations, whether it does
-    arithmetic, which arguments it writes to, by position or name, and whether it returns one of those.
+    """A dispatched operator: its name and its row of the table of operations, whether it is arithmetic, the
+    arguments that it writes to (by position or name), and whether it returns one of those.
     """
 
     name: str
@@ -180,7 +179,7 @@ class Operator:
 
 @cache
 def operator_of(func: Any) -> Operator:
-    """What is known of a dispatched operator."""
+    """The facts of a dispatched operator."""
     name = func.overloadpacket.__name__
     schema = func._schema
     writes = [
@@ -204,11 +203,8 @@ def operator_of(func: Any) -> Operator:
     )
 
 
-# Floating-point exceptions: results that stop a program which asks for that.
-
-
 def check(operator: Operator, operands: Any, result: Any) -> None:
-    """Raises FloatingPointException where an operation made an infinity or NaN that wasn't in its operands.
+    """Raises FloatingPointException if an operation produced an infinity or NaN that wasn't in its operands.
 
     :param operands, result: tensors and numbers, nested in any way.
     """
@@ -246,7 +242,7 @@ def _has_nan(leaf: Any) -> bool:
 
 
 class FloatingPointExceptions(TorchDispatchMode):
-    """Inside, forward and backward, an operation that makes an infinity or NaN of other numbers raises
+    """Inside, forward and backward, an operation that produces an infinity or NaN from finite operands raises
     FloatingPointException.
     """
 

@@ -1,7 +1,8 @@
-"""From micro batches' gradients to one weight update's: accumulation, and reduction over replicas.
+"""Gradients of a weight update: accumulation over micro batches, reduction over replicas, automatic loss
+scaling.
 
-In float32, backward passes add up in the weights' own `.grad` (`BackwardSums`). `TypedAccumulators` does what
-an IPU does: each replica's accumulators have a type of their own and hold gradients of the scaled loss.
+In float32, backward passes add to the weights' `.grad` (`BackwardSums`). `TypedAccumulators` works as an IPU
+does: each replica has accumulators with a separate dtype, which hold gradients of the scaled loss.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from .plan import MicroBatch, StepPlan
 from .processes import Gradients, Processes
 from .rounding import FLOAT16, StateRounding, fact, to_nearest
 
-# For each weight the group of each replica; None where all replicas share one value. A weight with groups has
-# a gradient [groups, ...], the sums over each group's replicas, divided as all others are.
+# For each weight the group of each replica; None if all replicas share one value. The gradient of a weight
+# with groups is [groups, ...]: sums over each group's replicas, divided like the others.
 ReplicaGroups = Sequence[Optional[Sequence[int]]]
 
 
 class Reduction(Enum):
-    """How the gradients of micro batches and replicas become one.
+    """How gradients are reduced over micro batches and replicas.
 
     Sum; or a mean by dividing after all sums (`MEAN_POST`), by dividing the loss by the accumulation steps
     and the sum over replicas by their number (`MEAN_POST_AND_LOSS`), or by running means (`MEAN_RUNNING`).
@@ -35,7 +36,7 @@ class Reduction(Enum):
 
 
 class BackwardSums:
-    """Sums in float32, in whatever order backward passes come; a mean divides at the end."""
+    """Sums in float32, in any order of backward passes; a mean divides at the end."""
 
     def __init__(
         self, plan: StepPlan, reduction: Reduction, processes: Processes, groups: ReplicaGroups = ()
@@ -45,17 +46,17 @@ class BackwardSums:
         self._of_groups = {i: _OfGroups(of_replica) for i, of_replica in enumerate(groups) if of_replica}
 
     def seed(self, loss: torch.Tensor) -> Optional[torch.Tensor]:
-        """The gradient of a loss: that of its sum."""
+        """The gradient of a loss: ones, as for its sum."""
         return None if loss.dim() == 0 else torch.ones_like(loss)
 
     def add(self, weights: Sequence[torch.Tensor], which: MicroBatch) -> None:
-        """Backward passes have added already, but for weights that differ between replicas."""
+        """Backward passes have added to `.grad` already, except for weights that differ between replicas."""
         for i, of_groups in self._of_groups.items():
             (gradient,) = taken([weights[i]])
             of_groups.add(gradient, which.replica)
 
     def reduced(self, weights: Sequence[torch.Tensor]) -> Gradients:
-        """Take the sums off `weights`; None for a weight that no loss reached."""
+        """Removes the sums from `weights`; None for a weight that the loss doesn't depend on."""
         gradients = self._processes.sum_gradients(weights, taken(weights))
         for i, of_groups in self._of_groups.items():
             gradients[i] = of_groups.stacked()
@@ -79,7 +80,7 @@ class _OfGroups:
             self._sums[group] = gradient if before is None else before.add_(gradient)
 
     def stacked(self) -> Optional[torch.Tensor]:
-        """[groups, ...]; None where no loss came. The sums begin anew."""
+        """[groups, ...]; None without gradients. Resets the sums."""
         sums, self._sums = self._sums, [None] * len(self._sums)
         present = [one for one in sums if one is not None]
         if not present:
@@ -89,8 +90,8 @@ class _OfGroups:
 
 @dataclass(frozen=True)
 class AccumulatorSettings:
-    """`dtype` is what the optimizer asks for (None: each weight's own); gradients are those of the loss
-    times `loss_scaling()`, which may change from update to update. `watch` sees each micro batch's.
+    """`dtype` as set in the optimizer (None: that of each weight); gradients are those of the loss times
+    `loss_scaling()`, which may change between updates. `watch` is called with each micro batch's gradients.
     """
 
     dtype: Optional[torch.dtype]
@@ -102,9 +103,9 @@ class AccumulatorSettings:
 class TypedAccumulators:
     """Accumulators as on an IPU.
 
-    Without gradient accumulation there are none: a gradient keeps its weight's type. A sum over replicas is
-    exact before it is rounded to the accumulators' type (float16: in float64, so that no order of replicas
-    shows), which is an assumption: how Graphcore's collectives round isn't published.
+    Without gradient accumulation there are none: a gradient has its weight's type. A sum over replicas is
+    exact before it is rounded to the accumulators' type (float16: summed in float64, so the order of replicas
+    doesn't matter). That is an assumption: the rounding of Graphcore's collectives isn't published.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class TypedAccumulators:
         self._totals: Gradients = [None] * len(self._names)
 
     def seed(self, loss: torch.Tensor) -> torch.Tensor:
-        """The loss scale, in the loss's type; divided by the accumulation steps where the loss is."""
+        """The loss scale in the loss's type, divided by the accumulation steps if the reduction says so."""
         scale = self._settings.loss_scaling()
         if self._settings.reduction is Reduction.MEAN_POST_AND_LOSS:
             scale /= self._plan.gradient_accumulation
@@ -134,7 +135,7 @@ class TypedAccumulators:
         return to_nearest(seed) if loss.dtype is torch.float16 else seed
 
     def add(self, weights: Sequence[torch.Tensor], which: MicroBatch) -> None:
-        """Take one micro batch's gradients off `weights` into the replica's accumulators."""
+        """Moves one micro batch's gradients from `weights` into the replica's accumulators."""
         last = which.step == self._plan.gradient_accumulation - 1
         gradients = taken(weights)
         if self._settings.watch is not None:
@@ -152,7 +153,7 @@ class TypedAccumulators:
         if self._plan.gradient_accumulation == 1 or known is None:
             return gradient
         running = self._settings.reduction is Reduction.MEAN_RUNNING
-        # As in one multiply-add on the device: exact to float32, then rounded once.
+        # As in the device's fused multiply-add: exact in float32, then rounded once.
         value = torch.zeros(()) if gradient is None else gradient.float()
         if running:
             value = value / (which.step + 1)
@@ -162,7 +163,7 @@ class TypedAccumulators:
         return self._rounding.store(value, self._dtype(known), name, which.replica, which.step)
 
     def _dtype(self, tensor: torch.Tensor) -> torch.dtype:
-        """Of the accumulator of a weight, or of that weight's gradient."""
+        """The dtype of a weight's accumulator, or of its gradient without accumulation."""
         if self._plan.gradient_accumulation == 1 or self._settings.dtype is None:
             return tensor.dtype
         return self._settings.dtype
@@ -184,7 +185,7 @@ class TypedAccumulators:
         return self._plan.replicas * self._plan.processes
 
     def reduced(self, weights: Sequence[torch.Tensor]) -> Gradients:
-        """Every weight's gradient, still loss-scaled, in its accumulator's type; None where no loss came."""
+        """Every weight's gradient, still loss-scaled, in its accumulator's type; None without gradients."""
         totals, self._totals = self._totals, [None] * len(self._names)
         for i, of_groups in self._of_groups.items():
             totals[i] = of_groups.stacked()
@@ -211,7 +212,7 @@ class TypedAccumulators:
 
 
 def taken(weights: Sequence[torch.Tensor]) -> Gradients:
-    """The gradients of `weights`, dense, which have none afterwards."""
+    """Removes the gradients from `weights` and returns them, dense."""
     gradients: Gradients = []
     for weight in weights:
         gradient = weight.grad
@@ -220,15 +221,14 @@ def taken(weights: Sequence[torch.Tensor]) -> Gradients:
     return gradients
 
 
-# Automatic loss scaling: as large a scale as gradients bear in float16 (`facts.json`).
-
 _FACT = fact("automatic_loss_scaling")
 
 
 class AutomaticLossScale:
-    """A power of two, `factor`, with which a program's own loss scale is multiplied.
+    """A power of two, `factor`, that multiplies the program's loss scale (constants in `facts.json`).
 
-    Gradients of weights are what is watched; PopART watches those of activations too.
+    It is raised and lowered so that few gradients reach the top of float16's range. Only gradients of weights
+    are counted; PopART also counts those of activations.
     """
 
     def __init__(self) -> None:
@@ -236,7 +236,7 @@ class AutomaticLossScale:
         self._counts = torch.zeros(2, dtype=torch.float64)  # above the edge, all
 
     def watch(self, gradients: Gradients) -> None:
-        """Count one micro batch's scaled gradients."""
+        """Counts one micro batch's scaled gradients."""
         edge = _FACT["edge_share"] * FLOAT16.largest
         for gradient in gradients:
             if gradient is not None:
@@ -244,7 +244,7 @@ class AutomaticLossScale:
                 self._counts += torch.tensor([above, gradient.numel()], dtype=torch.float64)
 
     def update(self, scale: float, processes: Processes) -> None:
-        """After a weight update with all of `scale`: the next one's factor."""
+        """After a weight update, whose whole loss scale is `scale`: sets the factor of the next one."""
         (counts,) = processes.sum_gradients([self._counts], [self._counts])
         assert counts is not None
         above, count = counts.tolist()

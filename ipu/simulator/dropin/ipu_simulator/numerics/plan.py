@@ -1,8 +1,8 @@
-"""How one call's combined batch is cut into micro batches.
+"""How the combined batch of one call is split into micro batches, and how their outputs are collected.
 
 Letters: D device iterations (weight updates in one call), A gradient accumulation, R replicas,
-G input groups (R / input_group_size), b micro batch. Dim 0 of every input walks [D, A, G, b];
-dim 0 of every output walks [D, A, R, b].
+G input groups (R / input_group_size), b micro batch. Dim 0 of every input is [D, A, G, b];
+dim 0 of every output is [D, A, R, b].
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .rounding import to_device_dtype
 
 
 class MicroBatch(NamedTuple):
-    """Which micro batch: device iteration, accumulation step and replica, each counted from 0."""
+    """A micro batch: indices of device iteration, accumulation step and replica, from 0."""
 
     iteration: int
     step: int
@@ -26,9 +26,9 @@ class MicroBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The counts that cut a combined batch; all at least 1, `input_group_size` divides `replicas`.
+    """The counts that split a combined batch; all at least 1, `input_group_size` divides `replicas`.
 
-    A batch is one process's; `replicas` counts those of one process.
+    Batch and `replicas` are those of one process.
     """
 
     device_iterations: int = 1
@@ -40,21 +40,21 @@ class StepPlan:
 
     @property
     def input_groups(self) -> int:
-        """How many different micro batches the replicas see at once."""
+        """Number of different micro batches that the replicas receive at a time."""
         return self.replicas // self.input_group_size
 
     @property
     def input_slices(self) -> int:
-        """Into how many equal parts dim 0 of an input is cut."""
+        """Number of equal parts into which dim 0 of an input is split."""
         return self.device_iterations * self.gradient_accumulation * self.input_groups
 
     @property
     def micro_batches_per_update(self) -> int:
-        """Forward and backward passes, in all processes, whose gradients make one weight update."""
+        """Forward and backward passes per weight update, in all processes."""
         return self.gradient_accumulation * self.replicas * self.processes
 
     def slice_index(self, which: MicroBatch) -> int:
-        """The input slice that a micro batch reads; replicas of one group read the same slice."""
+        """Index of the input slice of a micro batch; replicas of one group share a slice."""
         if self.groups_are_orthogonal:
             group = which.replica % self.input_groups
         else:
@@ -62,22 +62,20 @@ class StepPlan:
         return (which.iteration * self.gradient_accumulation + which.step) * self.input_groups + group
 
     def micro_input(self, tensor: torch.Tensor, which: MicroBatch) -> torch.Tensor:
-        """The view of `tensor` (dim 0 a multiple of `input_slices`) that one micro batch reads."""
+        """View of one micro batch in `tensor` (dim 0 a multiple of `input_slices`)."""
         if tensor.dim() == 0:
             return tensor
         size = tensor.shape[0] // self.input_slices
         return tensor.narrow(0, self.slice_index(which) * size, size)
 
 
-# What a call returns: which micro batches' outputs, in which order, in which dtype.
-#
-# All: every one. EveryN: those of every N-th device iteration. Final: the last of each replica. Sum: over
-# device iterations and accumulation, separately for each replica and without a division. Tensors are joined
-# along dim 0 in [D, A, R] order (letters as in plan.py); scalars become 1-d unless there is only one.
-
-
 class Returned(Enum):
-    """Output modes of a step."""
+    """Output modes of a step.
+
+    All: every micro batch. EveryN: those of every N-th device iteration. Final: the last one of each replica.
+    Sum: over device iterations and accumulation, per replica, without a division. Tensors are concatenated
+    along dim 0 in [D, A, R] order; scalars become 1-d unless there is only one.
+    """
 
     ALL = "all"
     EVERY_N = "every_n"
@@ -86,9 +84,9 @@ class Returned(Enum):
 
 
 class OutputCollector:
-    """Gathers the tensors that one call returns.
+    """Collects the tensors that one call returns.
 
-    `add` takes one micro batch's tensors, in any order of micro batches; `result` joins them.
+    `add` accepts one micro batch's tensors, in any order of micro batches; `result` concatenates them.
     """
 
     def __init__(self, plan: StepPlan, returned: Returned, period: int = 1) -> None:
@@ -99,7 +97,7 @@ class OutputCollector:
         self._template: List[torch.Tensor] = []
 
     def add(self, which: MicroBatch, outputs: Sequence[torch.Tensor]) -> None:
-        """Keep `outputs` (detached and copied here) if the mode returns them."""
+        """Stores `outputs` (detached and copied) if the mode returns them."""
         if not self._template:
             self._template = [tensor.detach() for tensor in outputs]
         if self._returned is Returned.SUM:
@@ -108,9 +106,9 @@ class OutputCollector:
             self._kept[which] = [_copied(tensor) for tensor in outputs]
 
     def result(self) -> List[torch.Tensor]:
-        """One tensor for each output."""
+        """One tensor per output."""
         parts = [self._kept[which] for which in sorted(self._kept)]
-        if not parts:  # a period longer than the call
+        if not parts:  # N of EveryN is larger than the number of device iterations
             return [_copied(t).new_empty((0, *t.shape[1:])) for t in self._template]
         return [_joined([part[i] for part in parts]) for i in range(len(self._template))]
 
@@ -134,7 +132,7 @@ class OutputCollector:
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in the device's dtype: what comes back never aliases a weight or an input."""
+    """A copy in the device's dtype, so that outputs never alias a weight or an input."""
     return to_device_dtype(tensor.detach(), integers=True, copy=True)
 
 

@@ -1,4 +1,4 @@
-"""Replicas in several processes: gradients meet in a sum over torch.distributed."""
+"""Replicas in several processes: gradients are summed with torch.distributed."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from .. import variables
 
 Gradients = List[Optional[torch.Tensor]]
 
-# Gloo's threads get this long to free what they hold before the process group goes.
+# Gloo's threads get this long to free their tensors before the process group is destroyed.
 _LETTING_GO_S = 0.1
 
 
 class Processes:
-    """All processes that train one model together; `index` is this one's, counted from 0.
+    """All processes that train one model together; `index` is that of this process, from 0.
 
-    Every process has the same number of replicas. Sums go over Gloo: through the default group if the
-    program has made one, else through one made here from the environment that torchrun sets.
+    Every process has the same number of replicas. Sums use Gloo: the default process group if the program has
+    created one, otherwise one created here from torchrun's environment variables.
 
-    Raises ValueError where there is no way to the others, or another number of them than `count`.
+    Raises ValueError if the process group can't be created, or if its size isn't `count`.
     """
 
     def __init__(self, index: int, count: int) -> None:
@@ -31,7 +31,7 @@ class Processes:
         self._group: Optional[torch.distributed.ProcessGroup] = _gloo_group(count) if count > 1 else None
 
     def sum_gradients(self, weights: Sequence[torch.Tensor], gradients: Gradients) -> Gradients:
-        """The gradients summed over all processes; one that only others have counts as zeros here."""
+        """The gradients summed over all processes; a gradient missing in this process counts as zeros."""
         if self.count == 1:
             return gradients
         present = torch.tensor([gradient is not None for gradient in gradients], dtype=torch.int32)
@@ -57,22 +57,22 @@ def _gloo_group(count: int) -> Optional[torch.distributed.ProcessGroup]:
         absent = [n for n in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE") if not variables.is_set(n)]
         if absent:
             raise ValueError(
-                f"{count} processes train together, but there is no way to the others: {', '.join(absent)} "
-                "not set. Start the processes with torchrun, or call "
+                f"{count} processes train together, but torch.distributed can't be initialised: "
+                f"{', '.join(absent)} not set. Start the processes with torchrun, or call "
                 "torch.distributed.init_process_group('gloo') before the model is compiled; or use "
                 "replicationFactor for replicas in one process, and Options.Distributed.disable()."
             )
         torch.distributed.init_process_group("gloo")
-        # Gloo's threads abort a process that ends while they are running.
+        # If Gloo's threads are still running at exit, they abort the process.
         atexit.register(_leave)
     found = torch.distributed.get_world_size()
     if found != count:
         raise ValueError(
-            f"Options.Distributed says {count} processes, torch.distributed has {found}. Give "
-            "Options.Distributed.configureProcessId(rank, world size) those of torch.distributed."
+            f"Options.Distributed says {count} processes, torch.distributed has {found}. Call "
+            "Options.Distributed.configureProcessId(rank, world size) with those of torch.distributed."
         )
     if torch.distributed.get_backend() == "gloo":
-        # The default group by no reference of ours: who holds one to the end keeps it from closing.
+        # Use the default group without keeping a reference, which would prevent it from being destroyed.
         return None
     return torch.distributed.new_group(backend="gloo")
 

@@ -1,8 +1,13 @@
-"""From float32 to float16: to nearest, or up and down by chance so that the mean is the exact value.
+"""Number formats, keyed random draws, and rounding from float32 to float16: to nearest or stochastic.
 
-What an IPU does with a number that is too large is a fact of the hardware's control register: it stores the
-largest number instead (`facts.json`, "overflow"), unless the program asked for floating-point exceptions,
-which stop it.
+On overflow an IPU stores the largest number (`facts.json`, "overflow"), unless the program has turned on
+floating-point exceptions, which raise.
+
+The device's generator is PyTorch's default CPU generator, reseeded for every micro batch; afterwards the
+host's state is restored. So the host's stream is unaffected, no draw depends on the number of earlier draws,
+and two integers (seed, updates done) resume a run exactly. Stochastic rounding has separate draws, one per
+element, keyed by seed, update, replica, tensor and element: a resumed run, and replicas in other processes,
+round as one uninterrupted process does, in any order and with any number of threads.
 """
 
 from __future__ import annotations
@@ -19,13 +24,13 @@ import torch
 
 from ..host import needed_for
 
-# Number formats: binary floating point, a device's dtypes, and facts of its arithmetic.
+# Number formats and the device's dtypes.
 
 
 @dataclass(frozen=True)
 class NumberFormat:
     """A sign, `exponent_bits` biased exponent and `mantissa_bits` fraction, as in IEEE 754: with subnormal
-    numbers, and the largest exponent kept for infinities and NaN.
+    numbers, and the largest exponent reserved for infinities and NaN.
     """
 
     exponent_bits: int
@@ -45,7 +50,7 @@ class NumberFormat:
 
     @property
     def smallest_subnormal(self) -> float:
-        """Also the distance between subnormal numbers."""
+        """The smallest positive number, and the spacing of subnormal numbers."""
         return 2.0 ** (1 - self.bias - self.mantissa_bits)
 
     @property
@@ -60,7 +65,7 @@ class NumberFormat:
 
     @property
     def overflow_from(self) -> float:
-        """The smallest magnitude that rounding to nearest, ties to even, takes beyond `largest`."""
+        """The smallest magnitude that overflows when rounded to nearest, ties to even."""
         return 2.0**self.bias * (2 - self.epsilon / 2)
 
 
@@ -68,41 +73,34 @@ FLOAT16 = NumberFormat(exponent_bits=5, mantissa_bits=10)
 FLOAT32 = NumberFormat(exponent_bits=8, mantissa_bits=23)
 
 
-# Which dtypes the device has: no 64-bit types and no bfloat16.
+# The device has no 64-bit types and no bfloat16.
 
 _FLOATS = {torch.float64: torch.float32, torch.bfloat16: torch.float32}
 _INTEGERS = {torch.int64: torch.int32}
 
 
 def device_dtype(dtype: torch.dtype, integers: bool = False) -> torch.dtype:
-    """The dtype that stands for `dtype`; 64-bit integers narrow only if `integers`.
+    """The device's dtype for `dtype`; 64-bit integers narrow only if `integers`.
 
-    Inside a step 64-bit integers stay as they are, because PyTorch's CPU kernels index with them;
-    they narrow where they come back to the host.
+    Within a step 64-bit integers are kept, because PyTorch's CPU kernels use them as indices; they narrow
+    when they are returned to the host.
     """
     dtype = _FLOATS.get(dtype, dtype)
     return _INTEGERS.get(dtype, dtype) if integers else dtype
 
 
 def to_device_dtype(tensor: torch.Tensor, integers: bool = False, copy: bool = False) -> torch.Tensor:
-    """`tensor` in its device dtype: itself where that is the same and no copy is asked for."""
+    """`tensor` in its device dtype: the same object if the dtype matches and `copy` is False."""
     return tensor.to(device_dtype(tensor.dtype, integers), copy=copy)
 
 
 def fact(name: str) -> Any:
-    """The value of one fact of an IPU's arithmetic: `facts.json`, with sources and confidence."""
+    """The value of a fact of an IPU's arithmetic in `facts.json`, which has sources and confidence."""
     text = Path(__file__).with_name("facts.json").read_text(encoding="utf-8")
     return json.loads(text)[name]["value"]
 
 
-# Random draws keyed by what they belong to: seed, update, replica, micro batch, tensor, element.
-#
-# The device's generator is PyTorch's default CPU generator, seeded afresh for every micro batch and given
-# back to the host as it was. So the host's stream never moves, no draw depends on how many draws came before,
-# and two integers (seed, updates done) resume a run exactly.
-#
-# Stochastic rounding has separate draws, one for each element. None depends on another, on an order or on a
-# number of threads, so a resumed run, and replicas in other processes, round as one run in one process does.
+# Random draws.
 
 _MASK = (1 << 64) - 1
 
@@ -110,7 +108,7 @@ _MASK = (1 << 64) - 1
 class KeyedRandomness:
     """The device's random state: a seed and the number of device iterations done.
 
-    `first_replica`: the number of this process's first replica among those of all processes.
+    `first_replica`: the global number of this process's first replica.
     """
 
     def __init__(self, seed: int, first_replica: int = 0) -> None:
@@ -120,7 +118,7 @@ class KeyedRandomness:
 
     @property
     def state(self) -> List[int]:
-        """[seed, device iterations done]: all that a resumed run needs."""
+        """[seed, device iterations done]: all that is needed to resume."""
         return [self.seed, self.iterations_done]
 
     @state.setter
@@ -129,11 +127,11 @@ class KeyedRandomness:
         self.seed, self.iterations_done = int(seed) & _MASK, int(iterations_done)
 
     def global_replica(self, replica: int) -> int:
-        """A replica of this process as numbered among those of all processes."""
+        """The global number of a replica of this process."""
         return self._first_replica + replica
 
     def seed_micro_batch(self, replica: int, micro_batch: int) -> None:
-        """Start the stream of one micro batch of the current device iteration."""
+        """Seeds the generator for one micro batch of the current device iteration."""
         replica = self.global_replica(replica)
         key = struct.pack("<QQQQ", self.seed, self.iterations_done, replica, micro_batch)
         digest = hashlib.blake2b(key, digest_size=8).digest()
@@ -142,7 +140,7 @@ class KeyedRandomness:
 
 @contextmanager
 def host_generator_kept() -> Iterator[None]:
-    """Put the host's default CPU generator back as it was."""
+    """Restores the host's default CPU generator on exit."""
     state = torch.default_generator.get_state()
     try:
         yield
@@ -153,7 +151,7 @@ def host_generator_kept() -> Iterator[None]:
 def random_words(
     shape: torch.Size, seed: int, update: int, replica: int, step: int, tensor: str
 ) -> torch.Tensor:
-    """int32 tensor of uniform bits; the i-th element's are the i-th 32 bits of the key's Philox stream."""
+    """int32 tensor of uniform bits; element i has bits 32i to 32i + 31 of the key's Philox stream."""
     with needed_for("stochastic rounding"):
         import numpy as np
     key = struct.pack("<QQqQ", seed, update, replica, step) + tensor.encode()
@@ -166,27 +164,27 @@ def random_words(
 
 assert fact("overflow") == "largest", "to_nearest and stochastic are written for that"
 
-# float32 bits that float16 doesn't have.
+# Mantissa bits that float32 has and float16 doesn't.
 _DROPPED_BITS = FLOAT32.mantissa_bits - FLOAT16.mantissa_bits
 _DROPPED = (1 << _DROPPED_BITS) - 1
-# A float32 in [0, 1) has this many bits that are equally likely.
+# Random bits of a float32 in [0, 1).
 _CHANCE_BITS = FLOAT32.mantissa_bits + 1
 
 
 class FloatingPointException(ArithmeticError):
-    """A result that stops a program whose floating-point exceptions are on."""
+    """A floating-point exception in a program that has turned them on."""
 
 
 def to_nearest(values: torch.Tensor) -> torch.Tensor:
-    """float32 -> float16, to nearest, ties to even; too large a magnitude becomes the largest one.
+    """float32 -> float16, to nearest, ties to even; overflow gives the largest number.
 
-    Infinities do too, NaN stays NaN.
+    So do infinities; NaN stays NaN.
     """
     return values.clamp(-FLOAT16.largest, FLOAT16.largest).half()
 
 
 def round_to_nearest_(values: torch.Tensor) -> torch.Tensor:
-    """As to_nearest, but leaves the rounded numbers in place, as float32."""
+    """As to_nearest, but in place: float32 with float16 values."""
     return values.clamp_(-FLOAT16.largest, FLOAT16.largest).copy_(values.half())
 
 
@@ -194,22 +192,22 @@ def stochastic(values: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
     """float32 -> float16: one of the two neighbours, the nearer one with the greater probability.
 
     `words` (int32, the shape of `values`) are uniform over all 2^32 bit patterns. P(up) is the distance from
-    the lower neighbour over that between both: exactly so for normal numbers, to 2^-24 for subnormal ones.
-    A float16 stays as it is; beyond the largest number as in to_nearest.
+    the lower neighbour over the distance between both: exact for normal numbers, to 2^-24 for subnormal ones.
+    Values that float16 represents are unchanged; overflow is as in to_nearest.
     """
-    # Adding chance to the bits that will be dropped carries into the kept ones just as often as is wanted.
+    # Adding random bits to those that are dropped carries into the kept bits with the wanted probability.
     kept = (values.view(torch.int32) + (words & _DROPPED)) & ~_DROPPED
     rounded = kept.view(torch.float32)
     small = values.abs() < FLOAT16.smallest_normal
     if bool(small.any()):
         rounded[small] = _stochastic_subnormal(values[small], words[small])
-    # A NaN's bits are no magnitude to add to.
+    # The bits of a NaN aren't a magnitude.
     rounded = torch.where(values.isnan(), values, rounded)
     return to_nearest(rounded)
 
 
 def _stochastic_subnormal(values: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-    # Both steps are exact: a power of two, and a fraction of no more bits than float32 has.
+    # Both steps are exact: a multiplication by a power of two, and a fraction that fits float32's mantissa.
     quanta = values.abs() / FLOAT16.smallest_subnormal
     lower = quanta.floor()
     chance = ((words >> (FLOAT32.bits - _CHANCE_BITS)) & ((1 << _CHANCE_BITS) - 1)).float()
@@ -218,18 +216,18 @@ def _stochastic_subnormal(values: torch.Tensor, words: torch.Tensor) -> torch.Te
 
 
 def overflows(values: torch.Tensor) -> bool:
-    """Whether a float32 tensor holds a magnitude that float16 doesn't have."""
+    """Whether a float32 tensor has a magnitude that overflows float16."""
     return bool((values.abs() >= FLOAT16.overflow_from).any())
 
 
-# In place of a replica's number: the update of weights that all replicas hold alike.
+# Instead of a replica's number: an update of weights that are the same on all replicas.
 ALL_REPLICAS = -1
 
 
 class StateRounding:
     """How accumulators, moments and weights are rounded when they are stored in float16.
 
-    `by_chance`: stochastic rounding is on. `stops`: an overflow is a FloatingPointException.
+    `by_chance`: stochastic rounding is on. `stops`: an overflow raises FloatingPointException.
     """
 
     def __init__(self, randomness: KeyedRandomness, by_chance: bool, stops: bool) -> None:
@@ -245,10 +243,10 @@ class StateRounding:
         replica: int = ALL_REPLICAS,
         step: int = 0,
     ) -> torch.Tensor:
-        """float32 `values` in `dtype`: rounded where that is float16, else themselves.
+        """float32 `values` in `dtype`: rounded if that is float16, otherwise unchanged.
 
-        `tensor` names what is stored, for example "Accl1___encoder.weight"; it may be stored once in a step.
-        `replica` counts those of this process.
+        `tensor` is the name of the state, for example "Accl1___encoder.weight"; it may be stored once per
+        step. `replica` is this process's number.
         """
         if dtype is not torch.float16:
             return values.to(dtype)

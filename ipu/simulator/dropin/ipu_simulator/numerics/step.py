@@ -1,7 +1,7 @@
 """One call of the device: micro batches forward and backward, gradients reduced, weights updated.
 
-Replicas hold identical weights. Those of this process run one after another; other processes may have
-more, whose gradients join in `GradientSource.reduced`.
+Replicas hold identical weights. Those of this process run one after another; `GradientSource.reduced` adds
+the gradients of replicas in other processes.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ GradientSource = Union[BackwardSums, TypedAccumulators]
 
 @dataclass(frozen=True)
 class StepProgram:
-    """What runs: the cut of the batch, the model, and what to do when the replica changes.
+    """What a step runs: the split of the batch, the model, and a hook for changing the replica.
 
-    `enter_replica(r)` makes the tensors that differ between replicas (running statistics) those of r.
-    `arithmetic()` stands around forward and backward passes: float16's, where that is wanted.
+    `enter_replica(r)` switches the tensors that differ between replicas (running statistics) to those of r.
+    `arithmetic()` is a context around forward and backward passes, for float16 arithmetic.
     """
 
     plan: StepPlan
@@ -39,7 +39,7 @@ class StepProgram:
     def micro_batch(
         self, inputs: Sequence[torch.Tensor], which: MicroBatch
     ) -> Tuple[Optional[torch.Tensor], List[torch.Tensor]]:
-        """Run the model on one micro batch with that micro batch's own random stream."""
+        """Runs the model on one micro batch, with that micro batch's random stream."""
         self.randomness.seed_micro_batch(which.replica, which.step)
         return self.forward([self.plan.micro_input(tensor, which) for tensor in inputs])
 
@@ -52,10 +52,10 @@ def run_training(
     collector: OutputCollector,
     gradients: GradientSource,
 ) -> List[torch.Tensor]:
-    """Make `device_iterations` weight updates and return the collected outputs.
+    """Makes `device_iterations` weight updates and returns the collected outputs.
 
-    `weights` are the leaves that train; they hold no gradient before or after. `update` takes the
-    gradients that `gradients` has accumulated and reduced, None for a weight that the loss doesn't reach.
+    `weights` are the leaves to train; they hold no gradient before or after. `update` is called with the
+    gradients that `gradients` has accumulated and reduced, None for a weight that the loss doesn't depend on.
     """
     plan = program.plan
     with host_generator_kept(), torch.enable_grad():
@@ -82,7 +82,7 @@ def run_training(
 def run_inference(
     program: StepProgram, inputs: Sequence[torch.Tensor], collector: OutputCollector
 ) -> List[torch.Tensor]:
-    """Run every micro batch forward and return the collected outputs."""
+    """Runs every micro batch forward and returns the collected outputs."""
     plan = program.plan
     with host_generator_kept(), torch.no_grad():
         for iteration in range(plan.device_iterations):

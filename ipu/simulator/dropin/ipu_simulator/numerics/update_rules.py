@@ -23,7 +23,7 @@ HAS_FUSED = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2,
 
 @dataclass(frozen=True)
 class GroupSettings:
-    """What one parameter group's update depends on; a rule reads only what it needs."""
+    """Settings of one parameter group's update; a rule reads only those that it needs."""
 
     lr: float
     weight_decay: float = 0.0
@@ -59,10 +59,10 @@ def sgd(w: Tensors, g: Tensors, velocity: Tensors, group: GroupSettings) -> None
 def adam(
     w: Tensors, g: Tensors, m: Tensors, v: Tensors, t: Sequence[int], group: GroupSettings, decoupled: bool
 ) -> None:
-    """w -= lr * mhat / (sqrt(vhat) + eps); decay into g, or decoupled (AdamW) from the weight.
+    """w -= lr * mhat / (sqrt(vhat) + eps); decay is added to g, or decoupled (AdamW).
 
-    What lies in one piece goes through PyTorch's fused kernel, which reads memory once where single
-    operations read it ten times; the two differ in the last bit of a weight.
+    Contiguous tensors use PyTorch's fused kernel, which reads memory once; separate operations read it ten
+    times. The two differ in the last bit of a weight.
     """
     dense = [HAS_FUSED and all(tensor.is_contiguous() for tensor in four) for four in zip(w, g, m, v)]
     for is_dense, update in ((True, fused_adam), (False, adam_by_operations)):
@@ -139,8 +139,8 @@ def rmsprop(
 ) -> None:
     """w -= lr * g / (sqrt(v) + eps), or / sqrt(v + eps) in TensorFlow's variant.
 
-    v is the running average of g*g, less the square of g's own where `average` isn't empty
-    (centred). `momentum` isn't empty where the quotient goes through a velocity.
+    v is the running average of g*g, minus the square of g's running average if `average` isn't empty
+    (centred). `momentum` isn't empty if the quotient goes through a velocity.
     """
     if group.weight_decay:
         torch._foreach_add_(g, w, alpha=group.weight_decay)
@@ -165,7 +165,7 @@ def rmsprop(
 
 
 def clip_by_global_norm(g: Tensors, max_norm: float) -> None:
-    """Scale all gradients by max_norm / max(norm of all of them together, max_norm)."""
+    """Scales all gradients by max_norm / max(global norm, max_norm)."""
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(g)))
     torch._foreach_mul_(g, max_norm / norm.clamp(min=max_norm))
 

@@ -15,7 +15,7 @@ from .update_rules import GroupSettings, Tensors
 
 
 class Rule(Enum):
-    """Which update is made."""
+    """The update rule."""
 
     SGD = "sgd"
     ADAM = "adam"
@@ -31,11 +31,12 @@ _RMSPROPS = (Rule.RMSPROP, Rule.RMSPROP_CENTERED)
 
 @dataclass(frozen=True)
 class UpdateSettings:
-    """A rule, its groups, and what holds for all groups.
+    """A rule, its groups, and settings common to all groups.
 
     `with_momentum`: SGD and RMSprop keep a velocity. `tf_variant`: TensorFlow's RMSprop.
     `combined_accumulator`: SGD's gradient accumulator is its velocity: one name, the weight's type, stored
-    times `velocity_scaling`. Types matter where numerics are an IPU's; SGD's velocity is a first moment.
+    times `velocity_scaling`. Types apply to an IPU's arithmetic only; SGD's velocity counts as a first
+    moment.
     """
 
     rule: Rule
@@ -53,13 +54,13 @@ class UpdateSettings:
 class Updater:
     """Weights with their optimizer state.
 
-    `weights` are float tensors that steps change in place, in their own dtype. `group_of[i]` is the index of
-    weight i's group in the settings of each step, or None for a weight that isn't the optimizer's to change.
+    `weights` are float tensors that steps change in place, in their dtype. `group_of[i]` is the index of
+    weight i's group in the settings of each step, or None for a weight that the optimizer doesn't update.
 
     Without `rounding` the state is float32 and float16 weights are rounded to nearest. With it, state has the
-    types of the settings, and whatever is stored in float16 is rounded as it says.
+    types of the settings, and float16 values are rounded by it.
 
-    `differing[i]`: weight i is [groups, ...], one for each group of replicas, each with a norm of its own.
+    `differing[i]`: weight i is [groups, ...], one for each group of replicas, each with a separate norm.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Updater:
         settings: UpdateSettings,
         loss_scaling: float = 1.0,
     ) -> None:
-        """Update every weight that has a gradient; gradients are used up.
+        """Updates every weight that has a gradient; the gradients are consumed.
 
         They are those of the loss times `loss_scaling`.
         """
@@ -121,7 +122,7 @@ class Updater:
     def _unscaled(
         self, i: int, gradient: torch.Tensor, settings: UpdateSettings, loss_scaling: float
     ) -> torch.Tensor:
-        """In float32 if both moments are, else in float16, where it may underflow."""
+        """In float32 if both moments are, otherwise in float16, where it may underflow."""
         gradient = gradient / loss_scaling
         if torch.float16 in (settings.first_moment_type, settings.second_moment_type):
             gradient = self._stored(gradient, torch.float16, f"Unscaled___{self._names[i]}").float()
@@ -166,7 +167,7 @@ class Updater:
     def _store_state(
         self, state: Mapping[str, Tensors], members: Sequence[int], settings: UpdateSettings
     ) -> None:
-        """What `_float32_state` copied, back into place."""
+        """Stores the copies of `_float32_state` back, rounded."""
         for slot, tensors in state.items():
             for i, values in zip(members, tensors):
                 kept = self._slots[slot][i]
@@ -187,9 +188,9 @@ class Updater:
         return state
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> List[str]:
-        """Take over the entries of `state`; returns the names it lacks, whose values stay.
+        """Loads the entries of `state`; returns the names that it lacks, whose values are unchanged.
 
-        Raises ValueError where a tensor's shape differs.
+        Raises ValueError if a tensor's shape differs.
         """
         missing = []
         for slot, tensors in self._slots.items():
@@ -219,7 +220,7 @@ class Updater:
 
 
 def _by_group(tensors: Tensors, differing: Sequence[bool]) -> Tensors:
-    """Each replica group's part of those that differ, as a tensor of its own in the same memory."""
+    """Splits those that differ into each replica group's part, as views."""
     return [part for tensor, differs in zip(tensors, differing) for part in (tensor if differs else [tensor])]
 
 
@@ -228,7 +229,7 @@ def _float32(kept: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 def _slots(settings: UpdateSettings) -> Dict[str, float]:
-    """The state tensors that a rule keeps for each weight, by PopART's prefix, with their first value."""
+    """The state tensors that a rule keeps per weight, by PopART's prefix, with their initial value."""
     if settings.rule is Rule.SGD:
         if not settings.with_momentum:
             return {}

@@ -1,4 +1,4 @@
-"""The verdict and its forms: text, JSON, HTML, Chrome trace."""
+"""Reports of a verdict: text, JSON, HTML, Chrome trace."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .trace import trace_text
 
 
 def write_together(folder: Path, contents: Mapping[str, str]) -> None:
-    """Writes texts by file name: all of them under other names first, then each takes its place at once."""
+    """Writes several files (name -> text): all to temporary names, then an atomic rename of each."""
     folder.mkdir(parents=True, exist_ok=True)
     written: dict[Path, Path] = {}
     try:
@@ -41,7 +41,7 @@ def write_together(folder: Path, contents: Mapping[str, str]) -> None:
 
 
 def json_text(verdict: Verdict) -> str:
-    """The verdict's plain form. A number that JSON has no word for (an infinite time) becomes null."""
+    """verdict.json. A number that JSON can't represent (an infinite time) becomes null."""
     return json.dumps(_plain(verdict.to_dict()), indent=2, allow_nan=False) + "\n"
 
 
@@ -61,9 +61,9 @@ FILES = ("verdict.json", "report.html", "trace.json")
 
 
 def write(verdict: Verdict, folder: Path) -> None:
-    """Writes verdict.json, report.html and trace.json into a folder, which is made where it's missing.
+    """Writes verdict.json, report.html and trace.json into a folder, which is created if it doesn't exist.
 
-    Whoever reads a file sees all of it or the one before. Raises OSError, with the file's name.
+    Each file is replaced atomically. Raises OSError with the file's name.
     """
     contents = (json_text(verdict), html(verdict), trace_text(verdict))
     write_together(folder, dict(zip(FILES, contents, strict=True)))

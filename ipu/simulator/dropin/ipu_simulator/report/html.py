@@ -1,4 +1,4 @@
-"""report.html: the verdict as one file that needs no network and no script."""
+"""report.html: the verdict as one self-contained file, without scripts or network access."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ from . import sums as units
 from .schedule import PARTS, Schedule, Slice, schedule_of
 from .sums import busy_s_of_ipus, human_bytes, human_seconds, percent
 
-# Geometry of the report's charts. Widths and positions are thousandths of a chart's width.
-#
-# Charts carry no text: what is to be read stands beside them, so that it keeps its size on a phone.
+# Charts contain no text: labels are HTML beside them, so that they keep their size on a phone.
 
+# Widths and positions in charts are in thousandths of the chart's width.
 WIDTH = 1000.0
-# Columns of a liveness chart: more than a screen of pixels shows nothing more.
+# Columns of a liveness chart: more would be narrower than a pixel.
 _MOST_COLUMNS = 360
-# The update is drawn at most this many pipeline cycles wide.
+# Width of the drawn weight update in pipeline cycles, at most.
 _UPDATE_CYCLES = 4
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A coloured stretch of a row; `name` is its colour's name in the style sheet, `title` its tooltip."""
+    """A coloured segment of a row; `name` is its class in the style sheet, `title` its tooltip."""
 
     x: float
     width: float
@@ -38,16 +37,16 @@ class Segment:
 
 
 def segment(start: float, size: float, whole: float, name: str, title: str) -> Segment:
-    """A stretch from `start` on, in units of which the chart's width holds `whole`."""
+    """A segment of length `size` at `start`, both in the unit in which the chart is `whole` wide."""
     return Segment(_rounded(start / whole * WIDTH), _rounded(size / whole * WIDTH), name, title)
 
 
 @dataclass(frozen=True)
 class MemoryBar:
-    """One IPU's memory: at the peak, and what is always live.
+    """One IPU's memory: peak, and always live.
 
-    :param usable_x: where the fullest tile is full; tiles are not filled evenly.
-    :param capacity_x: where its SRAM ends.
+    :param usable_x: position at which the fullest tile is full (tiles are unevenly filled).
+    :param capacity_x: position of the IPU's SRAM capacity.
     """
 
     memory: IpuMemory
@@ -59,12 +58,12 @@ class MemoryBar:
 
 @dataclass(frozen=True)
 class LivenessChart:
-    """Live bytes of an IPU over a step. Heights are thousandths of the highest value drawn.
+    """Live bytes of an IPU over a step. Heights are in thousandths of the highest value drawn.
 
     :param outline: SVG path of the area, from bottom left to bottom right.
-    :param phases: the phase of each stretch.
+    :param phases: the phase of each section.
     :param peak: the highest point.
-    :param operations: how many points the chart stands for.
+    :param operations: number of points before downsampling.
     """
 
     ipu: int
@@ -79,7 +78,7 @@ class LivenessChart:
 
 @dataclass(frozen=True)
 class CycleRow:
-    """What an IPU does in a pipeline cycle of the main phase."""
+    """An IPU's work in a pipeline cycle of the main phase."""
 
     ipu: int
     segments: tuple[Segment, ...]
@@ -89,7 +88,7 @@ class CycleRow:
 
 @dataclass(frozen=True)
 class StepRow:
-    """What an IPU does in a weight update, as far as it is drawn."""
+    """An IPU's work in a weight update, as far as it is drawn."""
 
     ipu: int
     segments: tuple[Segment, ...]
@@ -106,7 +105,7 @@ class StepChart:
 
 
 def memory_bars(verdict: Verdict) -> list[MemoryBar]:
-    """A bar for each IPU, all on one scale."""
+    """One bar per IPU, all to the same scale."""
     most = max(max(memory.capacity_bytes, memory.peak_bytes) for memory in verdict.ipus)
     return [
         MemoryBar(
@@ -131,7 +130,7 @@ def _stacked(parts: Sequence[tuple[str, int]], most: int) -> tuple[Segment, ...]
 
 
 def liveness_charts(verdict: Verdict) -> list[LivenessChart]:
-    """A chart for each IPU that has points, all on one scale."""
+    """One chart per IPU that has points, all to the same scale."""
     points: dict[int, list[LivenessPoint]] = {}
     for point in verdict.details.liveness:
         points.setdefault(point.ipu, []).append(point)
@@ -146,7 +145,7 @@ def liveness_charts(verdict: Verdict) -> list[LivenessChart]:
 def _liveness_chart(points: Sequence[LivenessPoint], usable_bytes: int, most: int) -> LivenessChart:
     columns = min(_MOST_COLUMNS, len(points))
     bounds = [column * len(points) // columns for column in range(columns + 1)]
-    # Each column shows its highest point: no peak gets lost.
+    # Each column shows its maximum, so that no peak is lost.
     highest = [
         max(points[start:end], key=lambda point: point.live_bytes)
         for start, end in itertools.pairwise(bounds)
@@ -179,7 +178,7 @@ def _phases(phases: Sequence[str]) -> tuple[Segment, ...]:
 
 
 def cycle_rows(verdict: Verdict) -> list[CycleRow]:
-    """A pipeline cycle in which every stage works, as wide as the chart."""
+    """A pipeline cycle in which every stage is busy, as wide as the chart."""
     plan = schedule_of(verdict)
     busy_s = busy_s_of_ipus(verdict)
     cycle_s = max([verdict.pipeline.cycle_s, *busy_s.values()])
@@ -204,7 +203,7 @@ def cycle_rows(verdict: Verdict) -> list[CycleRow]:
 
 
 def step_chart(verdict: Verdict) -> StepChart:
-    """Filling, main phase, flushing, weight update."""
+    """Fill, main phase, flush, weight update."""
     plan = schedule_of(verdict)
     cycles_end_s = plan.cycles_end_s
     after_s = plan.end_s - cycles_end_s
@@ -273,7 +272,7 @@ def step_parts(verdict: Verdict) -> list[Segment]:
 
 
 def _height(size: float, most: float) -> float:
-    """From the top, as SVG counts."""
+    """SVG's y axis points down."""
     return _rounded(1000 * (1 - size / most))
 
 
@@ -286,18 +285,18 @@ _MODULES_SHOWN = 16
 _OPS_SHOWN = 20
 _BUFFERS_SHOWN = 12
 
-# What each origin of a number means, for the table of assumptions.
+# Meaning of each origin, for the table of assumptions.
 ORIGINS = {
-    "published": "by the maker or by the authors of a measurement",
+    "published": "by the manufacturer or by the authors of a measurement",
     "derived": "computed from published facts",
-    "fitted": "to published rows of whole runs",
-    "assumed": "a guess: nobody has published it",
+    "fitted": "to published results of whole runs",
+    "assumed": "an estimate: there is no published value",
     "measured": "by us",
 }
 
 
 def html(verdict: Verdict) -> str:
-    """The whole page. Text of users (names of modules, of configurations) is escaped."""
+    """The whole page. User-supplied text (names of modules, of configurations) is escaped."""
     modules = sums.by_module(verdict)
     return (
         _environment()
@@ -351,5 +350,5 @@ def _environment() -> jinja2.Environment:
 
 
 def _breakable(text: str, separator: str) -> markupsafe.Markup:
-    """Text that may break behind every separator."""
+    """Text with an optional line break after every separator."""
     return markupsafe.escape(text).replace(separator, markupsafe.Markup(f"{separator}<wbr>"))

@@ -1,13 +1,13 @@
-"""What every IPU does in each pipeline cycle of a weight update, as far as it can be drawn.
+"""The work of every IPU in each pipeline cycle of a weight update, for drawing.
 
 With F forward stages and N = G + 2F - 2 pipeline cycles for G micro batches, forward stage s computes
 micro batch c - s in cycle c and its backward pass computes micro batch c - (2F - 2 - s); the last stage does
 both at once. In the first 2F - 2 cycles the pipeline fills, in the last 2F - 2 it empties. Every cycle lasts
-as long as the busiest IPU takes. Without backward passes (inference) there are N = G + F - 1 cycles. Where
-nothing is pipelined, N = G: stages take turns, forward and back, within a cycle.
+as long as the busiest IPU. Without backward passes (inference) there are N = G + F - 1 cycles. Without a
+pipeline, N = G: the stages run one after another, forward and backward, within a cycle.
 
-An update may take thousands of cycles that all look alike: a schedule keeps the first and the last of them
-and says how many it leaves out. Times are the verdict's predictions.
+An update may have thousands of identical cycles: a schedule keeps the first and the last of them and the
+number of those left out. Times are the verdict's predictions.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 from ..cost.verdict import StageTime, Verdict
 
-# Cycles of the main phase that are drawn on either side of those left out.
+# Cycles of the main phase drawn before and after those left out.
 _MAIN_CYCLES_DRAWN = 2
 
-# The part after the pipeline that no IPU works on.
+# The part after the pipeline in which IPUs are idle.
 HOST = "host input and output"
 
 PARTS = ("forward", "recompute", "backward", "stash", "copies")
@@ -27,10 +27,10 @@ PARTS = ("forward", "recompute", "backward", "stash", "copies")
 
 @dataclass(frozen=True)
 class Slice:
-    """One IPU's work of a kind. Times in seconds from the start of the drawing, without the cycles left out.
+    """One IPU's work of one kind. Times are seconds from the start of the drawing, without omitted cycles.
 
     :param part: one of PARTS.
-    :param micro_batch: which micro batch of the weight update, from 0; -1 for stashing and copying, which
+    :param micro_batch: micro batch within the weight update, from 0; -1 for stashing and copying, which
         serve several at once.
     """
 
@@ -45,7 +45,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Cycle:
-    """A pipeline cycle that is drawn. `phase` is fill, main or flush."""
+    """A drawn pipeline cycle. `phase` is fill, main or flush."""
 
     index: int
     phase: str
@@ -63,12 +63,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The drawing: cycles in order, their slices, the gap, what follows the pipeline.
+    """The drawing: cycles in order, their slices, the gap, and the parts after the pipeline.
 
-    :param gap_s: where the cycles left out would be, at the start of the cycle after them; None if all are
-        drawn.
-    :param omitted: how many cycles are left out there.
-    :param after: optimiser, collectives and so on, in order, then what the host adds.
+    :param gap_s: position of the cycles left out: the start of the cycle after them; None if all are drawn.
+    :param omitted: number of cycles left out.
+    :param after: optimiser, collectives and so on, in order, then host input and output.
     """
 
     cycles: tuple[Cycle, ...]
@@ -116,14 +115,14 @@ def _drawn_cycles(total: int, depth: int) -> list[int]:
 def _slices_of_cycle(
     stages: list[StageTime], cycle: int, cycle_start_s: float, depth: int, micro_batches: int
 ) -> list[Slice]:
-    """Forward stages in order, then backward stages, last one first; each IPU works them off one by one."""
+    """Forward stages in order, then backward stages in reverse order; the stages of one IPU run serially."""
     pipelined = depth > 0
     free_s: dict[int, float] = {}
     slices = []
 
     def add(stage: StageTime, part: str, micro_batch: int, duration_s: float) -> None:
         if duration_s > 0:
-            # Without a pipeline all wait for the one whose turn it is.
+            # Without a pipeline, only one stage runs at a time.
             worker = stage.ipu if pipelined else -1
             start_s = free_s.get(worker, cycle_start_s)
             slices.append(Slice(stage.ipu, stage.stage, part, cycle, micro_batch, start_s, duration_s))

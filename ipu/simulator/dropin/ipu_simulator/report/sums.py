@@ -1,6 +1,6 @@
-"""The verdict summed up: who is busiest, where cycles go, how full the fullest IPU is; numbers for people.
+"""Summaries of a verdict (busiest IPU, costliest modules, fullest IPU), and numbers formatted for people.
 
-Bytes are binary multiples: an IPU's 897 MiB of SRAM.
+Byte units are binary: an IPU has 897 MiB of SRAM.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Callable, Hashable
 
 from ..cost.verdict import IpuMemory, StageTime, Verdict, Work
 
-# Phases that run in every pipeline cycle; the rest runs once in a weight update.
+# Phases that run in every pipeline cycle; the others run once per weight update.
 CYCLE_PHASES = ("forward", "recompute", "backward")
 
 
 @dataclass(frozen=True)
 class Share:
-    """A part of the cycles of one pipeline cycle: of all IPUs together, and of the busiest one."""
+    """A share of the cycles of one pipeline cycle: of all IPUs together, and of the busiest one."""
 
     name: str
     cycles: float
@@ -29,7 +29,7 @@ class Share:
 
 @dataclass(frozen=True)
 class CostlyOp:
-    """Operations of one name in modules that differ in nothing but their numbers."""
+    """Operations of one name, summed over modules whose paths differ only in numbers."""
 
     op: str
     kind: str
@@ -51,7 +51,7 @@ def busy_s(stage: StageTime) -> float:
 
 
 def busy_s_of_ipus(verdict: Verdict) -> dict[int, float]:
-    """Seconds that each IPU is busy in a pipeline cycle of the main phase."""
+    """Busy seconds of each IPU in a pipeline cycle of the main phase."""
     busy = {memory.ipu: 0.0 for memory in verdict.ipus}
     for stage in verdict.details.stages:
         busy[stage.ipu] = busy.get(stage.ipu, 0.0) + busy_s(stage)
@@ -64,12 +64,12 @@ def busiest_ipu(verdict: Verdict) -> int:
 
 
 def step_name(verdict: Verdict) -> str:
-    """What step_s is the time of: a weight update, or where nothing is trained a call of the model."""
+    """The unit that step_s measures: a weight update, or in inference a call of the model."""
     return "weight update" if any(stage.backward_s for stage in verdict.details.stages) else "call"
 
 
 def cycle_name(verdict: Verdict) -> str:
-    """What cycle_s is the time of."""
+    """The unit that cycle_s measures."""
     return "pipeline cycle" if verdict.pipeline.pipelined else "micro batch"
 
 
@@ -83,12 +83,12 @@ def by_kind(verdict: Verdict) -> list[Share]:
 
 
 def by_module(verdict: Verdict) -> list[Share]:
-    """Repeated layers are summed: "encoder.layers.3.attention" counts as "encoder.layers.*.attention"."""
+    """Shares by module; repeated layers are summed ("encoder.layers.*.attention")."""
     return _shares(verdict, lambda work: without_numbers(work.module))
 
 
 def costliest(verdict: Verdict, most: int) -> list[CostlyOp]:
-    """The `most` dearest operations of a pipeline cycle, repeated layers summed."""
+    """The `most` costliest operations of a pipeline cycle, repeated layers summed."""
     groups: dict[tuple[str, str, str, str], list[Work]] = defaultdict(list)
     total = 0.0
     for work in _of_cycle(verdict):
@@ -161,7 +161,7 @@ def human_bytes(count: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """ "6.11 ms", "2.165 s", "1 h 05 min", "3 d 04 h": two units from a minute on."""
+    """ "6.11 ms", "2.165 s", "1 h 05 min", "3 d 04 h": two units from one minute up."""
     if math.isinf(seconds) or math.isnan(seconds):
         return "never" if seconds > 0 else "unknown"
     if seconds < 0:
@@ -193,7 +193,7 @@ def human_count(value: float) -> str:
 
 
 def human_rate(value: float) -> str:
-    """Something a second: "5,179", "12.3", "0.84"."""
+    """A rate per second: "5,179", "12.3", "0.84"."""
     return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
 
 
@@ -203,7 +203,7 @@ def percent(fraction: float) -> str:
 
 
 def plain_number(value: float) -> str:
-    """A value of a table of assumptions: "1.088", "638,976", "2.2e+09"."""
+    """A value in the table of assumptions: "1.088", "638,976", "2.2e+09"."""
     if value == int(value) and abs(value) < 1e9:
         return f"{int(value):,}"
     return f"{value:.4g}"

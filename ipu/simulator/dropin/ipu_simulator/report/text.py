@@ -27,12 +27,12 @@ _WIDTH = 110
 _SHARES_SHOWN = 6
 _PARTS_WIDTH = 100
 _BUFFERS_SHOWN = 12
-# Of a buffer's name and module together, and of the module at least.
+# Width of a buffer's name and module together, and minimum width of the module.
 _BUFFER_WIDTH, _MODULE_WIDTH = 68, 20
 
 
 def text(verdict: Verdict) -> str:
-    """The table that a dry run prints; ends with a line break."""
+    """The table that a dry run prints; ends with a newline."""
     sections = [_headline(verdict)]
     if verdict.details.lacking_ipus:
         sections.append(_lacking_ipus(verdict))
@@ -50,26 +50,26 @@ def text(verdict: Verdict) -> str:
 def summary(verdict: Verdict, measured_host_s: float) -> str:
     """The verdict in five lines, for the end of a run on the simulator.
 
-    :param measured_host_s: what a weight update took on this host, in seconds: the mean over the run.
+    :param measured_host_s: mean seconds per weight update on this host.
     """
     ratio = measured_host_s / verdict.step_s
     compared = f"{ratio:,.1f} times as long" if ratio >= 1 else f"{percent(ratio)} of that time"
     lines = (
         f"{_headline(verdict)}\n"
-        f"  a weight update there  {human_seconds(verdict.step_s)} (predicted): "
+        f"  weight update on target  {human_seconds(verdict.step_s)} (predicted): "
         f"{human_rate(verdict.samples_per_s)} samples/s, utilisation {percent(verdict.utilisation)}\n"
-        f"  a weight update here   {human_seconds(measured_host_s)} (measured on this host): {compared}\n"
+        f"  weight update on host    {human_seconds(measured_host_s)} (measured): {compared}\n"
     )
     if not verdict.training_steps:
         return lines
     whole = human_seconds(verdict.time_to_train_s)
-    return f"{lines}  the whole training     {whole} (predicted): {_steps(verdict)}\n"
+    return f"{lines}  whole training           {whole} (predicted): {_steps(verdict)}\n"
 
 
 def _headline(verdict: Verdict) -> str:
     worst = fullest(verdict)
     headroom = worst.usable_bytes - worst.peak_bytes
-    what = "headroom" if headroom >= 0 else "too much"
+    what = "headroom" if headroom >= 0 else "over"
     return (
         f"{verdict.config} on {verdict.target}: {'FITS' if verdict.fits else 'DOES NOT FIT'} (predicted)\n"
         f"  IPU {worst.ipu} is the fullest, at {percent(worst.filled)}: {human_bytes(abs(headroom))} {what}"
@@ -79,12 +79,12 @@ def _headline(verdict: Verdict) -> str:
 def _lacking_ipus(verdict: Verdict) -> str:
     return (
         f"too few IPUs: {verdict.target} has {verdict.details.lacking_ipus} fewer than the replicas need, of "
-        f"{len(verdict.ipus)} IPUs each; take fewer replicas or a larger machine"
+        f"{len(verdict.ipus)} IPUs each; use fewer replicas or a larger machine"
     )
 
 
 def _proofs(verdict: Verdict) -> Iterator[str]:
-    """Of the IPU that lacks most; the others in a line."""
+    """The proof for the IPU that is furthest over; the others on one line."""
     worst, *others = sorted(verdict.details.overflows, key=lambda overflow: -overflow.over_bytes)
     yield from _proof(worst)
     if others:
@@ -97,8 +97,8 @@ def _proof(overflow: Overflow) -> Iterator[str]:
     number = len(overflow.buffers)
     which = "this buffer alone exceeds" if number == 1 else f"these {number} buffers alone exceed"
     moment = f" in {overflow.moment}" if overflow.m2000 is None else ""
-    yield f"what proves it: {overflow.memory} lacks {human_bytes(overflow.over_bytes)}{moment}"
-    yield f"  {total:>10}  in all: {which} its memory"
+    yield f"proof: {overflow.memory} lacks {human_bytes(overflow.over_bytes)}{moment}"
+    yield f"  {total:>10}  in total: {which} its memory"
     for buffer in overflow.buffers[:_BUFFERS_SHOWN]:
         where = _shortened(buffer.module, max(_BUFFER_WIDTH - len(buffer.name), _MODULE_WIDTH))
         place = f" in {where}" if where else ""
@@ -110,7 +110,7 @@ def _proof(overflow: Overflow) -> Iterator[str]:
 
 
 def _remedies(verdict: Verdict) -> Iterator[str]:
-    yield "what to change (each recomputed by the model; bytes on the fullest IPU, time of a weight update)"
+    yield "remedies (each recomputed by the model; bytes on the fullest IPU, time per weight update)"
     for remedy in verdict.remedies:
         outcome = "fits" if remedy.fits else "does not fit yet"
         sign = "+" if remedy.costs_s >= 0 else ""
@@ -122,7 +122,7 @@ def _remedies(verdict: Verdict) -> Iterator[str]:
 
 
 def _wrapped(change: str, width: int) -> list[str]:
-    """Lines that break in front of a flag."""
+    """Lines that break before a flag."""
     lines: list[str] = []
     for flag in flags(change):
         if lines and len(lines[-1]) + 1 + len(flag) <= width:
@@ -135,7 +135,7 @@ def _wrapped(change: str, width: int) -> list[str]:
 def _memory(verdict: Verdict) -> Iterator[str]:
     first = verdict.ipus[0]
     yield (
-        f"memory at the step's worst moment (predicted), of {human_bytes(first.usable_bytes)} an IPU: "
+        f"peak memory in a step (predicted), of {human_bytes(first.usable_bytes)} per IPU: "
         f"{human_bytes(first.capacity_bytes)} of SRAM, unevenly filled"
     )
     for memory in verdict.ipus:
@@ -151,7 +151,7 @@ def _memory(verdict: Verdict) -> Iterator[str]:
 
 
 def _largest_parts(memory: IpuMemory) -> str:
-    """As many as the line holds."""
+    """The largest components, as many as fit on the line."""
     parts = sorted(memory.components.items(), key=lambda item: -item[1])
     line = ""
     for name, size in parts:
@@ -163,7 +163,7 @@ def _largest_parts(memory: IpuMemory) -> str:
 
 
 def _bar(memory: IpuMemory) -> str:
-    """Always live '#', at the peak besides '=', free '.'; '!' at the end: over."""
+    """'#' always live, '=' live at the peak only, '.' free; '!' at the end: over capacity."""
     scale = _BAR_WIDTH / memory.usable_bytes
     always = min(_BAR_WIDTH, round(memory.always_live_bytes * scale))
     peak = min(_BAR_WIDTH, max(always, round(memory.peak_bytes * scale)))
@@ -176,21 +176,24 @@ def _time(verdict: Verdict) -> Iterator[str]:
     yield f"time (predicted{_error(verdict)})"
     yield (
         f"  {cycle_name(verdict):<17} {human_seconds(pipeline.cycle_s):>12}   "
-        f"{_waits_for(verdict)}; {pipeline.pipeline_cycles_per_update:,} in a {step_name(verdict)}, "
+        f"{_waits_for(verdict)}; {pipeline.pipeline_cycles_per_update:,} per {step_name(verdict)}, "
         f"bubble {percent(pipeline.bubble_fraction)}"
     )
     parts = sorted(verdict.details.update_parts_s.items(), key=lambda item: -item[1])
     named = ", ".join(f"{_spoken(name)} {human_seconds(seconds)}" for name, seconds in parts if seconds)
     if verdict.update_s:
         yield f"  update            {human_seconds(verdict.update_s):>12}   {named}".rstrip()
-    yield f"  host              {human_seconds(verdict.host_s):>12}   return to it; input that nothing hides"
+    yield (
+        f"  host              {human_seconds(verdict.host_s):>12}   "
+        "call overhead, and input transfers that don't overlap with compute"
+    )
     yield (
         f"  {f'one {step_name(verdict)}':<17} {human_seconds(verdict.step_s):>12}   "
         f"{samples_per_step(verdict):,} samples: {', '.join(_rates(verdict))}"
     )
     yield (
         f"  utilisation       {percent(verdict.utilisation):>12}   of the float16 peak of all IPUs, for "
-        f"{human_count(verdict.flops_per_sample)}FLOP a sample"
+        f"{human_count(verdict.flops_per_sample)}FLOP per sample"
     )
     if verdict.training_steps:
         yield f"  time to train     {human_seconds(verdict.time_to_train_s):>12}   {_steps(verdict)}"
@@ -198,8 +201,8 @@ def _time(verdict: Verdict) -> Iterator[str]:
 
 def _waits_for(verdict: Verdict) -> str:
     if verdict.pipeline.pipelined:
-        return f"as long as IPU {busiest_ipu(verdict)} takes"
-    return "one stage after another"
+        return f"bounded by IPU {busiest_ipu(verdict)}"
+    return "stages run one after another"
 
 
 def _where(verdict: Verdict) -> Iterator[str]:
@@ -228,7 +231,7 @@ def _share(share: Share) -> str:
 
 
 def _bounds(verdict: Verdict) -> Iterator[str]:
-    yield "without a cost rule, counted with a bound (cycles of all of them)"
+    yield "operations without a cost rule, counted with an upper bound (total cycles)"
     for bound in verdict.details.bounds:
         module = _shortened(bound.module, 48)
         yield f"  {bound.op:<24} {bound.count:>5} in {module:<48} {bound.cycles:>14,.0f}"
@@ -266,7 +269,7 @@ def _spoken(name: str) -> str:
 
 
 def _shortened(name: str, width: int) -> str:
-    """The end of a long module path tells more than its start; it begins behind a dot if it can."""
+    """The end of a long module path, which says more than its start; cut after a dot if possible."""
     if len(name) <= width:
         return name
     end = name[3 - width :]

@@ -1,8 +1,8 @@
-"""trace.json: the step as a Chrome trace, which ui.perfetto.dev and chrome://tracing open.
+"""trace.json: the step as a Chrome trace, for ui.perfetto.dev and chrome://tracing.
 
-One process stands for a replica; its threads are the IPUs, above them one for pipeline cycles, below them
-the host. Each slice is a complete event ("X") in microseconds; slices of a thread never overlap. Arrows
-follow micro batches from stage to stage. The format: "Trace Event Format", Google, 2016.
+The process is a replica; its threads are the pipeline cycles, the IPUs and the host, in this order. Each
+slice is a complete event ("X") in microseconds; slices of a thread never overlap. Flow arrows
+follow a micro batch from stage to stage. Format: "Trace Event Format", Google, 2016.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Event = dict[str, Any]
 
 
 def trace_text(verdict: Verdict) -> str:
-    """The trace as JSON text, one event a line."""
+    """The trace as JSON text, one event per line."""
     plan = schedule_of(verdict)
     events = [*_names(verdict), *_cycles(plan), *_slices(plan), *_arrows(plan), *_after(verdict, plan)]
     lines = ",\n".join(json.dumps(event, allow_nan=False) for event in events)
@@ -61,7 +61,7 @@ def _cycles(plan: Schedule) -> Iterable[Event]:
     ends_s = [cycle.start_s for cycle in plan.cycles[1:]] + [plan.cycles_end_s]
     for cycle, end_s in zip(plan.cycles, ends_s, strict=True):
         if cycle.start_s == plan.gap_s:
-            name = f"{plan.omitted:,} pipeline cycles like these are left out here"
+            name = f"{plan.omitted:,} identical pipeline cycles are left out here"
             yield {
                 "ph": "i",
                 "name": name,
@@ -91,7 +91,7 @@ def _slices(plan: Schedule) -> Iterable[Event]:
 
 
 def _arrows(plan: Schedule) -> Iterable[Event]:
-    """From each stage that works on a micro batch to the next one, where neither is left out."""
+    """Flow arrows from each stage of a micro batch to the next, unless either is left out."""
     paths: dict[int, list[Slice]] = {}
     for slice_ in plan.slices:
         if slice_.part in ("forward", "backward"):
@@ -115,7 +115,7 @@ def _arrows(plan: Schedule) -> Iterable[Event]:
 
 
 def _after(verdict: Verdict, plan: Schedule) -> Iterable[Event]:
-    """The weight update, which all IPUs do at once, and what the host adds."""
+    """The weight update, on all IPUs at once, then host input and output."""
     for part in plan.after:
         if part.name == HOST:
             yield _complete(part.name, "host", _host(verdict), part.start_s, part.duration_s, {})
@@ -146,5 +146,5 @@ def _complete(
 
 
 def _us(seconds: float) -> float:
-    """Microseconds to the nanosecond, so that one slice's end is exactly the next one's start."""
+    """Microseconds, rounded to nanoseconds, so that a slice ends exactly where the next one starts."""
     return round(seconds * 1e6, 3)
