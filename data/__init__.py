@@ -1,4 +1,4 @@
-"""Data: corpora, vocabulary, sentence pairs, masks and batches: what the rest of the program uses."""
+"""Data: corpora, vocabulary, sentence pairs, masks and batches. The package's interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The batch that the model takes, and the datasets, samplers and padding that make batches.
+"""Batches of the model, and the datasets, samplers and padding that make them.
 
 Legend: B rows, S sequence length, M mask_tokens. A batch is a tuple of int32 tensors, see BATCH_FIELDS.
 """
@@ -26,11 +26,11 @@ BATCH_FIELDS = (
     "next_sentence_labels",
 )
 Batch = Tuple[torch.Tensor, ...]
-_SHUFFLE_STREAM = 1  # keeps the order's draws apart from the masks'
+_SHUFFLE_STREAM = 1  # separates the random numbers of the order from those of the masks
 
 
 class Rows(Sequence[Batch]):
-    """A batch seen as a sequence of samples: any collate function can stack them, `collate` needn't."""
+    """A batch as a sequence of samples: any collate function can stack them; `collate` needn't."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -47,7 +47,7 @@ class Rows(Sequence[Batch]):
 
 
 def collate(samples: Sequence[Batch]) -> Batch:
-    """Samples to a batch; what __getitems__ has fetched as a batch is passed on without a copy."""
+    """Samples to a batch; a batch fetched by __getitems__ is passed on without a copy."""
     if isinstance(samples, Rows):
         return samples.batch
     return tuple(torch.stack(list(field)) for field in zip(*samples))
@@ -57,7 +57,7 @@ class SampleDataset(Dataset):
     """A map-style dataset over GLOBAL SAMPLE NUMBERS k = 0, 1, 2, ... without end.
 
     epoch, slot = divmod(k, num_examples); the example is the slot's image under the epoch's permutation. So
-    what a run trains on is a pure function of (seed, k): the same for any number of workers, batch sizes or
+    the training data is a pure function of (seed, k): the same for any number of workers, batch sizes or
     replicas, and a run resumes from a number. len() is one epoch.
     """
 
@@ -72,11 +72,11 @@ class SampleDataset(Dataset):
         self._permutation: Optional[Tuple[int, IndexPermutation]] = None  # the latest epoch's
 
     def fetch(self, indices: np.ndarray, epochs: np.ndarray) -> Batch:
-        """The examples with these indices as these epochs see them (int64 [B] both)."""
+        """The examples with these indices in these epochs (both int64 [B])."""
         raise NotImplementedError
 
     def padding(self, rows: int) -> Batch:
-        """Rows that no loss and no metric sees; attention has their first position to attend to."""
+        """Rows that losses and metrics ignore; attention can see their first position."""
         shape, slots = (rows, self.sequence_length), (rows, self.mask_tokens)
         attention_mask = torch.zeros(shape, dtype=torch.int32)
         attention_mask[:, 0] = 1
@@ -100,7 +100,7 @@ class SampleDataset(Dataset):
         return self.__getitems__([sample])[0]
 
     def __getitems__(self, samples: Sequence[int]) -> Rows:
-        """Many samples at once: torch's loaders (2.0 and later) ask so if they can, and it is much faster."""
+        """Many samples at once, which is much faster: torch's loaders (2.0 and later) use it if it exists."""
         numbers = np.asarray(samples, dtype=np.int64)
         if self.num_examples == 0 or (numbers < 0).any():
             raise IndexError(f"samples {numbers.min()} to {numbers.max()} of {self.num_examples} examples")
@@ -121,12 +121,13 @@ class SampleDataset(Dataset):
 
 
 class SampleStream(Sampler):
-    """Global sample numbers for a loader of one process: num_batches batches of batch_size, from start on.
+    """Global sample numbers for the loader of one process: num_batches batches of batch_size, starting at
+    start.
 
-    batch_size: samples that this process takes at a time (of all its replicas, accumulation steps and device
+    batch_size: samples per batch of this process (all its replicas, accumulation steps and device
     iterations). With world_size processes a global batch is world_size times that: consecutive numbers, cut
-    into slices of slice_size (batch_size by default), which are dealt out in turn. With slices of one micro
-    batch for each of a process's replicas, every replica gets the samples that it would get in one process.
+    into slices of slice_size (batch_size by default) that are dealt round-robin. With slices of one micro
+    batch for each of a process's replicas, every replica gets the same samples as in a single process.
     """
 
     def __init__(
@@ -160,9 +161,9 @@ class SampleStream(Sampler):
 
 
 class EvaluationDataset(Dataset):
-    """One pass over a dataset, filled up with padding rows to a multiple of batch_size.
+    """One pass over a dataset, padded to a multiple of batch_size.
 
-    A device's batch has a fixed size, so the last, short one is filled (see SampleDataset.padding).
+    A device's batch has a fixed size, so the last one is padded (see SampleDataset.padding).
     """
 
     def __init__(self, dataset: SampleDataset, batch_size: int) -> None:
@@ -194,7 +195,7 @@ class EvaluationDataset(Dataset):
 
 
 def blank_batch(rows: int, sequence_length: int, mask_tokens: int) -> Batch:
-    """A batch of the shapes and types that a dataset's have, all zeros and unmasked: to compile for."""
+    """A batch with a dataset's shapes and dtypes, all zeros and unmasked: for compiling."""
     shape, slots = (rows, sequence_length), (rows, mask_tokens)
     shapes = (shape, shape, shape, slots, slots, (rows,))
     batch = tuple(torch.zeros(size, dtype=torch.int32) for size in shapes)

@@ -1,8 +1,8 @@
-"""The cache of prepared text: tokenisers and shards, found again by their identity, without the corpus.
+"""The cache of prepared text: tokenisers and shards, looked up by identity, without the corpus.
 
-A run that resumes has to train on exactly the data that it started with, and at once: the corpus may be
-remote, slow to read, or gone. So the cache folder has prepared/IDENTITY: the tokeniser and the names of the
-folders of shards. A tokeniser in the cache is used only if its files match its fingerprint.
+A resumed run must train on exactly the same data, and start at once: the corpus may be remote, slow to read,
+or deleted. So the cache folder has prepared/IDENTITY: the tokeniser and the names of the shard folders. A
+cached tokeniser is used only if its files match its fingerprint.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from .files import DataError, exclusive, write_atomically
 from .shards import load_manifest
 from .tokenizer import Tokenizer, load_tokenizer
 
-EXAMPLES = "examples"  # the folder of all folders of shards, in the cache folder
+EXAMPLES = "examples"  # subfolder of the cache folder with all shard folders
 _RECORD = "shards.json"
-_FINGERPRINT = "fingerprint.txt"  # the tokeniser's, written last
+_FINGERPRINT = "fingerprint.txt"  # of the tokeniser, written last
 
 
 def keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes the tokeniser for load_kept_tokenizer, over a damaged one if there is one. Raises OSError."""
+    """Writes the tokeniser for load_kept_tokenizer, replacing a damaged one. Raises OSError."""
     tokenizer.save(folder)
     write_atomically(folder / _FINGERPRINT, tokenizer.fingerprint().encode())
 
 
 def load_kept_tokenizer(folder: Path) -> Optional[Tokenizer]:
-    """The tokeniser kept in the folder; None if there is none or if a file of it is damaged or lost."""
+    """The tokeniser stored in the folder; None if there is none or a file is damaged or missing."""
     with contextlib.suppress(DataError, FileNotFoundError, UnicodeDecodeError):
         expected = (folder / _FINGERPRINT).read_text(encoding="utf-8")
         tokenizer = load_tokenizer(str(folder))
@@ -40,7 +40,7 @@ def load_kept_tokenizer(folder: Path) -> Optional[Tokenizer]:
 
 
 def kept_or_made(folder: Path, make: Callable[[], Tokenizer]) -> Tokenizer:
-    """The tokeniser of the folder, made and kept there if need be; another process doing so is waited for."""
+    """The tokeniser stored in the folder, made if necessary; waits for another process that is making it."""
     tokenizer = load_kept_tokenizer(folder)
     if tokenizer is None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def kept_or_made(folder: Path, make: Callable[[], Tokenizer]) -> Tokenizer:
 
 @dataclasses.dataclass(frozen=True)
 class PreparedText:
-    """train, validation: names of folders of shards, the same where nothing but documents are held out."""
+    """train, validation: names of shard folders; they are the same if validation documents are held out."""
 
     tokenizer: Tokenizer
     train: str
@@ -62,7 +62,7 @@ class PreparedText:
 
     @property
     def identity(self) -> str:
-        """The same wherever the corpus' fingerprint, the vocabulary and the parameters are the same."""
+        """Equal if the corpus's fingerprint, the vocabulary and the parameters are equal."""
         named = json.dumps([self.train, self.validation, self.tokenizer.fingerprint()])
         return "text-" + hashlib.blake2b(named.encode(), digest_size=16).hexdigest()
 
@@ -72,7 +72,7 @@ def prepared_folder(identity: str, cache_folder: Path) -> Path:
 
 
 def record_prepared(prepared: PreparedText, cache_folder: Path) -> None:
-    """Makes it known to find_prepared. Raises OSError."""
+    """Registers prepared text for find_prepared. Raises OSError."""
     if find_prepared(prepared.identity, cache_folder) is not None:
         return
     folder = prepared_folder(prepared.identity, cache_folder)
@@ -82,7 +82,7 @@ def record_prepared(prepared: PreparedText, cache_folder: Path) -> None:
 
 
 def find_prepared(identity: str, cache_folder: Path) -> Optional[PreparedText]:
-    """What has this identity, None if it, its tokeniser or its shards aren't there (any more)."""
+    """The prepared text with this identity; None if it, its tokeniser or its shards don't exist."""
     folder = prepared_folder(identity, cache_folder)
     tokenizer = load_kept_tokenizer(folder)
     if tokenizer is None:

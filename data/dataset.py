@@ -1,4 +1,4 @@
-"""Datasets of pretraining examples, from shards and from TFRecord files, and statistics of them."""
+"""Datasets of pretraining examples, from shards and from TFRecord files, and their statistics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .randomness import derive_key, unit_interval
 from .shards import ShardedExamples
 from .tfrecord import FEATURES, TfRecordFile
 
-# Streams keep the draws of masks, splits and the order (batches.py) apart.
+# Streams separate the random numbers of masks, splits and order (batches.py).
 _MASK_STREAM = 2
 _SPLIT_STREAM = 3
 _COUNTED_AT_ONCE = 256
@@ -23,10 +23,10 @@ _PREDICTIONS = ("masked_lm_positions", "masked_lm_ids")
 
 
 class PretrainingDataset(SampleDataset):
-    """Sentence pairs from shards: [CLS] A [SEP] B [SEP], padded and masked when they are fetched.
+    """Sentence pairs from shards: [CLS] A [SEP] B [SEP], padded and masked when fetched.
 
-    dynamic_masking: an example has another mask each epoch, else one for all. A mask is a pure function of
-    (seed, epoch, index of the example).
+    dynamic_masking: an example gets a new mask in each epoch, otherwise always the same. A mask is a pure
+    function of (seed, epoch, index of the example).
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class PretrainingDataset(SampleDataset):
         shape = (len(indices), self.sequence_length)
         input_ids = np.full(shape, self.pad_id, dtype=np.int32)
         input_ids[:, 0] = self._cls_id
-        ends = np.empty((2, len(indices)), dtype=np.int64)  # behind A's [SEP], behind B's
+        ends = np.empty((2, len(indices)), dtype=np.int64)  # one past A's [SEP], one past B's
         next_sentence_labels = np.empty(len(indices), dtype=np.int32)
         for row, (tokens_a, tokens_b, is_random_next) in enumerate(self._examples.read(indices)):
             end_a = len(tokens_a) + 2
@@ -90,16 +90,17 @@ class PretrainingDataset(SampleDataset):
 
 
 class TfRecordPretrainingDataset(SampleDataset):
-    """Examples of TFRecord files as Graphcore's (and Google's) preparation writes them.
+    """Examples of TFRecord files as written by Graphcore's (and Google's) preprocessing.
 
-    Their masks are in the files, and never drawn anew: every epoch sees the same.
+    The masks are in the files and never redrawn: they are the same in every epoch.
 
     masked_lm_ids 0 marks an unused prediction in these files and becomes label -100; so a real prediction of
-    token 0, [PAD], can't be told apart, and doesn't occur. held_out selects the share validation_fraction of
-    the records by a hash of their number, or the rest (False), or all (None). These files usually repeat a
-    document with several masks (a duplication factor of 5), so such a validation set isn't of unseen text.
-    Token ids outside of the vocabulary, lengths other than the configured ones and impossible values are
-    DataErrors when a record is read. The first is read at opening: files of another kind are found there.
+    token 0, [PAD], can't be distinguished, and doesn't occur. held_out selects the fraction
+    validation_fraction of the records by a hash of their number, the rest (False), or all (None). These files
+    usually repeat a document with several masks (a duplication factor of 5), so such a validation set isn't
+    unseen text. Token ids outside the vocabulary, lengths other than the configured ones and impossible
+    values raise DataError when a record is read. Opening reads the first record, so that files of another
+    kind fail there.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class TfRecordPretrainingDataset(SampleDataset):
             self._read(np.zeros(1, dtype=np.int64))
 
     def _read(self, indices: np.ndarray) -> Dict[str, np.ndarray]:
-        """The records' features, int64 [B,S], [B,M] or [B,1]; DataError names a record that doesn't fit."""
+        """The records' features, int64 [B,S], [B,M] or [B,1]; DataError names an invalid record."""
         numbers = (indices if self._selected is None else self._selected[indices]).tolist()
         records = [self._records.read(number) for number in numbers]
         for number, record in zip(numbers, records):
@@ -164,8 +165,7 @@ class TfRecordPretrainingDataset(SampleDataset):
                         "set vocab_size to that of the files' vocabulary"
                     )
                 raise DataError(
-                    f"{where} has {found} in {feature}, but only 0 to {limit - 1} can be: "
-                    "write the file again"
+                    f"{where} has {found} in {feature}, but must be 0 to {limit - 1}: write the file again"
                 )
         return rows
 
@@ -182,7 +182,7 @@ class TfRecordPretrainingDataset(SampleDataset):
         )
 
     def token_counts(self) -> np.ndarray:
-        """Reads every record. [CLS] and [SEP] are known by their places, first and last."""
+        """Reads every record. [CLS] and [SEP] are identified by position: first and last."""
         counts = np.zeros(self._vocab_size, dtype=np.int64)
         for start in range(0, self.num_examples, _COUNTED_AT_ONCE):
             rows = self._read(np.arange(start, min(start + _COUNTED_AT_ONCE, self.num_examples)))
@@ -198,7 +198,7 @@ class TfRecordPretrainingDataset(SampleDataset):
 
 @dataclasses.dataclass(frozen=True)
 class SplitStatistics:
-    """Counts of one split. tokens: of the text, without special ones. None where the data can't tell."""
+    """Counts of one split. tokens: of the text, without special tokens. None if unknown."""
 
     examples: int
     random_next: Optional[int] = None
@@ -218,7 +218,7 @@ class SplitStatistics:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainingStatistics:
-    """corpus: its name. vocabulary: the tokeniser's size, None without one. notes: for the log."""
+    """corpus: its name. vocabulary: size of the tokeniser, None without one. notes: for the log."""
 
     corpus: str
     vocabulary: Optional[int]
@@ -227,7 +227,7 @@ class PretrainingStatistics:
     notes: Tuple[str, ...] = ()
 
     def lines(self) -> Iterable[str]:
-        """For the log: the corpus, the counts of each split that are known, the notes."""
+        """Log lines: the corpus, the known counts of each split, the notes."""
         yield f"corpus {self.corpus}, vocabulary {self.vocabulary or 'not known'}"
         for name, split in (("training", self.train), ("held-out", self.validation)):
             if split is not None:
@@ -239,9 +239,9 @@ class PretrainingStatistics:
 
 
 def unigram_entropy(dataset: SampleDataset) -> float:
-    """Entropy (nats) of the distribution of the dataset's non-special tokens, from their own frequencies.
+    """Entropy (nats) of the distribution of the dataset's non-special tokens, from their frequencies.
 
-    The masked-LM loss of the best model that ignores the context: what a trained model has to beat.
+    It is the masked-LM loss of the best model that ignores context, so a trained model must be below it.
     """
     counts = dataset.token_counts()
     counts = counts[counts > 0]

@@ -1,4 +1,4 @@
-"""What the rest of `data` shares: its error, files written whole or not at all, one process at a time."""
+"""Shared by `data`: its error, atomic writes, and lock files."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Iterator
 
 
 class DataError(ValueError):
-    """A user's mistake about data: says what was asked, what was found and what to do."""
+    """Invalid or unusable data: says what was asked, what was found and what to do."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes beside `path` under a name of its own, flushes to the disk, renames, flushes the folder.
+    """Writes a temporary file, fsyncs it, renames it atomically to `path`, fsyncs the folder.
 
-    An OSError names the file, which Python leaves out when the disk is full.
+    An OSError has the file's name, which Python leaves out when the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -29,15 +29,15 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException as error:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)
-        with contextlib.suppress(OSError):  # not made, or not to be removed either: the first error counts
+        with contextlib.suppress(OSError):  # missing, or can't be removed either: report the first error
             temporary.unlink()
         raise
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the folder's names durable: a rename may otherwise be lost though the file's content isn't."""
+    """Makes a rename durable: otherwise a crash may lose the name, though not the file's content."""
     if os.name == "nt":
-        return  # folders can't be opened there
+        return  # folders can't be opened on this platform
     descriptor = os.open(str(folder), os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -47,13 +47,14 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[bool]:
-    """Hold the lock file at path, waiting for any other holder. Yields False where files can't be locked.
+    """Holds the lock file at path, waiting for any other holder. Yields False if files can't be locked.
 
-    The lock goes with its process, however that ends. Nobody deletes the file: that would let two in.
+    The operating system releases the lock when the process ends, however it ends. The file is never deleted,
+    because that would admit two holders.
     """
     try:
         import fcntl
-    except ImportError:  # not on Windows
+    except ImportError:  # Windows
         yield False
         return
     with path.open("ab") as file:

@@ -1,8 +1,8 @@
-"""A corpus becomes shards of sentence pairs, once, on all cores; interrupted runs are continued.
+"""Turns a corpus into shards of sentence pairs, once, on all cores; interrupted runs are continued.
 
-The parent reads the documents and cuts them into chunks; workers turn a chunk into a shard. Chunks depend on
-the documents alone, and a shard is a pure function of its chunk, its number and the parameters, so the result
-is the same for any number of workers.
+The parent reads the documents and cuts them into chunks; workers turn a chunk into a shard. Chunks depend
+only on the documents, and a shard is a pure function of its chunk, its number and the parameters, so the
+result is the same for any number of workers.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ from .shards import (
 from .tokenizer import Tokenizer
 
 _NUM_SPECIAL_TOKENS = 3  # [CLS] A [SEP] B [SEP]
-# Chunks begin small, so that a small corpus still gives every core some, and double every few.
+# Chunks start small, so that a small corpus is spread over all cores, and double every few chunks.
 _FIRST_CHUNK_CHARACTERS = 256 * 1024
 _LARGEST_CHUNK_CHARACTERS = 4 * 1024 * 1024
 _CHUNKS_OF_A_SIZE = 8
-# A random next segment comes from the same chunk, so a chunk needs a choice of documents.
+# A random next segment comes from the same chunk, so a chunk needs several documents.
 _CHUNK_DOCUMENTS = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class PairParameters:
-    """All that shards depend on beside the corpus and the tokeniser."""
+    """The parameters of shards, besides the corpus and the tokeniser."""
 
     sequence_length: int
     short_sequence_probability: float
@@ -70,10 +70,11 @@ def prepare_shards(
     workers: Optional[int] = None,
     progress: bool = True,
 ) -> Path:
-    """The folder of the corpus' shards, written if it isn't finished yet.
+    """The folder of the corpus's shards, which is written if it isn't complete.
 
-    workers: processes beside this one; 0 does all the work here; None takes one for each usable core, but
-    works here if the corpus is small or the cores are two. Another process preparing the same is waited for.
+    workers: processes besides this one; 0 works in this process; None uses all usable cores, but works in
+    this process for a small corpus or on two cores. Waits for another process that is preparing the same
+    shards.
     """
     description: Dict[str, Any] = dict(
         dataclasses.asdict(parameters),
@@ -89,7 +90,7 @@ def prepare_shards(
     with exclusive(folder / "lock") as locked:
         if load_manifest(folder) is not None:
             return folder
-        if locked:  # what a killed run left half-written
+        if locked:  # partial files of a killed run
             for path in folder.glob(".*"):
                 path.unlink()
         chunks = cut_chunks(corpus.documents(), parameters.validation_fraction)
@@ -108,10 +109,10 @@ def _write_shards(
     workers: Optional[int],
     progress: bool,
 ) -> Dict[str, List[Dict[str, Any]]]:
-    """Write the shards that aren't there yet; the headers of each split's shards, in order."""
+    """Writes the missing shards; returns the headers of each split's shards, in order."""
     if workers is None:
-        # Starting workers takes seconds: a corpus of few chunks is done sooner without. On two cores any is,
-        # for the tokenizers library, which takes four fifths of the time, has threads of its own.
+        # Starting workers takes seconds, so a corpus of few chunks is faster without them. So is any corpus
+        # on two cores: the tokenizers library, which takes 80% of the time, is multithreaded.
         first = list(itertools.islice(chunks, _CHUNKS_OF_A_SIZE))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = cores if cores > 2 and len(first) == _CHUNKS_OF_A_SIZE else 0
@@ -139,7 +140,7 @@ _Finished = Callable[[str, int, Dict[str, Any]], None]
 
 
 def _skip_written(chunks: Iterator[Chunk], folder: Path, finished: _Finished) -> Iterator[Chunk]:
-    """The chunks whose shard isn't there whole: an interrupted run's shards are kept."""
+    """The chunks whose shard isn't complete: an interrupted run's shards are kept."""
     for chunk in chunks:
         path = folder / shard_name(chunk.split, chunk.number)
         if path.exists():
@@ -154,7 +155,7 @@ def _skip_written(chunks: Iterator[Chunk], folder: Path, finished: _Finished) ->
 def write_chunk(
     chunk: Chunk, tokenizer: Tokenizer, parameters: PairParameters, folder: Path
 ) -> Dict[str, Any]:
-    """Tokenise a chunk, build its pairs, write the shard; returns the shard's header."""
+    """Tokenises a chunk, builds its pairs, writes the shard; returns the shard's header."""
     sentences = [split_sentences(document) for document in chunk.documents]
     encoded = tokenizer.encode_lines([sentence for document in sentences for sentence in document])
     tokens = np.concatenate(encoded) if encoded else np.zeros(0, dtype=np.int32)
@@ -201,7 +202,7 @@ def _write_in_parallel(
     workers: int,
     finished: _Finished,
 ) -> None:
-    # Spawned, not forked: this process may hold threads (tokenizers, torch) whose locks a fork would copy.
+    # Spawned, not forked: a fork would copy locks held by threads of this process (tokenizers, torch).
     pool = concurrent.futures.ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), _start_worker, (tokenizer, parameters, folder)
     )
@@ -216,19 +217,19 @@ def _write_in_parallel(
 
     try:
         for chunk in chunks:
-            # Two chunks a worker keep it busy; more would only fill memory.
+            # Two chunks per worker keep it busy; more would only use memory.
             collect(limit=2 * workers - 1)
             pending[pool.submit(_work, chunk)] = chunk
         collect(limit=0)
     except BrokenProcessPool as error:
         raise DataError(
-            f"one of {workers} preprocessing workers ended unexpectedly: killed for memory, or the script "
-            "that started it does its work outside of `if __name__ == '__main__'`. Finished shards are kept; "
-            "start again with fewer preprocessing_workers, or with 0 to work without"
+            f"one of {workers} preprocessing workers died: killed by the out-of-memory killer, or the script "
+            "that started it isn't guarded by `if __name__ == '__main__'`. Finished shards are kept; "
+            "start again with fewer preprocessing_workers, or with 0 to use none"
         ) from error
     finally:
-        # What is begun is finished, and kept. Cancelling it would save seconds, but where a signal to all
-        # processes has ended the workers too, a pool with cancelled work waits for ever (Python 3.11).
+        # Chunks in progress are finished and kept. Cancelling them would save seconds, but if a signal to the
+        # process group has killed the workers too, a pool with cancelled work deadlocks (Python 3.11).
         pool.shutdown()
 
 
@@ -236,10 +237,10 @@ _worker: Dict[str, Any] = {}
 
 
 def _start_worker(tokenizer: Tokenizer, parameters: PairParameters, folder: Path) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker is one core's share
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent handles it
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core per worker
     _worker.update(tokenizer=tokenizer, parameters=parameters, folder=folder)
-    # A killed parent can't stop its workers, and a worker waiting for work wouldn't notice.
+    # A parent that is killed can't stop its workers, and an idle worker wouldn't notice.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -262,16 +263,17 @@ class Chunk(NamedTuple):
 
 
 def is_held_out(document: str, validation_fraction: float) -> bool:
-    """Whether a document belongs to the validation set: by its text, so that copies never part.
+    """Whether a document is in the validation set: decided by its text, so duplicates stay together.
 
-    The hash has a fixed key, not the run's seed: what one run holds out, a later phase doesn't train on.
+    The hash has a fixed key, not the run's seed: documents held out by one run are never trained on by
+    another.
     """
     digest = hashlib.blake2b(document.encode(), digest_size=8, key=b"validation split").digest()
     return int.from_bytes(digest, "little") < validation_fraction * 2.0**64
 
 
 def cut_chunks(documents: Iterator[str], validation_fraction: float) -> Iterator[Chunk]:
-    """Chunks of whole documents, the splits apart; a small rest joins the chunk before."""
+    """Chunks of whole documents, per split; a small remainder joins the previous chunk."""
     splits = {TRAIN: _Cutter(TRAIN), VALIDATION: _Cutter(VALIDATION)}
     for document in documents:
         cutter = splits[VALIDATION if is_held_out(document, validation_fraction) else TRAIN]
@@ -281,7 +283,7 @@ def cut_chunks(documents: Iterator[str], validation_fraction: float) -> Iterator
 
 
 class _Cutter:
-    """Gathers the documents of a split. The last full chunk waits, for the rest may have to join it."""
+    """Collects the documents of a split. Holds back the last full chunk, which a small remainder may join."""
 
     def __init__(self, split: str) -> None:
         self._split = split

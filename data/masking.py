@@ -1,9 +1,9 @@
-"""Masked language modelling: which tokens to predict, and what the model sees in their place.
+"""Masked language modelling: which tokens to predict, and their replacements in the input.
 
-Devlin et al. 2019, section 3.1: of the tokens chosen, 80% become [MASK], 10% a random token and 10% stay.
-All draws are keyed, see data/randomness.py, so that an example's mask depends on its key alone.
+Devlin et al. 2019, section 3.1: of the selected tokens, 80% become [MASK], 10% a random token and 10% are
+unchanged. Random numbers are keyed (data/randomness.py), so an example's mask depends only on its key.
 
-Legend: B examples, S tokens of a sequence, M predictions at most (mask_tokens).
+Legend: B examples, S tokens per sequence, M maximum number of predictions (mask_tokens).
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ _MASKED_SHARE, _RANDOM_SHARE = 0.8, 0.1
 
 
 class Masker:
-    """Masks batches of token ids. Special ids ([PAD] among them) are never masked and never drawn.
+    """Masks batches of token ids. Special ids (including [PAD]) are never masked and never drawn.
 
     is_continuation: bool [vocabulary], the pieces that continue a word; whole_word masks all pieces of a word
-    or none, skipping words that exceed what is left to predict. Only if no word at all fits, single pieces
-    are taken.
+    or none, and skips words with more pieces than predictions left. If no word fits, single pieces are used.
     """
 
     def __init__(
@@ -51,8 +50,8 @@ class Masker:
         """input_ids int32 [B,S], num_tokens int [B] (without padding), keys uint64 [B]
         -> masked input_ids [B,S], positions [B,M] (ascending, then 0), labels [B,M] (then -100), all int32.
 
-        As in BERT, the number of predictions is the probability times all tokens of the example, [CLS] and
-        [SEP] too, rounded, at least 1 and at most M. An example without a maskable token has none.
+        As in BERT, the number of predictions is the probability times all tokens of the example, including
+        [CLS] and [SEP], rounded, at least 1 and at most M. An example without maskable tokens has none.
         """
         batch_size, sequence_length = input_ids.shape
         slots = self._mask_tokens
@@ -79,7 +78,7 @@ class Masker:
         return masked_ids, positions.astype(np.int32), labels.astype(np.int32)
 
     def _replace(self, originals: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """What the model sees at the predicted positions, int32 [B,M]."""
+        """The input ids at the predicted positions, int32 [B,M]."""
         words = draws(keys, 2 * self._mask_tokens)
         decisions = unit_interval(words[:, : self._mask_tokens])
         random_ids = self._replacement_ids[below(words[:, self._mask_tokens :], len(self._replacement_ids))]
@@ -89,12 +88,12 @@ class Masker:
     def _choose_words(
         self, input_ids: np.ndarray, is_maskable: np.ndarray, scores: np.ndarray, wanted: np.ndarray
     ) -> np.ndarray:
-        """Positions int64 [B,M] of whole words in the order of their first token's score, S where unused."""
+        """Positions int64 [B,M] of whole words in the order of their first token's score, S if unused."""
         batch_size, sequence_length = input_ids.shape
         chosen = np.full((batch_size, self._mask_tokens), sequence_length, dtype=np.int64)
         after_special = np.ones_like(is_maskable)
         after_special[:, 1:] = ~is_maskable[:, :-1]
-        # A truncated segment may begin within a word: what is left of it counts as the word.
+        # A truncated segment may begin within a word: its remaining pieces count as the word.
         is_start = is_maskable & (~self._is_continuation[input_ids] | after_special)
         is_border = np.concatenate([is_start | ~is_maskable, np.ones((batch_size, 1), dtype=bool)], axis=1)
         for row in range(batch_size):

@@ -1,9 +1,9 @@
 """Sentences, and pairs of them for next sentence prediction (BERT: Devlin et al. 2019, section 3.1 and
 appendix A.2).
 
-Legend: the tokens of all documents of a chunk lie one behind the other in one flat array. A sentence is a
-range of it, a document a range of sentences, and so are segments A and B of an example, because both are runs
-of consecutive sentences. So nothing is copied until the shard is written.
+Legend: the tokens of all documents of a chunk are concatenated in one flat array. A sentence is a range of
+it, a document a range of sentences, and so are segments A and B of an example, because both consist of
+consecutive sentences. So nothing is copied until the shard is written.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Pair(NamedTuple):
 
 
 def split_long_sentences(document: Sequence[int], max_tokens: int) -> List[int]:
-    """Sentence lengths (tokens), those above max_tokens cut into pieces: else the rest would be lost."""
+    """Sentence lengths (tokens); longer ones are split at max_tokens, so that no text is lost."""
     lengths: List[int] = []
     for length in document:
         while length > max_tokens:
@@ -44,16 +44,16 @@ def build_pairs(
 ) -> List[Pair]:
     """Pairs of segments with at least one token each and at most max_tokens together.
 
-    documents: the sentence lengths (tokens, > 0) of each document; their tokens follow one another.
-    max_tokens: the sequence length less its three special tokens.
-    Sentences of a document are gathered up to a target length: max_tokens, or with the given probability a
-    random shorter one, so that the model sees padding. They are cut at a random sentence into A and B. Half
-    of the time B comes from another document instead and the sentences it replaces are used again. A lone
-    last sentence has no continuation: its B is always random. Without another document B is never random, and
-    a lone sentence gives no example. Only rng.random() is drawn from, which Python promises to keep the same
-    in all versions.
+    documents: the sentence lengths (tokens, > 0) of each document, in the order of their tokens.
+    max_tokens: the sequence length minus its three special tokens.
+    Sentences of a document are collected up to a target length: max_tokens, or with the given probability a
+    random shorter one, so that the model sees padding. They are split at a random sentence into A and B. Half
+    of the time B comes from another document instead, and the sentences that it replaces are used again. The
+    B of a single last sentence is always random. Without another document B is never random, and a single
+    sentence gives no example. Only rng.random() is used, which Python guarantees to be the same in all
+    versions.
     """
-    # bounds[d][i]: where sentence i of document d begins; one entry more: its end
+    # bounds[d][i]: start of sentence i of document d; the last entry is the end of the document
     bounds: List[List[int]] = []
     start = 0
     for lengths in documents:
@@ -95,7 +95,7 @@ def _draw_between(rng: random.Random, low: int, high: int) -> int:
 
 
 def _random_segment(bounds: List[List[int]], own: int, wanted: int, rng: random.Random) -> Tuple[int, int]:
-    """A run of sentences of another document: from a random one on, until there are enough tokens."""
+    """Consecutive sentences of another document, from a random one, until there are enough tokens."""
     other = _draw_between(rng, 0, len(bounds) - 2)
     edges = bounds[other + (other >= own)]
     first = _draw_between(rng, 0, len(edges) - 2)
@@ -108,7 +108,7 @@ def _random_segment(bounds: List[List[int]], own: int, wanted: int, rng: random.
 def _truncate(
     a_start: int, a_end: int, b_start: int, b_end: int, is_random: bool, max_tokens: int, rng: random.Random
 ) -> Pair:
-    """Take tokens off the longer segment, from its front or back at random, until both fit."""
+    """Removes tokens of the longer segment, from its front or back at random, until both fit."""
     while (a_end - a_start) + (b_end - b_start) > max_tokens:
         from_front = rng.random() < 0.5
         if a_end - a_start > b_end - b_start:
@@ -118,12 +118,12 @@ def _truncate(
     return Pair(a_start, a_end, b_start, b_end, is_random)
 
 
-# A line up to this long is taken for a sentence: text that is one sentence a line stays as it is.
+# A line up to this long counts as one sentence, so text with one sentence per line is unchanged.
 _LONG_LINE_CHARACTERS = 200
 
-# A sentence ends at . ! or ? (and closing quotes or brackets) before a blank and what can begin a sentence.
-# Not after an initial (J. Smith) nor after a few titles and abbreviations that are followed by a capital.
-# Chinese and Japanese full stops need no blank.
+# A sentence ends at . ! or ? (and closing quotes or brackets) before whitespace and a possible sentence
+# start, but not after an initial (J. Smith) nor after a few titles and abbreviations that are followed by a
+# capital. Chinese and Japanese full stops need no whitespace.
 _SENTENCE_END = re.compile(
     r"""(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b(?:Mr|Dr|St|Jr|No|Lt|cf|vs)\.)(?<!\b(?:Mrs|Rev|Gen|Col|e\.g|i\.e)\.)
         (?P<close>["'”’)\]]*)\s+(?=["'“‘(\[]*[A-Z0-9])
@@ -133,7 +133,7 @@ _SENTENCE_END = re.compile(
 
 
 def split_sentences(document: str) -> List[str]:
-    """A document's sentences in order, stripped, none empty: its lines, long ones cut at sentence ends."""
+    """A document's non-empty sentences in order, stripped: its lines, long ones split at sentence ends."""
     sentences: List[str] = []
     for line in document.split("\n"):
         line = line.strip()
@@ -148,7 +148,7 @@ def split_sentences(document: str) -> List[str]:
 def _split_line(line: str) -> List[str]:
     sentences, start = [], 0
     for match in _SENTENCE_END.finditer(line):
-        # Closing quotes stay with the sentence that they end.
+        # Closing quotes belong to the sentence that they end.
         end = match.end("close") if match.group("close") else match.start()
         if end > start:
             sentences.append(line[start:end].strip())

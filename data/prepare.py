@@ -1,4 +1,4 @@
-"""From the options of a run to its pretraining data: corpus, vocabulary, shards or TFRecords, datasets."""
+"""Prepares a run's pretraining data: corpus, vocabulary, shards or TFRecords, datasets."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from .tokenizer import (
 )
 
 _SHORTEST_SEQUENCE = 8
-# A shard's record has 16 bits for the length of a segment.
+# A shard's record stores the length of a segment in 16 bits.
 _LONGEST_SEQUENCE = int(np.iinfo(RECORD["length_a"]).max)
 _NOT_RANDOM = (
-    "its training part has one document: no segment can come from another one, so every next-sentence label "
-    "is 0 and next-sentence prediction learns nothing; blank lines separate documents"
+    "its training part has only one document: no segment can come from another one, so every next-sentence "
+    "label is 0 and next-sentence prediction learns nothing; separate documents with blank lines"
 )
 
 
@@ -49,8 +49,8 @@ _NOT_RANDOM = (
 class PretrainingDataOptions:
     """corpus: see open_corpus, or TFRecord files (a .tfrecord file, a glob, a folder of them).
 
-    validation_corpus: if given, validation_fraction is ignored; of a Hugging Face dataset its split
-    "validation". tokenizer: "train" trains a vocabulary of vocab_size on the corpus, otherwise see
+    validation_corpus: if given, validation_fraction is ignored; for a Hugging Face dataset its split
+    "validation" is used. tokenizer: "train" trains a vocabulary of vocab_size on the corpus, otherwise see
     load_tokenizer. preprocessing_workers: processes; None for all cores, 0 for none.
     """
 
@@ -75,7 +75,7 @@ class PretrainingDataOptions:
     def __post_init__(self) -> None:
         for name in ("corpus", "validation_corpus", "tokenizer"):
             if getattr(self, name) == "":
-                raise DataError(f"{name} is empty: name one, for the current folder say '.'")
+                raise DataError(f"{name} is empty: name a folder, '.' for the current one")
         if not _SHORTEST_SEQUENCE <= self.sequence_length <= _LONGEST_SEQUENCE:
             raise DataError(
                 f"sequence_length {self.sequence_length} is outside of {_SHORTEST_SEQUENCE} to "
@@ -92,7 +92,7 @@ class PretrainingDataOptions:
             raise DataError(f"validation_fraction {self.validation_fraction} is outside of 0 to below 1")
         if self.preprocessing_workers is not None and self.preprocessing_workers < 0:
             raise DataError(
-                f"preprocessing_workers {self.preprocessing_workers} is negative: 0 works without"
+                f"preprocessing_workers {self.preprocessing_workers} is negative: use 0 for no workers"
             )
 
 
@@ -100,7 +100,7 @@ class PretrainingDataOptions:
 class PretrainingData:
     """validation: unshuffled, static masks; None without one. tokenizer: None if TFRecords name none.
 
-    identity: names the prepared data and the vocabulary; a checkpoint keeps it for the run that resumes.
+    identity: of the prepared data and the vocabulary; a checkpoint stores it for resuming.
     """
 
     train: SampleDataset
@@ -117,12 +117,12 @@ def prepare_pretraining_data(
     progress: bool = True,
     identity: Optional[str] = None,
 ) -> PretrainingData:
-    """Everything that training needs, ready to read; from cache_folder where an earlier run has prepared it.
+    """Everything that training needs; from cache_folder if an earlier run has prepared it.
 
-    identity: of the data that is wanted and no other. A text corpus isn't even looked at if the cache folder
-    has what was prepared from it.
+    identity: if given, only data with this identity is accepted, and a text corpus isn't read if its prepared
+    data is in the cache folder.
     Raises DataError for unusable corpora, vocabularies and shards (see their modules), for an unusable cache
-    folder, and where the data that is there has another identity.
+    folder, and if the data has another identity.
     """
     cache_folder = Path(cache_folder)
     try:
@@ -154,7 +154,7 @@ def _prepared_data(
 
 
 def _prepare_text(options: PretrainingDataOptions, cache_folder: Path, progress: bool) -> PreparedText:
-    """Vocabulary and shards of the corpora, made unless the cache folder has them."""
+    """Vocabulary and shards of the corpora, from the cache folder if they are there."""
     corpus = open_corpus(
         options.corpus,
         subset=options.corpus_subset,
@@ -198,7 +198,7 @@ def _pair_parameters(options: PretrainingDataOptions) -> PairParameters:
 def _open_text(
     prepared: PreparedText, options: PretrainingDataOptions, cache_folder: Path
 ) -> PretrainingData:
-    """Datasets over the shards. DataError where these options can't go with them."""
+    """Datasets over the shards. Raises DataError if they don't match these options."""
     tokenizer = prepared.tokenizer
     refuse_larger_vocabulary(tokenizer, options)
     folder = cache_folder / EXAMPLES / prepared.train
@@ -216,7 +216,7 @@ def _open_text(
         )
     _require_both_parts(options, train_counts, validation_counts)
     notes = (f"{options.corpus}: {_NOT_RANDOM}",) if train_counts.documents == 1 else ()
-    # Loader workers are forked, and the tokenizers library warns in each unless told what to do there.
+    # Loader workers are forked; without this setting the tokenizers library prints a warning in each.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return PretrainingData(
         train,
@@ -230,7 +230,7 @@ def _open_text(
 def _require_both_parts(
     options: PretrainingDataOptions, train: SplitStatistics, validation: Optional[SplitStatistics]
 ) -> None:
-    """DataError if the corpus' division into training and held-out documents left one part empty."""
+    """Raises DataError if splitting the corpus into training and held-out documents left one part empty."""
     if validation is None:
         return
     if options.validation_corpus is not None:
@@ -245,19 +245,19 @@ def _require_both_parts(
     if validation.examples == 0:
         raise DataError(
             f"no document was held out: {found}, and each is held out with probability "
-            f"validation_fraction {options.validation_fraction}, by a hash of its text; blank lines separate "
-            "documents; raise validation_fraction or give a validation_corpus"
+            f"validation_fraction {options.validation_fraction}, by a hash of its text; separate "
+            "documents with blank lines, raise validation_fraction or give a validation_corpus"
         )
     if train.examples == 0:
         raise DataError(
             f"no document is left to train on: {found}, and validation_fraction "
-            f"{options.validation_fraction} held out all; blank lines separate documents; lower "
+            f"{options.validation_fraction} held out all; separate documents with blank lines, lower "
             "validation_fraction or give a validation_corpus"
         )
 
 
 def _refuse_other_parameters(folder: Path, options: PretrainingDataOptions) -> None:
-    """What is found by its identity was perhaps prepared with other options than these."""
+    """Data found by its identity may have been prepared with other options than these."""
     manifest = load_manifest(folder)
     assert manifest is not None
     for name, value in dataclasses.asdict(_pair_parameters(options)).items():
@@ -313,9 +313,10 @@ def _open_split(
 def _trained_tokenizer(
     corpus: Corpus, options: PretrainingDataOptions, vocabularies: Path, progress: bool
 ) -> Tokenizer:
-    """The corpus' own vocabulary, trained once.
+    """A vocabulary trained on the corpus, once.
 
-    All of the corpus is read, held-out documents too, so that runs which hold out other shares of it agree.
+    It is trained on the whole corpus, including held-out documents, so that it doesn't depend on
+    validation_fraction.
     """
     description: Dict[str, Any] = {
         "corpus": corpus.fingerprint(),
@@ -339,12 +340,12 @@ def _is_tfrecord(corpus: str) -> bool:
 def _prepare_tfrecords(
     options: PretrainingDataOptions, cache_folder: Path, identity: Optional[str]
 ) -> PretrainingData:
-    """Datasets over the records of files. The tokeniser is kept with the identity, as for text."""
+    """Datasets over the records of files. The tokeniser is stored with the identity, as for text."""
     tokenizer: Optional[Tokenizer] = None
-    notes = [f"{options.corpus} is masked already: its masks and lengths are used as they are"]
+    notes = [f"{options.corpus} is already masked: its masks and lengths are used as they are"]
     if options.tokenizer == TRAINED_TOKENIZER:
         notes.append(
-            "no tokeniser: token ids have no text to train a vocabulary on; name the one that was used"
+            "no tokeniser: token ids have no text to train a vocabulary on; name the one that made them"
         )
     else:
         if identity is not None:

@@ -1,9 +1,9 @@
-"""Keyed randomness: 64-bit draws that are a pure function of what they belong to, vectorised over numpy.
+"""Keyed randomness: 64-bit random numbers that are a pure function of a key, vectorised over numpy.
 
-A draw is `mix(key + n * GOLDEN)`: SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
-generators", OOPSLA 2014) used as a counter-based generator. No state is kept, so that the n-th draw of an
-example is the same in any batch, worker or resumed run, and a batch of draws costs a few array operations
-where a numpy Generator for each example would cost more than the rest of the work on it.
+Number n of a key is `mix(key + n * GOLDEN)`: SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom
+number generators", OOPSLA 2014) used as a counter-based generator. It has no state, so the n-th number of an
+example is the same in any batch, worker or resumed run. A batch costs a few array operations; a numpy
+Generator per example would cost more than everything else that is done with it.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ def derive_key(*parts: Integers) -> np.ndarray:
 
 
 def draws(keys: np.ndarray, count: int) -> np.ndarray:
-    """uint64 [B, count]: the first `count` draws of each of the keys (uint64 [B])."""
+    """uint64 [B, count]: the first `count` random numbers of each key (uint64 [B])."""
     counters = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
     return mix(keys[:, None] + counters)
 
 
 def below(words: np.ndarray, bound: int) -> np.ndarray:
-    """int64 in [0, bound) from uint64 draws: bound * the top 32 bits / 2^32, so bound must be below 2^31."""
+    """int64 in [0, bound) from uint64 random numbers: bound * top 32 bits / 2^32, for bound < 2^31."""
     assert 0 < bound < 1 << 31
     return (((words >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32)).astype(np.int64)
 
 
 def unit_interval(words: np.ndarray) -> np.ndarray:
-    """float64 in [0, 1) from uint64 draws (their top 53 bits)."""
+    """float64 in [0, 1) from uint64 random numbers (their top 53 bits)."""
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -57,11 +57,11 @@ _ROUNDS = 8  # each round mixes one half with a function of the other
 
 
 class IndexPermutation:
-    """A keyed bijection of range(n) in constant memory: shuffles a data set without storing the order.
+    """A keyed bijection of range(n) in constant memory: shuffles a dataset without storing the order.
 
-    A Feistel network permutes the 2^bits numbers of the smallest power of two that holds n; a result that is
-    not below n is sent through again until it is (cycle walking: Black and Rogaway, "Ciphers with arbitrary
-    finite domains", CT-RSA 2002). As 2^bits < 2n, that takes fewer than two rounds on average.
+    A Feistel network permutes the 2^bits numbers of the smallest power of two >= n; a result >= n is permuted
+    again until it is below n (cycle walking: Black and Rogaway, "Ciphers with arbitrary finite domains",
+    CT-RSA 2002). Since 2^bits < 2n, that takes fewer than two rounds on average.
     """
 
     def __init__(self, n: int, key: int) -> None:

@@ -1,10 +1,9 @@
-"""Shards: files of sentence pairs that are memory-mapped, so that a corpus of any size costs no memory.
+"""Shards: memory-mapped files of sentence pairs, so that a corpus of any size takes no RAM.
 
 A file: 8 magic bytes, the length and CRC-32 of the header (uint64 each), the header (JSON, padded so that
-the body begins at a multiple of 64 bytes), the examples' records, the tokens (A then B of each example, no
-special tokens); all little-endian. The header holds the body's CRC-32, so that a finished shard is known by
-itself and a damaged one is found. A folder of shards is whole when it has its manifest, which is written
-last.
+the body starts at a multiple of 64 bytes), the examples' records, the tokens (A then B of each example, no
+special tokens); all little-endian. The header has the body's CRC-32, so a shard can be verified without its
+manifest. A folder of shards is complete when it has its manifest, which is written last.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def shard_name(split: str, index: int) -> str:
 def write_shard(
     path: Path, records: np.ndarray, tokens: np.ndarray, description: Dict[str, Any]
 ) -> Dict[str, Any]:
-    """Write a shard under a temporary name, make it durable and rename it; returns its header."""
+    """Writes a shard to a temporary file, fsyncs it and renames it atomically; returns its header."""
     body = records.tobytes() + tokens.tobytes()
     header = dict(
         description,
@@ -56,7 +55,7 @@ def write_shard(
 
 
 def read_header(path: Path) -> Tuple[Dict[str, Any], int]:
-    """A shard's header and where its body begins (bytes). DataError if the file isn't a whole shard."""
+    """A shard's header and the offset of its body (bytes). DataError if the file isn't a complete shard."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -68,7 +67,7 @@ def read_header(path: Path) -> Tuple[Dict[str, Any], int]:
     except OSError as error:
         raise DataError(_damaged(path, f"it can't be read ({error.strerror})")) from error
     if magic != _MAGIC or zlib.crc32(text) != checksum:
-        raise DataError(_damaged(path, "it doesn't begin as a shard does"))
+        raise DataError(_damaged(path, "it doesn't start like a shard"))
     header: Dict[str, Any] = json.loads(text)
     body_start = _PREFIX.size + length
     expected = body_start + header["body_bytes"]
@@ -78,7 +77,7 @@ def read_header(path: Path) -> Tuple[Dict[str, Any], int]:
 
 
 def verify_shard(path: Path) -> Dict[str, Any]:
-    """The header of a shard whose body agrees with its checksum; else DataError."""
+    """The header of a shard whose body matches its checksum; otherwise DataError."""
     header, body_start = read_header(path)
     checksum = 0
     with path.open("rb") as file:
@@ -97,13 +96,13 @@ def _damaged(path: Path, found: str) -> str:
 def write_manifest(
     folder: Path, parameters: Dict[str, Any], headers: Dict[str, List[Dict[str, Any]]]
 ) -> None:
-    """Declare the folder whole. headers: those of each split's shards, in order."""
+    """Marks the folder complete. headers: those of each split's shards, in order."""
     manifest = {"format": FORMAT_VERSION, "parameters": parameters, "splits": headers}
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
 
 
 class ShardedExamples:
-    """The examples of one split, in order. Pickles as its paths: a worker maps the files for itself."""
+    """The examples of one split, in order. Pickled as its paths: each worker maps the files again."""
 
     def __init__(self, paths: List[Path]) -> None:
         self._paths = paths
@@ -114,7 +113,7 @@ class ShardedExamples:
         self._tokens: List[np.ndarray] = []
         for path in self._paths:
             header, body_start = read_header(path)
-            # A plain array over the map: slicing it is several times faster than slicing a numpy.memmap.
+            # A plain array over the map, because slicing a numpy.memmap is several times slower.
             data = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
             tokens_start = body_start + header["examples"] * RECORD.itemsize
             self._records.append(data[body_start:tokens_start].view(RECORD))
@@ -133,7 +132,7 @@ class ShardedExamples:
         return int(self._first_index[-1])
 
     def read(self, indices: np.ndarray) -> List[Tuple[np.ndarray, np.ndarray, int]]:
-        """(tokens of A, tokens of B, 1 if B is a random next) for each of the indices (int64 [B])."""
+        """(tokens of A, tokens of B, 1 if B is a random next) for each index (int64 [B])."""
         shards = np.searchsorted(self._first_index, indices, side="right") - 1
         locals_ = indices - self._first_index[shards]
         examples = []
@@ -145,7 +144,7 @@ class ShardedExamples:
         return examples
 
     def token_counts(self, vocab_size: int) -> np.ndarray:
-        """int64 [vocab_size]: how often each token occurs."""
+        """int64 [vocab_size]: number of occurrences of each token."""
         counts = np.zeros(vocab_size, dtype=np.int64)
         for tokens in self._tokens:
             counts += np.bincount(tokens, minlength=vocab_size)
@@ -153,7 +152,7 @@ class ShardedExamples:
 
 
 def load_manifest(folder: Path) -> Optional[Dict[str, Any]]:
-    """A finished folder's manifest, None if the folder isn't finished; DataError if it can't be read."""
+    """The manifest of a complete folder, None if incomplete; DataError if it can't be read."""
     path = folder / MANIFEST
     if not path.exists():
         return None
@@ -169,11 +168,11 @@ def load_manifest(folder: Path) -> Optional[Dict[str, Any]]:
 def open_shards(folder: Path, split: str) -> ShardedExamples:
     """The examples of a split. DataError names the first damaged shard found.
 
-    Every shard's header and size are compared with the manifest. Checksums take a second per gigabyte or so,
-    and a start should be quick for a corpus of any size: those of VERIFIED_AT_OPENING_BYTES are verified, of
-    shards drawn anew at each opening. So small data is verified whole every time, and a bit that flips in
-    large data is found within some starts, not surely at the next. Preprocessing itself verifies each shard
-    that it takes over from an interrupted run.
+    Every shard's header and size are compared with the manifest. Checksums take about a second per gigabyte,
+    which would make the start slow for a large corpus, so only VERIFIED_AT_OPENING_BYTES are verified, in
+    shards chosen at random at each opening. Small data is therefore always verified completely, and a bit
+    flip in large data is found within some starts, not necessarily at the next. Preprocessing verifies each
+    shard that it keeps from an interrupted run.
     """
     manifest = load_manifest(folder)
     if manifest is None:
@@ -189,7 +188,7 @@ def open_shards(folder: Path, split: str) -> ShardedExamples:
         checked.append((path, int(header["body_bytes"])))
         if header["examples"]:
             examples.append(path)
-    random.Random().shuffle(checked)  # a generator of its own: the run's random numbers stay as they are
+    random.Random().shuffle(checked)  # a separate generator: the run's random state is unchanged
     verified_bytes = 0
     for path, body_bytes in checked:
         verified_bytes += body_bytes

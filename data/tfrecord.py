@@ -1,4 +1,4 @@
-"""Pretraining examples in TFRecord files, as Graphcore's BERT applications write them; needs no TensorFlow.
+"""Pretraining examples in TFRecord files, as Graphcore's BERT applications write them; without TensorFlow.
 
 A record is: length (uint64), masked CRC-32C of the length, data, masked CRC-32C of the data, little-endian.
 Its data is a tf.train.Example message: a map from feature names to lists, here of int64.
@@ -24,7 +24,7 @@ _BLOCK_BYTES = 1024
 
 @functools.lru_cache(maxsize=1)
 def _table() -> np.ndarray:
-    """uint32 [_BLOCK_BYTES, 256]: what a byte's value adds to the final remainder, by place.
+    """uint32 [_BLOCK_BYTES, 256]: the contribution of a byte's value to the final remainder, by position.
 
     A CRC is linear over XOR, so a block's remainder is the XOR of its bytes' contributions, in any order.
     """
@@ -41,8 +41,8 @@ def _table() -> np.ndarray:
 
 def crc32c(data: bytes) -> int:
     """The CRC-32C of the bytes, which TFRecord files use."""
-    # The running remainder acts as if XORed into the next four bytes. Zeros in front of a message change
-    # nothing while the remainder is zero, so the first block may be filled up from the left.
+    # The running remainder acts as if XORed into the next four bytes. Leading zeros don't change a remainder
+    # of zero, so the first block may be padded on the left.
     content = np.frombuffer(data, dtype=np.uint8)
     if len(content) < 4:
         return _crc32c_of_few(data)
@@ -73,7 +73,7 @@ def _pair_table() -> np.ndarray:
 
 
 def crc32c_of_many(messages: Sequence[bytes]) -> np.ndarray:
-    """uint32 [messages]: the CRC-32C of each. Side by side they take a fraction of the time of one by one."""
+    """uint32 [messages]: the CRC-32C of each. Vectorised, which is several times as fast as one by one."""
     lengths = np.array([len(message) for message in messages], dtype=np.int64)
     if len(lengths) == 0 or lengths.min() < 4:
         return np.array([crc32c(message) for message in messages], dtype=np.uint32)
@@ -81,7 +81,7 @@ def crc32c_of_many(messages: Sequence[bytes]) -> np.ndarray:
     filled = np.zeros((len(messages), width), dtype=np.uint8)
     for row, message in zip(filled, messages):
         row[width - len(message) :] = np.frombuffer(message, dtype=np.uint8)
-    # As in crc32c: the first four bytes carry the initial remainder, zeros in front change nothing.
+    # As in crc32c: the first four bytes include the initial remainder; leading zeros change nothing.
     first = (width - lengths)[:, None] + np.arange(4)
     filled[np.arange(len(messages))[:, None], first] ^= 0xFF
     table = _pair_table()
@@ -101,8 +101,8 @@ def masked_crc32c(data: bytes) -> int:
     return int(masked(np.array([crc32c(data)], dtype=np.uint32))[0])
 
 
-# A serialised tf.train.Example is read without a protobuf library. Its messages, from TensorFlow's
-# example.proto and feature.proto (field numbers at the right):
+# A parser for serialised tf.train.Example messages, without a protobuf library. Their definition, from
+# TensorFlow's example.proto and feature.proto (with field numbers):
 #     Example   { Features features = 1 }
 #     Features  { map<string, Feature> feature = 1 }, so repeated { string key = 1; Feature value = 2 }
 #     Feature   { BytesList = 1 | FloatList = 2 | Int64List = 3 }
@@ -112,7 +112,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 class MessageError(Exception):
-    """The bytes are not such a message; says what is wrong."""
+    """The bytes aren't a valid message; the text says why."""
 
 
 def int64_features(message: bytes) -> Dict[str, np.ndarray]:
@@ -140,7 +140,7 @@ def _int64_list(message: bytes) -> np.ndarray:
 
 
 def _packed_varints(data: bytes) -> np.ndarray:
-    """Base 128, least significant group first; the high bit of a byte says that another follows."""
+    """Base 128, least significant group first; a byte's high bit says that another one follows."""
     groups = np.frombuffer(data, dtype=np.uint8)
     ends = np.flatnonzero(groups < 0x80)
     if len(ends) == len(groups):
@@ -166,7 +166,7 @@ def _submessages(message: bytes, wanted: int) -> Iterator[bytes]:
 
 
 def _fields(message: bytes) -> Iterator[Tuple[int, Union[int, bytes]]]:
-    """Field numbers with values: an int for a varint, the bytes for every other type."""
+    """Field numbers with values: an int for a varint, bytes for every other type."""
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
@@ -207,33 +207,33 @@ FEATURES = (
     "masked_lm_ids",
     "next_sentence_labels",
 )
-# Each group must have one length: tokens, predictions, and one label an example.
+# The features of each group have equal lengths: tokens, predictions, and one label per example.
 _SAME_LENGTH = (FEATURES[:3], FEATURES[3:5])
 
 _HEADER_BYTES = 12
 _FOOTER_BYTES = 4
 _DIGEST_BYTES = 16
-VERIFIED_AT_ONCE_BYTES = 4_000_000  # more records side by side gain nothing, and fall out of the caches
+VERIFIED_AT_ONCE_BYTES = 4_000_000  # larger batches of records aren't faster, and exceed the CPU caches
 
 
 class TfRecordFile:
     """The examples of a TFRecord file, or of all files of a folder or glob in sorted order, by number.
 
     Opening reads all records and verifies their checksums, so that a damaged file is an error before training
-    and not in the middle. With `index_folder` the result is kept there, for files of the same path, size and
-    time of change; reading a record verifies its checksum again. It can be pickled, for worker processes:
-    they don't scan again.
-    Raises DataError for missing or empty files, for truncated ones, and for wrong checksums.
+    and not in the middle. With `index_folder` the result is cached there by the file's path, size and
+    modification time; reading a record verifies its checksum again. It can be pickled for worker processes,
+    which don't scan again.
+    Raises DataError for missing, empty or truncated files, and for wrong checksums.
     """
 
     def __init__(self, source: str, *, index_folder: Optional[Path] = None) -> None:
         self.source = source
         self.paths = find_tfrecord_files(source)
         scans = [_scan_of(path, index_folder) for path in self.paths]
-        # per file, where each record begins in bytes: int64 [records]
+        # per file, the offset of each record in bytes: int64 [records]
         self.offsets = [offsets for _, offsets in scans]
         self._digests = [digest for digest, _ in scans]
-        # number of the first record of each file, and the number of all at the end
+        # number of the first record of each file, then the total
         self._first = np.concatenate([[0], np.cumsum([len(offsets) for offsets in self.offsets])])
         if len(self) == 0:
             raise DataError(f"no record in {source!r}: its {len(self.paths)} file(s) are empty.")
@@ -246,11 +246,11 @@ class TfRecordFile:
         return {**self.__dict__, "_maps": {}}
 
     def fingerprint(self) -> str:
-        """A hex digest of the files' order and content, wherever they are."""
+        """A hex digest of the files' order and content, independent of their paths."""
         return hashlib.sha256(b"tfrecord-1" + b"".join(self._digests)).hexdigest()
 
     def describe(self, index: int) -> str:
-        """The record's number and place in its file, for a message."""
+        """The record's number and position in its file, for messages."""
         file, number = self._place(index)
         return f"record {number} at byte {self.offsets[file][number]} of {str(self.paths[file])!r}"
 
@@ -261,10 +261,10 @@ class TfRecordFile:
         return file, index - int(self._first[file])
 
     def read(self, index: int) -> Dict[str, np.ndarray]:
-        """The six FEATURES of an example as stored: int64 [S] thrice, int64 [M] twice, int64 [1].
+        """The six FEATURES of an example as stored: int64 [S] three times, int64 [M] twice, int64 [1].
 
-        In `masked_lm_ids` 0 means that the prediction isn't used. Other features of the record are ignored.
-        Raises DataError, naming file and record, for a wrong checksum and a missing or ill-sized feature.
+        In `masked_lm_ids` 0 means that the prediction is unused. Other features of the record are ignored.
+        Raises DataError with file and record for a wrong checksum and a missing or wrongly sized feature.
         """
         file, number = self._place(index)
         where = self.describe(index)
@@ -281,7 +281,7 @@ class TfRecordFile:
 
 
 def find_tfrecord_files(source: str) -> List[Path]:
-    """The file, the *.tfrecord of a folder (and below), or what the glob matches, sorted."""
+    """The file, the *.tfrecord files of a folder (recursively), or the matches of a glob, sorted."""
     path = Path(source).expanduser()
     if path.is_file():
         return [path]
@@ -340,11 +340,11 @@ def _checked(features: Dict[str, np.ndarray], where: str) -> Dict[str, np.ndarra
 
 _Scan = Tuple[
     bytes, np.ndarray
-]  # a digest of all lengths and checksums; where records begin, int64 [records]
+]  # a digest of all lengths and checksums; offsets of the records, int64 [records]
 
 
 def _scan_of(path: Path, index_folder: Optional[Path]) -> _Scan:
-    """A file's scan, from the folder where it is kept."""
+    """A file's scan, from the folder that caches it."""
     if index_folder is None:
         return _scanned(path)
     stat = path.stat()
@@ -367,7 +367,7 @@ def _digest(content: bytes) -> bytes:
 
 
 def _scanned(path: Path) -> _Scan:
-    """Reads all of the file once. DataError names the first damaged record."""
+    """Reads the whole file once. DataError names the first damaged record."""
     hasher = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     offsets: List[int] = []
     if path.stat().st_size:
@@ -386,7 +386,7 @@ def _scanned(path: Path) -> _Scan:
 
 
 def _verified(content: mmap.mmap, path: Path, records: Sequence[Tuple[int, int]], first: int) -> bytes:
-    """The lengths and stored checksums of records, whose data has these checksums; else DataError."""
+    """Lengths and stored checksums of records whose data matches its checksum; otherwise DataError."""
     starts = [(offset + _HEADER_BYTES, length) for offset, length in records]
     found = masked(crc32c_of_many([content[start : start + length] for start, length in starts]))
     stored = b"".join(content[start + length : start + length + _FOOTER_BYTES] for start, length in starts)
@@ -401,7 +401,7 @@ def _records(content: mmap.mmap, path: Path) -> Iterator[Tuple[int, int]]:
     """Offset and data length of each record."""
     size = len(content)
     offset = number = 0
-    checked: Dict[bytes, bool] = {}  # few lengths are distinct, so that each is verified once
+    checked: Dict[bytes, bool] = {}  # there are few distinct lengths: each is verified once
     while offset < size:
         header = content[offset : offset + _HEADER_BYTES]
         where = f"record {number} at byte {offset} of {str(path)!r}"

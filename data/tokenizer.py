@@ -1,4 +1,4 @@
-"""BERT's WordPiece tokeniser: loaded from a vocabulary, or trained on a corpus."""
+"""BERT's WordPiece tokeniser, loaded from a vocabulary or trained on a corpus."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from .files import DataError, write_atomically
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUATION = "##"
-TRAINED_TOKENIZER = "train"  # the name of the vocabulary that is trained on the corpus
+TRAINED_TOKENIZER = "train"  # name of a vocabulary that is trained on the corpus
 
 
 class Tokenizer:
-    """Text to token ids and back, with BERT's normalisation; two with equal fingerprints encode alike.
+    """Text to token ids and back, with BERT's normalisation; equal fingerprints mean equal encodings.
 
-    A special token written out in a text ("[MASK]") is ordinary text: only what builds examples places
-    special tokens. It can be pickled, for worker processes.
+    A special token in a text ("[MASK]") is ordinary text: special tokens are added when
+    examples are built. It can be pickled, for worker processes.
     """
 
     def __init__(
         self, vocabulary: Sequence[str], *, lowercase: bool = True, strip_accents: Optional[bool] = None
     ) -> None:
-        """`vocabulary[i]` is the token with id i. `strip_accents` None means: when lowercasing, as BERT does.
+        """`vocabulary[i]` is the token with id i. `strip_accents` None: only when lowercasing, as BERT does.
 
-        Raises DataError for a missing special token and for a token that comes twice.
+        Raises DataError for a missing special token and for a duplicate token.
         """
         self.vocabulary: Tuple[str, ...] = tuple(vocabulary)
         self.lowercase = lowercase
@@ -57,13 +57,13 @@ class Tokenizer:
         return len(self.vocabulary)
 
     def encode_lines(self, lines: List[str]) -> List[np.ndarray]:
-        """Each line's token ids, int32 [tokens], without special tokens; a blank line gives none."""
+        """Token ids of each line, int32 [tokens], without special tokens; none for a blank line."""
         encodings = self._encoder.encode_batch_fast(lines, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def encode_with_offsets(self, text: str) -> Tuple[np.ndarray, np.ndarray]:
-        """Token ids, int32 [tokens], and their characters in `text`, int32 [tokens, 2]: the first, and the
-        one after the last; without special tokens."""
+        """Token ids, int32 [tokens], and their character ranges in `text`, int32 [tokens, 2]: start, and end
+        (exclusive); without special tokens."""
         encoding = self._encoder.encode(text, add_special_tokens=False)
         ids, offsets = encoding.ids, encoding.offsets
         return np.array(ids, dtype=np.int32), np.array(offsets, dtype=np.int32).reshape(-1, 2)
@@ -74,13 +74,13 @@ class Tokenizer:
         return text
 
     def fingerprint(self) -> str:
-        """A hex digest of everything that decides how text is encoded."""
+        """A hex digest of everything that affects the encoding of text."""
         digest = hashlib.sha256(f"wordpiece-1 {self.lowercase} {self.strip_accents}\n".encode())
         digest.update("\n".join(self.vocabulary).encode())
         return digest.hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Writes vocab.txt, tokenizer.json and tokenizer_config.json, which transformers reads."""
+        """Writes vocab.txt, tokenizer.json and tokenizer_config.json, which transformers can read."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = {
@@ -96,7 +96,7 @@ class Tokenizer:
         write_atomically(folder / "tokenizer.json", self._with_special_tokens().to_str(pretty=True).encode())
 
     def _with_special_tokens(self) -> tokenizers.Tokenizer:
-        """As other programs expect it: adds [CLS] and [SEP], and knows special tokens in a text."""
+        """In the format of other programs: adds [CLS] and [SEP], and recognises special tokens in text."""
         other = tokenizers.Tokenizer.from_str(self._encoder.to_str())
         other.add_special_tokens(list(SPECIAL_TOKENS))
         other.post_processor = processors.TemplateProcessing(
@@ -135,15 +135,15 @@ def _checked_ids(vocabulary: Sequence[str]) -> Dict[str, int]:
 def train_tokenizer(
     corpus: Corpus, vocab_size: int, *, lowercase: bool = True, progress: bool = False
 ) -> Tokenizer:
-    """A WordPiece vocabulary of exactly `vocab_size` tokens for the corpus; the same corpus gives the same.
+    """A WordPiece vocabulary of exactly `vocab_size` tokens for the corpus; deterministic.
 
-    The special tokens come first. Where the corpus has too few words for the size, [unusedN] fill it up.
-    Reads the corpus twice. Raises DataError when `vocab_size` is too small for single characters alone.
+    The special tokens come first. If the corpus has too few words, [unusedN] tokens fill the vocabulary.
+    Reads the corpus twice. Raises DataError if `vocab_size` is too small for the single characters.
     """
     normalizer = _normalizer(lowercase, None)
     characters = _alphabet(map(normalizer.normalize_str, corpus.documents()), _alphabet_limit(vocab_size))
-    # The trainer numbers continuing characters in the order of a hash table, and ties between merges go by
-    # number: naming the characters as special tokens numbers them first, the same at every run.
+    # The trainer numbers continuation characters in hash-table order, and breaks ties between merges by
+    # number. Passing the characters as special tokens numbers them first, which makes it deterministic.
     first = [*SPECIAL_TOKENS, *(CONTINUATION + c for c in characters), *characters]
     if len(first) > vocab_size:
         raise DataError(
@@ -170,12 +170,12 @@ def train_tokenizer(
 
 
 def _alphabet_limit(vocab_size: int) -> int:
-    # Each character takes two ids (alone and continuing). BERT's own limit is 1000 for 30522 tokens.
+    # Each character takes two ids (initial and continuing). BERT's limit is 1000 for 30522 tokens.
     return max(100, min(1000, vocab_size // 30))
 
 
 def _alphabet(documents: Iterator[str], limit: int) -> List[str]:
-    """The most frequent characters, in the order of their code points."""
+    """The most frequent characters, in code point order."""
     counts: Counter = Counter()
     for document in documents:
         counts.update(document)
@@ -187,8 +187,8 @@ def _alphabet(documents: Iterator[str], limit: int) -> List[str]:
 def load_tokenizer(source: str, *, lowercase: bool = True) -> Tokenizer:
     """Loads a vocab.txt, a tokenizer.json, a folder with either, or a vocabulary from the Hugging Face hub.
 
-    `lowercase` is for a bare vocab.txt: a tokenizer.json, or a folder's tokenizer_config.json, says itself
-    how its text is normalised. Raises DataError for what isn't a WordPiece vocabulary of BERT's kind.
+    `lowercase` applies to a bare vocab.txt: a tokenizer.json, or a folder's tokenizer_config.json, specifies
+    its normalisation. Raises DataError for anything but a BERT WordPiece vocabulary.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -277,28 +277,28 @@ def _read_json(file: Path) -> Dict[str, Any]:
     try:
         content = json.loads(_read(file))
     except json.JSONDecodeError as error:
-        raise DataError(f"{str(file)!r} is not JSON: {error}. Take an undamaged copy.") from error
+        raise DataError(f"{str(file)!r} is not JSON: {error}. Use an undamaged copy.") from error
     if not isinstance(content, dict):
-        raise DataError(f"{str(file)!r} holds no JSON object: not a tokeniser.")
+        raise DataError(f"{str(file)!r} isn't a JSON object, so it isn't a tokeniser.")
     return content
 
 
 def _download(name: str) -> Path:
-    """The folder in the hub's cache that holds the tokeniser files of a model on the Hugging Face hub."""
+    """The hub cache's folder with the tokeniser files of a model on the Hugging Face hub."""
     try:
         from huggingface_hub import snapshot_download
 
         files = ["tokenizer.json", "vocab.txt", "tokenizer_config.json"]
         return Path(snapshot_download(name, allow_patterns=files))
-    except Exception as error:  # the hub's client raises its HTTP library's errors too, of many types
+    except Exception as error:  # the hub's client also raises its HTTP library's errors, of many types
         raise DataError(
-            f"no file or folder {name!r} here, and it could not be had from the Hugging Face hub: "
+            f"there is no file or folder {name!r}, and downloading it from the Hugging Face hub failed: "
             f"{type(error).__name__}: {error}. Check the name and the network, or name a vocabulary file."
         ) from error
 
 
 class VocabularyOptions(Protocol):
-    """Which vocabulary, and for how many token ids there is room."""
+    """The vocabulary, and the number of token ids of the model."""
 
     @property
     def tokenizer(self) -> str: ...
@@ -311,14 +311,14 @@ class VocabularyOptions(Protocol):
 
 
 def named_tokenizer(options: VocabularyOptions) -> Tokenizer:
-    """The tokeniser that the options name. Raises DataError where the model has no room for it."""
+    """The tokeniser that the options name. Raises DataError if it has more tokens than the model has ids."""
     tokenizer = load_tokenizer(options.tokenizer, lowercase=options.lowercase)
     refuse_larger_vocabulary(tokenizer, options)
     return tokenizer
 
 
 def refuse_larger_vocabulary(tokenizer: Tokenizer, options: VocabularyOptions) -> None:
-    """Raises DataError where the tokeniser has more tokens than the model has ids."""
+    """Raises DataError if the tokeniser has more tokens than the model has ids."""
     excess = tokenizer.vocab_size - options.vocab_size
     if excess > 0:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Corpora: where pretraining text comes from. `open_corpus` is the way in."""
+"""Corpora: sources of pretraining text, opened with `open_corpus`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .text import Corpus, HuggingFaceCorpus, TextCorpus, find_text_files
 __all__ = ["Corpus", "open_corpus"]
 
 _LEGAL_FORMS = (
-    "python-docs (the documentation this Python installation carries), "
+    "python-docs (the documentation in this Python installation), "
     "hf:NAME (a Hugging Face dataset, or hf:FOLDER for local data files), "
     "or a text file (.txt, .gz, .xz), a folder of them, or a glob"
 )
@@ -24,10 +24,10 @@ _LEGAL_FORMS = (
 def open_corpus(
     corpus: str, *, subset: Optional[str] = None, split: str = "train", text_column: str = "text"
 ) -> Corpus:
-    """Opens what `corpus` names: "python-docs", "hf:NAME", or a text file, folder or glob.
+    """Opens a corpus: "python-docs", "hf:NAME", or a text file, folder or glob.
 
-    `subset`, `split` and `text_column` belong to Hugging Face datasets; other corpora have none of them.
-    Raises DataError for an unknown form (with the legal ones) and for a path that matches no file.
+    `subset`, `split` and `text_column` apply to Hugging Face datasets only.
+    Raises DataError for an unknown form (listing the legal ones) and for a path that matches no file.
     """
     if corpus == PythonDocsCorpus.name:
         return PythonDocsCorpus()
@@ -35,7 +35,7 @@ def open_corpus(
         return HuggingFaceCorpus(str(Path(corpus[3:]).expanduser()), subset, split, text_column)
     if corpus.endswith(".tfrecord"):
         raise DataError(
-            f"{corpus!r} holds token ids that are masked already, not text. "
+            f"{corpus!r} has token ids that are already masked, not text. "
             "Use it as training data directly; a vocabulary or other examples need a text corpus."
         )
     if corpus and (_looks_like_path(corpus) or Path(corpus).exists()):

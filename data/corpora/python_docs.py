@@ -1,7 +1,7 @@
-"""The embedded default corpus: the documentation that a Python installation carries.
+"""The default corpus: documentation in a Python installation.
 
-The language reference that pydoc has, docstrings of the standard library's modules, then README texts and
-docstrings of the installed packages. Sources are parsed, never imported, so nothing of them runs.
+It consists of the language reference from pydoc, docstrings of the standard library, then README texts and
+docstrings of installed packages. Sources are parsed, never imported, so none of their code runs.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
 from .text import refuse_empty
 
-# Where a paragraph splits into sentences: a stop, perhaps with a closing quote or bracket, then a blank and
-# something that can begin a sentence.
+# A sentence boundary in a paragraph: a full stop, perhaps with a closing quote or bracket, then whitespace
+# and a possible sentence start.
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
 _ABBREVIATION = re.compile(
     r"(?:\b(?:e\.g|i\.e|etc|cf|vs|Dr|Mr|Mrs|St|al|Fig|Eq|Sec|No|resp|approx|incl)|\b[A-Z])\.$"
@@ -39,7 +39,7 @@ _CODE = re.compile(r"[\w\])]\((?!\))|\w\.\w+\.\w|\w_\w+_\w|\.\.\.|--")
 
 
 def split_sentences(paragraph: str) -> List[str]:
-    """Splits at sentence ends, but not behind common abbreviations and initials."""
+    """Splits at sentence ends, but not after common abbreviations and initials."""
     sentences: List[str] = []
     start = 0
     for end in _SENTENCE_END.finditer(paragraph):
@@ -52,7 +52,7 @@ def split_sentences(paragraph: str) -> List[str]:
 
 
 def is_prose(sentence: str) -> bool:
-    """Whether it reads as an English sentence: whole, mostly words, a common one among them."""
+    """Whether it reads as an English sentence: complete, mostly words, at least one of them common."""
     if not sentence.lstrip("\"'(")[:1].isupper() or not sentence.rstrip("\"')]").endswith((".", "!", "?")):
         return False
     words = _WORD.findall(sentence)
@@ -66,8 +66,8 @@ def is_prose(sentence: str) -> bool:
     return symbols <= len(words) // 5 and foreign <= 2
 
 
-# Markup is read by the shapes of its lines alone: reStructuredText, Markdown, and the Google and NumPy
-# docstring styles. Real documentation mixes them, so a strict parser of any one would give up on most of it.
+# Markup is recognised by line patterns alone: reStructuredText, Markdown, and the Google and NumPy docstring
+# styles. Real documentation mixes them, so a strict parser for any one would reject most of it.
 _FENCE = re.compile(r"```|~~~")
 _RULE = re.compile(r"([=\-~^\"'*+#_.:`|])(?:\1|[ +|])+$")  # underlines of headings, table borders
 _PROMPT = re.compile(r">>>|\.\.\. |\$ |In \[\d|Out\[\d|%timeit")
@@ -115,9 +115,9 @@ _INLINE = (
 def paragraphs(text: str) -> Iterator[str]:
     """Yields each paragraph, list item and argument description of a documentation text on one line.
 
-    An item without a final stop gets one, and its first letter a capital: it becomes a sentence.
+    An item becomes a sentence: its first letter is capitalised, and a missing full stop added.
     """
-    lines: List[str] = []  # of the paragraph being read
+    lines: List[str] = []  # of the current paragraph
     paragraph_indent = 0
     skip_below: Optional[int] = None  # inside code: skip lines indented more than this
     begins_with_marker = in_fence = in_doctest = False
@@ -141,7 +141,7 @@ def paragraphs(text: str) -> Iterator[str]:
         section = _SECTION.match(body)
         if _RULE.match(body):
             if len(lines) == 1:
-                lines.clear()  # what it underlines is a heading
+                lines.clear()  # the underlined text is a heading
             body = ""
         elif _DIRECTIVE.match(body):
             if not _PROSE_DIRECTIVE.match(body):
@@ -184,42 +184,42 @@ def _plain(paragraph: str) -> str:
         paragraph = pattern.sub(replacement, paragraph)
     paragraph = paragraph.strip()
     if paragraph and (paragraph[-1].isalnum() or paragraph[-1] in ")\"':;"):
-        paragraph = paragraph.rstrip(":;") + "."  # what a colon announced was code, and is left out
+        paragraph = paragraph.rstrip(":;") + "."  # the colon introduced code, which is left out
     return paragraph[:1].upper() + paragraph[1:]
 
 
 # Enough for a demonstration model; the standard library comes first and is always complete.
 MAX_CHARACTERS = 12_000_000
-# One large package shouldn't be most of the corpus.
+# Keeps one large package from dominating the corpus.
 MAX_CHARACTERS_PER_PACKAGE = 1_000_000
 MIN_DOCUMENT_SENTENCES = 4
-# A long module is several documents, cut between its classes and functions.
+# A long module is split into several documents, between its classes and functions.
 LONG_DOCUMENT_SENTENCES = 60
 
-# Raise it when cleaning or the choice of sources changes, so that prepared data is made anew.
+# Increase it when cleaning or the choice of sources changes: that invalidates prepared data.
 _FINGERPRINT_VERSION = "python-docs-2"
 _SKIPPED_FOLDERS = frozenset(
     ("test", "tests", "testing", "idlelib", "lib2to3", "pydoc_data")
     + ("site-packages", "dist-packages", "_vendor", "_bundled", "__pycache__")
 )
 _MAX_SOURCE_BYTES = 1_500_000
-# Parsing is most of the time: packages' files with few docstrings for their size are passed over.
+# Parsing takes most of the time: files of packages with few docstrings for their size are skipped.
 _MIN_DOCSTRING_SHARE = 0.1
 _TRIPLE_QUOTED = re.compile(rb'""".*?"""', re.DOTALL)
 _OWN_PACKAGE = "groupbert-ipu"
 
 
 class PythonDocsCorpus:
-    """A few megabytes of technical English, the same at every call on the same installation.
+    """A few megabytes of technical English, deterministic for an installation.
 
-    A document is a module's docstrings in the order of its source (a long module gives several), a topic of
-    the language reference, or a package's README. No docstring comes twice.
+    A document is a module's docstrings in source order (a long module gives several), a topic of the language
+    reference, or a package's README. Duplicate docstrings are removed.
     """
 
     name = "python-docs"
 
     def __init__(self) -> None:
-        # Bounded by MAX_CHARACTERS, and wanted several times: by the vocabulary, the examples.
+        # At most MAX_CHARACTERS, and read several times: for the vocabulary and the examples.
         self._documents: Optional[List[str]] = None
 
     def fingerprint(self) -> str:
@@ -231,7 +231,7 @@ class PythonDocsCorpus:
 
     def documents(self) -> Iterator[str]:
         if self._documents is None:
-            remedy = "This Python installation carries no documentation; use a text corpus."
+            remedy = "This Python installation has no documentation; use a text corpus."
             self._documents = list(refuse_empty(_build(), self.name, remedy))
         return iter(self._documents)
 
@@ -253,7 +253,7 @@ def _build() -> Iterator[str]:
 
 
 def documents_of(docstrings: Iterable[str], seen: Set[bytes]) -> Iterator[str]:
-    """Documents of one source: a paragraph per line, docstrings that came before (in any source) left out."""
+    """Documents of one source: one paragraph per line, without docstrings seen before (in any source)."""
     lines: List[str] = []
     sentences = 0
     for docstring in docstrings:
@@ -272,7 +272,7 @@ def documents_of(docstrings: Iterable[str], seen: Set[bytes]) -> Iterator[str]:
 
 
 def _is_new(docstring: str, seen: Set[bytes]) -> bool:
-    # Letters alone count: docstrings that differ in a number or in punctuation are the same boilerplate.
+    # Compare letters only: docstrings that differ in a number or in punctuation are the same boilerplate.
     letters = "".join(filter(str.isalpha, docstring.lower()))
     key = hashlib.blake2b(letters.encode(), digest_size=8).digest()
     if key in seen:
@@ -282,7 +282,7 @@ def _is_new(docstring: str, seen: Set[bytes]) -> bool:
 
 
 def _packages() -> Iterator[Tuple[int, Iterator[List[str]]]]:
-    """For each package how many characters it may give, and its sources: each a list of docstrings."""
+    """For each package its limit in characters, and its sources: each a list of docstrings."""
     library = Path(sysconfig.get_paths()["stdlib"])
     yield MAX_CHARACTERS, standard_library_sources(library)
     for _, distribution in _distributions():
@@ -299,7 +299,7 @@ def standard_library_sources(library: Path) -> Iterator[List[str]]:
 
 
 def _installed(distribution: importlib.metadata.Distribution) -> Iterator[List[str]]:
-    # Old metadata has the README as a field (marked at the line starts), newer as the message's body.
+    # Old metadata has the README as a field (with markers at line starts), newer as the message body.
     headers, _, body = (distribution.read_text("METADATA") or "").partition("\n\n")
     _, _, field = headers.partition("\nDescription:")
     yield [body if body.strip() else field.replace("\n        ", "\n")]
@@ -311,7 +311,7 @@ def _installed(distribution: importlib.metadata.Distribution) -> Iterator[List[s
 
 
 def _distributions() -> List[Tuple[str, importlib.metadata.Distribution]]:
-    """Installed packages by normalised name, from the installation's own folders (not the current one)."""
+    """Installed packages by normalised name, from the installation's folders (not the current one)."""
     folders = sorted({sysconfig.get_paths()[kind] for kind in ("purelib", "platlib")})
     found: Dict[str, importlib.metadata.Distribution] = {}
     for distribution in importlib.metadata.distributions(path=folders):
@@ -329,12 +329,12 @@ def _is_documented(file: Path) -> bool:
     try:
         source = file.read_bytes()
     except OSError:
-        return False  # in the package's list of files, but removed
+        return False  # listed in the package's files, but deleted
     return sum(map(len, _TRIPLE_QUOTED.findall(source))) >= max(1, _MIN_DOCSTRING_SHARE * len(source))
 
 
 def _language_topics(file: Path) -> List[str]:
-    """The texts in pydoc_data/topics.py, which assigns a dict of strings; none where it is missing."""
+    """The texts in pydoc_data/topics.py, which assigns a dict of strings; empty if the file is missing."""
     tree = _parse(file)
     assignments = [node for node in tree.body if isinstance(node, ast.Assign)] if tree else []
     topics: Dict[str, str] = ast.literal_eval(assignments[0].value) if assignments else {}
@@ -342,7 +342,7 @@ def _language_topics(file: Path) -> List[str]:
 
 
 def _docstrings(file: Path) -> List[str]:
-    """Docstrings of the module and of its classes and functions, in the order of the source."""
+    """Docstrings of the module and of its classes and functions, in source order."""
     tree = _parse(file)
     if tree is None:
         return []
@@ -359,15 +359,15 @@ def _docstrings(file: Path) -> List[str]:
 
 
 def _parse(file: Path) -> Optional[ast.Module]:
-    """None for what isn't there or isn't today's Python (templates, old syntax)."""
-    # A tree is a hundred thousand live objects: looking for garbage among them doubles the time.
+    """None if the file is missing or isn't valid in this Python version (templates, old syntax)."""
+    # A tree is a hundred thousand live objects: garbage collection would double the time.
     collecting = gc.isenabled()
     gc.disable()
     try:
         if file.stat().st_size > _MAX_SOURCE_BYTES:
             return None
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in other people's strings
+            warnings.simplefilter("ignore")  # invalid escapes in third-party strings
             return ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return None

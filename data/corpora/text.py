@@ -1,4 +1,4 @@
-"""Corpora of text: files, where a blank line or the end of a file ends a document; Hugging Face datasets."""
+"""Text corpora: files, where a blank line or the end of file ends a document; Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ class Corpus(Protocol):
 
     @property
     def name(self) -> str:
-        """How the user named it."""
+        """The name that the user gave."""
 
     def fingerprint(self) -> str:
-        """A hex digest that changes when the documents would."""
+        """A hex digest that changes whenever the documents may have changed."""
 
     def documents(self) -> Iterator[str]:
         """Documents as text, one paragraph or sentence per line, without blank lines, never empty.
 
-        Each call starts again and gives the same documents. Raises DataError when a source can't be read
-        or when there is no document at all.
+        Each call restarts and yields the same documents. Raises DataError if a source can't be read or if
+        there is no document at all.
         """
 
 
 def document_from_lines(lines: Iterable[str]) -> str:
-    """Joins the non-blank lines, with runs of whitespace made one blank; "" when all are blank."""
+    """Joins the non-blank lines, with runs of whitespace collapsed to one space; "" if all are blank."""
     normalised = (" ".join(line.split()) for line in lines)
     return "\n".join(line for line in normalised if line)
 
 
 def refuse_empty(documents: Iterator[str], corpus: str, remedy: str) -> Iterator[str]:
-    """Passes documents on; DataError at the end if there were none."""
+    """Passes documents through; raises DataError at the end if there were none."""
     empty = True
     for document in documents:
         empty = False
@@ -48,9 +48,9 @@ def refuse_empty(documents: Iterator[str], corpus: str, remedy: str) -> Iterator
         raise DataError(f"corpus {corpus!r} has no text: everything in it is blank. {remedy}")
 
 
-# A file without blank lines would be one document of any size; it is cut so that memory stays bounded.
+# A file without blank lines would be one document of any size; longer ones are split to bound memory.
 MAX_DOCUMENT_CHARACTERS = 8_000_000
-# Up to here hashing the content is cheap, and a copied or touched file keeps its fingerprint.
+# Up to this size the content is hashed, so a copied or touched file keeps its fingerprint.
 HASH_CONTENT_UP_TO_BYTES = 16_000_000
 
 _COMPRESSED = (".gz", ".xz")
@@ -65,13 +65,13 @@ class TextCorpus:
         self.files = list(files)
 
     def fingerprint(self) -> str:
-        """Of each file's content (small files) or of its path, size and time of change (large ones)."""
+        """Of each file's content (small files) or of its path, size and modification time (large ones)."""
         digest = hashlib.sha256(b"text-1\n")
         for file in self.files:
             try:
                 stat = file.stat()
                 if stat.st_size <= HASH_CONTENT_UP_TO_BYTES:
-                    # Compressed or not is part of what is hashed: it decides how the bytes are read.
+                    # Compression is part of the hash, because it determines how the bytes are read.
                     content = hashlib.sha256(file.read_bytes()).hexdigest()
                     line = f"{content} {_compression(file)}\n"
                 else:
@@ -87,11 +87,11 @@ class TextCorpus:
 
 
 def find_text_files(source: str) -> List[Path]:
-    """The files a path, a folder (searched recursively) or a glob stands for, sorted.
+    """The files of a path, a folder (searched recursively) or a glob, sorted.
 
-    Of a folder, text files count: *.txt, *.txt.gz, *.txt.xz and compressed files without another suffix
-    (articles.gz); hidden ones don't. A file or glob names exactly what it matches.
-    Raises DataError when nothing is found.
+    In a folder these are text files: *.txt, *.txt.gz, *.txt.xz and compressed files without another suffix
+    (articles.gz), except hidden ones. A file or glob selects exactly what it matches.
+    Raises DataError if nothing is found.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -101,7 +101,7 @@ def find_text_files(source: str) -> List[Path]:
         if not files:
             raise DataError(
                 f"no text file in folder {str(path)!r} or below: looked for *.txt, *.txt.gz and *.txt.xz. "
-                "Name the files with a glob if they are called otherwise."
+                "Use a glob if their names are different."
             )
         return files
     matches = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 (the pattern may be absolute)
@@ -176,9 +176,9 @@ def _documents_of(file: Path) -> Iterator[str]:
 
 
 class HuggingFaceCorpus:
-    """A Hugging Face dataset with a text column, streamed; a local folder of data files works the same.
+    """A Hugging Face dataset with a text column, streamed; or a local folder of data files.
 
-    Each row is a document; blank lines inside it only separate its paragraphs.
+    Each row is a document; blank lines in it separate paragraphs.
     """
 
     def __init__(self, dataset: str, subset: Optional[str], split: str, text_column: str) -> None:
@@ -189,7 +189,7 @@ class HuggingFaceCorpus:
         self.text_column = text_column
 
     def fingerprint(self) -> str:
-        """Of name, subset, split, column and what `datasets` knows of the files' state."""
+        """Of name, subset, split, column and the state of the files as reported by `datasets`."""
         builder = self._ask(lambda datasets: datasets.load_dataset_builder(self.dataset, self.subset))
         parts = (self.dataset, self.subset, self.split, self.text_column, builder.hash, builder.config.name)
         return hashlib.sha256(f"hugging-face-1 {parts!r} {builder.config.version}".encode()).hexdigest()
@@ -211,7 +211,7 @@ class HuggingFaceCorpus:
                 row = next(rows)
             except StopIteration:
                 return
-            except Exception as error:  # the library's readers raise whatever their formats do
+            except Exception as error:  # the library's readers raise errors of many types
                 raise self._failure(error) from error
             if self.text_column not in row:
                 raise DataError(
@@ -235,7 +235,7 @@ class HuggingFaceCorpus:
             ) from error
         try:
             return load(datasets)
-        except Exception as error:  # names, networks, formats and splits fail with many types
+        except Exception as error:  # names, networks, formats and splits raise errors of many types
             raise self._failure(error) from error
 
     def _failure(self, error: Exception) -> DataError:

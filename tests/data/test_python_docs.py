@@ -305,7 +305,7 @@ def test_an_installation_without_documentation_is_an_error(installation):
     for file in installation.rglob("*.py"):
         file.unlink()
     (installation / "site" / "thing-1.0.dist-info" / "METADATA").write_text("Name: thing\nVersion: 1\n")
-    with pytest.raises(DataError, match="carries no documentation"):
+    with pytest.raises(DataError, match="has no documentation"):
         open_corpus("python-docs").documents()
 
 

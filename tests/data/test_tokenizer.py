@@ -244,6 +244,6 @@ def test_a_source_that_is_nowhere_is_told(tmp_path, monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
-        DataError, match=r"'no-such-owner/no-such-model'.* could not be had from the Hugging Face hub"
+        DataError, match=r"'no-such-owner/no-such-model'.* downloading it from the Hugging Face hub failed"
     ):
         load_tokenizer("no-such-owner/no-such-model")
