@@ -114,7 +114,7 @@ def test_the_page_holds_every_part_of_the_verdict() -> None:
         "By kind of operation",
         "By module",
         "The costliest operations",
-        "Without a cost rule",
+        "Operations without a cost rule",
         "Assumptions",
     ):
         assert heading in text
