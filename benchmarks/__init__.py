@@ -1,4 +1,4 @@
-"""This program's own measurements: the subcommands of run_benchmark.py.
+"""The project's benchmarks: the subcommands of run_benchmark.py.
 
 A subcommand's module is imported only when that subcommand runs: several need seconds to import.
 """
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 class Benchmark(Protocol):
-    """What runs a subcommand: a module of this package, or an entry of `study`."""
+    """The implementation of a subcommand: a module of this package, or an entry of `study`."""
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
-        """Adds the subcommand's flags; --output and --budget-minutes are there already."""
+        """Adds the subcommand's flags; --output and --budget-minutes exist already."""
 
     def run(self, flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
-        """Writes its files into the folder `output` and returns what it wrote.
+        """Writes its files into the folder `output` and returns the result.
 
         Raises ValueError subclasses for mistakes that a user can correct.
         """
 
 
 def positive(text: str) -> int:
-    """A flag's positive integer, for argparse."""
+    """Type of a flag that is a positive integer, for argparse."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
@@ -107,7 +107,7 @@ COMMANDS: Dict[str, Command] = {
     "pareto": Command("BERT and GroupBERT sizes, loss against FLOPs (Figure 6)", _pareto),
     "attention": Command("attention by relative position, of two checkpoints (Figure 3)", _attention),
     "learning-rate": Command("learning rates that PreNorm and PostNorm tolerate", _learning_rate),
-    "speed": Command("the simulator beside plain PyTorch and Hugging Face's Trainer", _speed),
+    "speed": Command("the simulator compared with plain PyTorch and Hugging Face's Trainer", _speed),
     "acceptance": Command(
         "ten minutes on an IPU host: the device against simulator and verdict", _acceptance
     ),

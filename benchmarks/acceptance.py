@@ -1,7 +1,7 @@
-"""Ten minutes on an IPU host: its losses beside the simulator's, its time and memory beside the verdict.
+"""Ten minutes on an IPU host: compares losses with the simulator's, and time and memory with the verdict.
 
-One process uses one device, so the simulator's part runs in processes of its own. It needs a newer Python
-than PopTorch's wheel: --simulator-python names one, with this program's requirements.txt installed.
+A process uses one device, so the simulator runs in separate processes. It needs a newer Python than
+PopTorch's wheel: --simulator-python names one in which this program's requirements.txt is installed.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from .results import Column, Result, publish, quartiles
 from .steps import timed_steps
 from .trainings import Budget
 
-# Relative difference of a loss in float16 from float32 that is still the same training.
+# Largest relative difference of a float16 loss from float32 that counts as agreement.
 _LOSS_TOLERANCE = 0.02
-# How far the cost model may be off: twice its mean error on published rows is far less (docs/accuracy.md).
+# Tolerance of the cost model: twice its mean error on published results is far less (docs/accuracy.md).
 _PREDICTION_TOLERANCE = 0.15
 _WARM_UP, _TIMED = 1, 3
 ROOT = Path(run_pretraining.__file__).parent
@@ -57,7 +57,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--configs", type=Path, default=configuration.CONFIGS, help="file of recipes")
     parser.add_argument("--device", default="auto", help="auto, ipu, ipu-model or simulator [auto]")
-    parser.add_argument("--cache-folder", default="cache", help="where prepared data is kept [cache]")
+    parser.add_argument("--cache-folder", default="cache", help="folder for prepared data [cache]")
     parser.add_argument(
         "--simulator-python", default=sys.executable, metavar="FILE", help="Python that runs the simulator"
     )
@@ -86,7 +86,7 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
         steps = timed_steps(timed, device, "generated", _WARM_UP + _TIMED)[_WARM_UP:]
         step_s = quartiles([step.total_s for step in steps])[1] / timed.device_iterations
     verdict = _verdict(timed, timed_name, folder / "verdict_timed", flags.simulator_python)
-    # The simulator's own seconds say nothing of an IPU's.
+    # The simulator's host time says nothing about an IPU's.
     measured_s = step_s if device.name == "ipu" else None
     rows.append(
         check(
@@ -112,7 +112,7 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
 
 
 def _losses(config: Config, folder: Path, device: ipu.DeviceChoice) -> List[float]:
-    """Trains anew in `folder`; on an IPU with a profile, which `_memory_checks` reads."""
+    """Trains in `folder`; on an IPU with a profile, which `_memory_checks` reads."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if device.name == "ipu":
@@ -134,7 +134,7 @@ def _losses_in(folder: Path) -> List[float]:
 
 
 def _command(config: Config, folder: Path, name: str) -> List[str]:
-    """Arguments of run_pretraining; the recipe goes along in a file."""
+    """Arguments of run_pretraining; the recipe is passed in a file."""
     folder.mkdir(parents=True, exist_ok=True)
     recipe = folder / "recipe.yml"
     recipe.write_text(config.to_yaml(name), encoding="utf-8")
@@ -152,13 +152,13 @@ def _simulator(python: str, arguments: Sequence[str]) -> None:
     if done.returncode:
         last = "\n".join(done.stdout.splitlines()[-5:])
         raise ConfigError(
-            f"the simulator's part failed ({' '.join(command)}):\n{last}\nIt needs Python 3.11 with "
+            f"the simulator run failed ({' '.join(command)}):\n{last}\nIt needs Python 3.11 with "
             "requirements.txt installed: name such a Python with --simulator-python"
         )
 
 
 def _verdict(config: Config, name: str, folder: Path, python: str) -> Dict[str, Any]:
-    # A dry run is of the IPU's program, whatever the device; only the simulator can make it.
+    # A dry run is for the IPU's program, whatever the device; only the simulator can make it.
     _simulator(python, [*_command(replace(config, device="simulator"), folder, name), "--dry-run"])
     verdict: Dict[str, Any] = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
     return verdict
@@ -167,7 +167,7 @@ def _verdict(config: Config, name: str, folder: Path, python: str) -> Dict[str, 
 def _memory_checks(
     config: Config, folder: Path, device: ipu.DeviceChoice, python: str
 ) -> List[Dict[str, Any]]:
-    """Peak memory of each IPU beside the verdict's; measured on IPUs alone, where PopVision's pva is."""
+    """Peak memory of each IPU compared with the verdict's; measured only on IPUs with PopVision's pva."""
     predicted = _verdict(config, "acceptance", folder / "verdict", python)["ipus"]
     measured: Mapping[int, float] = {}
     if device.name == "ipu":
@@ -186,9 +186,9 @@ def _memory_checks(
 
 
 def _profiled_bytes(folder: Path, ipus: int) -> Dict[int, float]:
-    """Bytes in use by IPU, from the first PopVision report below `folder`; empty where there is none."""
+    """Bytes used per IPU, from the first PopVision report below `folder`; empty if there is none."""
     try:
-        import pva  # comes with the SDK
+        import pva  # part of the SDK
     except ImportError:
         return {}
     reports = sorted(folder.rglob("profile.pop"))
@@ -229,7 +229,7 @@ def _notes(
     else:
         timing = "" if step_s is None else f" (a weight update took {step_s:.3f} s of this host, measured)"
         notes.append(
-            f"This was {device.name}, no IPU: it shows that the test works{timing}. Don't send its row."
+            f"This was {device.name}, not an IPU: it shows that the test works{timing}. Don't send its row."
         )
     return notes
 
@@ -237,7 +237,7 @@ def _notes(
 def published_row(name: str, config: Config, device: ipu.DeviceChoice, step_s: float) -> Dict[str, object]:
     """Our measurement as a row of the file of published measurements: column -> value.
 
-    `step_s`: seconds of a weight update, compilation excluded. A simulator's row says in `source` that it
+    `step_s`: seconds per weight update, without compilation. A row from a simulator says in `source` that it
     wasn't measured on an IPU.
     """
     source = f"acceptance test, {name}"
@@ -270,7 +270,7 @@ def _words(values: Sequence[object]) -> str:
 
 
 def _model_name(config: Config) -> str:
-    """Family and size of a published size, such as bert-base; else family, layers and hidden size."""
+    """Name of a published size, such as bert-base; otherwise family, layers and hidden size."""
     for name, preset in models.PRESETS.items():
         sizes = (preset.hidden_size, preset.num_layers, preset.num_heads)
         if name.startswith(f"{config.model}_") and sizes == (

@@ -1,4 +1,4 @@
-"""Where checkpoints attend to: attention probability by relative position (Figure 3)."""
+"""Attention probability by relative position, for checkpoints (Figure 3)."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Attended:
-    """Of one layer: probability by (head, offset), offsets from -reach to reach; and what a table says.
+    """One layer: probability by (head, offset), offsets from -reach to reach; and columns of the table.
 
-    The probability at an offset is the mean over real tokens that have a real token there.
+    The probability at an offset is the mean over real tokens that have a real token at that offset.
     """
 
     by_offset_ho: Tensor
@@ -54,7 +54,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]FOLDER",
         help="runs or checkpoints of this program, for example BERT=output/bert GroupBERT=output/groupbert",
     )
-    parser.add_argument("--sequences", type=positive, default=64, help="held-out sequences to look at [64]")
+    parser.add_argument("--sequences", type=positive, default=64, help="number of held-out sequences [64]")
     parser.add_argument(
         "--reach", type=positive, default=16, help="largest distance in the picture, tokens [16]"
     )
@@ -85,9 +85,9 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
         _COLUMNS,
         rows,
         [
-            f"Means over heads and the real tokens of {flags.sequences} sequences, special tokens too. "
-            "Distance: of the attended token from the attending one. Uniform: what equal attention to every "
-            "real token would give.",
+            f"Means over heads and the real tokens of {flags.sequences} sequences, including special tokens. "
+            "Distance: between the attended and the attending token. Uniform: with equal attention to every "
+            "real token.",
             *missing_note(missing),
         ],
         extra=extra,
@@ -102,7 +102,7 @@ def _named(word: str) -> Tuple[str, Path]:
 
 
 def _load(folder: Path) -> Tuple[models.PretrainingModel, Config]:
-    """The newest good checkpoint's model, and the configuration that it was trained with."""
+    """The newest valid checkpoint's model, and the configuration of its training."""
     weights = training.resolve_weights_folder(folder)
     config = Config(**read_checkpoint(weights).state["config"])
     model = models.from_pretrained(weights)
@@ -115,7 +115,7 @@ def _held_out(config: Config, sequences: int) -> List[data.Batch]:
         config.section(data.PretrainingDataOptions), cache_folder=Path(config.cache_folder), progress=False
     )
     if prepared.validation is None:
-        raise data.DataError("nothing was held out of this checkpoint's corpus: nothing to look at")
+        raise data.DataError("nothing was held out of this checkpoint's corpus: there is no text to evaluate")
     data.require_examples(prepared.validation, sequences, f"--sequences {sequences}")
     return [
         data.collate(prepared.validation.__getitems__(list(range(first, min(first + _BATCH, sequences)))))
@@ -124,7 +124,7 @@ def _held_out(config: Config, sequences: int) -> List[data.Batch]:
 
 
 def attended(model: models.PretrainingModel, batches: Sequence[data.Batch], reach: int) -> List[Attended]:
-    """What each layer attends to, over all `batches` (see data.BATCH_FIELDS)."""
+    """Attention of each layer, over all `batches` (see data.BATCH_FIELDS)."""
     encoder_layers: Any = model.encoder.layers
     layers = [layer.attention.body for layer in encoder_layers]
     sums = [_Sums(model.config.num_heads, reach) for _ in layers]

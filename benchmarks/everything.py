@@ -1,4 +1,4 @@
-"""Every benchmark at demo scale on the simulator, one after the other, within a budget of time."""
+"""Every benchmark at demo scale on the simulator, one after the other, within a time budget."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _COLUMNS = (
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cache-folder", default="cache", help="where prepared data is kept [cache]")
+    parser.add_argument("--cache-folder", default="cache", help="folder for prepared data [cache]")
 
 
 def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
-    """Runs the subcommands in an order in which the later ones find trainings of the earlier ones."""
+    """Runs the subcommands in an order in which later ones reuse trainings of earlier ones."""
     cache = ["--cache-folder", flags.cache_folder]
     study = [*cache, "--device", "simulator", "--runs", str(output / "runs")]
     sheet = _Sheet(output, budget)
@@ -42,7 +42,7 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
     sheet.add("ablation", 0.6, [*study, "--seeds", "2"])
     sheet.add("pareto", 0.5, [*study, "--seeds", "2"])
     sheet.add("learning-rate", 0.8, [*study, "--seeds", "1"])
-    # What BERT ends at is a target that GroupBERT should reach earlier.
+    # BERT's final loss is the target, which GroupBERT should reach earlier.
     runs, bert = output / "runs", _demo("demo_bert", flags.cache_folder)
     end = trained(bert, "BERT", runs=runs, budget=budget)
     if end is not None and not end.has_diverged:
@@ -57,7 +57,7 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
 
 
 class _Sheet:
-    """The subcommands' results as they come, and at last all of them on one page."""
+    """Collects the subcommands' results, and writes all of them to one page."""
 
     def __init__(self, output: Path, budget: Budget) -> None:
         self._output, self._budget = output, budget
@@ -66,7 +66,7 @@ class _Sheet:
         self._missing: List[str] = []
 
     def add(self, command: str, share: float, arguments: Sequence[str]) -> None:
-        """Runs one subcommand with `share` of what remains of the budget."""
+        """Runs one subcommand with a fraction `share` of the remaining budget."""
         if self._budget.is_spent:
             self._missing.append(command)
             return

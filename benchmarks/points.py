@@ -1,4 +1,4 @@
-"""The models that the studies compare: the points between BERT and GroupBERT, at several sizes."""
+"""The models that the studies compare: from BERT to GroupBERT, at several sizes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from config import Config
 
 Size = Tuple[int, int]  # hidden size, layers
-# The recipes whose sizes, data and steps a study takes.
+# A study uses the sizes, data and steps of these recipes.
 SCALES = Path(__file__).with_name("studies.yml")
 
 # The article's GroupBERT tolerates four times the learning rate of a PostNorm BERT (published).
@@ -26,16 +26,16 @@ _BERT: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Point:
-    """A named model and its rules of training; `learning_rate_factor` multiplies the study's 1x."""
+    """A named model and its training settings; `learning_rate_factor` multiplies the study's 1x."""
 
     name: str
     keys: Mapping[str, Any]
     learning_rate_factor: float = 1.0
 
     def config(self, base: Config, *, seed: int, size: Optional[Size] = None) -> Config:
-        """`base` with this point's keys, and with `size` in place of base's where one is given.
+        """`base` with this point's keys, and with `size` instead of base's if given.
 
-        Heads keep base's features per head. Raises ConfigError where a size allows no such model.
+        Heads keep base's features per head. Raises ConfigError if a size isn't valid for such a model.
         """
         keys: Dict[str, Any] = {**self.keys, "model": base.model, "seed": seed}
         keys["learning_rate"] = base.learning_rate * self.learning_rate_factor
@@ -60,7 +60,7 @@ def groupbert(name: str = "GroupBERT") -> Point:
 
 
 def ablation() -> List[Point]:
-    """From BERT to GroupBERT, each point with one enhancement more than the one before (Figure 5)."""
+    """From BERT to GroupBERT; each point adds one enhancement to the previous one (Figure 5)."""
     keys: Dict[str, Any] = dict(_BERT)
     points = [bert(), pre_norm_bert()]
     for name, more in (
@@ -74,7 +74,7 @@ def ablation() -> List[Point]:
 
 
 def sizes_of(base: Config, factors: Sequence[Tuple[float, float]]) -> List[Size]:
-    """(hidden size, layers) for factors of the base's; hidden sizes stay multiples of the head size."""
+    """(hidden size, layers) for factors of the base's; hidden sizes remain multiples of the head size."""
     head = base.hidden_size // base.num_heads
     return [
         (max(round(base.hidden_size * wide / head), 1) * head, max(round(base.num_layers * deep), 1))

@@ -1,6 +1,6 @@
-"""What a benchmark leaves: a table on the screen, and the same as JSON and CSV beside its picture.
+"""Results of a benchmark: a table on the screen, the same as JSON and CSV, and a picture.
 
-Every number belongs to a column, and every column says where its numbers come from.
+Every number belongs to a column, and every column has an origin for its numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _T_95_MANY = 1.960
 
 @dataclass(frozen=True)
 class Column:
-    """`key` of the rows, what it is called, where its numbers come from, and how they are printed."""
+    """`key` of the rows, heading, origin of the numbers, and print format."""
 
     key: str
     heading: str
@@ -48,7 +48,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Result:
-    """One benchmark's outcome. `notes` are sentences about the numbers; `extra` is only in the JSON."""
+    """The result of a benchmark. `notes` are sentences about the numbers; `extra` is in the JSON only."""
 
     name: str
     title: str
@@ -58,7 +58,7 @@ class Result:
     extra: Optional[Mapping[str, Any]] = None
 
     def table(self) -> str:
-        """For people: the origin of each column's numbers stands below its heading."""
+        """The table for a terminal; each column's origin is below its heading."""
         lines = [[column.heading for column in self.columns], [column.origin for column in self.columns]]
         lines += [[column.text(row) for column in self.columns] for row in self.rows]
         widths = [max(len(line[index]) for line in lines) for index in range(len(self.columns))]
@@ -74,7 +74,7 @@ class Result:
         return "\n".join([self.title, "", *printed, "", *self.notes]).rstrip()
 
     def markdown(self) -> str:
-        """The same and the picture, for a page beside it."""
+        """The table and the picture as Markdown, for a page in the same folder."""
         cells = [[f"{c.heading} ({c.origin})" if c.origin else c.heading for c in self.columns]]
         cells.append(["---" if column.origin == "" else "---:" for column in self.columns])
         cells += [[column.text(row) for column in self.columns] for row in self.rows]
@@ -94,7 +94,7 @@ class Result:
         }
 
     def csv_text(self) -> str:
-        """One header line of keys; an absent value is empty."""
+        """A header line of keys, then the rows; an absent value is empty."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([column.key for column in self.columns])
@@ -126,7 +126,7 @@ def publish(result: Result, output: Path, draw: Callable[[Any], None]) -> None:
 
 
 def host() -> Dict[str, Any]:
-    """What the numbers were measured on."""
+    """The machine that the numbers were measured on."""
     import torch
 
     return {
@@ -139,7 +139,7 @@ def host() -> Dict[str, Any]:
 
 
 def _processor() -> str:
-    """The model's name where Linux tells it, else the architecture."""
+    """Name of the CPU model on Linux, otherwise the architecture."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -149,7 +149,7 @@ def _processor() -> str:
 
 
 def _plain(value: Any) -> Any:
-    """For JSON, which has no NaN, no infinity and no tuples."""
+    """For JSON, which has no NaN, infinity or tuples."""
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -160,7 +160,7 @@ def _plain(value: Any) -> Any:
 
 
 def missing_note(missing: Sequence[str]) -> List[str]:
-    """A note on what the time budget left undone; empty where all is done."""
+    """A note on the work left undone by the time budget; empty if everything is done."""
     if not missing:
         return []
     return [
@@ -170,9 +170,9 @@ def missing_note(missing: Sequence[str]) -> List[str]:
 
 
 def mean_and_half_width(samples: Sequence[float]) -> Tuple[float, float]:
-    """The mean and half of its 95% confidence interval (Student's t); NaN for the latter of one sample.
+    """The mean and half of its 95% confidence interval (Student's t); the latter is NaN for one sample.
 
-    Assumes independent samples of a normal distribution. Raises ValueError for no sample.
+    Assumes independent samples of a normal distribution. Raises ValueError without samples.
     """
     if not samples:
         raise ValueError("no samples: their mean isn't defined")

@@ -1,7 +1,7 @@
-"""The simulator beside plain PyTorch and Hugging Face's Trainer, on this host: ratios of step times.
+"""The simulator compared with plain PyTorch and Hugging Face's Trainer on this host: ratios of step times.
 
-All sides compute the same model, batch and optimizer. A and B alternate, each in a process of its own, and a
-ratio is that of a neighbouring pair, so a busy machine slows both: trust the ratios, not the times.
+All sides compute the same model, batch and optimizer. A and B alternate, each in a separate process, and each
+ratio is that of an adjacent pair, so a busy machine slows both: trust the ratios, not the times.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from .results import Column, Result, missing_note, publish, quartiles
 from .steps import random_batch, samples_per_call
 from .trainings import Budget
 
-# Each time the first step makes the optimizer's state; the second is timed.
+# The first step creates the optimizer's state; the second is timed.
 _TRAINER_STEPS = 2
 
 
 class Contender:
-    """One side of a comparison: `step_s()` makes a weight update and returns the seconds that it took.
+    """One side of a comparison: `step_s()` makes a weight update and returns its seconds.
 
-    `model` is the module whose weights are updated, where it is in this process.
+    `model` is the module whose weights are updated, if it is in this process.
     """
 
     def __init__(self, step_s: Callable[[], float], model: Optional[nn.Module] = None) -> None:
@@ -60,7 +60,7 @@ def _timed(step: Callable[[], None], model: nn.Module) -> Contender:
 
 
 class _InDtype(nn.Module):
-    """The pretraining model with its loss alone, in mixed precision where that is asked for."""
+    """The pretraining model, returning only its loss, optionally in mixed precision."""
 
     def __init__(self, config: Config, dtype: str) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class _OnDevice(_InDtype):
 
 
 def simulator(config: Config, dtype: str) -> Contender:
-    """An update of `config` by our executor, as run_pretraining makes it; `dtype` float32 or bfloat16."""
+    """An update of `config` by the simulator's executor, as in run_pretraining; float32 or bfloat16."""
     ipu.select_device(config.device, target=config.target)
     model = _OnDevice(config, dtype)
     optimizer = training.build_optimizer(model, config.section(training.OptimizerPlan))
@@ -102,7 +102,7 @@ def simulator(config: Config, dtype: str) -> Contender:
 
 
 def plain_loop(config: Config, dtype: str) -> Contender:
-    """The same update as one writes it in PyTorch: micro batches one by one, then a fused AdamW."""
+    """The same update in plain PyTorch: micro batches one by one, then a fused AdamW."""
     model = _InDtype(config, dtype)
     optimizer = torch.optim.AdamW(
         _groups(model, config),
@@ -123,7 +123,7 @@ def plain_loop(config: Config, dtype: str) -> Contender:
 
 
 def trainer(config: Config, dtype: str) -> Contender:
-    """The same update by transformers.Trainer with its own settings, no logging and no checkpoints."""
+    """The same update by transformers.Trainer with default settings, no logging and no checkpoints."""
     try:
         import accelerate  # noqa: F401 (the Trainer needs it, and says so less plainly)
         import transformers
@@ -180,7 +180,7 @@ def trainer(config: Config, dtype: str) -> Contender:
 
 
 class _ForTrainer(nn.Module):
-    """The Trainer gives fields by name and takes the loss from a dictionary."""
+    """The Trainer passes fields by name and reads the loss from a dictionary."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -225,7 +225,7 @@ _contender: List[Contender] = []
 
 
 class Apart:
-    """A process for one contender after another, so that the two sides share no allocator, threads or caches.
+    """A process for one contender at a time, so that the two sides share no allocator, threads or caches.
 
     A context manager; leaving it ends the process.
 
@@ -234,12 +234,12 @@ class Apart:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        # Not forked: this process may have threads, and an allocator that was set up.
+        # Not forked: this process may have threads, and a configured allocator.
         self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
     def contender(self, build: Callable[..., Contender], *arguments: Any) -> Contender:
-        """What `build(*arguments)` makes there, in place of the one before. Raises what `build` raises."""
-        # Ctrl-C is this process's to answer; the other one inherits that it isn't its own.
+        """Replaces the process's contender with `build(*arguments)`. Raises what `build` raises."""
+        # Ctrl-C is handled in this process; the child inherits that it is ignored.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             made = self._pool.submit(_make, build, arguments)
@@ -253,7 +253,7 @@ class Apart:
             return asked.result()
         except BrokenProcessPool as error:
             raise ConfigError(
-                f"the process of {self._name} ended in the middle of a step, perhaps out of memory: "
+                f"the process of {self._name} died in the middle of a step, perhaps out of memory: "
                 "choose smaller comparisons with --only"
             ) from error
 
@@ -273,12 +273,12 @@ def _step_s() -> float:
     return _contender[0].step_s()
 
 
-# Never slower than what it is compared with.
+# Comparisons in which the simulator must not be slower.
 _GOAL = 1.0
-# Until the allocator has settled: the first steps fetch their memory from the system.
+# Warm-up until the allocator is in a steady state: the first steps allocate memory from the system.
 WARM_UP_ROUNDS = 3
 
-# Name -> the others, model, dtype and batch: sequences of a micro batch, micro batches of an update.
+# Name -> the other side, model, dtype and batch: sequences per micro batch, micro batches per update.
 _COMPARISONS: Tuple[Tuple[str, str, str, str, int, int], ...] = tuple(
     (f"{size}_{dtype}_vs_{other}", other, size, dtype, batch, 1)
     for size, batch in (("mini", 16), ("medium", 8))
@@ -302,8 +302,8 @@ _LENGTHS = {"tiny": (32, 5, 1024), "mini": (128, 20, 30522), "medium": (128, 20,
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     names = [comparison[0] for comparison in _COMPARISONS]
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the ratios alone here too")
-    parser.add_argument("--rounds", type=int, default=7, help="pairs of each comparison [7]")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the ratios to this file")
+    parser.add_argument("--rounds", type=int, default=7, help="pairs per comparison [7]")
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="comparisons [all]")
 
 
@@ -333,9 +333,9 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
         _COLUMNS,
         rows,
         [
-            "Ratio: the other's time over the simulator's in a neighbouring pair, median and quartiles; "
-            "above 1 the simulator is faster. Both take the same model and batch, no dropout and AdamW, "
-            "which is fused in both. Each has a process of its own, with the allocator as its user finds it.",
+            "Ratio: the other's time over the simulator's in an adjacent pair, median and quartiles; "
+            "above 1 the simulator is faster. Both use the same model and batch, no dropout and a fused "
+            "AdamW. Each runs in a separate process, with the allocator's default or own settings.",
             *missing_note(missing),
         ],
         extra={"ratios": ratios},
@@ -350,7 +350,7 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
 def compare(
     ours: Contender, theirs: Contender, rounds: int, budget: Optional[Budget] = None
 ) -> Dict[str, Any]:
-    """Alternates the two, who begins too, after rounds that aren't counted; at least one is."""
+    """Alternates the two, and which one starts, after at least one warm-up round."""
     for _ in range(WARM_UP_ROUNDS):
         ours.step_s()
         theirs.step_s()

@@ -1,4 +1,4 @@
-"""Device calls of a configuration's training, timed one by one."""
+"""Times the device calls of a configuration's training one by one."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import training
 from config import Config
 from ipu.options import DevicePlan, training_options
 
-# What a step reads: prepared text; one random batch again and again; nothing, the device makes it up.
+# Sources of a step's data: prepared text; one random batch repeated; none, generated on the device.
 DATA = ("real", "generated", "synthetic")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One device call: host seconds of waiting for its data and of the call itself."""
+    """One device call: host seconds spent waiting for its data, and in the call."""
 
     data_s: float
     device_s: float
@@ -33,9 +33,9 @@ class Step:
 
 
 def timed_steps(config: Config, device: ipu.DeviceChoice, source: str, count: int) -> List[Step]:
-    """Times `count` device calls of training on `source`, one of DATA; compilation is not in them.
+    """Times `count` device calls of training on `source`, one of DATA, without compilation.
 
-    Each is `config.device_iterations` weight updates. Raises what preparing the data raises.
+    Each is `config.device_iterations` weight updates. Raises the errors of preparing the data.
     """
     config = replace(config, synthetic_data=source == "synthetic")
     model = training.initial_model(config.model_config(), head="pretraining", seed=config.seed, folder=None)
@@ -99,7 +99,7 @@ def _batches(config: Config, options: Any, source: str, count: int) -> Iterator[
 
 
 def samples_per_call(config: Config) -> int:
-    """Sequences of a device call, in all replicas."""
+    """Sequences per device call, over all replicas."""
     return config.samples_per_call
 
 

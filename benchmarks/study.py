@@ -1,8 +1,8 @@
 """The studies: held-out loss of models trained on equal tokens, each over several seeds.
 
-`ablation` walks from BERT to GroupBERT (Figure 5), `pareto` compares their sizes (Figure 6), `learning-rate`
-asks which learning rates PreNorm and PostNorm tolerate. They share flags, trainings and most columns; each
-says which models it trains, what its table says of them, and how it draws them.
+`ablation` goes from BERT to GroupBERT (Figure 5), `pareto` compares their sizes (Figure 6), `learning-rate`
+finds the learning rates that PreNorm and PostNorm tolerate. They share flags, trainings and most columns;
+each defines its models, its table's columns and its picture.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .trainings import Budget, Trained, trained
 
 @dataclass(frozen=True)
 class Spot:
-    """What is trained over all seeds: a point at a size.
+    """A point at a size, trained with all seeds.
 
     `label` names it for people; a study draws and compares the spots of one `family` together.
     """
@@ -41,7 +41,7 @@ class Spot:
 
 @dataclass(frozen=True)
 class Measured:
-    """A spot's trainings, one a seed; seeds that the budget left out are missing."""
+    """A spot's trainings, one per seed; seeds that the budget left out are missing."""
 
     spot: Spot
     by_seed: Mapping[int, Trained]
@@ -58,15 +58,15 @@ class Measured:
 
     @property
     def example(self) -> Optional[Trained]:
-        """One of the trainings: all have the same sizes and FLOPs."""
+        """One of the trainings, for sizes and FLOPs, which are the same in all."""
         return next(iter(self.by_seed.values()), None)
 
     def mean(self) -> Tuple[Optional[float], Optional[float]]:
-        """The mean loss over seeds and half of its 95% confidence interval; None where there's none."""
+        """The mean loss over seeds and half of its 95% confidence interval; None without trainings."""
         return _mean_or_none(list(self.losses.values()))
 
     def row(self) -> Dict[str, Any]:
-        """What a table says of any spot; a spot without a training has its names only."""
+        """The common columns of a row; a spot without a training has only its names."""
         example = self.example
         row: Dict[str, Any] = {"name": self.spot.label, "size": size_name(self.spot.size)}
         if example is None:
@@ -90,7 +90,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Study:
-    """A subcommand. All its functions take what was measured in the order of `spots`."""
+    """A subcommand. All its functions take the measured spots in the order of `spots`."""
 
     name: str
     title: Callable[[Config], str]
@@ -101,13 +101,13 @@ class Study:
     draw: Callable[[Any, Sequence[Measured]], None]
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
-        """The configuration's own keys are flags too."""
+        """The configuration's keys are flags too."""
         parser.add_argument("--scale", default="demo", help="a recipe of --scales: demo or study [demo]")
         parser.add_argument(
             "--scales", type=Path, default=SCALES, help="a file of recipes [benchmarks/studies.yml]"
         )
         parser.add_argument("--seeds", type=positive, default=2, help="trainings of each point [2]")
-        parser.add_argument("--runs", type=Path, help="where trainings are kept [OUTPUT/runs]")
+        parser.add_argument("--runs", type=Path, help="folder for trainings [OUTPUT/runs]")
         configuration.add_flags(parser)
 
     def run(self, flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
@@ -122,21 +122,21 @@ class Study:
 
 
 def _base_of(flags: argparse.Namespace) -> Config:
-    """The study's recipe with the command line's keys over it. Raises ConfigError."""
+    """The study's recipe with the command line's overrides. Raises ConfigError."""
     overrides = configuration.overrides_from(flags)
     base = configuration.load(flags.scale, path=flags.scales, overrides=overrides)
     device = command_line.choose_device(base)
-    # Trainings are kept by the name of the device that they ran on, not by "auto".
+    # Trainings are stored by the name of the device that they ran on, not by "auto".
     return configuration.load(flags.scale, path=flags.scales, overrides={**overrides, "device": device.name})
 
 
 def _measure(
     spots: Sequence[Spot], base: Config, *, seeds: int, runs: Path, budget: Budget
 ) -> Tuple[List[Measured], List[str]]:
-    """Trains every spot with every seed, first all spots with the first seed, and so on.
+    """Trains every spot with every seed: first all spots with the first seed, and so on.
 
-    Returns what was measured, in the order of `spots`, and the names of the trainings that the budget left
-    out. Seeds also decide data order, masks and sentence pairs, in the same way at every spot: so losses of
+    Returns the measured spots in the order of `spots`, and the names of the trainings that the budget left
+    out. Seeds also determine data order, masks and sentence pairs, identically for every spot, so losses of
     two spots can be compared seed by seed.
     """
     by_seed: List[Dict[int, Trained]] = [{} for _ in spots]
@@ -153,7 +153,7 @@ def _measure(
 
 
 def _entropy_note(measured: Sequence[Measured]) -> List[str]:
-    """The loss of the best model that ignores the context, beside which the losses mean something."""
+    """The loss of the best model that ignores context, as a reference for the losses."""
     entropies = [one.unigram_entropy_nats for each in measured for one in each.by_seed.values()]
     known = [entropy for entropy in entropies if not math.isnan(entropy)]
     if not known:
@@ -169,14 +169,14 @@ def _mean_or_none(samples: Sequence[float]) -> Tuple[Optional[float], Optional[f
 
 
 def paired_difference(of: Measured, to: Measured) -> Tuple[Optional[float], Optional[float]]:
-    """Mean over the seeds that both have of the difference in loss, and half of its 95% interval."""
+    """Mean difference in loss over their common seeds, and half of its 95% interval."""
     common = sorted(set(of.losses) & set(to.losses))
     return _mean_or_none([of.losses[seed] - to.losses[seed] for seed in common])
 
 
 def between(flops: float, line: Sequence[Tuple[float, float]]) -> Optional[float]:
-    """The loss at `flops` on a line through points of (FLOPs, loss), straight in log FLOPs between two of
-    them; None outside of their range."""
+    """The loss at `flops` on a line through points of (FLOPs, loss), interpolated linearly in log FLOPs; None
+    outside their range."""
     ordered = sorted(line)
     for (low, low_loss), (high, high_loss) in zip(ordered, ordered[1:]):
         if low <= flops <= high:
@@ -186,13 +186,13 @@ def between(flops: float, line: Sequence[Tuple[float, float]]) -> Optional[float
 
 
 def _against(row: Row, line: Sequence[Tuple[float, float]]) -> Optional[float]:
-    """The row's loss less the line's at its FLOPs; None where either is unknown."""
+    """The row's loss minus the line's at its FLOPs; None if either is unknown."""
     expected = between(row["flops"], line) if row.get("loss") is not None else None
     return None if expected is None else row["loss"] - expected
 
 
 def _line_of(measured: Sequence[Measured]) -> List[Tuple[float, float]]:
-    """(FLOPs, mean loss) of what has been measured, by FLOPs."""
+    """(FLOPs, mean loss) of the measured spots, by FLOPs."""
     means = [(one.example, one.mean()[0]) for one in measured]
     return sorted(
         (example.flops, loss) for example, loss in means if example is not None and loss is not None
@@ -204,7 +204,7 @@ def _of(family: str, measured: Sequence[Measured]) -> List[Measured]:
 
 
 def _draw_spot(axes: Any, one: Measured, **style: Any) -> None:
-    """A dot with its 95% interval; nothing where nothing was measured."""
+    """A dot with its 95% interval; nothing for a spot without trainings."""
     loss, half_width = one.mean()
     if one.example is not None and loss is not None:
         axes.errorbar(
@@ -370,7 +370,7 @@ def _draw_learning_rate(axes: Any, measured: Sequence[Measured]) -> None:
     axes.set(
         xlabel="multiple of the learning rate",
         ylabel=_LOSS_AXIS,
-        title="Learning rates that PreNorm and PostNorm bear",
+        title="Learning rates that PreNorm and PostNorm tolerate",
     )
     axes.grid(alpha=0.3)
     axes.legend()

@@ -1,4 +1,4 @@
-"""Training throughput of a recipe on the device in use: samples/s, tokens/s and utilisation."""
+"""Training throughput of a recipe on the current device: samples/s, tokens/s and utilisation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .results import Column, Result, missing_note, publish, quartiles
 from .steps import DATA, flops_per_sample, samples_per_call, timed_steps
 from .trainings import Budget
 
-# Read as files: the simulator, to which they belong, can't be imported on an IPU host.
+# Read as files, because the simulator's package can't be imported on an IPU host.
 _TARGETS = ipu.DROP_IN / "ipu_simulator" / "targets"
 _COLUMNS = (
     Column("config", "configuration"),
@@ -47,7 +47,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
     if flags.calls < 1 or flags.warm_up < 0:
         raise configuration.ConfigError(
-            f"--calls {flags.calls} --warm-up {flags.warm_up}: at least 1 is timed, after 0 or more others"
+            f"--calls {flags.calls} --warm-up {flags.warm_up}: at least 1 and at least 0 are needed"
         )
     config = command_line.load_config(flags, "pretraining")
     device = command_line.choose_device(config)
@@ -85,9 +85,9 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
         _COLUMNS,
         rows,
         [
-            f"Median and quartiles of {flags.calls} device calls after {flags.warm_up} others; each is "
-            f"{samples} sequences. Compilation, evaluation and checkpoints are not in it.",
-            f"Utilisation: {flops:.3g} FLOPs a sequence (forward and backward, derived) over {peak:.3g} "
+            f"Median and quartiles of {flags.calls} device calls after {flags.warm_up} warm-up calls; each "
+            f"is {samples} sequences. Compilation, evaluation and checkpoints are not included.",
+            f"Utilisation: {flops:.3g} FLOPs per sequence (forward and backward, derived) over {peak:.3g} "
             f"FLOP/s, the {whose}.",
             *missing_note(missing),
         ],
@@ -98,8 +98,9 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
 
 
 def peak_flops(target: str) -> float:
-    """FLOP/s of one IPU of `target`: its matrix units in float16, a multiply-add being two (derived from the
-    facts in its targets, which have their sources there)."""
+    """Peak FLOP/s of one IPU of `target`: its matrix units in float16, two FLOPs per multiply-add (derived
+    from
+    the facts in its target file, which have their sources there)."""
     facts = _facts(target)
     per_cycle = facts["half_macs_per_cycle"]["value"] * facts["tiles_per_ipu"]["value"]
     return float(2.0 * per_cycle * facts["clock_hz"]["value"])
@@ -112,7 +113,7 @@ def _facts(name: str) -> Dict[str, Any]:
 
 
 def _host_peak() -> float:
-    """FLOP/s of this host's float32 matrix product, the fastest of a few (measured)."""
+    """FLOP/s of this host's float32 matrix product, the fastest of several (measured)."""
     left, right = torch.randn(_PEAK_SIZE, _PEAK_SIZE), torch.randn(_PEAK_SIZE, _PEAK_SIZE)
     times = []
     for _ in range(12):

@@ -1,4 +1,4 @@
-"""How long whole recipes take over equal numbers of sequences, phase by phase and in all (Figure 7).
+"""Training time of whole recipes over equal numbers of sequences, per phase and in total (Figure 7).
 
 On IPUs the step time is measured; elsewhere it is the cost model's prediction. With --target-loss the recipes
 are trained until their held-out masked-LM loss reaches a target: updates, sequences, FLOPs, time.
@@ -30,7 +30,7 @@ _DEFAULTS = (
     "bert_base_128_pod16 bert_base_512_pod16"
 ).split()
 _MEASURED_CALLS = 5
-# With --target-loss a recipe that names no eval_steps is evaluated so often.
+# Evaluation interval with --target-loss for a recipe without eval_steps.
 _EVALUATIONS = 20
 
 # "Halves the parameters and reduces training time by 50% at the same accuracy": to BERT Large.
@@ -42,7 +42,7 @@ _ARTICLE = (
 
 @dataclass(frozen=True)
 class Phase:
-    """One recipe of a line of recipes that are trained one after the other."""
+    """One recipe of a sequence of recipes that are trained one after the other."""
 
     name: str
     config: Config
@@ -65,8 +65,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target-loss", type=float, help="train until the held-out masked-LM loss (nats) is this low"
     )
-    parser.add_argument("--runs", type=Path, help="where trainings are kept [OUTPUT/runs]")
-    parser.add_argument("--cache-folder", help="where prepared data is kept [the recipe's]")
+    parser.add_argument("--runs", type=Path, help="folder for trainings [OUTPUT/runs]")
+    parser.add_argument("--cache-folder", help="folder for prepared data [the recipe's]")
 
 
 def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
@@ -79,7 +79,7 @@ def _whole(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
     device = ipu.select_device(flags.device)
     print(device.banner(), flush=True)
     if device.name == "ipu-model":
-        raise ConfigError("device ipu-model: Poplar's IPU model tells no time; use ipu or simulator")
+        raise ConfigError("device ipu-model: Poplar's IPU model doesn't predict time; use ipu or simulator")
     origin = "measured" if device.name == "ipu" else "predicted"
     rows, missing = _phase_rows(phases, device, budget)
     result = Result(
@@ -89,7 +89,7 @@ def _whole(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
         rows,
         [
             "Equal sequences: those of the first line's recipe of the same phase. Compilation, evaluation "
-            "and checkpoints are not in it.",
+            "and checkpoints are not included.",
             _ARTICLE,
             *missing_note(missing),
         ],
@@ -117,7 +117,7 @@ def _time_columns(origin: str) -> Sequence[Column]:
 
 
 def lines_of(names: Sequence[str], recipes: Path) -> List[Phase]:
-    """The recipes in lines: what differs in the sequence length alone belongs together, shorter first.
+    """Groups recipes that differ only in sequence length into phases, shorter first.
 
     Raises ConfigError for an unknown recipe and for one that isn't pretraining.
     """
@@ -138,7 +138,7 @@ def lines_of(names: Sequence[str], recipes: Path) -> List[Phase]:
 def _phase_rows(
     phases: Sequence[Phase], device: ipu.DeviceChoice, budget: Budget
 ) -> Tuple[List[Dict[str, Any]], List[str]]:
-    """A row for each phase and one for each line of several, and the names that the budget left out."""
+    """A row per phase, a total per line of several phases, and the names that the budget left out."""
     reference: Dict[int, int] = {}
     for phase in phases:
         reference.setdefault(phase.number, phase.config.training_steps * phase.global_batch)
@@ -192,7 +192,7 @@ def _phase_row(phase: Phase, sequences: int, device: ipu.DeviceChoice) -> Dict[s
 
 
 def _verdict(config: Config, name: str) -> Verdict:
-    from planning import dry_run  # needs the simulator, and so a newer Python than an IPU host's
+    from planning import dry_run  # needs the simulator, and so a newer Python than an IPU host has
 
     return dry_run.verdict_of(config, name)
 
@@ -256,9 +256,9 @@ def _to_target(flags: argparse.Namespace, output: Path, budget: Budget) -> Resul
         rows,
         [
             f"Evaluated every {' or '.join(sorted(str(steps) for steps in every))} updates: a target is "
-            "reached at the first evaluation at or below it. A recipe without updates in its row never did, "
-            "and shows its last loss.",
-            "host s: updates alone on this host. device s: updates times the step time that the cost model "
+            "reached at the first evaluation at or below it. A recipe without updates in its row never "
+            "reached it, and shows its last loss.",
+            "host s: updates only, on this host. device s: updates times the step time that the cost model "
             "predicts for the recipe's target; FLOPs: forward and backward.",
             *missing_note(missing),
         ],
@@ -272,7 +272,7 @@ def _target_config(name: str, flags: argparse.Namespace) -> Config:
     if flags.cache_folder is not None:
         overrides["cache_folder"] = flags.cache_folder
     config = configuration.load(name, path=flags.recipes, overrides=overrides)
-    # By its own name, under which trainings are kept.
+    # By its name, under which trainings are stored.
     overrides["device"] = command_line.choose_device(config).name
     if config.eval_steps is None:
         overrides["eval_steps"] = max(config.training_steps // _EVALUATIONS, 1)
@@ -287,7 +287,7 @@ def first_at(result: Trained, target_loss: float) -> Optional[Dict[str, float]]:
 def _target_row(name: str, result: Trained, target_loss: float) -> Dict[str, Any]:
     found = first_at(result, target_loss)
     row: Dict[str, Any] = {"name": name, "target_loss": target_loss, "step_s": None}
-    if result.config.device == "simulator":  # elsewhere no prediction can be made
+    if result.config.device == "simulator":  # other devices have no prediction
         row["step_s"] = _verdict(result.config, name).step_s
     if found is None:
         return {**row, "loss": None if result.has_diverged else result.validation_loss}

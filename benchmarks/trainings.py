@@ -1,7 +1,7 @@
-"""Real trainings through run_pretraining, kept by configuration and seed, resumed where they stopped.
+"""Real trainings through run_pretraining, cached by configuration and seed, resumed if interrupted.
 
-A training's folder is named by what decides its result, so that no training is done twice, whichever
-benchmark asks for it.
+The name of a training's folder is a hash of everything that affects its result, so all benchmarks share
+trainings.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DIVERGED = "diverged.txt"
 
 
 class Budget:
-    """Wall time that may still be spent; without `minutes` there is no limit."""
+    """Remaining wall time; without `minutes` there is no limit."""
 
     def __init__(self, minutes: Optional[float]) -> None:
         self._end = None if minutes is None else time.monotonic() + 60 * minutes
@@ -44,16 +44,16 @@ class Budget:
         return self._end is not None and time.monotonic() >= self._end
 
     def share(self, part: float) -> Budget:
-        """A budget of its own: `part` of what remains."""
+        """A separate budget: the fraction `part` of the remaining time."""
         remaining = self.remaining_s
         return Budget(None if remaining is None else max(remaining, 0.0) * part / 60)
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A training that has ended, reached its target or diverged.
+    """A training that has finished, reached its target or diverged.
 
-    `records` are its lines of metrics; `unigram_entropy_nats` is that of the held-out text, NaN where the
+    `records` are its lines of metrics; `unigram_entropy_nats` is that of the held-out text, NaN if the
     training diverged before its first checkpoint.
     """
 
@@ -86,8 +86,8 @@ class Trained:
         return float(self.flops_per_update * self.config.training_steps)
 
     def host_s(self, until_step: Optional[int] = None) -> float:
-        """Seconds of updates on this host, waiting for data included; compilation, evaluations and
-        checkpoints are not in it."""
+        """Seconds of updates on this host, including waiting for data, without compilation, evaluations and
+        checkpoints."""
         return sum(
             self.config.samples_per_call / record["samples_per_s"]
             for record in self.records
@@ -96,9 +96,9 @@ class Trained:
 
 
 def digest(config: Config) -> str:
-    """Names what decides the result of a training of `config`.
+    """Hash of everything that affects the result of training `config`.
 
-    Keys at their defaults are left out: so a key that is new in this program loses no training.
+    Keys at their defaults are left out, so a new key doesn't invalidate earlier trainings.
     """
     without_effect = keys_that_alter("nothing")
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
@@ -118,11 +118,11 @@ def trained(
     budget: Budget,
     target_loss: Optional[float] = None,
 ) -> Optional[Trained]:
-    """The finished training of `config`: from the folder `runs`, or trained there now.
+    """The finished training of `config`: from the folder `runs`, or trained now.
 
-    None if the budget ended first; the next call goes on from there. With `target_loss` (held-out masked-LM
-    loss, nats) the training also ends at the first evaluation that reaches it. Raises what `run_pretraining`
-    raises, training.RunInterrupted where a signal stopped it.
+    None if the budget ended first; the next call resumes it. With `target_loss` (held-out masked-LM loss,
+    nats) the training also ends at the first evaluation that reaches it. Raises the errors of
+    `run_pretraining`, and training.RunInterrupted if a signal stopped it.
     """
     folder = runs / digest(config)
 
@@ -168,10 +168,10 @@ def _train(config: Config, folder: Path, should_stop: Callable[[], bool]) -> Non
 
 
 class _Watch:
-    """Looks every half second whether a training should stop, and asks it to as SIGTERM would.
+    """Checks every half second whether a training should stop, and then stops it as SIGTERM would.
 
-    A timer's signal rather than a thread: signal handlers run in the main thread between two of its
-    instructions, so a training that is just ending can't be hit after its end.
+    Uses a timer signal, not a thread: signal handlers run in the main thread between bytecodes, so a training
+    can't be interrupted after its end.
     """
 
     def __init__(self, should_stop: Callable[[], bool]) -> None:

@@ -1,4 +1,4 @@
-"""The verdict on every published recipe, and on programs of which it is known whether they fit."""
+"""Verdicts on every published recipe, and on programs that are known to fit or not to fit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ _COLUMNS = (
     Column("utilisation", "utilisation", "predicted", "{:.1%}"),
     Column("hours", "hours", "predicted", "{:.1f}"),
 )
-# BERT Large and GroupBERT Base, phase by phase: whose masked-LM losses the GroupBERT article holds equal.
+# BERT Large and GroupBERT Base, by phase: according to the GroupBERT article, their masked-LM losses are
+# equal.
 _COMPARED = {
     "PopTorch recipes": (
         ("bert_large_128_pod16", "groupbert_base_128_pod16"),
@@ -36,14 +37,14 @@ _COMPARED = {
         ("bert_large_512_pod16", "groupbert_base_384_pod16_tf1"),
     ),
 }
-_OWN = ("test_", "demo", "squad_demo")  # recipes of this project's own
+_OWN = ("test_", "demo", "squad_demo")  # prefixes of this project's recipes, which aren't published ones
 _PUBLISHED = "about 2 (published: half the training time, Graphcore's GroupBERT article, January 2022)"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--configs", nargs="+", metavar="NAME", help="recipes [all published ones]")
     parser.add_argument(
-        "--markdown", type=Path, metavar="FILE", help="write the page of the documentation, too"
+        "--markdown", type=Path, metavar="FILE", help="also write the page of the documentation"
     )
 
 
@@ -81,7 +82,7 @@ def _row(name: str, verdict: Any) -> Dict[str, Any]:
 
 
 def _ratios(rows: Mapping[str, Mapping[str, Any]]) -> List[str]:
-    """BERT Large's time over GroupBERT Base's, for equal sequences: as many as BERT Large's recipe has."""
+    """BERT Large's time over GroupBERT Base's, for equal sequences: as many as in BERT Large's recipe."""
     sentences = []
     for whose, phases in _COMPARED.items():
         if not all(name in rows for phase in phases for name in phase):

@@ -1,4 +1,4 @@
-"""SQuAD: questions, windows over contexts, answers from logits, and their scores."""
+"""SQuAD: questions, windows over contexts, answers from logits, scores."""
 
 from __future__ import annotations
 

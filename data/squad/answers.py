@@ -1,14 +1,14 @@
 """From logits to answers: the best spans of each question over all of its windows.
 
-A span starts at a context token that its window shows best (`is_max_context`), ends in the same window, and
-has at most `max_answer_length` tokens; its score is the sum of its start and end logits, as in BERT. All such
-spans are compared (BERT's programs look at the n best starts and ends only). An answer is a substring of the
-context; of spans with equal text the best counts. Of equal scores
-the earlier window's span wins, then the one that starts, then the one that ends earlier.
+A span starts at a context token for which its window has the most context (`is_max_context`), ends in the
+same window, and has at most `max_answer_length` tokens; its score is the sum of its start and end logits, as
+in BERT. All such spans are compared (BERT's programs consider only the n best starts and ends). An answer is
+a substring of the context; of spans with equal text the best counts. Ties go to the earlier window, then to
+the earlier start, then to the earlier end.
 
-The null score is the sum of [CLS]'s logits, the smallest over the windows: one window that sees an answer is
-enough. Null odds are the null score minus the best span's. Where a set has impossible questions, "" is
-answered if the null odds are above `null_score_diff_threshold`, and it is among the n best.
+The null score is the sum of [CLS]'s logits, minimised over the windows: one window with an answer is enough.
+Null odds are the null score minus the best span's. If a set has impossible questions, the answer is "" when
+the null odds exceed `null_score_diff_threshold`, and "" is among the n best.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class AnswerOptions:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A possible answer; "" is no answer. `probability` is relative to the other candidates."""
+    """A possible answer; "" means no answer. `probability` is relative to the other candidates."""
 
     text: str
     start_logit: float
@@ -47,8 +47,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Answered:
-    """A question with its candidates, best first. `text` is the answer given, `best_text` the best that isn't
-    "". `null_odds` is None where the set has no impossible questions."""
+    """A question with its candidates, best first. `text` is the answer, `best_text` the best non-empty one.
+    `null_odds` is None if the set has no impossible questions."""
 
     question: Question
     text: str
@@ -64,9 +64,9 @@ def find_answers(
     end_logits_ns: np.ndarray,
     options: AnswerOptions,
 ) -> List[Answered]:
-    """Answers the questions that the first n windows show, in order; logits are finite floats [n, S].
+    """Answers the questions of the first n windows, in order; logits are finite floats [n, S].
 
-    The windows are `features`' first n, which may end within the last question's.
+    The windows are the first n of `features`, which may end within the last question's.
     """
     rows = len(start_logits_ns)
     numbers, firsts = np.unique(features.question[:rows], return_index=True)
@@ -96,7 +96,7 @@ def _best_spans(
     windows: Iterable[int],
     options: AnswerOptions,
 ) -> List[Candidate]:
-    """The n best spans of different texts, best first; at least one."""
+    """The n best spans with different texts, best first; at least one."""
     spans = [_spans_of(features, starts_ns[w], ends_ns[w], w, options.max_answer_length) for w in windows]
     scores = np.concatenate([score for score, _ in spans])
     places = np.concatenate([place for _, place in spans])  # [spans, 3]: window, first token, last token
@@ -110,7 +110,7 @@ def _best_spans(
                 best[text] = Candidate(text, float(starts_ns[window, first]), float(ends_ns[window, last]))
         if len(best) == options.n_best_size or looked_at >= len(scores):
             return list(best.values())
-        looked_at *= 4  # some texts were equal
+        looked_at *= 4  # there were duplicate texts
 
 
 def _spans_of(
@@ -118,7 +118,7 @@ def _spans_of(
 ) -> Tuple[np.ndarray, np.ndarray]:
     """Scores [spans] of one window's spans and their (window, first token, last token) [spans, 3]."""
     first = np.flatnonzero(features.is_max_context[window])
-    # The last [SEP] follows the context.
+    # The last [SEP] comes after the context.
     room = np.minimum(features.tokens[window] - 1 - first, max_answer_length)
     lengths = np.arange(max_answer_length)
     which, length = np.nonzero(lengths < room[:, None])
@@ -128,7 +128,7 @@ def _spans_of(
 
 
 def _largest(scores: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the `count` largest, and of what equals the smallest of them, largest and earliest first."""
+    """Indices of the `count` largest, with ties of the smallest of them; largest and earliest first."""
     if count < len(scores):
         kept = np.flatnonzero(scores >= np.partition(scores, -count)[-count])
     else:
@@ -144,7 +144,7 @@ def _with_probabilities(candidates: List[Candidate]) -> Tuple[Candidate, ...]:
 
 
 def prediction_files(answered: List[Answered]) -> Dict[str, Dict[str, Any]]:
-    """What predictions.json, nbest_predictions.json and, with impossible questions, null_odds.json hold."""
+    """Contents of predictions.json, nbest_predictions.json and, with impossible questions, null_odds.json."""
     files: Dict[str, Dict[str, Any]] = {
         "predictions.json": {one.question.id: one.text for one in answered},
         "nbest_predictions.json": {

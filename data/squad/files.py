@@ -16,7 +16,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 
 @dataclass(frozen=True)
 class Answer:
-    """`start` counts the characters of the context before the text; None where it wasn't asked for."""
+    """`start` is the character offset in the context; None if it wasn't requested."""
 
     text: str
     start: Optional[int]
@@ -24,7 +24,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Question:
-    """One question on one paragraph. `is_impossible` says that the context has no answer (version 2.0)."""
+    """One question on one paragraph. `is_impossible`: the context has no answer (version 2.0)."""
 
     id: str
     title: str
@@ -36,7 +36,7 @@ class Question:
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """The questions of a file, in its order; `has_impossible` says whether it is of version 2.0."""
+    """The questions of a file, in order; `has_impossible`: it is of version 2.0."""
 
     name: str
     questions: Tuple[Question, ...]
@@ -46,11 +46,10 @@ class QuestionSet:
 def read_questions(file: Path, *, answers: str = "located") -> QuestionSet:
     """Reads a file of questions.
 
-    `answers` is "located" for training (each has its text and stands at its offset), "texts" for scoring
-    (offsets, contexts and the question's own text aren't needed) or "none" for questions to be answered:
-    whatever answers the file has are passed over, and a question without an id gets its place for one. A
-    file is of version 2.0 when it says so, or when any of its questions has the key `is_impossible`. Raises
-    DataError for a file that isn't like that.
+    `answers` is "located" for training (each has a text, which is at its offset), "texts" for scoring
+    (offsets, contexts and the question text are optional) or "none" for prediction: answers in the file are
+    ignored, and a question without an id gets its position as id. A file is of version 2.0 if it says so, or
+    if any question has the key `is_impossible`. Raises DataError for an invalid file.
     """
     if answers not in ("located", "texts", "none"):
         raise DataError(f'answers is {answers!r}: it takes "located", "texts" or "none".')
@@ -77,7 +76,7 @@ def read_questions(file: Path, *, answers: str = "located") -> QuestionSet:
 
 
 def read_json(file: Path) -> Any:
-    """The content of a JSON file, gzipped or not (its first bytes tell). DataError names the place."""
+    """The content of a JSON file, gzipped or not (by its first bytes). DataError says where it is invalid."""
     file = Path(file)
     try:
         raw = file.read_bytes()
@@ -98,7 +97,7 @@ def read_json(file: Path) -> Any:
             repeated = next(key for key in keys if keys.count(key) > 1)
             raise DataError(
                 f"{str(file)!r} has the key {repeated!r} {keys.count(repeated)} times in one object, and one "
-                "value only could be used: keep that one."
+                "value only could be used: remove the others."
             )
         return content
 
@@ -113,14 +112,14 @@ def read_json(file: Path) -> Any:
             f"{str(file)!r} is not JSON: {error.msg} at line {error.lineno}, column {error.colno} "
             f"(character {error.pos} of {len(error.doc)}). Use an undamaged copy, or fix it there."
         ) from error
-    except (RecursionError, ValueError) as error:  # brackets in brackets, or numbers of thousands of digits
+    except (RecursionError, ValueError) as error:  # deeply nested brackets, or numbers of thousands of digits
         if isinstance(error, DataError):
             raise
         raise DataError(f"{str(file)!r} can't be read as JSON: {error}. Take an undamaged copy.") from error
 
 
 def _entries(file: Path, content: Any) -> Iterator[Tuple[str, str, Optional[str], Dict[str, Any]]]:
-    """Each question's (place in the file, title, context, object)."""
+    """Each question's (position in the file, title, context, object)."""
     for article_place, article in _objects(file, "", content, "data"):
         title = str(article.get("title", ""))
         for paragraph_place, paragraph in _objects(file, article_place, article, "paragraphs"):
@@ -157,7 +156,7 @@ def _text(
     except UnicodeEncodeError as error:  # JSON can write half of a pair of escapes
         raise DataError(
             f"{str(file)!r} at {place}: {key!r} has {value[error.start]!a} at character {error.start}, "
-            "which is half of a character. Take an undamaged copy, or remove it."
+            "which is half of a surrogate pair. Use an undamaged copy, or remove it."
         ) from error
     return value
 
@@ -217,7 +216,7 @@ def _answer(file: Path, place: str, context: str, entry: Dict[str, Any], *, loca
 
 
 def check_located(place: str, context: str, answer: Answer) -> None:
-    """Raises DataError, which names the place, unless the answer stands in the context at its offset."""
+    """Raises DataError with the place unless the answer is in the context at its offset."""
     text, start = answer.text, answer.start
     assert start is not None
     if not text:
@@ -243,11 +242,11 @@ _COLUMNS = ("id", "title", "question", "context", "answers")
 
 
 def open_questions(source: str, split: str, *, version: str) -> QuestionSet:
-    """The questions, with located answers, of a file or of a split of "hf:NAME" (a local folder of data files
-    works the same). `version` is the squad_version that the run is of.
+    """The questions, with located answers, of a file or of a split of "hf:NAME" (or a local folder of data
+    files). `version` is the run's squad_version.
 
-    In version 2.0 a question without answers is an impossible one, and a file of version 1.1 will do. Raises
-    DataError for what can't be read, and for version 2.0's data in a run of 1.1.
+    In version 2.0 a question without answers is impossible; files of version 1.1 are accepted. Raises
+    DataError for unreadable data, and for version 2.0's data in a run of version 1.1.
     """
     if source.startswith(HUGGING_FACE):
         return _from_hub(source, split, has_impossible=version == "2.0")
@@ -273,7 +272,7 @@ def _from_hub(source: str, split: str, *, has_impossible: bool) -> QuestionSet:
     for number, row in enumerate(rows):
         where = f"{source}, split {split}, row {number} (id {row['id']!r})"
         if row["id"] in seen:
-            raise DataError(f"{where} has the id of row {seen[row['id']]} again: give each its own")
+            raise DataError(f"{where} has the same id as row {seen[row['id']]}: give each row a unique id")
         seen[row["id"]] = number
         texts, starts = row["answers"]["text"], row["answers"]["answer_start"]
         answers = tuple(Answer(text, start) for text, start in zip(texts, starts))
@@ -301,7 +300,7 @@ def _rows(source: str, split: str) -> Any:
         ) from error
     try:
         return datasets.load_dataset(source[len(HUGGING_FACE) :], split=split)
-    except Exception as error:  # names, networks, formats and splits fail with many types
+    except Exception as error:  # names, networks, formats and splits raise errors of many types
         raise DataError(
             f"cannot read {source}, split {split!r}: {type(error).__name__}: {error}. Check name and "
             "network, or give a SQuAD JSON file: --train-data FILE, --validation-data FILE"

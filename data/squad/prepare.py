@@ -1,4 +1,4 @@
-"""From the options of a run to its questions and their windows."""
+"""Prepares a run's questions and their windows."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ CHECKPOINTS_TOKENIZER = "checkpoint"
 
 @dataclass(frozen=True)
 class SquadDataOptions:
-    """The configuration's keys that questions, vocabulary and windows depend on.
+    """The configuration's keys that affect questions, vocabulary and windows.
 
     train_data, validation_data: see open_questions; None for the published set of squad_version. tokenizer:
-    "checkpoint" for the one that stands beside the first weights, otherwise see load_tokenizer.
+    "checkpoint" for the one saved with the initial weights, otherwise see load_tokenizer.
     """
 
     squad_version: str
@@ -63,7 +63,7 @@ def read_split(options: SquadDataOptions, split: str) -> QuestionSet:
 
 
 def squad_tokenizer(options: SquadDataOptions, checkpoint: Optional[Path]) -> Tokenizer:
-    """The run's tokeniser. Raises DataError where there is none or the model has no room for it."""
+    """The run's tokeniser. Raises DataError if there is none or it is larger than the model's vocabulary."""
     if options.tokenizer == TRAINED_TOKENIZER:
         raise DataError(
             f"tokenizer is {TRAINED_TOKENIZER!r}, but fine-tuning trains no vocabulary: set tokenizer to "
@@ -89,7 +89,7 @@ def prepare_questions(
     cache_folder: Path,
     progress: bool = False,
 ) -> PreparedQuestions:
-    """The questions with their windows, made or from the cache. Raises DataError."""
+    """The questions with their windows, from the cache if possible. Raises DataError."""
     lengths = WindowOptions(options.sequence_length, options.doc_stride, options.max_query_length)
     features = prepare_features(questions, tokenizer, lengths, cache_folder=cache_folder, progress=progress)
     return PreparedQuestions(questions, features)

@@ -16,20 +16,20 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, without ASCII punctuation and articles, with single blanks."""
+    """Lower case, without ASCII punctuation and articles, with single spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_score(prediction: str, answer: str) -> float:
-    """1.0 when the two are equal once normalised, else 0.0."""
+    """1.0 if the two are equal after normalisation, otherwise 0.0."""
     return float(normalize_answer(prediction) == normalize_answer(answer))
 
 
 def f1_score(prediction: str, answer: str) -> float:
     """The harmonic mean of precision and recall over normalised words, in 0..1.
 
-    Where either has no words left, 1.0 when both have none: version 2.0's rule, and torchmetrics'. (Version
-    1.1's script gives 0.0 there, though it calls the same pair an exact match.)
+    If either has no words, 1.0 if both have none and otherwise 0.0: version 2.0's rule, and torchmetrics'.
+    (Version 1.1's script gives 0.0 for two empty ones, though it counts them as an exact match.)
     """
     predicted, expected = normalize_answer(prediction).split(), normalize_answer(answer).split()
     if not predicted or not expected:
@@ -50,9 +50,9 @@ class QuestionScore:
 
 
 def score_question(question: Question, prediction: str, *, has_impossible: bool) -> QuestionScore:
-    """The best score over the question's answers; in version 2.0 an impossible one's answer is ""."""
+    """The best score over the question's answers; in version 2.0 the answer of an impossible one is ""."""
     answers = [answer.text for answer in question.answers]
-    if has_impossible:  # its script takes no answer that is an article or punctuation alone
+    if has_impossible:  # its script ignores answers that consist only of articles and punctuation
         answers = [text for text in answers if normalize_answer(text)] or [""]
     return QuestionScore(
         max(exact_score(prediction, text) for text in answers),
@@ -61,9 +61,9 @@ def score_question(question: Question, prediction: str, *, has_impossible: bool)
 
 
 def score_questions(data: QuestionSet, predictions: Mapping[str, str]) -> Dict[str, QuestionScore]:
-    """Scores by question id. A question without a prediction scores 0, also an impossible one.
+    """Scores by question id. A question without a prediction scores 0, even an impossible one.
 
-    Raises DataError for a prediction that isn't a text.
+    Raises DataError for a prediction that isn't a string.
     """
     scores = {}
     for question in data.questions:
@@ -83,7 +83,7 @@ def score_questions(data: QuestionSet, predictions: Mapping[str, str]) -> Dict[s
 def evaluate(data: QuestionSet, predictions: Mapping[str, str]) -> Dict[str, Any]:
     """exact and f1 in percent, and total; for version 2.0 also HasAns_... and NoAns_... (exact, f1, total).
 
-    A group without questions has the value None: there is nothing to take a mean of.
+    A group without questions has the value None.
     """
     scores = score_questions(data, predictions)
     result = _means("", list(scores.values()))
@@ -108,10 +108,10 @@ def best_thresholds(
 ) -> Dict[str, float]:
     """best_exact, best_exact_thresh, best_f1, best_f1_thresh of version 2.0.
 
-    "" is answered where a question's null odds exceed the threshold, and its prediction, which should be
-    the best text, where they don't. The scores are the highest, in percent, that one threshold reaches;
-    of several such thresholds the lowest. Questions of equal odds fall on the same side: the official
-    script counts part of such a group, which no threshold does. Raises DataError for missing null odds.
+    "" is the answer if a question's null odds exceed the threshold, otherwise its prediction, which should be
+    the best text. The scores are the highest, in percent, that a single threshold reaches; of several such
+    thresholds the lowest is returned. Questions with equal odds are on the same side: the official script
+    counts part of such a group, which no threshold does. Raises DataError for missing null odds.
     """
     missing = [q.id for q in data.questions if q.id not in null_odds]
     if missing:
@@ -120,7 +120,7 @@ def best_thresholds(
             "a threshold needs them all. Give the null_odds.json that was written with the predictions."
         )
     scores = score_questions(data, predictions)
-    # By question: its null odds, and its scores when its text is answered and when "" is.
+    # Per question: its null odds, its score if its text is the answer, and its score if "" is.
     rows = []
     for question in data.questions:
         null = score_question(question, "", has_impossible=data.has_impossible)
@@ -139,7 +139,7 @@ def best_thresholds(
 def _best(rows: List[Tuple[float, float, float]]) -> Tuple[float, float]:
     """The best mean in percent and its threshold; `rows` are (odds, score of the text, of ""), by odds."""
     current = best = sum(null for _, _, null in rows)
-    # A threshold below all odds answers "" everywhere: 0, as in the official script, where it is one.
+    # A threshold below all odds answers "" everywhere; it is 0, as in the official script, if that is below.
     threshold = 0.0 if rows[0][0] > 0 else rows[0][0] - 1.0
     for i, (odds, text, null) in enumerate(rows):
         current += text - null

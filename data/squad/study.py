@@ -1,4 +1,4 @@
-"""Parts of SQuAD files for small experiments, and what answering without reading scores on them.
+"""Subsets of SQuAD files for small experiments, and the scores of baselines that don't read the context.
 
 python -m data.squad.study part dev-v1.1.json.gz part.json --questions 500 --characters 600
 python -m data.squad.study baselines train.json validation.json
@@ -24,9 +24,9 @@ _MOST_WORDS = 10
 
 
 def part(content: Dict[str, Any], questions: int, characters: int, articles: str = "all") -> Dict[str, Any]:
-    """Paragraphs of at most so many characters, drawn until they have `questions` questions.
+    """Paragraphs with at most `characters` characters, drawn at random until they have `questions` questions.
 
-    `articles`: "all", or the "even" or "odd" ones, counted from 0, so that two parts share no article.
+    `articles`: "all", or the "even" or "odd" ones (counted from 0), so that two subsets share no article.
     """
     of_kind = {"all": content["data"], "even": content["data"][::2], "odd": content["data"][1::2]}[articles]
     every = [
@@ -47,8 +47,9 @@ def part(content: Dict[str, Any], questions: int, characters: int, articles: str
 
 
 def baselines(train: QuestionSet, validation: QuestionSet) -> Dict[str, Dict[str, Any]]:
-    """Scores of answers that need no reading, by what is answered: the training set's most frequent answer;
-    the first words of the context, as many as score best in training; "" where questions are impossible."""
+    """Scores of baselines that don't read the context: the training set's most frequent answer; the first
+    words
+    of the context, as many as score best in training; "" if questions are impossible."""
     validation = replace(validation, has_impossible=train.has_impossible or validation.has_impossible)
     answers = Counter(question.answers[0].text for question in train.questions if question.answers)
     constant = min(answers, key=lambda text: (-answers[text], text))
@@ -71,18 +72,18 @@ def baselines(train: QuestionSet, validation: QuestionSet) -> Dict[str, Dict[str
 def main(argv: Optional[Sequence[str]] = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    cut = commands.add_parser("part", help="write a part of a SQuAD file")
+    cut = commands.add_parser("part", help="write a subset of a SQuAD file")
     cut.add_argument("source", type=Path)
     cut.add_argument("target", type=Path)
-    cut.add_argument("--questions", type=int, required=True, help="at least so many, if there are")
-    cut.add_argument("--characters", type=int, required=True, help="of a context at most")
+    cut.add_argument("--questions", type=int, required=True, help="minimum number, if the file has as many")
+    cut.add_argument("--characters", type=int, required=True, help="maximum length of a context")
     cut.add_argument("--articles", choices=("all", "even", "odd"), default="all")
-    without = commands.add_parser("baselines", help="score answers that need no reading")
+    without = commands.add_parser("baselines", help="score baselines that don't read the context")
     without.add_argument("train", type=Path)
     without.add_argument("validation", type=Path)
     flags = parser.parse_args(argv)
     if flags.command == "part":
-        read_questions(flags.source)  # names what is wrong with it
+        read_questions(flags.source)  # raises for an invalid file
         content = part(read_json(flags.source), flags.questions, flags.characters, flags.articles)
         flags.target.write_text(json.dumps(content) + "\n", encoding="utf-8")
         print(f"{flags.target}: {len(read_questions(flags.target).questions)} questions")

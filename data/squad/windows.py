@@ -1,6 +1,6 @@
 """Questions and their contexts as BERT's inputs: [CLS] question [SEP] part of the context [SEP] [PAD]...
 
-A context longer than a sequence is cut into overlapping windows, made once and cached as arrays.
+A context longer than a sequence is split into overlapping windows, made once and cached as arrays.
 Letters: N windows, S tokens of a sequence.
 """
 
@@ -32,8 +32,8 @@ SPECIAL_TOKENS_PER_WINDOW = 3
 
 @dataclass(frozen=True)
 class WindowOptions:
-    """Lengths in tokens. `doc_stride` lies between the starts of two windows on one context, as in BERT
-    (the `stride` of Hugging Face's tokenisers is their overlap). A longer question is cut to
+    """Lengths in tokens. `doc_stride` is the distance between the starts of two windows on one context, as in
+    BERT (the `stride` of Hugging Face's tokenisers is their overlap). Longer questions are truncated to
     `max_query_length`."""
 
     max_seq_length: int = 384
@@ -58,10 +58,10 @@ class Window:
     """One sequence of a question.
 
     `question` is the question's index in its set. input_ids, attention_mask and token_type_ids are int32
-    [S]. offsets, int32 [S, 2], are each context token's first character and the one after its last in
-    the context, -1 elsewhere. is_max_context, bool [S], marks the context tokens that no other window of
-    the question shows with more context around them. start_position and end_position are the first
-    answer's first and last token; both are [CLS]'s where the window doesn't show all of the answer.
+    [S]. offsets, int32 [S, 2], are the character ranges (end exclusive) of context tokens, -1 elsewhere.
+    is_max_context, bool [S], marks the context tokens that have the most context in this window of the
+    question. start_position and end_position are the first answer's first and last token; both are [CLS]'s if
+    the answer isn't completely in the window.
     """
 
     question: int
@@ -79,7 +79,7 @@ def make_windows(data: QuestionSet, tokenizer: Tokenizer, options: WindowOptions
 
     Raises DataError for a context without a token.
     """
-    # One paragraph's questions follow each other: its context is encoded once.
+    # Questions on a paragraph are consecutive: its context is encoded once.
     for context, group in groupby(enumerate(data.questions), key=lambda indexed: indexed[1].context):
         indexed = list(group)
         context_ids, offsets = tokenizer.encode_with_offsets(context)
@@ -108,7 +108,7 @@ def make_windows(data: QuestionSet, tokenizer: Tokenizer, options: WindowOptions
 
 
 def answer_tokens(question: Question, offsets: np.ndarray) -> Tuple[int, int]:
-    """The first answer's first and last token in the context; (-1, -1) where there is none.
+    """The first answer's first and last token in the context; (-1, -1) if there is none.
 
     They are the tokens that overlap the answer's characters, so that they cover it up to token boundaries.
     """
@@ -122,9 +122,9 @@ def answer_tokens(question: Question, offsets: np.ndarray) -> Tuple[int, int]:
 
 
 def context_spans(context_tokens: int, query_tokens: int, options: WindowOptions) -> List[Tuple[int, int]]:
-    """The context's tokens in each window, as (first, one after last); together they cover all."""
+    """The range of context tokens in each window, (start, end); together they cover all tokens."""
     room = options.max_seq_length - SPECIAL_TOKENS_PER_WINDOW - query_tokens
-    step = min(options.doc_stride, room)  # a longer one would leave tokens out
+    step = min(options.doc_stride, room)  # a longer stride would leave tokens out
     spans = [(0, min(room, context_tokens))]
     while spans[-1][1] < context_tokens:
         start = spans[-1][0] + step
@@ -133,10 +133,10 @@ def context_spans(context_tokens: int, query_tokens: int, options: WindowOptions
 
 
 def max_context_owners(context_tokens: int, spans: List[Tuple[int, int]]) -> np.ndarray:
-    """int [context_tokens]: the number of the span that shows each token best.
+    """int [context_tokens]: for each token, the number of the span in which it has the most context.
 
-    That is BERT's rule: the smaller of the tokens to its left and right counts, and 0.01 for each token of
-    the span decides ties; then the first span.
+    BERT's rule: the smaller of the numbers of tokens to its left and right, plus 0.01 per token of the span;
+    ties go to the first span.
     """
     best = np.full(context_tokens, -1.0)
     owners = np.zeros(context_tokens, dtype=np.int64)
@@ -150,7 +150,7 @@ def max_context_owners(context_tokens: int, spans: List[Tuple[int, int]]) -> np.
 
 
 def _shown(answer: Tuple[int, int], start: int, end: int) -> Tuple[int, int]:
-    """The answer's tokens counted from `start`; (-1, -1) unless all of it is shown."""
+    """The answer's tokens relative to `start`; (-1, -1) unless the window contains all of it."""
     first, last = answer
     return (first - start, last - start) if start <= first and last < end else (-1, -1)
 
@@ -190,16 +190,16 @@ def _window(
 
 FORMAT_VERSION = 1
 _MANIFEST = "manifest.json"
-WINDOWS_IN_A_CHUNK = 1024  # windows that are held as objects while they are made
+WINDOWS_IN_A_CHUNK = 1024  # windows held as Python objects at a time
 
 
 @dataclass(frozen=True)
 class Features:
-    """Windows in the order of their questions; the arrays belong together row by row.
+    """Windows in the order of their questions, as parallel arrays.
 
-    input_ids [N, S]; tokens [N], how many of them aren't padding; context_start [N], the first token of the
-    context; question [N], the question's index in its set; start_position, end_position [N]; offsets
-    [N, S, 2] and is_max_context [N, S]: see Window. All integers but the last.
+    input_ids [N, S]; tokens [N], the number of tokens without padding; context_start [N], the first token of
+    the context; question [N], the question's index in its set; start_position, end_position [N]; offsets
+    [N, S, 2] and is_max_context [N, S]: see Window. All are integers except the last.
     """
 
     identity: str
@@ -232,9 +232,9 @@ def prepare_features(
     cache_folder: Path,
     progress: bool = False,
 ) -> Features:
-    """The windows of `data`, from the cache if they are there; another process that makes them is waited for.
+    """The windows of `data`, from the cache if possible; waits for another process that is making them.
 
-    Raises DataError for a context without a token and where the cache folder can't be used.
+    Raises DataError for a context without tokens and if the cache folder can't be used.
     """
     identity = _identity(data, tokenizer, options)
     folder = cache_folder / "squad" / identity
@@ -255,7 +255,7 @@ def prepare_features(
 
 
 def _identity(data: QuestionSet, tokenizer: Tokenizer, options: WindowOptions) -> str:
-    """The same wherever questions, vocabulary and lengths are the same, whatever the file's name."""
+    """Equal if questions, vocabulary and lengths are equal, independent of the file's name."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(json.dumps([FORMAT_VERSION, tokenizer.fingerprint(), asdict(options)]).encode())
     for question in data.questions:
@@ -316,7 +316,7 @@ def _write(folder: Path, arrays: Dict[str, np.ndarray]) -> None:
 
 
 def _load(folder: Path) -> Optional[Dict[str, np.ndarray]]:
-    """The arrays of a folder, mapped; None if they have to be made (again)."""
+    """The arrays of a folder, memory-mapped; None if they must be made (again)."""
     manifest = folder / _MANIFEST
     if not manifest.is_file():
         return None
@@ -326,7 +326,7 @@ def _load(folder: Path) -> Optional[Dict[str, np.ndarray]]:
             file = folder / f"{name}.npy"
             if _crc32(file) != checksums[name]:
                 raise ValueError(f"the checksum of {file} is wrong")
-        # Plain arrays over the maps: slicing them is several times faster than slicing numpy.memmaps.
+        # Plain arrays over the maps, because slicing numpy.memmaps is several times slower.
         return {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in ARRAYS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"warning: prepared data is damaged and made again: {error}", file=sys.stderr)
@@ -344,7 +344,7 @@ def _crc32(file: Path) -> int:
 class SquadDataset(SampleDataset):
     """int32 batches of input_ids, attention_mask, token_type_ids [B, S], start and end positions [B].
 
-    A position is -100 in a padding row, and [CLS]'s where the window doesn't show the answer.
+    A position is -100 in a padding row, and [CLS]'s if the answer isn't in the window.
     """
 
     def __init__(self, features: Features, *, seed: int, shuffle: bool) -> None:

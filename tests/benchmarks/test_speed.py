@@ -40,7 +40,7 @@ def test_what_goes_wrong_in_the_other_process_is_told():
     with Apart("the other side") as process:
         with pytest.raises(ValueError, match="invalid literal"):
             process.contender(int, "no contender")
-        with pytest.raises(ConfigError, match="the process of the other side ended in the middle"):
+        with pytest.raises(ConfigError, match="the process of the other side died in the middle"):
             process.contender(os._exit, 3)
 
 

@@ -2,8 +2,8 @@
 
     python -m data.squad.demo.make
 
-train.json and validation.json have the same kinds of sentences, but no function and no module in common, so
-that nothing but the text tells the answer. They are in SQuAD's format, version 1.1.
+train.json and validation.json have the same kinds of sentences, but no function or module in common, so only
+the text has the answers. They are in SQuAD's format, version 1.1.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _answer(kind: str, modules: List[str], rng: random.Random) -> str:
 
 
 def _paragraph(name: str, function: str, modules: List[str], rng: random.Random) -> Dict[str, Any]:
-    """Some facts of a function, in any order, and a question for each."""
+    """Some facts of a function, in random order, and a question for each."""
     context = ""
     questions = []
     for number, kind in enumerate(rng.sample(sorted(FACTS), FACTS_OF_A_FUNCTION)):
@@ -103,7 +103,7 @@ def make(split: str) -> Dict[str, Any]:
 
 
 def text_of(split: str) -> str:
-    """The split's file: JSON, one paragraph a line."""
+    """The split's file: JSON, one paragraph per line."""
     content = make(split)
     (article,) = content["data"]
     lines = ",\n".join(json.dumps(paragraph) for paragraph in article.pop("paragraphs"))

@@ -220,7 +220,7 @@ def test_without_answers_means_impossible_in_version_2(tmp_path: Path) -> None:
     ("rows", "words"),
     [
         ((row(answers={"text": ["Savoy"], "answer_start": [3]}),), r"row 0 .*not at its answer_start 3"),
-        ((row(), row()), r"row 1 \(id 'q1'\) has the id of row 0"),
+        ((row(), row()), r"row 1 \(id 'q1'\) has the same id as row 0"),
         (({"id": "q1", "text": "no question"},), "lacks title, question, context, answers"),
     ],
 )
