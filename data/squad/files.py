@@ -222,11 +222,7 @@ def check_located(place: str, context: str, answer: Answer) -> None:
     if not text:
         raise DataError(f"{place}: the answer's text is empty. Remove it, or give its text.")
     if start < 0 or context[start : start + len(text)] != text:
-        stands = (
-            f"{context[start : start + len(text)]!r} stands"
-            if 0 <= start < len(context)
-            else "there is nothing"
-        )
+        stands = f"{context[start : start + len(text)]!r} is" if 0 <= start < len(context) else "nothing is"
         occurs = context.find(text)
         hint = f"its first occurrence is at {occurs}" if occurs >= 0 else "the context doesn't have it at all"
         raise DataError(

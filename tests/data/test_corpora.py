@@ -137,7 +137,7 @@ def test_an_unknown_form_lists_the_legal_ones(name):
 
 
 def test_tfrecords_are_no_text():
-    with pytest.raises(DataError, match="holds token ids"):
+    with pytest.raises(DataError, match="has token ids"):
         open_corpus("somewhere/wiki.tfrecord")
 
 

@@ -220,9 +220,9 @@ def test_one_document_trains_no_next_sentence_prediction(
     [
         (
             1e-9,
-            "no document was held out: the corpus .*one.txt has 1 document.*; raise validation_fraction or",
+            "no document was held out: the corpus .*one.txt has 1 document.*, raise validation_fraction or",
         ),
-        (1 - 1e-9, "no document is left to train on: the corpus .*one.txt has 1 document.*; lower"),
+        (1 - 1e-9, "no document is left to train on: the corpus .*one.txt has 1 document.*, lower"),
     ],
 )
 def test_a_part_without_a_document_is_explained(

@@ -76,11 +76,11 @@ MISTAKES: dict[str, tuple[Any, tuple[str, ...]]] = {
     ),
     "offset past the end": (
         content(question(answers=[{"text": "Savoy", "answer_start": 900}])),
-        ("q1", "nothing stands", f"{len(CONTEXT)} characters"),
+        ("q1", "nothing is there", f"{len(CONTEXT)} characters"),
     ),
     "negative offset": (
         content(question(answers=[{"text": "Geneva.", "answer_start": -7}])),
-        ("q1", "nothing stands"),
+        ("q1", "nothing is there"),
     ),
     "no offset": (content(question(answers=[{"text": "Savoy"}])), ("q1", "'answer_start' is missing")),
     "empty answer": (content(question(answers=[{"text": "", "answer_start": 0}])), ("q1", "empty")),
