@@ -121,7 +121,7 @@ def test_a_damaged_vocabulary_is_never_used(
         path.unlink()
     else:
         path.write_bytes({"truncated": content[:-30], "emptied": b"", "not text": b"\xff" + content}[how])
-    # The tokeniser stands in tokenizer.json and in the other two: it may well be whole without a file.
+    # tokenizer.json duplicates the other two files, so the tokeniser may be complete without one of them.
     found = load_kept_tokenizer(tmp_path)
     assert found is None or found.fingerprint() == tokenizer.fingerprint()
     made = kept_or_made(tmp_path, lambda: tokenizer)

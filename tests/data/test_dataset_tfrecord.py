@@ -130,7 +130,7 @@ def test_a_later_record_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 def test_impossible_values_are_refused_by_file_and_record(
     tmp_path: Path, feature: str, place: int, value: int
 ) -> None:
-    """With right checksums: whoever wrote the file is wrong. Files count their own records."""
+    """With valid checksums: the writer made the mistake. Records are numbered per file."""
     bad = make_features(1)
     bad[feature][place] = value
     write(tmp_path / "a.tfrecord", [make_features(0)])

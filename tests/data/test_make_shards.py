@@ -206,7 +206,7 @@ def test_a_failing_worker_is_reported(large: Corpus, tokenizer: Tokenizer, tmp_p
 def test_shards_hold_the_documents_text(
     corpus: Corpus, tokenizer: Tokenizer, documents: List[str], tmp_path: Path
 ) -> None:
-    """Each segment of an example is a run of tokens of a document of its own split."""
+    """Each segment of an example is a run of tokens of a document in the same split."""
     folder = prepare_shards(corpus, tokenizer, PARAMETERS, tmp_path, workers=0, progress=False)
     for split, held_out in ((TRAIN, False), (VALIDATION, True)):
         mine = [

@@ -263,7 +263,7 @@ def test_prepared_data_is_found_by_its_identity_without_the_corpus(
     corpus.write_text("\n\n".join(documents))
     other.write_text("\n\n".join(documents[:20]))
     changes: Dict[str, object] = {"corpus": str(corpus)}
-    if with_validation_corpus:  # and a vocabulary of its own, which is gone too
+    if with_validation_corpus:  # and a separate vocabulary, which is deleted too
         train_tokenizer(open_corpus(str(corpus)), 800).save(vocabulary)
         changes.update(validation_corpus=str(other), tokenizer=str(vocabulary))
     first = prepare(options, tmp_path / "cache", **changes)

@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-# 40 MB in and out of use: more than glibc keeps of its own accord.
+# Allocates and frees 40 MB: more than glibc keeps by default.
 PROGRAM = """
 import resource
 import poptorch, torch

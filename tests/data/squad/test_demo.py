@@ -1,4 +1,4 @@
-"""The demo's questions are what their program writes, and the two sets share no function and no module."""
+"""The demo's questions match their generator, and the two sets share no function or module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Windows: what they cover, where answers stand in them, and what a plain reading of BERT's rules gives."""
+"""Windows: their coverage, the positions of answers, and a plain implementation of BERT's rules."""
 
 from __future__ import annotations
 

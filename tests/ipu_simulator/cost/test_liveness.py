@@ -1,6 +1,6 @@
 """Lifetimes against a replay of the schedule that knows nothing of them.
 
-Every tensor has a width of its own power of two, so that the live bytes of an event tell which tensors live.
+Every tensor has a different power of two as its width, so the live bytes identify the live tensors.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def test_an_operation_in_place_takes_its_dying_input():
     stages = [Stage(0, 0, graph.ops, (), (), (), 0, ())]
     steps = schedule(graph, stages, pipelined=True)
     made = timeline(graph, steps, frozenset([x]), crossing_tensors(graph), materialised(graph), no_cost)
-    # a; b in place of a; b and c; d in place of b or c, beside the other
+    # a; b reuses a; b and c; d reuses b or c, and the other is live too
     assert made.live_bytes().sum(axis=0).tolist() == [64, 64, 128, 128]
 
 

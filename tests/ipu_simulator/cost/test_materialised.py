@@ -1,4 +1,4 @@
-"""Tensors of PyTorch's graph that never stand in an IPU's memory at their own size."""
+"""Tensors of PyTorch's graph whose memory on an IPU differs from their size."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ Mode = poptorch.MatMulSerializationMode
 
 CHIP = target("pod16")
 PROPORTION = 0.25
-# x [M, K] x w [K, N]; the smallest dimension is that which OutputChannels cuts.
+# x [M, K] x w [K, N]; OutputChannels slices the smallest dimension.
 M, K, N = 512, 384, 128
 FACTOR = 4
 CUT = {Mode.InputChannels: "m", Mode.ReducingDim: "k", Mode.OutputChannels: "n", Mode.Disabled: ""}

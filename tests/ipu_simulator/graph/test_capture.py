@@ -181,7 +181,7 @@ def test_stages_begin_where_the_ipu_changes() -> None:
     assert graph.stage_ipus == (0, 1, 2, 0)
     assert graph.num_ipus == 3
     assert {op.stage for op in graph.ops if op.module.startswith("heads")} == {3}
-    # On one IPU there is no pipeline.
+    # There is no pipeline on a single IPU.
     assert captured_pretraining(BERT, layers_per_ipu=(2,)).stage_ipus == (0,)
 
 

@@ -84,7 +84,7 @@ def test_what_is_changed_in_place_is_read_as_it_was_then() -> None:
     (overwrite,) = [op for op in forward if op.name == "overwrite"]
     assert copy.inputs[1] == product.outputs[0]
     assert overwrite.inputs[1] == copy.outputs[0]
-    # The copy is as large as the part that it writes, and the whole has no memory of its own.
+    # The copy is as large as the part that it writes, and the whole tensor is a view.
     assert graph.tensors[copy.outputs[0]].shape == (2, 2)
     zeros = [op for op in forward if op.name == "zeros_like"]
     assert graph.owner(overwrite.outputs[0]).id == zeros[0].outputs[0]
@@ -140,7 +140,7 @@ def test_gradients_of_its_own_stand_at_its_call() -> None:
     graph = captured(Model(), torch.randn(2, 4), torch.tensor([1, 3]), made=flat_options())
     assert names(graph, "backward", "second").count("mm") == 2
     assert len(graph.gradients) == 2
-    # float64 and int64 are float32 and int32 on the device; a cast to one's own type is no work.
+    # float64 and int64 are float32 and int32 on the device; a cast to the same type costs nothing.
     assert {tensor.dtype for tensor in graph.tensors} == {"float32", "int32"}
     assert "_to_copy" not in names(graph, "forward")
 

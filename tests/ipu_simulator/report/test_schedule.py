@@ -14,7 +14,7 @@ from tests.ipu_simulator.report.samples import fitting
 
 
 def pipelined(stage_ipus: tuple[int, ...], micro_batches: int, *, trained: bool = True) -> Verdict:
-    """Stages with times of their own, on these IPUs."""
+    """Stages with different times, on these IPUs."""
     return program(stage_ipus, micro_batches, (2 if trained else 1) * (len(stage_ipus) - 1), trained)
 
 
@@ -70,7 +70,7 @@ def test_every_micro_batch_passes_every_stage_in_order(stage_ipus: tuple[int, ..
     for micro_batch in range(micro_batches):
         cycles = [forward[micro_batch][stage] for stage in stages]
         cycles += [backward[micro_batch][stage] for stage in reversed(stages)]
-        # The last stage goes forward and backward in one cycle; every other step takes a cycle more.
+        # The last stage runs forward and backward in one cycle; every other step takes one more cycle.
         steps = [after - before for before, after in pairwise(cycles)]
         assert steps == [0 if step == len(stages) - 1 else 1 for step in range(len(steps))]
     assert sorted(forward) == list(range(micro_batches))

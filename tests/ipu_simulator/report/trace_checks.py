@@ -35,7 +35,7 @@ def _threads_are_named(events: list[dict[str, Any]]) -> None:
 
 
 def _slices_nest(events: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
-    """On a thread, slices stand one after another or one within another, to the nanosecond."""
+    """Slices of a thread are consecutive or nested, to the nanosecond."""
     threads: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for event in events:
         if event["ph"] == "X":
