@@ -15,7 +15,7 @@ from .config import (
 )
 from .flags import FlagParser
 from .recipes import ConfigError, nearest
-from .schema import ANY, AUTO, AUTO_KEYS, keys_that_alter
+from .schema import ANY, AUTO, AUTO_KEYS, OptimizerKeys, RunKeys, keys_that_alter
 
 __all__ = [
     "ANY",
@@ -25,6 +25,8 @@ __all__ = [
     "Config",
     "ConfigError",
     "FlagParser",
+    "OptimizerKeys",
+    "RunKeys",
     "add_flags",
     "derived",
     "free_keys",

@@ -7,7 +7,7 @@ runs. `derived` has the quantities that follow from the keys (global batch size,
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Set
 
@@ -101,9 +101,8 @@ def free_keys(name: str, path: Path, overrides: Optional[Mapping[str, object]] =
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds a flag for each key to `parser`, in kebab case; flags not given don't appear in its result."""
-    add_key_flags(
-        parser, list(entries().values()), kinds(), groups=GROUPS, searchable=AUTO_KEYS, searched=AUTO
-    )
+    groups = {title: [entry for part in parts for entry in fields(part)] for title, parts in GROUPS.items()}
+    add_key_flags(parser, groups, kinds(), searchable=AUTO_KEYS, searched=AUTO)
 
 
 def overrides_from(namespace: argparse.Namespace) -> Dict[str, object]:

@@ -45,51 +45,49 @@ class _ListFlag(argparse.Action):
 
 def add_key_flags(
     parser: argparse.ArgumentParser,
-    keys: Sequence[Field],
+    groups: Mapping[str, Sequence[Field]],
     kinds: Mapping[str, Any],
     *,
-    groups: Mapping[str, str],
     searchable: Collection[str],
     searched: str,
 ) -> None:
     """Adds a flag for each key to `parser`; flags that aren't given don't appear in its result.
 
-    `kinds` are the keys' types. `groups` maps the first key of each group of flags to the group's title; the
-    first key of all must be in it. `searchable` keys may also have the value `searched`.
+    `groups` maps the title of each group of flags to its keys, `kinds` each key to its type. The keys in
+    `searchable` may also have the value `searched`.
     """
-    for entry in keys:
-        if entry.name in groups:
-            group = parser.add_argument_group(groups[entry.name])
-        kind = kinds[entry.name]
-        word = searched if entry.name in searchable else None
-        flag = "--" + entry.name.replace("_", "-")
-        notes = [describe(kind) + (f" or {word}" if word else "")] + (
-            [f"in {entry.metadata['bounds']}"] if entry.metadata["bounds"] else []
+    for title, keys in groups.items():
+        group = parser.add_argument_group(title)
+        for entry in keys:
+            _add_flag(group, entry, kinds[entry.name], searched if entry.name in searchable else None)
+
+
+def _add_flag(group: argparse._ArgumentGroup, entry: Field, kind: Any, word: Optional[str]) -> None:
+    """The flag of one key, which may also have the value `word`."""
+    flag = "--" + entry.name.replace("_", "-")
+    notes = [describe(kind) + (f" or {word}" if word else "")] + (
+        [f"in {entry.metadata['bounds']}"] if entry.metadata["bounds"] else []
+    )
+    text = f"{entry.metadata['doc']} [{', '.join(notes)}]".replace("%", "%%")
+    common: Dict[str, Any] = {"dest": entry.name, "default": argparse.SUPPRESS}
+    if kind in (bool, Optional[bool]):
+        group.add_argument(flag, action="store_const", const=True, help=entry.metadata["doc"], **common)
+        group.add_argument(
+            flag.replace("--", "--no-", 1), action="store_const", const=False, help="the opposite", **common
         )
-        text = f"{entry.metadata['doc']} [{', '.join(notes)}]".replace("%", "%%")
-        common: Dict[str, Any] = {"dest": entry.name, "default": argparse.SUPPRESS}
-        if kind in (bool, Optional[bool]):
-            group.add_argument(flag, action="store_const", const=True, help=entry.metadata["doc"], **common)
-            group.add_argument(
-                flag.replace("--", "--no-", 1),
-                action="store_const",
-                const=False,
-                help="the opposite",
-                **common,
-            )
-        elif item_of(kind):
-            group.add_argument(
-                flag,
-                action=_ListFlag,
-                read=_list_reader(kind, word),
-                nargs="+",
-                metavar="N",
-                help=text,
-                **common,
-            )
-        else:
-            metavar = "WORD" if choices_of(kind) or kind in (str, Optional[str]) else "N"
-            group.add_argument(flag, type=_reader(kind, word), metavar=metavar, help=text, **common)
+    elif item_of(kind):
+        group.add_argument(
+            flag,
+            action=_ListFlag,
+            read=_list_reader(kind, word),
+            nargs="+",
+            metavar="N",
+            help=text,
+            **common,
+        )
+    else:
+        metavar = "WORD" if choices_of(kind) or kind in (str, Optional[str]) else "N"
+        group.add_argument(flag, type=_reader(kind, word), metavar=metavar, help=text, **common)
 
 
 def _list_reader(kind: Any, searched: Optional[str]) -> Callable[[List[str]], Any]:

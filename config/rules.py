@@ -18,7 +18,7 @@ from ipu.placement import (
 )
 
 from .recipes import ConfigError, Problem, nearest
-from .schema import Keys, group
+from .schema import FineTuningKeys, Keys
 
 CLIPPING_OPTIMIZERS = ("sgd", "adam", "adamw")
 
@@ -98,13 +98,12 @@ def _unread(config: Keys) -> Iterator[Problem]:
     """Fine-tuning keys that are set in a pretraining run, which doesn't read them."""
     if not config.task_model.is_pretraining:
         return
-    defaults = {entry.name: entry.default for entry in fields(config)}
-    for key in group("squad_version"):
+    for entry in fields(FineTuningKeys):
+        key, value = entry.name, getattr(config, entry.name)
         if key == "epochs":  # _length has its rule
             continue
-        value = getattr(config, key)
-        if value != defaults[key]:
-            default = "none" if defaults[key] is None else defaults[key]
+        if value != entry.default:
+            default = "none" if entry.default is None else entry.default
             given = _words(value) if isinstance(value, tuple) else value
             yield Problem(key, f"{given} is not read by task pretraining; leave it at {default}")
 

@@ -6,11 +6,12 @@ Each declares its type, bounds, default and meaning, and what changing it may al
 # ruff: noqa: RUF009 (key() makes a dataclasses.field)
 from __future__ import annotations
 
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, fields
 from functools import lru_cache
 from typing import (
     TYPE_CHECKING,
     Any,
+    Dict,
     FrozenSet,
     List,
     Literal,
@@ -22,7 +23,19 @@ from typing import (
     get_type_hints,
 )
 
-from ipu.placement import machine_ipus, validation_layers
+from ipu.keys import (
+    ABOVE_0,
+    AT_LEAST_0,
+    AT_LEAST_1,
+    BELOW_1,
+    REQUIRED,
+    BatchKeys,
+    DeviceKeys,
+    Effect,
+    KeyGroup,
+    key,
+)
+from ipu.placement import validation_layers
 
 from .recipes import ConfigError, Problem, convert, describe, nearest
 
@@ -30,58 +43,26 @@ if TYPE_CHECKING:
     from ipu.placement import Head
     from model import ModelConfig, TaskModel
 
-# The groups of flags in --help, in the order of the fields below, by the first field of each.
-GROUPS = {
-    "task": "run: task, length, logging and checkpoints",
-    "model": "model: the encoder",
-    "corpus": "data: corpus, tokenizer, masking and loading",
-    "squad_version": "fine-tuning on SQuAD and GLUE",
-    "micro_batch_size": "training: batch, optimizer and schedule",
-    "device": "device: placement and precision on IPUs",
-}
-
 # Keys that may be "auto": `planning.placement` searches for their values, so a Config has only values.
 AUTO = "auto"
 # An entry of layers_per_ipu: any number of layers.
 ANY = -1
 AUTO_KEYS = ("layers_per_ipu", "micro_batch_size", "matmul_proportion")
 
-AT_LEAST_0, AT_LEAST_1, ABOVE_0, BELOW_1 = "[0, inf)", "[1, inf)", "(0, inf)", "[0, 1)"
 SEEDS = f"[0, {2**63})"  # the seeds that every generator accepts
 # Far above any model for IPUs, and low enough that no product of sizes overflows 64 bits.
 TOKENS, FEATURES, LAYERS, TOKEN_IDS = "[8, 65535]", "[1, 65536]", "[1, 1000]", f"[8, {2**31})"
-SEQUENCES, STEPS = "[1, 65536]", f"[1, {2**31})"
 Family = Literal["bert", "groupbert"]
 Norm = Literal["pre", "post"]
 FeedForward = Literal["dense", "grouped", "grouped_projected"]
 Optimizer = Literal["sgd", "adam", "adamw", "lamb", "lamb_no_bias_correction"]
 Schedule = Literal["constant", "linear", "polynomial"]
-Device = Literal["auto", "ipu", "ipu-model", "simulator"]
 Section = TypeVar("Section")
-# What changing a key may alter, from least to most:
-#   nothing     neither weights nor evaluations: logs, files, processes
-#   evaluation  evaluations and answers, but not the weights
-#   machine     where the program runs or is costed: weights differ only by the device's arithmetic
-#   options     how the device stores and schedules the program, not its graph
-#   weights     everything
-Effect = Literal["nothing", "evaluation", "machine", "options", "weights"]
-
-
-# Fields are ordered by meaning, so required ones may follow optional ones: this is their default.
-_REQUIRED: Any = object()
-
-
-def key(alters: Effect, doc: str, default: Any = _REQUIRED, bounds: str = "") -> Any:
-    """One configuration key, required if it has no default. `bounds` is an interval such as "[0, 1)"."""
-    return field(default=default, metadata={"alters": alters, "doc": doc, "bounds": bounds})
 
 
 @dataclass(frozen=True)
-class Keys:
-    """The keys of a run. The constructor checks types and bounds; ConfigError lists every problem.
-
-    Config adds the rules on combinations of keys.
-    """
+class RunKeys(KeyGroup):
+    """Task, length, logging and checkpoints."""
 
     task: str = key(
         "weights", "what to train: pretraining, or squad and others in model.TASKS", "pretraining"
@@ -110,6 +91,11 @@ class Keys:
     wandb_project: str = key("nothing", "Weights & Biases project", "groupbert-ipu")
     progress_bar: bool = key("nothing", "show progress bars", True)
 
+
+@dataclass(frozen=True)
+class ModelKeys(KeyGroup):
+    """The encoder; `model.ModelConfig` has the family's defaults resolved."""
+
     model: Family = key(
         "weights", "model family: sets the defaults of norm, convolution and feed_forward", "groupbert"
     )
@@ -133,6 +119,23 @@ class Keys:
     hidden_dropout: float = key("weights", "dropout of embeddings and residual branches", 0.0, BELOW_1)
     attention_dropout: float = key("weights", "dropout of attention probabilities", 0.0, BELOW_1)
     layer_norm_eps: float = key("weights", "added to the variance; 1e-3 is safe in float16", 1e-3, "(0, 1)")
+
+    @property
+    def resolved_norm(self) -> Norm:
+        return self.norm or ("pre" if self.model == "groupbert" else "post")
+
+    @property
+    def resolved_convolution(self) -> bool:
+        return self.model == "groupbert" if self.convolution is None else self.convolution
+
+    @property
+    def resolved_feed_forward(self) -> FeedForward:
+        return self.feed_forward or ("grouped_projected" if self.model == "groupbert" else "dense")
+
+
+@dataclass(frozen=True)
+class DataKeys(KeyGroup):
+    """Corpus, tokenizer, masking and loading."""
 
     corpus: str = key(
         "weights", "python-docs, text files (file, folder, glob), TFRecords or hf:NAME", "python-docs"
@@ -168,6 +171,11 @@ class Keys:
         "nothing", "processes that prepare data; none: one per core", None, AT_LEAST_0
     )
     async_dataloader: bool = key("nothing", "prefetch the next batch while the device computes", False)
+
+
+@dataclass(frozen=True)
+class FineTuningKeys(KeyGroup):
+    """Fine-tuning on SQuAD and GLUE."""
 
     squad_version: Literal["1.1", "2.0"] = key(
         "weights", "version of SQuAD; 2.0 has unanswerable questions", "1.1"
@@ -212,13 +220,11 @@ class Keys:
         AT_LEAST_1,
     )
 
-    micro_batch_size: int = key("weights", "sequences that one replica processes at a time", bounds=SEQUENCES)
-    gradient_accumulation: int = key("weights", "micro batches per replica in a weight update", bounds=STEPS)
-    replication_factor: int = key("weights", "number of data-parallel replicas of the model", 1, AT_LEAST_1)
-    device_iterations: int = key("weights", "weight updates per device call", 1, STEPS)
-    reduction: Literal["mean", "sum"] = key(
-        "weights", "reduction of gradients over accumulation and replicas", "mean"
-    )
+
+@dataclass(frozen=True)
+class OptimizerKeys(KeyGroup):
+    """Optimizer, learning rate and loss scaling."""
+
     optimizer: Optimizer = key("weights", "optimizer", "adamw")
     learning_rate: float = key("weights", "peak learning rate", bounds=ABOVE_0)
     lr_schedule: Schedule = key(
@@ -249,58 +255,32 @@ class Keys:
     )
     auto_loss_scaling: bool = key("weights", "let PopTorch adjust loss_scaling during training", False)
 
-    device: Device = key(
-        "machine", "where to run; auto: an IPU if available, otherwise the simulator", "auto"
-    )
-    target: str = key("machine", f"the machine: {' | '.join(machine_ipus())}", "pod16")
-    precision: Literal["float16", "float32"] = key(
-        "weights", "type in which an IPU stores and computes", "float16"
-    )
-    simulator_precision: Literal["float32", "ipu-float16"] = key(
-        "weights",
-        "arithmetic of the simulator: float32 (fast), or as on an IPU",
-        "float32",
-    )
-    ipus_per_replica: int = key("weights", "IPUs per pipeline", bounds=f"[1, {max(machine_ipus().values())}]")
-    layers_per_ipu: Tuple[int, ...] = key(
-        "weights", "encoder layers on each IPU; embeddings are on the first", bounds=AT_LEAST_0
-    )
-    matmul_proportion: Tuple[float, ...] = key(
-        "options", "proportion of memory available to matmuls: one value, or one per IPU", (0.25,), "(0, 1]"
-    )
-    embedding_serialization_factor: int = key(
-        "weights", "number of slices in which the vocabulary projection is computed", 1, AT_LEAST_1
-    )
-    replicated_tensor_sharding: bool = key("options", "shard the optimizer state over replicas", False)
-    optimizer_state: Literal["on_chip", "off_chip"] = key(
-        "options", "where the optimizer state is stored", "on_chip"
-    )
-    recompute_checkpoint_every_layer: bool = key(
-        "weights", "store each layer's output, recompute the rest", True
-    )
-    enable_half_partials: bool = key("weights", "accumulate matmuls in float16", True)
-    enable_half_first_order_momentum: bool = key("weights", "store the first moment in float16", False)
-    stochastic_rounding: bool = key(
-        "weights", "round float16 stochastically, so that small updates aren't lost", True
-    )
-    floating_point_exceptions: bool = key(
-        "nothing", "raise an exception on overflow, division by zero or NaN on an IPU", False
-    )
-    executable_cache: Optional[str] = key("nothing", "folder for compiled programs", None)
-    compile_only: bool = key(
-        "nothing", "compile into executable_cache without IPUs attached, then exit", False
-    )
-    synthetic_data: bool = key(
-        "weights", "no transfers between host and IPUs: measures the IPUs alone", False
-    )
-    profile_folder: Optional[str] = key("nothing", "folder for PopVision's reports; none: no profile", None)
+
+# The groups of flags in --help, by title, in the order of the keys.
+GROUPS: Dict[str, Tuple[Type[KeyGroup], ...]] = {
+    "run: task, length, logging and checkpoints": (RunKeys,),
+    "model: the encoder": (ModelKeys,),
+    "data: corpus, tokenizer, masking and loading": (DataKeys,),
+    "fine-tuning on SQuAD and GLUE": (FineTuningKeys,),
+    "training: batch, optimizer and schedule": (BatchKeys, OptimizerKeys),
+    "device: placement and precision on IPUs": (DeviceKeys,),
+}
+
+
+# dataclass collects the fields of the last base first: this order is that of GROUPS, reversed.
+@dataclass(frozen=True)
+class Keys(DeviceKeys, OptimizerKeys, BatchKeys, FineTuningKeys, DataKeys, ModelKeys, RunKeys):
+    """The keys of a run. The constructor checks types and bounds; ConfigError lists every problem.
+
+    Config adds the rules on combinations of keys.
+    """
 
     def __post_init__(self) -> None:
         problems: List[Problem] = []
         for entry in entries().values():
             value = getattr(self, entry.name)
             try:
-                if value is _REQUIRED:
+                if value is REQUIRED:
                     raise ValueError(f"is missing; expected {describe(kinds()[entry.name])}")
                 value = convert(value, kinds()[entry.name])
                 _check_bounds(value, entry.metadata["bounds"])
@@ -311,18 +291,6 @@ class Keys:
             raise ConfigError(problems)
         if len(self.matmul_proportion) == 1:
             object.__setattr__(self, "matmul_proportion", self.matmul_proportion * self.ipus_per_replica)
-
-    @property
-    def resolved_norm(self) -> Norm:
-        return self.norm or ("pre" if self.model == "groupbert" else "post")
-
-    @property
-    def resolved_convolution(self) -> bool:
-        return self.model == "groupbert" if self.convolution is None else self.convolution
-
-    @property
-    def resolved_feed_forward(self) -> FeedForward:
-        return self.feed_forward or ("grouped_projected" if self.model == "groupbert" else "dense")
 
     @property
     def resolved_validation_layers_per_ipu(self) -> Tuple[int, ...]:
@@ -339,16 +307,6 @@ class Keys:
     def warmup_steps(self) -> int:
         """Weight updates of the learning rate's warm-up; 0 if training_steps isn't known yet."""
         return round(self.lr_warmup * self.training_steps) if self.lr_warmup < 1 else round(self.lr_warmup)
-
-    @property
-    def global_batch_size(self) -> int:
-        """Sequences per weight update."""
-        return self.micro_batch_size * self.gradient_accumulation * self.replication_factor
-
-    @property
-    def samples_per_call(self) -> int:
-        """Sequences per device call."""
-        return self.global_batch_size * self.device_iterations
 
     @property
     def task_model(self) -> Type[TaskModel]:
@@ -392,14 +350,6 @@ def entries() -> Mapping[str, Field]:
 def kinds() -> Mapping[str, Any]:
     """The types of all keys, by name."""
     return get_type_hints(Keys)
-
-
-def group(first: str) -> List[str]:
-    """The keys of the group that begins with this key."""
-    names = list(entries())
-    ends = [names.index(name) for name in GROUPS] + [len(names)]
-    start = names.index(first)
-    return names[start : min(end for end in ends if end > start)]
 
 
 def keys_that_alter(*effects: Effect) -> FrozenSet[str]:

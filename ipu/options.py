@@ -7,7 +7,7 @@ and time. The simulator accepts all of them; those for the IPU compiler have no 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional
 
 import torch
 
@@ -15,6 +15,7 @@ import ipu
 
 from . import device
 from .instances import ALONE, Instances
+from .keys import REQUIRED, BatchKeys, DeviceKeys
 from .placement import Head, pipeline_stages
 
 # Graphcore's recipes always set both. The autoloader spreads the loading of code over tiles; replicas that
@@ -27,28 +28,12 @@ _PATTERNS = {"TiedGather": True, "TiedGatherAccumulate": True, "UpdateInplacePri
 
 
 @dataclass(frozen=True)
-class DevicePlan:
-    """The configuration's keys that the device needs."""
+class DevicePlan(DeviceKeys, BatchKeys):
+    """The keys of device and batch, and what else the device needs of a run."""
 
-    head: Head
-    seed: int
-    gradient_accumulation: int
-    replication_factor: int
-    device_iterations: int
-    reduction: str
-    layers_per_ipu: Tuple[int, ...]
-    matmul_proportion: Tuple[float, ...]
-    optimizer_state: str
-    replicated_tensor_sharding: bool
-    enable_half_partials: bool
-    stochastic_rounding: bool
-    floating_point_exceptions: bool
-    auto_loss_scaling: bool
-    executable_cache: Optional[str]
-    compile_only: bool
-    synthetic_data: bool
-    profile_folder: Optional[str]
-    ipus_per_replica: int
+    head: Head = REQUIRED
+    seed: int = REQUIRED
+    auto_loss_scaling: bool = REQUIRED
 
 
 def training_options(plan: DevicePlan, instances: Instances = ALONE) -> Any:

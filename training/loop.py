@@ -11,6 +11,8 @@ from typing import Any, Callable, Iterable, List, Optional, Sequence
 import torch
 
 import ipu
+from config import RunKeys
+from ipu.keys import BatchKeys, DeviceKeys
 
 from .errors import DivergenceError
 from .evaluation import Evaluator
@@ -21,17 +23,8 @@ from .signals import StopRequest
 
 
 @dataclass(frozen=True)
-class LoopPlan:
-    """The configuration's keys that the loop needs; steps are weight updates."""
-
-    training_steps: int
-    device_iterations: int
-    gradient_accumulation: int
-    global_batch_size: int
-    samples_per_call: int
-    eval_steps: Optional[int]
-    checkpoint_steps: Optional[int]
-    synthetic_data: bool
+class LoopPlan(DeviceKeys, BatchKeys, RunKeys):
+    """The keys that the loop needs; steps are weight updates."""
 
     @property
     def micro_batches_per_replica(self) -> int:

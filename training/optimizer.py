@@ -12,26 +12,13 @@ from typing import Any, Dict, List, Optional
 import torch
 
 import ipu
+from config import OptimizerKeys
+from ipu.keys import BatchKeys, DeviceKeys
 
 
 @dataclass(frozen=True)
-class OptimizerPlan:
-    """The configuration's keys that build an optimiser; `accumulated_batches` is accumulation x replicas."""
-
-    optimizer: str
-    learning_rate: float
-    momentum: float
-    adam_beta1: float
-    adam_beta2: float
-    optimizer_eps: float
-    weight_decay: float
-    max_grad_norm: Optional[float]
-    loss_scaling: float
-    precision: str
-    enable_half_first_order_momentum: bool
-    reduction: str
-    gradient_accumulation: int
-    replication_factor: int
+class OptimizerPlan(DeviceKeys, OptimizerKeys, BatchKeys):
+    """The keys from which an optimizer is built."""
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float, *, lamb: bool) -> List[Dict[str, Any]]:

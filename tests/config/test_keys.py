@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, Set, Type
+from typing import Any, Optional, Set, Type, get_type_hints
 
 import pytest
 
 import config
 import data.squad
+import model
 import training
 from config import keys_that_alter
-from config.schema import entries
+from config.recipes import choices_of, is_optional
+from config.schema import GROUPS, entries, kinds
+from ipu.keys import REQUIRED, BatchKeys, KeyGroup
 from ipu.options import DevicePlan
 from planning import dry_run
 
@@ -35,10 +39,35 @@ def test_every_field_of_a_section_is_fed(kind: Type[Any]) -> None:
     assert all(getattr(section, name) == getattr(made, name) for name in kind.__dataclass_fields__)
 
 
+@pytest.mark.parametrize("kind", [*SECTIONS, model.ModelConfig])
+def test_a_field_that_restates_a_key_has_its_type_and_default(kind: Type[Any]) -> None:
+    """Packages that import torch restate the keys that they read; they may type a choice of words as str."""
+    hints = get_type_hints(kind)
+    resolved = {"norm", "convolution", "feed_forward"} if kind is model.ModelConfig else set()
+    for entry in fields(kind):
+        if entry.name not in entries() or entry.name in resolved:
+            continue
+        declared = kinds()[entry.name]
+        text: Any = Optional[str] if is_optional(declared) else str
+        assert hints[entry.name] in ((declared, text) if choices_of(declared) else (declared,)), entry.name
+        assert entry.default in (MISSING, REQUIRED, entries()[entry.name].default), entry.name
+
+
+def test_groups_have_every_key_once_and_in_order() -> None:
+    groups = [entry.name for parts in GROUPS.values() for part in parts for entry in fields(part)]
+    assert groups == list(entries())
+
+
+def test_a_group_without_a_required_key_is_refused() -> None:
+    with pytest.raises(TypeError, match="BatchKeys needs gradient_accumulation"):
+        BatchKeys(micro_batch_size=1)
+
+
 def test_every_key_is_read_by_something() -> None:
-    """By a section, or as an attribute outside of the configuration's own files."""
-    read: Set[str] = {name for kind in SECTIONS for name in kind.__dataclass_fields__}
-    files = [ROOT / "config" / "schema.py"]
+    """By a section that has a field for it alone, or as an attribute outside of the configuration's files."""
+    narrow = [kind for kind in SECTIONS if not issubclass(kind, KeyGroup)]
+    read: Set[str] = {name for kind in narrow for name in kind.__dataclass_fields__}
+    files = [ROOT / "config" / "schema.py", ROOT / "ipu" / "keys.py", ROOT / "ipu" / "options.py"]
     for room in ("benchmarks", "model", "training", "planning"):
         files += (ROOT / room).glob("*.py")
     for path in [*files, *ROOT.glob("*.py")]:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Iterator, List
 
 import pytest
 import torch
 
+import config
 import training
 from training import LoopPlan, Progress, Speed
 
-PLAN = LoopPlan(
+PLAN = replace(
+    config.load("test_bert").section(LoopPlan),
     training_steps=4,
     device_iterations=1,
+    micro_batch_size=2,
     gradient_accumulation=3,
-    global_batch_size=6,
-    samples_per_call=6,
+    replication_factor=1,
     eval_steps=None,
     checkpoint_steps=None,
     synthetic_data=False,
@@ -68,9 +71,8 @@ def trained(start: Progress, waits_s: List[float], monkeypatch: pytest.MonkeyPat
         return Path("nowhere")
 
     schedule = training.Schedule(1e-3, "constant", 0, 1.0, 0.0, 4)
-    plan = LoopPlan(**{**vars(PLAN), "checkpoint_steps": 1})
     training.train(
-        plan,
+        replace(PLAN, checkpoint_steps=1),
         start,
         task=training.SQUAD,
         rng_state=None,

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+import config
 import ipu
 import model as models
 from training import OptimizerPlan, build_optimizer
@@ -12,7 +13,8 @@ from training.optimizer import parameter_groups, set_learning_rate
 
 ipu.select_device("simulator")
 
-PLAN = OptimizerPlan(
+PLAN = dataclasses.replace(
+    config.load("test_bert").section(OptimizerPlan),
     optimizer="sgd",
     learning_rate=0.5,
     momentum=0.9,
