@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Optional, Set, Type, get_type_hints
@@ -51,6 +53,15 @@ def test_a_field_that_restates_a_key_has_its_type_and_default(kind: Type[Any]) -
         text: Any = Optional[str] if is_optional(declared) else str
         assert hints[entry.name] in ((declared, text) if choices_of(declared) else (declared,)), entry.name
         assert entry.default in (MISSING, REQUIRED, entries()[entry.name].default), entry.name
+
+
+def test_flags_need_no_torch() -> None:
+    """It takes seconds to import, and --help and errors about flags don't need it."""
+    code = (
+        "import argparse, sys, config; config.add_flags(argparse.ArgumentParser()); "
+        "config.read_recipe('test_bert'); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_groups_have_every_key_once_and_in_order() -> None:
