@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import TracebackType
 from typing import Any, Mapping, NamedTuple
 
@@ -10,7 +11,6 @@ from ipu_simulator import environment
 from ipu_simulator.host import needed_for
 
 from ._run.structure import made_of, map_leaves
-from ._trace import popart_ir
 from ._trace import run as trace
 from .blocks import BeginBlock, Block, BlockFunction, LegacyBeginBlockFn, removeBlocks
 from .enums import MatMulSerializationMode, OverlapMode
@@ -80,7 +80,9 @@ def recomputationCheckpoint(*tensors: Any) -> Any:
     if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
         raise ValueError("All inputs must be tensors")
     marked = [nop(tensor) for tensor in tensors]
-    popart_ir.checkpoint(marked)
+    recorder = trace.recorder()
+    if recorder is not None:
+        recorder.checkpoint(marked)
     if container is not None:
         return made_of(container, marked)
     return marked[0] if len(marked) == 1 else tuple(marked)
@@ -100,7 +102,9 @@ def serializedMatMul(
     assert isinstance(keep_precision, bool), "keep_precision must be a bool"
     assert isinstance(factor, int), "factor must be an int"
     assert isinstance(mode, MatMulSerializationMode), "mode must be a poptorch.MatMulSerializationMode"
-    with popart_ir.marked(serialization=(mode.name, factor)):
+    recorder = trace.recorder()
+    marked = recorder.marked(serialization=(mode.name, factor)) if recorder else contextlib.nullcontext()
+    with marked:
         return torch.matmul(lhs, rhs)
 
 
@@ -113,7 +117,9 @@ def set_available_memory(tensor: torch.Tensor, available_memory_proportion: floa
             "You may only set available memory for torch.tensor values. "
             f"You have tried to set it for a value of type {type(tensor)}."
         )
-    popart_ir.mark_producer(tensor, available_memory_proportion=available_memory_proportion)
+    recorder = trace.recorder()
+    if recorder is not None:
+        recorder.mark_producer(tensor, available_memory_proportion=available_memory_proportion)
     return tensor.view_as(tensor)
 
 
@@ -189,7 +195,7 @@ def ipu_print_tensor(
     # During compilation there are no values to print.
     show = run.at_each_run if isinstance(run, trace.Trace) else lambda func, *args: func(*args)
     show(style.show, title, tensor)
-    if print_gradient and result.requires_grad and run.recorder is None:
+    if print_gradient and result.requires_grad and not run.is_capture:
         result.register_hook(lambda gradient: style.show(f"Gradient___{title}", gradient))
     return result
 
@@ -248,7 +254,9 @@ class NameScope:
         self.name = name
 
     def __enter__(self) -> None:
-        popart_ir.enter_scope(self.name)
+        recorder = trace.recorder()
+        if recorder is not None:
+            recorder.enter_scope(self.name)
 
     def __exit__(
         self,
@@ -256,4 +264,6 @@ class NameScope:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        popart_ir.leave_scope()
+        recorder = trace.recorder()
+        if recorder is not None:
+            recorder.leave_scope()

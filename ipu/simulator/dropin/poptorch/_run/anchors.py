@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Callable, Iterator
 
 import torch
 from ipu_simulator import numerics
+from ipu_simulator.graph.recorder import Checkpoint, Operation, Place, Recorder
 
 from .. import enums
 from .._trace import popart_ir, watch
+from .._trace import run as _trace
 from ..poptorch_core import createBackendError
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ class Anchors:
     """One call's anchored tensors.
 
     :param weights: the model's parameters by name, which hold the device's data during the call.
-    :param module_names: the modules' names by id, the same as during compilation.
+    :param module_paths: the modules' paths by id, the same as during compilation.
     """
 
     def __init__(
@@ -65,10 +67,10 @@ class Anchors:
         options: Options,
         plan: numerics.StepPlan,
         weights: dict[str, torch.Tensor],
-        module_names: dict[int, str],
+        module_paths: dict[int, str],
     ) -> None:
         self._weights = weights
-        self._module_names = module_names
+        self._module_paths = module_paths
         self._each_update = numerics.StepPlan(
             device_iterations=plan.device_iterations, replicas=plan.replicas, processes=plan.processes
         )
@@ -129,15 +131,28 @@ class Anchors:
         if not self.need_operations:
             yield
             return
-        watcher = popart_ir.Watcher(
-            self._module_names,
-            self._weights,
-            inputs,
-            {long_name for long_name, _ in self._wanted.values()},
-        )
-        with watcher.recording(), watch.anchored(watcher):
+        found: dict[str, torch.Tensor] = {}
+        wanted = {long_name for long_name, _ in self._wanted.values()}
+        names = popart_ir.Names()
+
+        def keep(name: str, tensor: torch.Tensor) -> None:
+            if name in wanted:
+                found[name] = tensor.detach().clone()
+
+        def on_event(event: Operation | Checkpoint, results: list[torch.Tensor]) -> None:
+            left = iter(results)
+            for node in names.nodes(event):
+                for index, (_, tensor) in enumerate(zip(node.made, left)):
+                    keep(f"{node.name}:{index}", tensor)
+
+        for index, tensor in enumerate(inputs):
+            keep(f"input/{index}", tensor)
+        run = _trace.surrounding()
+        assert run is not None
+        run.recorder = Recorder(lambda: Place(0, 0), self._module_paths, on_event)
+        with run.recorder.in_modules(), watch.anchored(run.recorder):
             yield
-        for name, tensor in watcher.found.items():
+        for name, tensor in found.items():
             self._keep(name, which, tensor)
 
     def following(self, update: Update, enter_replica: Callable[[int], None]) -> Update:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Callable, ContextManager, Iterator
 
 import torch
 from ipu_simulator import numerics
+from ipu_simulator.graph.recorder import Recorder
 from ipu_simulator.host import keep_freed_memory
 
 from .. import enums, poptorch_core
@@ -134,10 +135,10 @@ class Executable:
         }
         return plan.device_iterations * by_iteration, returned.get(mode, plan.replicas)
 
-    def _module_names(self) -> dict[int, str]:
+    def _module_paths(self) -> dict[int, str]:
         if not self._options.module_namescope_enabled:
             return {}
-        return {id(module): name.rpartition(".")[2] for name, module in self._model.named_modules()}
+        return {id(module): path for path, module in self._model.named_modules()}
 
     def saved(self) -> dict[str, Any]:
         """The state that lets another process load this executable without compiling it."""
@@ -198,12 +199,13 @@ class Executable:
             self._randomness.seed_micro_batch(0, 0)
             tape = Tape(inputs)
             with _trace.tracing(self._options, tape.leave) as trace:
-                recorder = popart_ir.Recorder(
-                    trace,
-                    self._module_names(),
-                    dict(zip(self.weights.names, self.weights.of_replica(0))),
-                    inputs,
+                recorder = trace.recorder = Recorder(
+                    trace.place, self._module_paths(), address_of=popart_ir.address_of
                 )
+                for name, weight in zip(self.weights.names, self.weights.of_replica(0)):
+                    recorder.declare(weight, "parameter", name)
+                for index, tensor in enumerate(inputs):
+                    recorder.declare(tensor, "input", f"input/{index}")
                 known = [*inputs, *self._model.parameters(), *self._model.buffers()]
                 checks, losses = Checks(known), Losses()
                 casts = ImplicitCasts()
@@ -214,7 +216,7 @@ class Executable:
 
                 trace.mark_on_device = mark_on_device
                 trace.at_each_run = tape.call_later
-                with recorder.recording(), watch.compilation(trace, tape, casts, checks, losses, recorder):
+                with recorder.in_modules(), watch.compilation(trace, tape, casts, checks, losses, recorder):
                     output = self._model(*args, **kwargs)
             check_types(output, "An output")
             self._narrow_indices = checks.has_narrow_indices
@@ -224,7 +226,9 @@ class Executable:
                 if not checks.is_on_device(tensor):
                     warnings.warn("Output expected to be on the IPU but is on cpu", stacklevel=2)
             trace.validate(self._training)
-            self.ir = recorder.ir(
+            self.ir = popart_ir.as_json(
+                recorder.recording,
+                trace.entries,
                 [self.weights.names[i] for i in self.weights.trainable] if self._training else [],
                 self._update_types,
                 trace.num_pipeline_stages > 1
@@ -262,7 +266,7 @@ class Executable:
             self._options,
             self.plan,
             dict(zip(self.weights.names, self.weights.parameters)),
-            self._module_names(),
+            self._module_paths(),
         )
         program = numerics.StepProgram(
             self.plan,

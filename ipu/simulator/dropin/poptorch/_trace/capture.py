@@ -16,9 +16,10 @@ import torch
 from ipu_simulator import numerics
 from ipu_simulator.cost.settings import OptimizerSettings, Settings
 from ipu_simulator.graph import fake as _stand_ins
-from ipu_simulator.graph import recorder as _capture
 from ipu_simulator.graph.fake import without_memory
 from ipu_simulator.graph.ir import Graph, Role
+from ipu_simulator.graph.numbering import check_types, graph_of
+from ipu_simulator.graph.recorder import Place, Recorder
 
 from .. import enums
 from .._options.popart import Obeyed
@@ -121,14 +122,13 @@ class _Placement:
     def __init__(self, trace: _trace.Trace) -> None:
         self._trace = trace
         self._seen = 0
-        self._now = (0, 0)
+        self._now = Place(0, 0)
 
-    def __call__(self) -> tuple[int, int]:
+    def __call__(self) -> Place:
         entries = self._trace.entries
         while self._seen < len(entries):
-            stage, ipu = self._now
             to = entries[self._seen].ipu
-            self._now = (stage + (to != ipu), to)
+            self._now = Place(self._now.stage + (to != self._now.ipu), to)
             self._seen += 1
         return self._now
 
@@ -190,21 +190,22 @@ def capture(
         _trace.tracing(offline) as trace,
     ):
         placement = _Placement(trace)
-        recorder = trace.recorder = _capture.Recorder(placement, paths)
+        recorder = trace.recorder = Recorder(placement, paths, check_types)
+        trace.is_capture = True
         for role, tensors_of_role in given.items():
             for name, tensor in tensors_of_role.items():
                 recorder.declare(tensor, role, name)
         known = (weights.parameters.values(), weights.buffers.values(), inputs.values())
         checks, losses = Checks(itertools.chain(*known)), Losses()
         trace.mark_on_device = checks.mark_on_device
-        with recorder.recording(), watch.captured_operations(trace, recorder):
+        with recorder.in_modules(), watch.captured_operations(trace, recorder):
             with watch.captured_calls(ImplicitCasts(), _stand_in(weights), checks, losses):
                 outputs = tensors(model(*args, **kwargs))
             trace.validate(training)
             if training:
                 loss = _loss(checks, losses, trace, outputs)
                 recorder.backward(loss, weights.parameters.values())
-        return recorder.graph(placement.stage_ipus, inputs.values(), outputs)
+        return graph_of(recorder, placement.stage_ipus, inputs.values(), outputs)
 
 
 def _named_tensors(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping
 
 import torch
 from ipu_simulator.environment import TARGET_VARIABLE, target
+from ipu_simulator.graph.recorder import Place, Recorder
 from ipu_simulator.op_table import row_of
 from torch.utils._pytree import tree_flatten
 
@@ -23,10 +24,7 @@ from ..poptorch_core import MAX_IPUS_PER_PROCESS, createBackendError, usesIpuMod
 from . import Call, patches
 
 if TYPE_CHECKING:
-    from ipu_simulator.graph.recorder import Recorder
-
     from ..options import Options
-    from . import popart_ir
 
 
 def computes(func: Any, args: tuple[Any, ...]) -> bool:
@@ -54,8 +52,8 @@ class Run:
         self.inference_only: list[str] = []  # operations that can't be trained
         # Called with (new tensors, their sources) for tensors created outside the modes' view.
         self.mark_on_device: Callable[[list[torch.Tensor], list[torch.Tensor]], None] = lambda made, of: None
-        self.recorder: Recorder | None = None  # during a capture for the cost model
-        self.ir_recorder: popart_ir.Recorder | None = None  # while operations are being named
+        self.recorder: Recorder | None = None  # where operations are recorded
+        self.is_capture = False  # whether only its graph is wanted, forward and backward
 
     def begin_block(self, user_id: str | None, ipu_id: int | None) -> None:
         """No-op: only the compiling run records blocks."""
@@ -96,6 +94,11 @@ class Trace(Run):
 
     def reset_auto_id(self) -> None:
         self._next_auto_id = 0
+
+    def place(self) -> Place:
+        """Where operations run now, by the numbers that the execution strategy gives to stages."""
+        stage, ipu = (self.entries[-1].stage, self.entries[-1].ipu) if self.entries else (0, 0)
+        return Place(stage, ipu, open_attributes())
 
     def on_operation(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Listener for operations (watch.py): notices computation after a `with Block`, and counts the
@@ -195,6 +198,11 @@ def current() -> Run | None:
 def surrounding() -> Run | None:
     """As `current`, but also in host code in the middle of a run."""
     return _thread.run
+
+
+def recorder() -> Recorder | None:
+    """The one that this thread's operations are recorded by, if any."""
+    return None if _thread.run is None else _thread.run.recorder
 
 
 def isRunningOnIpu() -> bool:

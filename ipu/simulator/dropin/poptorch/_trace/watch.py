@@ -15,17 +15,17 @@ Compilation, calls:
 Compilation, operations:
 1. checks: refuses operations that PopTorch lacks, and reads of values
 2. tape: notices operations that belong to no recorded call
-3. names: the graph of _debugGetPopartIR
+3. recorder: what _debugGetPopartIR and getTensorNames export
 4. blocks: the block of each operation
 
 During compilation, an operation that belongs to no call (TorchScript's, a C++ extension's) is treated as a
 call first.
 
 Capture for the cost model, calls: casts, the weights' stand-ins, checks, losses. Operations, also of the
-backward pass: the graph, blocks.
+backward pass: recorder, blocks.
 
 Later runs, only listeners that the compilation found necessary, calls: device "ipu", narrow indices, casts,
-losses. Operations: results that options.anchorTensor names.
+losses. Operations: recorder, for results that options.anchorTensor names.
 
 The arithmetic of ipu-float16 (ipu_simulator/numerics) is another dispatch mode, outside this one: it computes
 the operations after all listeners have seen them.
@@ -43,9 +43,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from . import Call, Listener
 
 if TYPE_CHECKING:
-    from ipu_simulator.graph import recorder
+    from ipu_simulator.graph.recorder import Recorder
 
-    from . import popart_ir
     from .casts import ImplicitCasts
     from .checks import Checks
     from .losses import Losses
@@ -117,12 +116,12 @@ def watching(calls: Sequence[Listener] = (), operations: Sequence[Listener] = ()
 
 
 def compilation(
-    trace: Trace, tape: Tape, casts: ImplicitCasts, checks: Checks, losses: Losses, names: popart_ir.Recorder
+    trace: Trace, tape: Tape, casts: ImplicitCasts, checks: Checks, losses: Losses, recorder: Recorder
 ) -> contextlib.AbstractContextManager[None]:
     """Context of the forward that compiles a model."""
     return watching(
         calls=(tape.on_call, casts.on_call, checks.on_call, losses.on_call),
-        operations=(checks.on_operation, tape.on_operation, names.on_operation, trace.on_operation),
+        operations=(checks.on_operation, tape.on_operation, recorder.on_operation, trace.on_operation),
     )
 
 
@@ -133,9 +132,9 @@ def captured_calls(
     return watching(calls=(casts.on_call, stand_ins, checks.on_call, losses.on_call))
 
 
-def captured_operations(trace: Trace, graph: recorder.Recorder) -> contextlib.AbstractContextManager[None]:
+def captured_operations(trace: Trace, recorder: Recorder) -> contextlib.AbstractContextManager[None]:
     """Context of the forward and the backward pass whose graph is captured."""
-    return watching(operations=(graph.on_operation, trace.on_operation))
+    return watching(operations=(recorder.on_operation, trace.on_operation))
 
 
 def later_run(
@@ -151,6 +150,6 @@ def later_run(
     return watching(calls=tuple(call for call in calls if call is not None))
 
 
-def anchored(names: popart_ir.Watcher) -> contextlib.AbstractContextManager[None]:
+def anchored(recorder: Recorder) -> contextlib.AbstractContextManager[None]:
     """Context of a forward with anchored results of operations."""
-    return watching(operations=(names.on_operation,))
+    return watching(operations=(recorder.on_operation,))
