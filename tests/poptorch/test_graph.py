@@ -145,3 +145,19 @@ def test_attributes_of_a_program_are_those_of_its_operations():
 def test_there_is_none_before_the_compilation():
     with pytest.raises(poptorch.Error, match="has not been compiled"):
         poptorch.inferenceModel(Classifier())._debugGetPopartIR()
+
+
+def test_a_name_scope_left_in_the_forward_but_entered_before_it_leaves_the_modules_scopes():
+    class Leaves(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(FEATURES, FEATURES)
+
+        def forward(self, x):
+            scope.__exit__(None, None, None)
+            return torch.relu(self.layer(x))
+
+    scope = poptorch.NameScope("before")
+    scope.__enter__()
+    graph = _graph(Leaves(), poptorch.Options(), torch.ones(2, FEATURES), training=False)
+    assert [node["name"] for node in graph] == ["layer/Transpose", "layer/MatMul", "Relu"]
