@@ -51,7 +51,10 @@ _VARYING = (
     (re.compile(r"0x[0-9a-f]{6,}"), "0x..."),
     (re.compile(r"\bIn \w+\.py:\d+:"), "In ...:"),
     (re.compile(r'File "[^"]*", line \d+'), "File ..."),
-    (re.compile(r"^.*\bmeasured on this host\b.*", re.MULTILINE), "... measured on this host ..."),
+    (
+        re.compile(r"^.*\b(measured on this host|on host .*\(measured\)).*", re.MULTILINE),
+        "... measured on this host ...",
+    ),
     (re.compile(r"\[\d\d:\d\d:\d\d\]"), "[...]"),
 )
 

@@ -40,7 +40,7 @@ def test_a_run_leaves_what_it_promises(tmp_path, flags, capsys):
     assert "global_batch_size" in said
     # It ends with the verdict, beside the time that was measured here.
     assert json.loads((output / "verdict.json").read_text())["training_steps"] == 30
-    assert "(predicted" in said and "measured on this host" in said
+    assert "(predicted" in said and "weight update on host" in said
     records = read_metrics(output / "metrics.jsonl")
     assert [record["step"] for record in records] == list(range(31))
     assert [record["step"] for record in records if "eval_mlm_loss" in record] == [0, 10, 20, 30]

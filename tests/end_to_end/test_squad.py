@@ -126,7 +126,7 @@ def test_a_run_leaves_what_it_promises(tmp_path, flags, files, capsys):
     said = capsys.readouterr().out
     assert said.splitlines()[0].startswith("device: simulator")
     assert read(output, "verdict.json")["training_steps"] == 60
-    assert "measured on this host" in said
+    assert "weight update on host" in said
     records = read_metrics(output / "metrics.jsonl")
     assert [record["step"] for record in records] == list(range(61))
     assert [record["step"] for record in records if "eval_f1" in record] == [0, 30, 60]
