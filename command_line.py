@@ -11,7 +11,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, List, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Callable, List, Mapping, Optional, Sequence, Tuple
 
 import config as configuration
 import ipu
@@ -68,13 +68,18 @@ def load_config(flags: argparse.Namespace, task: str) -> Config:
 
 def choose_device(config: Config) -> ipu.DeviceChoice:
     """Chooses the device; the first instance prints it, as the first line of every run."""
+    return start(config)[0]
+
+
+def start(config: Config) -> Tuple[ipu.DeviceChoice, ipu.Instances]:
+    """As choose_device; also joins the instances that were started together, which a process does once."""
     device = ipu.select_device(
         config.device,
         precision=config.simulator_precision,
         offline=config.compile_only,
         target=config.target,
     )
-    instances = join_instances(config, device)
+    instances = _join_instances(config, device)
     if instances.is_first:
         print(device.banner(), flush=True)
     if instances.is_first and instances.count > 1:
@@ -84,7 +89,7 @@ def choose_device(config: Config) -> ipu.DeviceChoice:
             f"replication_factor {config.replication_factor}: Poplar's IPU model has no replicas; "
             "use --replication-factor 1 on device ipu-model"
         )
-    return device
+    return device, instances
 
 
 def dry_run(config: Config, flags: argparse.Namespace) -> DryRun:
@@ -125,7 +130,7 @@ def print_verdict(
         print("the run is saved, but its verdict failed: see the error above", file=sys.stderr)
 
 
-def join_instances(config: Config, device: ipu.DeviceChoice) -> ipu.Instances:
+def _join_instances(config: Config, device: ipu.DeviceChoice) -> ipu.Instances:
     """Joins the instances of this run; raises DeviceError if they don't match the configuration."""
     return ipu.join_instances(
         device, replication_factor=config.replication_factor, ipus_per_replica=config.ipus_per_replica

@@ -55,8 +55,7 @@ def main(argv: Optional[Sequence[str]] = None) -> Union[PretrainingResult, DryRu
     config = command_line.load_config(flags, "pretraining")
     if flags.dry_run:
         return command_line.dry_run(config, flags)
-    device = command_line.choose_device(config)
-    instances = command_line.join_instances(config, device)
+    device, instances = command_line.start(config)
     output = flags.output or Path("output") / flags.config
     with instances.only_first_prints():
         command_line.print_configuration(flags, config)

@@ -62,8 +62,8 @@ def main(argv: Optional[Sequence[str]] = None) -> Union[SquadResult, DryRun, Dic
     config = command_line.load_config(flags, "squad")
     if flags.dry_run:
         return command_line.dry_run(config, flags)
-    device = command_line.choose_device(config)
-    if command_line.join_instances(config, device).count > 1:
+    device, instances = command_line.start(config)
+    if instances.count > 1:
         raise ConfigError("fine-tuning runs in one instance: start it without poprun and torchrun")
     command_line.print_configuration(flags, config)
 

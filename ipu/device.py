@@ -162,7 +162,7 @@ def _check_python(reason: str) -> None:
         )
         raise DeviceError(
             f"the simulator needs Python {wanted} or newer, but this is {found} ({reason}): start the "
-            "program with a newer one (pip install -r requirements.txt there), or on IPUs with --device ipu"
+            "program with Python 3.11 (pip install -r requirements.txt there), or on IPUs with --device ipu"
         )
 
 

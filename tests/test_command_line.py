@@ -100,3 +100,23 @@ def test_a_verdict_that_fails_after_a_run_is_told_with_its_traceback(
     said = capsys.readouterr().err
     assert said.startswith("Traceback") and "FileExistsError" in said
     assert said.endswith("the run is saved, but its verdict failed: see the error above\n")
+
+
+def test_the_command_to_resume_with_names_the_launcher_that_started_the_run() -> None:
+    """torchrun's, although popdist is told of the replicas in PopRun's variables."""
+    program = """
+import command_line, config
+loaded = config.load("test_groupbert", overrides={"device": "simulator"})
+device, instances = command_line.start(loaded)
+print(instances.launcher)
+"""
+    variables = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.stdout.splitlines()[-1:] == ["torchrun --nproc_per_node 1"], done.stderr

@@ -18,6 +18,7 @@ FILES = sorted(
     for pattern in (
         "*.py",
         "config/**/*.py",
+        "planning/**/*.py",
         "model/**/*.py",
         "data/**/*.py",
         "training/**/*.py",

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -256,6 +257,38 @@ def test_poptorch_s_own_operations_may_read_values_where_libraries_may_not(monke
     monkeypatch.setenv("IPU_SIMULATOR_STRICT", "1")
     result = run(lambda x: poptorch.cond(x.sum() > 0, lambda y: y, [x], lambda y: -y, [x])[0])
     assert torch.equal(result, X)
+
+
+def test_a_package_beside_pytorch_is_not_pytorch(tmp_path):
+    """Only the separator tells site-packages/torch from site-packages/torch_mine."""
+    path = f"{Path(torch.__file__).parent}_mine/layers.py"
+    space = {"__name__": "torch_mine.layers"}
+    exec(compile("def positive(x):\n    return x[x > 0]\n", path, "exec"), space)
+    with pytest.raises(poptorch.Error, match=r"^In layers\.py:2: .*tensor masks is unsupported"):
+        run(space["positive"])
+
+
+def _notes(error):
+    return getattr(error, "__notes__", [])
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="notes on errors came with Python 3.11")
+def test_an_error_of_pytorch_gets_the_program_s_line_as_a_note():
+    forward = lambda x: x @ x  # noqa: E731 (one line)
+    with pytest.raises(RuntimeError, match="shapes") as compiling:
+        run(forward)
+    assert _notes(compiling.value) == [
+        f"in the model's forward, at {Path(__file__).name}:{_line_of(forward)}"
+    ]
+    table = torch.nn.Embedding(3, 2)
+    looks_up = lambda x: table(x) * 2  # noqa: E731 (one line)
+    executor = poptorch.inferenceModel(Runs(looks_up))
+    executor(torch.tensor([1, 2]))
+    with pytest.raises(IndexError) as replaying:
+        executor(torch.tensor([1, 3]))
+    assert _notes(replaying.value) == [
+        f"in the model's forward, at {Path(__file__).name}:{_line_of(looks_up)}"
+    ]
 
 
 def test_an_error_names_the_program_s_line():

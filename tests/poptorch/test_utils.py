@@ -129,3 +129,14 @@ def test_sigterm_ends_a_program_and_shows_where_it_was():
         process.kill()
     assert process.returncode == -15
     assert "most recent call first" in errors
+
+
+def test_a_star_import_replaces_no_name_of_the_program():
+    """`from torchvision import models` before it stays what it was."""
+    names = {"models": "torchvision's"}
+    exec("from poptorch import *", names)
+    assert (
+        names["models"] == "torchvision's"
+        and not {"executor", "blocks", "tools", "annotations"} & names.keys()
+    )
+    assert {"Options", "trainingModel", "DataLoader", "BeginBlock", "optim", "enums", "Error"} <= names.keys()

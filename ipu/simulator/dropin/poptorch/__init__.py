@@ -58,6 +58,14 @@ from .tools import (
 
 __version__ = _POPTORCH_VERSION
 
+# `from poptorch import *` gives PopTorch's names. Modules that PopTorch doesn't have would replace names of
+# the program, such as torchvision's `models`.
+_OUR_MODULES = frozenset(
+    "accessor blocks dataloader executor models ops_control ops_custom ops_points simulator tools".split()
+)
+__all__ = [name for name in dict(globals()) if not name.startswith("_") and name not in _OUR_MODULES]
+__all__.remove("annotations")
+
 # Aliases of PopTorch's private modules that libraries and PopTorch's tests import.
 _dataloader, _poplar_executor, _utils = dataloader, executor, tools
 for _module in ("_dataloader", "_poplar_executor", "_utils"):

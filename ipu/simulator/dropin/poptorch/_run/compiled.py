@@ -16,6 +16,7 @@ from .._options.known import validate
 from .._options.popart import Obeyed
 from .._trace import Listener, popart_ir, watch
 from .._trace import run as _trace
+from .._trace.callers import places_added
 from .._trace.casts import ImplicitCasts, place_on_ipu, version_of, widen_indices
 from .._trace.checks import Checks
 from .._trace.losses import Losses, LossPlace, find_loss
@@ -216,7 +217,11 @@ class Executable:
 
                 trace.mark_on_device = mark_on_device
                 trace.at_each_run = tape.call_later
-                with recorder.in_modules(), watch.compilation(trace, tape, casts, checks, losses, recorder):
+                with (
+                    places_added(),
+                    recorder.in_modules(),
+                    watch.compilation(trace, tape, casts, checks, losses, recorder),
+                ):
                     output = self._model(*args, **kwargs)
             check_types(output, "An output")
             self._narrow_indices = checks.has_narrow_indices
@@ -322,7 +327,12 @@ class Executable:
             args, kwargs = arguments.replaced(inputs)
             losses = Losses() if self._loss is not None and self._loss.kind == "function" else None
             device = place_on_ipu if self._names_ipu else None
-            with _trace.running(self._mixes_types) as run, kept, self._watched(device, losses):
+            with (
+                places_added(),
+                _trace.running(self._mixes_types) as run,
+                kept,
+                self._watched(device, losses),
+            ):
                 output = self._model(*args, **kwargs)
             outputs = tensors(output)
             called = losses.found if losses is not None else []

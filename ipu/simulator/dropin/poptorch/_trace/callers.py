@@ -6,19 +6,24 @@ listed here, whose current releases are newer than PopTorch.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import sys
 import sysconfig
+import traceback
 from pathlib import Path
 from types import FrameType
 from typing import Iterator
 
 import torch
 
-_TORCH = str(Path(torch.__file__).parent)
-_POPTORCH = str(Path(__file__).parents[1])
-_DROP_IN = str(Path(__file__).parents[2])
+from .._logging import logger
+
+# With a separator at the end: torchvision is another package.
+_TORCH = str(Path(torch.__file__).parent) + os.sep
+_POPTORCH = str(Path(__file__).parents[1]) + os.sep
+_DROP_IN = str(Path(__file__).parents[2]) + os.sep
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 # PyTorch's wrappers of operations: skipped, their caller counts.
 _WRAPPERS = tuple(
@@ -83,15 +88,47 @@ def place(in_program: bool = False) -> str | None:
     return None
 
 
+def add_note(error: BaseException, where: str | None) -> None:
+    """Adds the program's FILE:LINE to an error of PyTorch, as a note; before Python 3.11, as a log line."""
+    if where is None:
+        return
+    text = f"in the model's forward, at {where}"
+    if sys.version_info >= (3, 11):
+        error.add_note(text)
+    else:
+        logger.error("%s: %s", text, error)
+
+
+@contextlib.contextmanager
+def places_added() -> Iterator[None]:
+    """Inside, an error of PyTorch or of the program gets the program's FILE:LINE as a note."""
+    try:
+        yield
+    except Exception as error:
+        if not str(error).startswith("In "):  # PopTorch's errors have a place
+            places = [
+                f"{Path(frame.f_code.co_filename).name}:{line}"
+                for frame, line in traceback.walk_tb(error.__traceback__)
+                if not _is_ours_or_pytorchs(frame)
+            ]
+            add_note(error, places[-1] if places else None)
+        raise
+
+
 def _is_installed(filename: str) -> bool:
     """Whether a file belongs to an installed package; site-packages may be below the standard library."""
     return any(f"{os.sep}{folder}{os.sep}" in filename for folder in ("site-packages", "dist-packages"))
 
 
+def _is_ours_or_pytorchs(frame: FrameType) -> bool:
+    filename = frame.f_code.co_filename
+    if filename.startswith((_STANDARD_LIBRARY, "<frozen")) and not _is_installed(filename):
+        return True
+    return filename.startswith((_TORCH, _DROP_IN, "<compiled forward>"))
+
+
 def _outside(frame: FrameType | None) -> Iterator[FrameType]:
     while frame is not None:
-        filename = frame.f_code.co_filename
-        of_python = filename.startswith((_STANDARD_LIBRARY, "<frozen")) and not _is_installed(filename)
-        if not of_python and not filename.startswith((_TORCH, _DROP_IN, "<compiled forward>")):
+        if not _is_ours_or_pytorchs(frame):
             yield frame
         frame = frame.f_back

@@ -5,18 +5,24 @@ As on an IPU, dead code is eliminated: calls that neither the loss nor an output
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 from typing import Any, Callable, NamedTuple
 
 import torch
 
 from .._run.structure import tensors
+from . import callers
 from .casts import placed
 
 # Functions that return their argument itself if there is nothing to do.
 _MAY_DO_NOTHING = frozenset(
     {"bool", "contiguous", "dropout", "expand_as", "float", "half", "int", "long", "to", "type", "type_as"}
 )
+
+
+# The generated function's "file", and the lines before its body.
+_FILE, _HEADER_LINES = "<compiled forward>", 2
 
 
 class Autocast(NamedTuple):
@@ -45,6 +51,7 @@ class Step:
     made: tuple[int, ...] = ()
     gives_tensor: bool = False
     is_pure: bool = False  # no side effects: no in-place change, no random numbers
+    place: str | None = None  # FILE:LINE of the program
 
     @property
     def taken(self) -> set[int]:
@@ -82,7 +89,7 @@ class Program:
     def __init__(self, steps: list[Step], num_inputs: int, has_loss: bool, results: list[Any]) -> None:
         self._num_inputs = num_inputs
         self._has_loss = has_loss
-        self._run = _compiled(_needed(steps, results), num_inputs, results)
+        self._run, self._places = _compiled(_needed(steps, results), num_inputs, results)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The calls hold the model's tensors, so a copied or pickled executor calls its model's forward.
@@ -94,6 +101,11 @@ class Program:
         outside = torch.is_grad_enabled()
         try:
             results = self._run(*inputs)
+        except Exception as error:
+            for frame, line in traceback.walk_tb(error.__traceback__):
+                if frame.f_code.co_filename == _FILE:
+                    callers.add_note(error, self._places.get(line))
+            raise
         finally:
             torch.set_grad_enabled(outside)
         return (results[0], results[1:]) if self._has_loss else (None, results)
@@ -115,10 +127,16 @@ def _needed(steps: list[Step], results: list[Any]) -> list[Step]:
     return kept[::-1]
 
 
-def _compiled(steps: list[Step], num_inputs: int, results: list[Any]) -> Callable[..., list[torch.Tensor]]:
-    """Generates a function of the inputs: per step, a line for the call and one to free dead tensors."""
+def _compiled(
+    steps: list[Step], num_inputs: int, results: list[Any]
+) -> tuple[Callable[..., list[torch.Tensor]], dict[int, str | None]]:
+    """Generates a function of the inputs: per step, a line for the call and one to free dead tensors.
+
+    Also returns the program's FILE:LINE for each line of the function that calls.
+    """
     constants: dict[str, Any] = {}
     lines: list[str] = []
+    places: dict[int, str | None] = {}
     grad_enabled: bool | None = None
     autocast: Autocast | None = None
     dying = _dying(steps, results)
@@ -158,6 +176,7 @@ def _compiled(steps: list[Step], num_inputs: int, results: list[Any]) -> Callabl
         elif made:
             call = f"{made}, = {constant(tensors)}({call})"
         lines.append(indent + call)
+        places[len(lines) + _HEADER_LINES] = step.place
         if dead:
             lines.append(f"{indent}{' = '.join(f'v{place}' for place in dead)} = None")
     lines.append(f"return {text(results)}")
@@ -165,9 +184,9 @@ def _compiled(steps: list[Step], num_inputs: int, results: list[Any]) -> Callabl
     body = "".join(f"        {line}\n" for line in lines)
     source = f"def make({', '.join(constants)}):\n    def run({inputs}):\n{body}    return run\n"
     namespace: dict[str, Any] = {}
-    exec(compile(source, "<compiled forward>", "exec"), namespace)
+    exec(compile(source, _FILE, "exec"), namespace)
     run: Callable[..., list[torch.Tensor]] = namespace["make"](**constants)
-    return run
+    return run, places
 
 
 def _dying(steps: list[Step], results: list[Any]) -> list[list[int]]:

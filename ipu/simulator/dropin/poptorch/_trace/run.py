@@ -124,11 +124,6 @@ class Trace(Run):
         return self._active is not None
 
     @property
-    def active_ipu(self) -> int:
-        """The IPU of the active block; 0 without one."""
-        return self._active.ipu if self._active else 0
-
-    @property
     def num_pipeline_stages(self) -> int:
         """The depth of the forward pipeline: 1 + the number of IPU changes along the blocks, from IPU 0."""
         ipus = [0] + [entry.ipu for entry in self.entries]

@@ -14,7 +14,7 @@ from ipu_simulator.op_table import row_of
 from torch.autograd import forward_ad
 
 from .._run.structure import tensors
-from . import Call
+from . import Call, callers
 from .replay import Autocast, Place, Program, Step, mapped
 from .run import computes
 
@@ -75,7 +75,15 @@ class Tape:
             is_pure = self._call_is_pure and bool(made)
             self._steps.append(
                 Step(
-                    func, encoded_args, encoded_kwargs, grad_enabled, autocast, places, gives_tensor, is_pure
+                    func,
+                    encoded_args,
+                    encoded_kwargs,
+                    grad_enabled,
+                    autocast,
+                    places,
+                    gives_tensor,
+                    is_pure,
+                    callers.place(in_program=True),
                 )
             )
             for tensor in tensors((args, kwargs)):
