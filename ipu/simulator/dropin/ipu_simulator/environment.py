@@ -14,7 +14,7 @@ import json
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 from . import POPTORCH_VERSION, variables
 from .host import NAME
@@ -107,6 +107,12 @@ def stand_for(*, target: str | None = None, precision: str | None = None) -> Non
             choices[variable] = value
 
 
+def _not_known(kind: str, names: Sequence[str], asked: str, where: str) -> str:
+    nearest = difflib.get_close_matches(asked.lower(), names, n=1, cutoff=0.0)[0]
+    known = ", ".join(names)
+    return f"{where} is {asked!r}, which is not a known {kind}: the nearest is {nearest!r} (all: {known})"
+
+
 def target(name: str | None = None) -> Target:
     """A machine by name; by default the one set by `stand_for`, then IPU_SIMULATOR_TARGET, then pod16.
 
@@ -115,11 +121,7 @@ def target(name: str | None = None) -> Target:
     name = name or choices.get(TARGET_VARIABLE)
     asked = name or variables.text(TARGET_VARIABLE, DEFAULT_TARGET)
     if asked not in TARGETS:
-        likely = difflib.get_close_matches(asked.lower(), TARGETS, n=1, cutoff=0.0)
-        where = f"target is {asked!r}" if name else f"{TARGET_VARIABLE} is {asked!r}"
-        raise UnknownTarget(
-            f"{where}, which is not a known target: the nearest is {likely[0]!r} (all: {', '.join(TARGETS)})"
-        )
+        raise UnknownTarget(_not_known("target", TARGETS, asked, "target" if name else TARGET_VARIABLE))
     return _load(asked)
 
 
@@ -157,12 +159,8 @@ def precision() -> str:
     chosen = choices.get(PRECISION_VARIABLE)
     name = chosen or variables.text(PRECISION_VARIABLE, FLOAT32)
     if name not in PRECISIONS:
-        likely = difflib.get_close_matches(name.lower(), PRECISIONS, n=1, cutoff=0.0)
         where = "precision" if chosen else PRECISION_VARIABLE
-        raise UnknownPrecision(
-            f"{where} is {name!r}, which is not a known precision: the nearest is "
-            f"{likely[0]!r} (all: {', '.join(PRECISIONS)})"
-        )
+        raise UnknownPrecision(_not_known("precision", PRECISIONS, name, where))
     return name
 
 
