@@ -61,7 +61,7 @@ __version__ = _POPTORCH_VERSION
 # `from poptorch import *` gives PopTorch's names. Modules that PopTorch doesn't have would replace names of
 # the program, such as torchvision's `models`.
 _OUR_MODULES = frozenset(
-    "accessor blocks dataloader executor models ops_control ops_custom ops_points simulator tools".split()
+    "accessor blocks dataloader executor models ops_control ops_custom ops_points tools".split()
 )
 __all__ = [name for name in dict(globals()) if not name.startswith("_") and name not in _OUR_MODULES]
 __all__.remove("annotations")

@@ -200,7 +200,7 @@ class _Numbering:
             self._latest_origin = self._origins[where.running]
         elif self._latest_origin is None:  # the loss's own gradient, made where the forward ended
             self._latest_origin = self._here(where)
-        # What a backward pass runs forward (torch.utils.checkpoint) has gradients of its own.
+        # Operations that a backward pass recomputes (torch.utils.checkpoint) have gradients too.
         self._origins.setdefault(where.node, self._latest_origin)
         return self._latest_origin
 

@@ -218,7 +218,7 @@ class Executable:
                 trace.mark_on_device = mark_on_device
                 trace.at_each_run = tape.call_later
                 with (
-                    places_added(),
+                    places_added(poptorch_core.Error),
                     recorder.in_modules(),
                     watch.compilation(trace, tape, casts, checks, losses, recorder),
                 ):
@@ -328,7 +328,7 @@ class Executable:
             losses = Losses() if self._loss is not None and self._loss.kind == "function" else None
             device = place_on_ipu if self._names_ipu else None
             with (
-                places_added(),
+                places_added(poptorch_core.Error),
                 _trace.running(self._mixes_types) as run,
                 kept,
                 self._watched(device, losses),

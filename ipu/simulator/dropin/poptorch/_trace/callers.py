@@ -100,18 +100,19 @@ def add_note(error: BaseException, where: str | None) -> None:
 
 
 @contextlib.contextmanager
-def places_added() -> Iterator[None]:
-    """Inside, an error of PyTorch or of the program gets the program's FILE:LINE as a note."""
+def places_added(complete: type[Exception]) -> Iterator[None]:
+    """Inside, errors except those of class `complete` get the program's FILE:LINE as a note."""
     try:
         yield
+    except complete:
+        raise
     except Exception as error:
-        if not str(error).startswith("In "):  # PopTorch's errors have a place
-            places = [
-                f"{Path(frame.f_code.co_filename).name}:{line}"
-                for frame, line in traceback.walk_tb(error.__traceback__)
-                if not _is_ours_or_pytorchs(frame)
-            ]
-            add_note(error, places[-1] if places else None)
+        places = [
+            f"{Path(frame.f_code.co_filename).name}:{line}"
+            for frame, line in traceback.walk_tb(error.__traceback__)
+            if not _is_ours_or_pytorchs(frame)
+        ]
+        add_note(error, places[-1] if places else None)
         raise
 
 
