@@ -95,17 +95,19 @@ def _data(config: Keys) -> Iterator[Problem]:
 
 
 def _unread(config: Keys) -> Iterator[Problem]:
-    """Fine-tuning keys that are set in a pretraining run, which doesn't read them."""
-    if not config.task_model.is_pretraining:
-        return
+    """Fine-tuning keys that are set although this task doesn't read them."""
+    from model import TASKS
+
+    task = config.task_model
+    unread = {other.dataset_key for other in TASKS.values()} - {task.dataset_key}
     for entry in fields(FineTuningKeys):
         key, value = entry.name, getattr(config, entry.name)
         if key == "epochs":  # _length has its rule
             continue
-        if value != entry.default:
+        if value != entry.default and (task.is_pretraining or key in unread):
             default = "none" if entry.default is None else entry.default
             given = _words(value) if isinstance(value, tuple) else value
-            yield Problem(key, f"{given} is not read by task pretraining; leave it at {default}")
+            yield Problem(key, f"{given} is not read by task {task.task}; leave it at {default}")
 
 
 def _squad(config: Keys) -> Iterator[Problem]:

@@ -55,6 +55,7 @@ TOKENS, FEATURES, LAYERS, TOKEN_IDS = "[8, 65535]", "[1, 65536]", "[1, 1000]", f
 Family = Literal["bert", "groupbert"]
 Norm = Literal["pre", "post"]
 FeedForward = Literal["dense", "grouped", "grouped_projected"]
+GlueTask = Literal["mnli", "qqp", "qnli", "sst2", "cola", "stsb", "mrpc", "rte", "wnli"]
 Optimizer = Literal["sgd", "adam", "adamw", "lamb", "lamb_no_bias_correction"]
 Schedule = Literal["constant", "linear", "polynomial"]
 Section = TypeVar("Section")
@@ -180,6 +181,7 @@ class FineTuningKeys(KeyGroup):
     squad_version: Literal["1.1", "2.0"] = key(
         "weights", "version of SQuAD; 2.0 has unanswerable questions", "1.1"
     )
+    glue_task: GlueTask = key("weights", "task of GLUE", "mnli")
     train_data: Optional[str] = key(
         "weights", "SQuAD JSON file or hf:NAME to train on; none: squad_version's from Hugging Face", None
     )

@@ -141,6 +141,9 @@ class TaskModel(nn.Module):
     head_modules: ClassVar[Tuple[str, ...]]  # a pipeline's last block begins at the first of them
     architecture: ClassVar[str]  # its name in transformers' class names
     is_pretraining: ClassVar[bool] = False  # otherwise fine-tuning: its head may be initialised randomly
+    # Of fine-tuning: the key that chooses a published training set, and the number of examples in each.
+    dataset_key: ClassVar[Optional[str]] = None
+    training_examples: ClassVar[Dict[str, int]] = {}
 
     def __init__(self, config: ModelConfig, seed: Optional[int] = None) -> None:
         super().__init__()
@@ -256,6 +259,9 @@ class SquadModel(TaskModel):
     place = Head("QA Outputs", shares_embeddings=False)
     head_modules = ("span",)
     architecture = "QuestionAnswering"
+    dataset_key = "squad_version"
+    # Questions (Rajpurkar et al. 2016, 2018); a long context makes several windows of one.
+    training_examples: ClassVar[Dict[str, int]] = {"1.1": 87_599, "2.0": 130_319}
 
     def __init__(self, config: ModelConfig, seed: Optional[int] = None) -> None:
         super().__init__(config)
@@ -307,6 +313,19 @@ class ClassificationModel(TaskModel):
     place = Head("Classifier", shares_embeddings=False)
     head_modules = ("pooler", "classes")
     architecture = "SequenceClassification"
+    dataset_key = "glue_task"
+    # Lines of the files that gluebenchmark.com distributes; Wang et al. 2018, table 1, rounds them.
+    training_examples: ClassVar[Dict[str, int]] = {
+        "mnli": 392_702,
+        "qqp": 363_846,
+        "qnli": 104_743,
+        "sst2": 67_349,
+        "cola": 8_551,
+        "stsb": 5_749,
+        "mrpc": 3_668,
+        "rte": 2_490,
+        "wnli": 635,
+    }
 
     def __init__(self, config: ModelConfig, num_classes: int = 2, seed: Optional[int] = None) -> None:
         super().__init__(config)

@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
     Program = Tuple[Graph, Settings]
 
-# Questions in SQuAD's training sets (Rajpurkar et al. 2016, 2018); long contexts have a few more windows.
-_SQUAD_QUESTIONS = {"1.1": 87_599, "2.0": 130_319}
-
 
 @dataclass(frozen=True)
 class DryRun:
@@ -142,9 +139,17 @@ def _fullest_bytes(verdict: Verdict) -> int:
 
 
 def _training_steps(config: Config) -> int:
-    """Weight updates of the epochs over SQuAD, estimated without counting its windows: slightly too few."""
-    questions = (config.epochs or 0) * _SQUAD_QUESTIONS[config.squad_version]
-    return math.ceil(questions / config.global_batch_size)
+    """Weight updates of the epochs over the published training set, whatever `train_data` is.
+
+    SQuAD has some more windows than examples, so its updates are slightly too few. Raises ConfigError.
+    """
+    task = config.task_model
+    if task.dataset_key is None:
+        raise ConfigError(
+            [Problem("epochs", f"the size of {task.task}'s training set isn't known; set training_steps")]
+        )
+    examples = task.training_examples[getattr(config, task.dataset_key)]
+    return math.ceil((config.epochs or 0) * examples / config.global_batch_size)
 
 
 def program_of(config: Config, *, layers_per_ipu: Optional[Sequence[float]] = None) -> Tuple[Graph, Settings]:

@@ -97,6 +97,8 @@ RULES = [
     ({"training_steps": 0}, "training_steps", "set the number of weight updates"),
     ({"epochs": 3.0}, "epochs", "not read in pretraining"),
     ({"squad_version": "2.0"}, "squad_version", "2.0 is not read by task pretraining; leave it at 1.1"),
+    ({**SQUAD, "glue_task": "rte"}, "glue_task", "rte is not read by task squad; leave it at mnli"),
+    ({**SQUAD, "task": "glue", "squad_version": "2.0"}, "squad_version", "2.0 is not read by task glue"),
     ({"doc_stride": 64}, "doc_stride", "64 is not read by task pretraining; leave it at 128"),
     ({"max_query_length": 16}, "max_query_length", "not read by task pretraining; leave it at 64"),
     ({"validation_micro_batch_size": 2}, "validation_micro_batch_size", "task pretraining; leave it at 20"),

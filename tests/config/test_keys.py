@@ -85,7 +85,8 @@ def test_every_key_is_read_by_something() -> None:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     model_keys = set(config.load("test_bert").model_config().__dataclass_fields__)
-    assert set(entries()) - read - model_keys == set()
+    chosen = {task.dataset_key for task in model.TASKS.values()}  # read by the dry run
+    assert set(entries()) - read - model_keys - chosen == set()
 
 
 def test_every_key_says_what_it_alters() -> None:

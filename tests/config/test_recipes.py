@@ -155,6 +155,7 @@ def test_recipe_agrees_with_its_name(name: str) -> None:
         words[0] if words[0] in ("squad", "glue") else "squad" if "squad" in words else "pretraining"
     )
     assert recipe.squad_version == ("2.0" if "v2" in words else "1.1")
+    assert recipe.glue_task == ("stsb" if "regression" in words else "mnli")
 
 
 @pytest.mark.parametrize("name", config.names())

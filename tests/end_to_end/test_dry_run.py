@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, get_args
 
 import pytest
 
 import config
 import run_pretraining
 import run_squad
-from planning.dry_run import DryRun
+from config.schema import kinds
+from model import TASKS
+from planning.dry_run import DryRun, assess, program_of, verdict_of
 
 pytestmark = pytest.mark.slow
 
@@ -114,3 +118,34 @@ def test_a_bad_configuration_is_refused_as_in_a_run(tmp_path: Path) -> None:
         run_pretraining.main(
             ["--config", "bert_base_128_pod16", "--layers-per-ipu", "0", "4", "4", "2", "--dry-run"]
         )
+
+
+def test_epochs_are_over_the_published_set_of_the_task() -> None:
+    fine_tuning = {"task": "glue", "training_steps": 0, "epochs": 2.0, "device": "simulator"}
+    mnli = config.load("test_squad", overrides=fine_tuning)
+    program = program_of(mnli)
+    for change, examples in (
+        ({}, 392_702),
+        ({"glue_task": "wnli"}, 635),
+        ({"task": "squad", "squad_version": "2.0"}, 130_319),
+    ):
+        verdict = assess(replace(mnli, **change), "", program)
+        assert verdict.training_steps == math.ceil(2 * examples / mnli.global_batch_size)
+        assert verdict.time_to_train_s == verdict.training_steps * verdict.step_s
+
+
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if not task.is_pretraining])
+def test_each_value_of_a_tasks_key_has_its_number_of_examples(name: str) -> None:
+    key = TASKS[name].dataset_key
+    assert key is not None
+    assert set(TASKS[name].training_examples) == set(get_args(kinds()[key]))
+
+
+def test_a_task_without_a_published_set_needs_training_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(TASKS["glue"]):  # type: ignore[name-defined,misc]
+        task, dataset_key = "other", None
+
+    monkeypatch.setitem(TASKS, "other", Other)
+    ours = {"task": "other", "training_steps": 0, "epochs": 2.0, "device": "simulator"}
+    with pytest.raises(config.ConfigError, match=r"size of other's training set.*set training_steps"):
+        verdict_of(config.load("test_squad", overrides=ours), "other")
