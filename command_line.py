@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import shlex
 import signal
 import sys
@@ -210,10 +209,14 @@ def run_as_program(main: Callable[[Optional[List[str]]], Any]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
-            raise
-        asked = re.search(r"\d+ bytes", str(error))
-        more = f", allocating {asked[0]}" if asked else ""
+        more = ""
+        if isinstance(error, RuntimeError):
+            from training import out_of_memory_bytes
+
+            size_bytes = out_of_memory_bytes(error)
+            if size_bytes is None:
+                raise
+            more = f", allocating {size_bytes} bytes"
         print(
             f"error: out of host memory{more}: use a smaller model or micro_batch_size, or a "
             "larger host (--dry-run allocates no memory for the model)",

@@ -2,7 +2,7 @@
 
 from .answering import Answering, Examiner
 from .checkpoints import Checkpoint, hold_folder, resolve_weights_folder, save_checkpoint, write_atomically
-from .errors import CheckpointError, DivergenceError, TrainingError
+from .errors import CheckpointError, DivergenceError, TrainingError, is_worker_death, out_of_memory_bytes
 from .evaluation import Evaluator, build_evaluator
 from .fit import Job, Start, compile_pretraining, find_start, fit, place
 from .loop import LoopPlan, Progress, Speed, refuse_bad_weights, train
@@ -53,6 +53,8 @@ __all__ = [
     "hold_folder",
     "ignore_interrupts",
     "initial_model",
+    "is_worker_death",
+    "out_of_memory_bytes",
     "place",
     "plain",
     "plot_loss",

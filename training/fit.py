@@ -21,7 +21,7 @@ from .checkpoints import (
     save_checkpoint,
     write_atomically,
 )
-from .errors import TrainingError
+from .errors import TrainingError, is_worker_death
 from .evaluation import Evaluator
 from .loop import LoopPlan, Progress, refuse_bad_weights, train
 from .metrics import Task, plain
@@ -221,7 +221,7 @@ def fit(
                 instances=instances,
             )
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):  # PyTorch has no exception type for it
+        if not is_worker_death(error):
             raise
         raise TrainingError(
             f"a DataLoader worker died ({str(error).splitlines()[0]}), probably killed by the out-of-memory "
