@@ -140,11 +140,13 @@ def _first_that_answers(offline: bool) -> tuple[ModuleType, DeviceChoice]:
 
 def _simulator(reason: str) -> tuple[ModuleType, DeviceChoice]:
     _check_python(reason)
-    # The device's banner replaces the drop-in's announcement, here and in child processes.
-    os.environ["IPU_SIMULATOR_ANNOUNCED"] = "1"
     _use_this_copy()
-    if "poptorch" not in sys.modules and not _is_drop_in_folder(sys.path[0]):
-        sys.path.insert(0, str(DROP_IN))
+    if "poptorch" not in sys.modules:
+        if not _is_drop_in_folder(sys.path[0]):
+            sys.path.insert(0, str(DROP_IN))
+        from ipu_simulator import environment
+
+        environment.set_announced()  # by the device's banner
     module = importlib.import_module("poptorch")
     if not _is_drop_in(module):
         raise DeviceError(

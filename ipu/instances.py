@@ -36,6 +36,7 @@ class Instances:
     index: int = 0
     count: int = 1
     launched: bool = False  # by PopRun or torchrun, even if it is the only one
+    from_poprun: bool = False  # which then set popdist's options: the share of the replicas, the IPUs
     launcher: str = ""  # the command that started them, as far as it is known
 
     @property
@@ -123,12 +124,11 @@ def join_instances(device: DeviceChoice, *, replication_factor: int, ipus_per_re
             f"torchrun started {os.environ[_TORCHRUN]} instances, but PopRun assigns the IPUs: start "
             "them with poprun (docs/ipu_pod.md has the commands), or use --device simulator"
         )
-    if started_by_torchrun:
-        # torchrun sets the number of processes only; popdist also reads the number of replicas.
-        os.environ[_TOTAL_REPLICAS] = str(replication_factor)
     popdist = device_module.popdist()
     popdist.init()
-    count, total = popdist.getNumInstances(), int(os.environ[_TOTAL_REPLICAS])
+    # torchrun knows the number of processes only.
+    count = popdist.getNumInstances()
+    total = replication_factor if started_by_torchrun else popdist.getNumTotalReplicas()
     if device.name == "ipu-model" and (count > 1 or total > 1):
         raise DeviceError(
             f"{count} instances with {total} replicas were started, but Poplar's IPU model has no replicas: "
@@ -158,7 +158,13 @@ def join_instances(device: DeviceChoice, *, replication_factor: int, ipus_per_re
         launcher = (
             f"poprun --num-instances {count} --num-replicas {total} --ipus-per-replica {ipus_per_replica}"
         )
-    instances = Instances(popdist.getInstanceIndex(), count, launched=True, launcher=launcher)
+    instances = Instances(
+        popdist.getInstanceIndex(),
+        count,
+        launched=True,
+        from_poprun=not started_by_torchrun,
+        launcher=launcher,
+    )
     if count > 1:
         _meet(instances)
     return instances

@@ -83,12 +83,14 @@ def inference_options(plan: DevicePlan, instances: Instances = ALONE) -> Any:
 
 def _common(plan: DevicePlan, instances: Instances) -> Any:
     poptorch = ipu.poptorch
-    if instances.launched:
+    if instances.from_poprun:
         # All programs of an instance must have the same popdist options.
         options = device.popdist_options(plan.ipus_per_replica)
     else:
         options = poptorch.Options()
-        options.replicationFactor(plan.replication_factor)
+        options.replicationFactor(plan.replication_factor // instances.count)
+        if instances.count > 1:
+            options.Distributed.configureProcessId(instances.index, instances.count)
     options.autoRoundNumIPUs(True)
     # The device's seed. It also seeds torch's global generator on the host, which this program doesn't use.
     options.randomSeed(plan.seed)

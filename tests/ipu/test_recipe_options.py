@@ -3,6 +3,7 @@
 import json
 import os
 import zipfile
+from dataclasses import replace
 
 import pytest
 
@@ -84,12 +85,29 @@ def test_an_instance_has_its_share_of_the_replicas(monkeypatch):
     monkeypatch.setenv("POPDIST_NUM_LOCAL_REPLICAS", "2")
     monkeypatch.setenv("POPDIST_REPLICA_INDEX_OFFSET", "2")
     plan = configuration.load("bert_large_128_pod16").section(DevicePlan)
-    options = training_options(plan, ipu.Instances(1, 2, launched=True))
+    poprun = ipu.Instances(1, 2, launched=True, from_poprun=True)
+    options = training_options(plan, poprun)
     assert options.replication_factor == 2
     assert (options.Distributed.processId, options.Distributed.numProcesses) == (1, 2)
     # What PopRun has set up for this instance holds for all of its programs.
-    evaluation = inference_options(plan, ipu.Instances(1, 2, launched=True))
+    evaluation = inference_options(plan, poprun)
     assert (evaluation.replication_factor, evaluation.Distributed.numProcesses) == (2, 2)
+
+
+def test_torchrun_says_nothing_of_replicas_so_the_configuration_does(monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("POPDIST_", "OMPI_"))]:
+        monkeypatch.delenv(name)
+    for name, value in {"WORLD_SIZE": "1", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    before = dict(os.environ)
+    simulator = ipu.DeviceChoice("simulator", "", "", "")
+    joined = ipu.join_instances(simulator, replication_factor=4, ipus_per_replica=4)
+    assert (joined.index, joined.count, joined.launched, joined.from_poprun) == (0, 1, True, False)
+    assert dict(os.environ) == before
+    plan = configuration.load("bert_large_128_pod16").section(DevicePlan)
+    options = training_options(plan, replace(joined, index=1, count=2))
+    assert options.replication_factor == plan.replication_factor // 2 == 2
+    assert (options.Distributed.processId, options.Distributed.numProcesses) == (1, 2)
 
 
 POPRUN = {"POPDIST_NUM_TOTAL_REPLICAS": "4", "POPDIST_NUM_IPUS_PER_REPLICA": "4"}
@@ -114,8 +132,6 @@ POPRUN = {"POPDIST_NUM_TOTAL_REPLICAS": "4", "POPDIST_NUM_IPUS_PER_REPLICA": "4"
 def test_instances_that_do_not_fit_are_refused(monkeypatch, device, variables, replicas, words):
     for name in [name for name in os.environ if name.startswith(("POPDIST_", "OMPI_", "MASTER_"))]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("POPDIST_NUM_TOTAL_REPLICAS", "")  # so that what is set meanwhile goes again
-    monkeypatch.delenv("POPDIST_NUM_TOTAL_REPLICAS")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     choice = ipu.DeviceChoice(device, "", "", "")

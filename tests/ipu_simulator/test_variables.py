@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 
 import ipu_simulator
@@ -9,8 +11,10 @@ import pytest
 from ipu_simulator import variables
 
 DROP_IN = Path(ipu_simulator.__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # Hands the whole environment on to the program; PopRun's variables, which popdist answers about.
 MAY_TOUCH = {"ipu_simulator/variables.py", "ipu_simulator/command.py", "popdist/__init__.py"}
+WRITING = ("setdefault", "pop", "update", "putenv", "unsetenv")
 
 
 def test_no_other_module_touches_the_environment():
@@ -20,6 +24,43 @@ def test_no_other_module_touches_the_environment():
         if "environ" in path.read_text().replace("environment", "")
     }
     assert touching == MAY_TOUCH
+
+
+def writes(path: Path) -> set[str]:
+    """The variables that a file sets or removes in os.environ; "..." where the name is computed."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        name = None
+        if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
+            name, where = node.slice, node.value
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") in WRITING and node.args:
+            name, where = node.args[0], node.func.value
+        if name is not None and ast.unparse(where) in ("os.environ", "environ", "os"):
+            found.add(name.value if isinstance(name, ast.Constant) else "...")
+    return found
+
+
+def test_the_environment_is_written_for_other_processes_and_libraries_only():
+    allowed = {
+        "data/make_shards.py": {"TOKENIZERS_PARALLELISM"},  # read by the tokenizers library, in Rust
+        "data/prepare.py": {"TOKENIZERS_PARALLELISM"},
+        "ipu/device.py": {"POPTORCH_IPU_MODEL"},  # read by Graphcore's PopTorch, in C++
+        "ipu/simulator/dropin/ipu_simulator/variables.py": {"..."},  # set_for_children
+    }
+    rooms = "benchmarks config data ipu model planning training".split()
+    files = [*ROOT.glob("*.py"), *(path for room in rooms for path in (ROOT / room).rglob("*.py"))]
+    found = {str(path.relative_to(ROOT)): written for path in files if (written := writes(path))}
+    assert found == allowed
+
+
+def test_names_for_children_are_those_that_another_process_reads():
+    """The docstring of set_for_children says which, and why."""
+    calls = set()
+    for path in DROP_IN.rglob("*.py"):
+        calls |= set(re.findall(r"set_for_children\((?:\w+\.)?\"?(\w+)\"?,", path.read_text()))
+    assert calls == {"PROFILE", "CUSTOM_OPS", "ANNOUNCED", "RDMAV_FORK_SAFE"}
+    for name in calls:
+        assert getattr(variables, name, name) in variables.set_for_children.__doc__
 
 
 @pytest.mark.parametrize("value", ["two", "-1", "1.5", " 1"])

@@ -180,13 +180,18 @@ def announce() -> None:
     """Prints the announcement on stderr, once per run: not if the parent process has printed it."""
     if variables.text(variables.ANNOUNCED):
         return
-    variables.set_for_children(variables.ANNOUNCED, "1")
+    set_announced()
     try:
         line = announcement()
     except (UnknownTarget, UnknownPrecision) as error:
         # Compiling, or asking for the hardware, raises this error.
         line = f"{NAME}: {error}"
     say(line)
+
+
+def set_announced() -> None:
+    """Nothing is announced from now on, in this process and those that it starts."""
+    variables.set_for_children(variables.ANNOUNCED, "1")
 
 
 def say(line: str) -> None:

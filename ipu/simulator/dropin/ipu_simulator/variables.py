@@ -15,8 +15,7 @@ PRECISION = "IPU_SIMULATOR_PRECISION"  # the arithmetic: float32 or ipu-float16
 PROFILE = "IPU_SIMULATOR_PROFILE"  # a folder for reports; set by --profile
 CUSTOM_OPS = "IPU_SIMULATOR_CUSTOM_OPS"  # a file of functions; set by --custom-ops
 STRICT = "IPU_SIMULATOR_STRICT"  # 1: PopTorch's restrictions apply to libraries newer than PopTorch too
-# The announcement was printed; inherited by child processes. The application's runners set it too, because
-# their first line is the device's banner.
+# The announcement was printed. Set by environment.set_announced.
 ANNOUNCED = "IPU_SIMULATOR_ANNOUNCED"
 # Read by PopTorch too.
 CACHE_FOLDER = "POPTORCH_CACHE_DIR"
@@ -55,7 +54,12 @@ def names() -> list[str]:
 
 
 def set_for_children(name: str, value: str) -> None:
-    """Sets a variable for this process and its children."""
+    """Sets a variable that other processes or C libraries read. Nothing else writes the environment.
+
+    - IPU_SIMULATOR_PROFILE, IPU_SIMULATOR_CUSTOM_OPS: the command replaces itself by the program (exec).
+    - IPU_SIMULATOR_ANNOUNCED: that program, and DataLoader workers that are spawned, import poptorch again.
+    - RDMAV_FORK_SAFE: libibverbs reads it; PopTorch sets it.
+    """
     os.environ[name] = value
 
 
