@@ -59,6 +59,36 @@ def test_how_an_argument_is_passed_makes_no_difference():
         executor(x, scale=2)
 
 
+FIRST_DEFAULT, FACTOR, MORE = torch.tensor([2.0]), torch.tensor([1.0]), (3, torch.tensor([0.5]))
+
+
+class Defaults(torch.nn.Module):
+    def forward(self, x, first=FIRST_DEFAULT, /, factor=FACTOR, *, more=MORE):
+        factor += 0  # an in-place change of an input
+        return x * first * factor * more[0] * more[1]
+
+
+def test_a_default_that_is_a_tensor_is_an_input():
+    one, ten = torch.ones(2), torch.tensor([10.0])
+    executor = poptorch.inferenceModel(Defaults())
+    executor.compile(one)
+    assert executor(one).tolist() == [3, 3]
+    assert executor(one, factor=ten).tolist() == executor(one, ten / 5, ten).tolist() == [30, 30]
+    assert executor(one, ten).tolist() == executor(one, more=(3, ten / 4)).tolist() == [15, 15]
+    assert executor(one).tolist() == [3, 3]
+    with pytest.raises(poptorch.Error, match=r"Type mismatch for factor: expected <class 'torch\.Tensor'>"):
+        executor(one, factor=1.0)
+    with pytest.raises(poptorch.Error, match="Shape mismatch for factor"):
+        executor(one, factor=one)
+    with pytest.raises(poptorch.Error, match=r"Value mismatch for more\[0\]: expected 3 but got 4"):
+        executor(one, more=(4, ten))
+    executor.destroy()
+    executor(one, ten, ten)  # compiled with the argument, and called without it
+    assert executor(one).tolist() == [3, 3]
+    with pytest.raises(AssertionError, match=r"In the input torch.Size\(\[1\]\), the batch dimension"):
+        poptorch.inferenceModel(Defaults(), options(2)).compile(one)
+
+
 FIRST = ((torch.ones(4, 3), [torch.ones(4), {"k": torch.ones(4)}], True), {"scale": 2})
 
 
@@ -95,9 +125,9 @@ FIRST = ((torch.ones(4, 3), [torch.ones(4), {"k": torch.ones(4)}], True), {"scal
         (
             FIRST[0][:1],
             {"scale": 2},
-            "Number of positional arguments mismatch: expected 3 arguments but got 1.",
+            "Type mismatch for others: expected <class 'list'> but got <class 'NoneType'>.",
         ),
-        ((*FIRST[0],), {}, "Keys mismatch for keyword arguments: Missing arguments: scale."),
+        ((*FIRST[0],), {}, "Value mismatch for scale: expected 2 but got 1."),
     ],
 )
 def test_inputs_are_frozen_by_the_compilation(args, kwargs, text):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .._logging import logger
-from ..poptorch_core import Error, createPoptorchError
+from ..poptorch_core import createPoptorchError
 from .structure import check_types, expanded, map_leaves, tensor_paths, tensors, with_tensors
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ class _TensorSpec:
 
 @dataclass(frozen=True)
 class Arguments:
-    """One call's arguments; `names` of the positional ones, `defaults` of the omitted ones."""
+    """One call's arguments, with omitted ones whose defaults hold tensors; `names` of the positional ones,
+    `defaults` of the other omitted ones.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -91,6 +93,8 @@ class ArgumentParser:
     def parse(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """Binds arguments as Python would, with PopTorch's errors, and detaches their tensors.
 
+        A default that holds a tensor is an input like an argument, so that a later call can pass another.
+
         Raises AssertionError for an argument too many, an unknown keyword, and an argument given twice;
         poptorch.Error for a missing argument, and for a tensor that is empty, complex, sparse or not on the
         CPU.
@@ -109,6 +113,7 @@ class ArgumentParser:
             passed = parameter.name in kwargs or parameter.name in positional[: len(args)]
             if not passed and parameter.default is parameter.empty:
                 raise createPoptorchError(f"Mandatory parameter {parameter.name} missing")
+        args, kwargs = self._with_tensor_defaults(args, kwargs)
         more = tuple(f"args[{i}]" for i in range(len(args) - len(positional)))
         if any(isinstance(leaf, dict) for leaf in (*args, *kwargs.values())):
             self._warn_once("Dictionaries as inputs are passed in the order of their keys.")
@@ -117,6 +122,18 @@ class ArgumentParser:
         given = {*positional[: len(args)], *kwargs}
         defaults = {p.name: p.default for p in self._named if p.name not in given}
         return Arguments(ready[0], ready[1], tuple(positional[: len(args)]) + more, defaults)
+
+    def _with_tensor_defaults(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments, and the omitted parameters' defaults that hold tensors."""
+        given = {*self.positional[: len(args)], *kwargs}
+        omitted = [p for p in self._named if p.name not in given and tensors(p.default)]
+        # Python accepts these by position only, so those before them are passed too.
+        last = max((self._named.index(p) for p in omitted if p.kind is p.POSITIONAL_ONLY), default=-1)
+        args = (*args, *(p.default for p in self._named[len(args) : last + 1]))
+        more = {p.name: p.default for p in omitted if p.kind is not p.POSITIONAL_ONLY}
+        return args, {**kwargs, **more}
 
     @property
     def positional(self) -> list[str]:
@@ -203,9 +220,8 @@ class FrozenArguments:
             expected = {**dict(zip(self.names, self.args)), **self.kwargs, **self.defaults}
             values = dict(zip(given.names, expanded(given.args)))
             values.update(expanded(given.kwargs), **given.defaults)
-            # Otherwise the comparison below reports the difference.
-            if self._are_same(expected, values):
-                return
+            if expected.keys() == values.keys():
+                return _compare("keyword arguments", expected, values)
         if len(given.args) != len(self.args):
             _mismatch(
                 "Number of positional arguments mismatch: "
@@ -214,14 +230,6 @@ class FrozenArguments:
         for name, expected, value in zip(self.names, self.args, expanded(given.args)):
             _compare(name, expected, value)
         _compare("keyword arguments", self.kwargs, expanded(given.kwargs))
-
-    @staticmethod
-    def _are_same(expected: dict[str, Any], values: dict[str, Any]) -> bool:
-        try:
-            _compare("keyword arguments", expected, values)
-        except Error:
-            return False
-        return True
 
 
 def _specs(structure: Any) -> Any:
