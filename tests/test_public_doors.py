@@ -19,7 +19,7 @@ OF_POPTORCH = set(
     "_dataloader _impl _logging _poplar_executor _utils".split()
 )
 # Of PyTorch and Python, where they have no public name.
-OF_OTHERS = set("_actions _buffers _exit _forward_hooks _forward_pre_hooks _step_count".split())
+OF_OTHERS = set("_actions _buffers _exit _forward_hooks _forward_pre_hooks _step_count _workers".split())
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py"))
 
 

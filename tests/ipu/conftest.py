@@ -1,0 +1,141 @@
+"""Programs on `--device ipu`, over the stand-in for PopTorch in `stand_in/`. Each is a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import pydoc
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+STAND_IN = Path(__file__).resolve().parent / "stand_in"
+
+
+@dataclass
+class Ended:
+    """A process that ended: its status and output, and the calls of the compiled core, in order."""
+
+    status: int
+    out: str
+    err: str
+    calls: list = field(default_factory=list)
+
+    def names(self, *left_out):
+        """ "training run", ... without the calls that are left out."""
+        return [
+            f"{call['kind']} {call['call']}"
+            for call in self.calls
+            if "kind" in call and call["call"] not in left_out
+        ]
+
+    def of(self, call, kind=None):
+        return [
+            entry for entry in self.calls if entry["call"] == call and kind in (None, entry.get("kind", kind))
+        ]
+
+
+class StandIn:
+    """Starts programs; their core's calls go to a file each in `folder`."""
+
+    def __init__(self, folder, corpus, cache):
+        self.folder, self.corpus, self.cache, self._count = folder, corpus, cache, 0
+
+    def start(self, words, **environment):
+        self._count += 1
+        log = self.folder / f"calls-{self._count}.jsonl"
+        ours = ("POPTORCH", "PYTHON", "POPDIST", "OMPI", "MASTER", "IPU_SIMULATOR", "STAND_IN")
+        keep = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        process = subprocess.Popen(
+            [sys.executable, *map(str, words)],
+            cwd=ROOT,
+            env={
+                **keep,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join([str(STAND_IN), str(ROOT)]),
+                "STAND_IN_LOG": str(log),
+                **{name: str(value) for name, value in environment.items()},
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        process.log = log
+        return process
+
+    def end(self, process, timeout=120):
+        out, err = process.communicate(timeout=timeout)
+        calls = []
+        if process.log.exists():
+            calls = [json.loads(line) for line in process.log.read_text(encoding="utf-8").splitlines()]
+        return Ended(process.returncode, out, err, calls)
+
+    def code(self, program, **environment):
+        """Runs the text of a program, which must succeed."""
+        ended = self.end(self.start(["-c", textwrap.dedent(program)], **environment))
+        assert ended.status == 0, ended.err
+        return ended
+
+    def arguments(self, output, *extra, config="test_groupbert"):
+        return [
+            *("--config", config, "--output", output, "--corpus", self.corpus, "--cache-folder", self.cache),
+            *("--device", "ipu", "--no-progress-bar", "--validation-fraction", 0.2),
+            *("--preprocessing-workers", 0, *extra),
+        ]
+
+    def pretraining(self, output, *extra, **environment):
+        """A run of the pretraining runner, as its user starts it."""
+        words = [ROOT / "run_pretraining.py", *self.arguments(output, *extra)]
+        return self.end(self.start(words, **environment))
+
+    def instances(self, count, output, *extra, replicas=None, **environment):
+        """The same under PopRun's environment, in `count` instances at once."""
+        words = [ROOT / "run_pretraining.py", *self.arguments(output, *extra)]
+        replicas = replicas or count
+        processes = [
+            self.start(words, **{**poprun(count, index, replicas), **environment}) for index in range(count)
+        ]
+        return [self.end(process) for process in processes]
+
+
+def poprun(count, index, replicas, ipus_per_replica=2, port=29533):
+    """The environment of one of PopRun's instances on this host."""
+    return {
+        "POPDIST_NUM_TOTAL_REPLICAS": replicas,
+        "POPDIST_NUM_LOCAL_REPLICAS": replicas // count,
+        "POPDIST_NUM_IPUS_PER_REPLICA": ipus_per_replica,
+        "POPDIST_REPLICA_INDEX_OFFSET": index * (replicas // count),
+        "OMPI_COMM_WORLD_SIZE": count,
+        "OMPI_COMM_WORLD_RANK": index,
+        "OMPI_COMM_WORLD_LOCAL_SIZE": count,
+        "MASTER_PORT": port,
+    }
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A text file of documentation."""
+    documents = []
+    for name in ("argparse", "json", "pathlib", "pickle", "random", "tarfile"):
+        lines = pydoc.plain(pydoc.render_doc(name)).splitlines()
+        long = [line.strip(" |") for line in lines if len(line.split()) > 4 and " at 0x" not in line]
+        documents.append("\n".join(long))
+    path = tmp_path_factory.mktemp("corpus") / "documentation.txt"
+    path.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def stand_in(tmp_path, corpus, cache):
+    return StandIn(tmp_path, corpus, cache)
