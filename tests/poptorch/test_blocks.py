@@ -321,3 +321,33 @@ def test_more_ipus_than_the_machine_has_are_refused(monkeypatch, target, ipus, f
     offline = options.clone().useOfflineIpuTarget()
     poptorch.inferenceModel(Model(), offline).compile(torch.ones(1))
     poptorch.inferenceModel(Model(), options.clone().useIpuModel(True))(torch.ones(1))
+
+
+@pytest.mark.parametrize("auto", [poptorch.AutoStage.SameAsIpu, AutoIncrement])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("ipus", "places"),
+    [
+        ([None, 0, 1], [(0, 0), (0, 0), (1, 1)]),
+        ([None, None, 1], [(0, 0), (0, 0), (1, 1)]),
+        ([None, 2, 0], [(0, 0), (1, 2), (2, 0)]),
+        ([1, 1], [(1, 1), (1, 1)]),
+        ([0, 0, 1], [(0, 0), (0, 0), (1, 1)]),
+    ],
+)
+def test_the_cost_model_s_stages_are_the_pipeline_s(auto, training, ipus, places):
+    """Stage 0 on IPU 0 has what comes before the first block; the depth counts it even if that is nothing."""
+    from poptorch.simulator import capture
+
+    model = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in ipus))
+    for index, (layer, ipu_id) in enumerate(zip(model, ipus)):
+        if ipu_id is not None:
+            poptorch.BeginBlock(layer, f"B{index}", ipu_id=ipu_id)
+    options = poptorch.Options().deviceIterations(3).autoRoundNumIPUs()
+    options.Training.gradientAccumulation(5)
+    options.setExecutionStrategy(poptorch.PipelinedExecution(auto))
+    graph = capture(_WithLoss(model) if training else model, (torch.ones(1, 2),), {}, options, training)
+    assert [(op.stage, op.ipu) for op in graph.ops if op.name == "addmm" and op.phase == "forward"] == places
+    assert len(graph.stage_ipus) == 1 + places[-1][0]
+    backward = {(op.stage, op.ipu) for op in graph.ops if op.phase == "backward"}
+    assert backward == (set(places) if training else set())

@@ -104,6 +104,46 @@ def test_each_stage_stashes_what_enters_it_and_each_checkpoint():
     assert _count(marked, "Restore") == _count(marked, "Stash")
 
 
+class _Blocks(torch.nn.Module):
+    """A chain of linear layers and a loss. `ipus`: where each layer begins a block; None: it doesn't."""
+
+    def __init__(self, ipus: list[int | None]) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(FEATURES, FEATURES) for _ in ipus)
+        for index, (layer, ipu) in enumerate(zip(self.layers, ipus)):
+            if ipu is not None:
+                poptorch.BeginBlock(layer, f"B{index}", ipu_id=ipu)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = poptorch.recomputationCheckpoint(layer(x).tanh())
+        return poptorch.identity_loss(x, "sum")
+
+
+@pytest.mark.parametrize("auto", [poptorch.AutoStage.SameAsIpu, poptorch.AutoStage.AutoIncrement])
+@pytest.mark.parametrize(
+    ("ipus", "depth", "stashes"),
+    [
+        ([0, 1], 2, [0, 0]),
+        ([0, 0, 1, 1], 2, [0, 0, 0]),
+        ([0, 0, 1, 0, 0], 3, [0, 0, 0, 1, 1]),  # the last stage is on the first IPU again
+        ([0, 1, 1, 0, 1], 4, [0, 0, 0, 0, 1, 1, 1]),
+        ([None, 0, 1], 2, [0, 0, 0]),  # what comes before the first block is part of its stage
+        ([None, 1, 1], 2, [0, 0]),  # or a stage of its own on IPU 0
+        ([1, 1], 2, []),
+        ([0, 0, 0], 1, []),
+    ],
+)
+def test_stashes_are_those_of_stages_however_many_blocks_form_one(auto, ipus, depth, stashes):
+    """A stage before the last keeps its input and each layer's checkpoint. `stashes`: the IPU of each."""
+    made = options(accumulation=2 * depth - 1)
+    made.setExecutionStrategy(poptorch.PipelinedExecution(auto))
+    graph = _graph(_Blocks(ipus), made, batch(2 * depth - 1)[0])
+    for type_ in ("Stash", "Restore"):
+        found = [node["attributes"]["__ipu_number"] for node in graph if node["type"] == type_]
+        assert sorted(map(int, found)) == stashes
+
+
 def test_only_a_pipeline_stashes():
     graph = _pipelined(True, poptorch.ShardedExecution())
     assert _count(graph, "Checkpoint") == STAGES

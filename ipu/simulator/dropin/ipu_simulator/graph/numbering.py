@@ -188,8 +188,9 @@ class _Numbering:
 
     def _here(self, where: Where) -> _Origin:
         paths = [scope.path for scope in where.scopes if scope.is_module and scope.path is not None]
-        stage, ipu, _ = where.place
-        return _Origin(paths[-1] if paths else "", stage, ipu, self._segments[stage], where.marks)
+        place = where.place
+        segment = self._segments[place.stage]
+        return _Origin(paths[-1] if paths else "", place.stage, place.ipu, segment, where.marks)
 
     def _origin(self, where: Where) -> _Origin:
         if where.phase == "forward":

@@ -42,12 +42,15 @@ class Value(NamedTuple):
 class Place(NamedTuple):
     """Where on the device operations run: a forward pipeline stage and its IPU.
 
+    :param stage: from 0; each change of the IPU begins the next one.
     :param attributes: what the program says of the operations there (poptorch.Attribute).
+    :param strategy_stage: the stage's number in the program's execution strategy.
     """
 
     stage: int
     ipu: int
     attributes: Mapping[str, Any] = _NOTHING
+    strategy_stage: int = 0
 
 
 class Scope(NamedTuple):

@@ -18,6 +18,8 @@ STRATEGY_OPTIONS = (
     "tensors_liveness",
     "serial_phases_execution",
 )
+# PopTorch's number of the execution mode.
+_PIPELINED = 0
 
 
 class Stage:
@@ -58,6 +60,11 @@ class _IExecutionStrategy:
     def backendOptions(self) -> dict[str, Any]:
         """The strategy's part of Options.toDict()."""
         raise NotImplementedError
+
+    @property
+    def _is_pipelined(self) -> bool:
+        """Whether the stages work at the same time."""
+        return bool(self.backendOptions()["execution_mode"] == _PIPELINED)
 
     def _place(self, block_id: str, ipu_id: int | None) -> tuple[int, int]:
         """(stage, IPU) of a block that is entered during tracing."""
@@ -109,8 +116,8 @@ class PipelinedExecution(_IExecutionStrategy):
         return self._stages[block_id]
 
     def backendOptions(self) -> dict[str, Any]:
-        """PopTorch's execution modes: 0 pipelined, 1 sharded, 2 phased."""
-        return {"execution_mode": 0}
+        """The execution mode, by PopTorch's numbers: 0 pipelined, 1 sharded, 2 phased."""
+        return {"execution_mode": _PIPELINED}
 
     def _place(self, block_id: str, ipu_id: int | None) -> tuple[int, int]:
         if self._auto is None:

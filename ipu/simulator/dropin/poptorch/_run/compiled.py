@@ -233,11 +233,9 @@ class Executable:
             trace.validate(self._training)
             self.ir = popart_ir.as_json(
                 recorder.recording,
-                trace.entries,
                 [self.weights.names[i] for i in self.weights.trainable] if self._training else [],
                 self._update_types,
-                trace.num_pipeline_stages > 1
-                and self._options._execution_strategy.backendOptions()["execution_mode"] == 0,
+                len(trace.stage_ipus) if self._options._execution_strategy._is_pipelined else 1,
                 Obeyed(self._options._Popart).recomputation,
             )
             if self._training:

@@ -19,7 +19,7 @@ from ipu_simulator.graph import fake as _stand_ins
 from ipu_simulator.graph.fake import without_memory
 from ipu_simulator.graph.ir import Graph, Role
 from ipu_simulator.graph.numbering import check_types, graph_of
-from ipu_simulator.graph.recorder import Place, Recorder
+from ipu_simulator.graph.recorder import Recorder
 
 from .. import enums
 from .._options.popart import Obeyed
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 _DEFAULT_PROPORTION = 0.6
 # Default of gradient accumulators.
 _FLOAT32_BYTES = 4
-# PopTorch's execution mode number of pipelined execution.
-_PIPELINED = 0
 # PopART's RecomputationType.None.
 _NO_RECOMPUTATION = 0
 
@@ -70,7 +68,7 @@ def settings_of(
     :param num_ipus: IPUs per replica; each gets its available memory proportion.
     """
     popart = Obeyed(options._Popart)
-    mode = options._execution_strategy.backendOptions()["execution_mode"]
+    pipelined = options._execution_strategy._is_pipelined
     recomputation = popart.recomputation
     proportions = options.available_memory_proportion
     found = None if optimizer is None else extract(optimizer)
@@ -81,9 +79,9 @@ def settings_of(
         device_iterations=options.device_iterations,
         matmul_proportions=tuple(proportions.get(ipu, _DEFAULT_PROPORTION) for ipu in range(num_ipus)),
         half_partials=popart.half_matmul_partials,
-        execution="pipelined" if mode == _PIPELINED else "sharded",
+        execution="pipelined" if pipelined else "sharded",
         # PopTorch turns it on automatically for pipelined execution.
-        recompute=mode == _PIPELINED if recomputation is None else recomputation != _NO_RECOMPUTATION,
+        recompute=pipelined if recomputation is None else recomputation != _NO_RECOMPUTATION,
         optimizer=None if found is None else _optimizer(options, found),
         accumulator_bytes=_FLOAT32_BYTES if found is None else found.settings.accumulator_type.itemsize,
         framework="PopTorch",
@@ -114,28 +112,6 @@ def _state_bytes(settings: numerics.UpdateSettings) -> tuple[int, ...]:
 
 
 __all__ = ["capture", "settings_of", "without_memory"]
-
-
-class _Placement:
-    """The current (pipeline stage, IPU) of a trace: each change of IPU starts a new stage, from 0."""
-
-    def __init__(self, trace: _trace.Trace) -> None:
-        self._trace = trace
-        self._seen = 0
-        self._now = Place(0, 0)
-
-    def __call__(self) -> Place:
-        entries = self._trace.entries
-        while self._seen < len(entries):
-            to = entries[self._seen].ipu
-            self._now = Place(self._now.stage + (to != self._now.ipu), to)
-            self._seen += 1
-        return self._now
-
-    @property
-    def stage_ipus(self) -> tuple[int, ...]:
-        ipus = [0] + [entry.ipu for entry in self._trace.entries]
-        return (0, *(after for before, after in itertools.pairwise(ipus) if before != after))
 
 
 def _stand_in(weights: _stand_ins.WeightsStandIns) -> Listener:
@@ -189,8 +165,7 @@ def capture(
         plain_kernels(),
         _trace.tracing(offline) as trace,
     ):
-        placement = _Placement(trace)
-        recorder = trace.recorder = Recorder(placement, paths, check_types)
+        recorder = trace.recorder = Recorder(trace.place, paths, check_types)
         trace.is_capture = True
         for role, tensors_of_role in given.items():
             for name, tensor in tensors_of_role.items():
@@ -205,7 +180,7 @@ def capture(
             if training:
                 loss = _loss(checks, losses, trace, outputs)
                 recorder.backward(loss, weights.parameters.values())
-        return graph_of(recorder, placement.stage_ipus, inputs.values(), outputs)
+        return graph_of(recorder, trace.stage_ipus, inputs.values(), outputs)
 
 
 def _named_tensors(

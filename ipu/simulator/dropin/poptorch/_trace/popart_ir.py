@@ -11,13 +11,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from ipu_simulator.graph.recorder import Checkpoint, Mark, Operation, Place, Recording, Value
 from ipu_simulator.op_table import row_of
-
-from . import run as _trace
 
 _VIEWS = frozenset({"Identity", "Expand", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 # PopART's RecomputationType.Standard, .NormOnly, .Pipeline and .RecomputeAll.
@@ -28,8 +26,7 @@ _RECOMPUTES = frozenset({1, 2, 3, 4})
 class _Node:
     name: str
     type: str
-    stage: int
-    ipu: int
+    place: Place
     inputs: list[dict[str, Any]] = field(default_factory=list)
     outputs: list[dict[str, Any]] = field(default_factory=list)
     attributes: dict[str, Any] = field(default_factory=dict)
@@ -88,12 +85,12 @@ class _Made:
 
 
 class _Nodes:
-    """The nodes of a recording, and what each pipeline stage takes from another."""
+    """The nodes of a recording, and what each pipeline stage takes from another or from the host."""
 
     def __init__(self, recording: Recording) -> None:
         self.nodes: list[_Node] = []
-        # What each stage takes from elsewhere, by address and stage.
-        self.entering: dict[tuple[int, int], dict[str, Any]] = {}
+        # What each stage takes from elsewhere, and where it is first used, by address and stage.
+        self.entering: dict[tuple[int, int], tuple[Place, dict[str, Any]]] = {}
         self._made: dict[int, _Made] = {}  # by address
         self._makers: dict[int, _Node] = {}  # by the identity of what they made
         names = Names()
@@ -107,14 +104,14 @@ class _Nodes:
                 self._add(named, event.where.place)
 
     def _add(self, named: Named, place: Place) -> None:
-        node = _Node(named.name, named.type, place.stage, place.ipu, attributes=dict(place.attributes))
+        node = _Node(named.name, named.type, place, attributes=dict(place.attributes))
         for value in named.taken:
             made = self._made.get(value.address)
             if made is None:
                 continue
             node.inputs.append(made.tensor)
             if not made.is_weight and made.stage != place.stage:
-                self.entering.setdefault((value.address, place.stage), made.tensor)
+                self.entering.setdefault((value.address, place.stage), (place, made.tensor))
         for index, value in enumerate(named.made):
             self._makers[value.identity] = node
             node.outputs.append(self._keep(value, f"{named.name}:{index}", place.stage, is_weight=False))
@@ -135,52 +132,52 @@ class _Nodes:
 
 def as_json(
     recording: Recording,
-    blocks: Sequence[_trace.BlockEntry],
     updated: list[str],
     update_types: tuple[str, ...],
-    pipelined: bool,
+    num_stages: int,
     recompute: int | None,
 ) -> str:
     """JSON: {"maingraph": [{name, type, attributes, inputs, outputs}, ...]}.
 
-    :param blocks: as they were entered.
     :param updated: names of the weights that train; none in inference.
     :param update_types: PopART's types of one weight's update, in order.
-    :param pipelined: whether stages work at the same time.
+    :param num_stages: forward pipeline stages that work at the same time; 1 without a pipeline.
     :param recompute: PopART's autoRecomputation, None where nobody set it.
     """
     read = _Nodes(recording)
     nodes = list(read.nodes)
-    if updated and pipelined:
-        nodes += _stashes(read, blocks, recompute is None or recompute in _RECOMPUTES)
+    if updated:
+        nodes += _stashes(read, num_stages, recompute is None or recompute in _RECOMPUTES)
     for name in updated:
         changed = {"name": f"UpdatedVar___{name}"}
         gradient = {"name": f"Gradient___{name}"}
         for number, type_ in enumerate(update_types):
             path = f"{type_}/{name}" if type_ not in update_types[:number] else f"{type_}/{name}/{number}"
             outputs = [changed] if number == len(update_types) - 1 else []
-            nodes.append(_Node(path, type_, 0, 0, [{"name": name}, gradient], outputs))
+            nodes.append(_Node(path, type_, Place(0, 0), [{"name": name}, gradient], outputs))
     return json.dumps({"maingraph": [_node_as_json(node) for node in nodes]})
 
 
-def _stashes(read: _Nodes, blocks: Sequence[_trace.BlockEntry], recompute: bool) -> list[_Node]:
-    # The last stage goes backward at once and keeps nothing.
-    last = blocks[-1].stage
-    ipus = {entry.stage: entry.ipu for entry in blocks}
-    kept = [(stage, tensor) for (_, stage), tensor in read.entering.items()]
+def _stashes(read: _Nodes, num_stages: int, recompute: bool) -> list[_Node]:
+    kept = list(read.entering.values())
     for node in read.nodes:
         if node.type == "Checkpoint" or not (recompute or node.type in _VIEWS):
-            kept += [(node.stage, tensor) for tensor in node.outputs]
+            kept += [(node.place, tensor) for tensor in node.outputs]
+    # The last stage goes backward at once and keeps nothing.
     return [
-        _Node(f"{type_}/{tensor['name']}", type_, stage, ipus.get(stage, 0), [tensor], [tensor])
+        _Node(f"{type_}/{tensor['name']}", type_, place, [tensor], [tensor])
         for type_ in ("Stash", "Restore")
-        for stage, tensor in kept
-        if stage != last
+        for place, tensor in kept
+        if place.stage < num_stages - 1
     ]
 
 
 def _node_as_json(node: _Node) -> dict[str, Any]:
-    attributes = {**node.attributes, "__ipu_number": str(node.ipu), "__pipeline_stage": str(node.stage)}
+    attributes = {
+        **node.attributes,
+        "__ipu_number": str(node.place.ipu),
+        "__pipeline_stage": str(node.place.strategy_stage),
+    }
     return {
         "name": node.name,
         "type": node.type,

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import threading
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping
 
@@ -35,15 +33,6 @@ def computes(func: Any, args: tuple[Any, ...]) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class BlockEntry:
-    """One entry into a block; a block may be entered several times."""
-
-    block_id: str
-    stage: int
-    ipu: int
-
-
 class Run:
     """State of one forward on the device."""
 
@@ -66,16 +55,22 @@ class Run:
 
 
 class Trace(Run):
-    """State of the compiling run: `entries` lists block entries in order."""
+    """State of the compiling run.
+
+    The forward pipeline's stages follow from the IPUs of the blocks entered so far: it begins with stage 0 on
+    IPU 0, and each change of the IPU begins the next one. So consecutive blocks on one IPU are one stage.
+    """
 
     def __init__(self, options: Options) -> None:
         super().__init__()
         self._options = options
         self._strategy = options._execution_strategy
         self._next_auto_id = 0
-        self._active: BlockEntry | None = None
-        self.entries: list[BlockEntry] = []
-        self.computes_outside_block = False
+        self.in_block = False  # whether a block is active
+        self._strategy_stage = 0  # of the latest block
+        self.stage_ipus: tuple[int, ...] = (0,)  # the IPU of each stage so far
+        self._has_blocks = False
+        self._in_forward = True
         self.convolutions: int | None = None  # count in the open poptorch.MultiConv; None outside
         self.follows_values = False
         # Called with a function and its arguments, which only later runs call at this point.
@@ -85,32 +80,38 @@ class Trace(Run):
         if user_id is None:
             user_id = str(self._next_auto_id)
             self._next_auto_id += 1
-        stage, ipu = self._strategy._place(user_id, ipu_id)
-        self._active = BlockEntry(user_id, stage, ipu)
-        self.entries.append(self._active)
+        self.enter(*self._strategy._place(user_id, ipu_id))
+
+    def enter(self, strategy_stage: int, ipu: int) -> None:
+        """Begins a block at this place."""
+        self.in_block = self._has_blocks = True
+        self._strategy_stage = strategy_stage
+        if ipu != self.stage_ipus[-1]:
+            self.stage_ipus += (ipu,)
 
     def end_block(self) -> None:
-        self._active = None
+        self.in_block = False
 
     def reset_auto_id(self) -> None:
         self._next_auto_id = 0
 
     def place(self) -> Place:
-        """Where operations run now, by the numbers that the execution strategy gives to stages."""
-        stage, ipu = (self.entries[-1].stage, self.entries[-1].ipu) if self.entries else (0, 0)
-        return Place(stage, ipu, open_attributes())
+        """Where operations run now."""
+        stage = len(self.stage_ipus) - 1
+        return Place(stage, self.stage_ipus[-1], open_attributes(), self._strategy_stage)
 
     def on_operation(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Listener for operations (watch.py): notices computation after a `with Block`, and counts the
-        convolutions of a MultiConv.
+        """Listener for operations (watch.py): refuses those after a `with Block`, and counts the convolutions
+        of a MultiConv.
 
         PopTorch starts with stage 0 on IPU 0 active: operations before the first block belong there.
         """
         if self.convolutions is not None:
             self.convolutions += func is torch.ops.aten.convolution.default
         # Constants are placed at their first use, so only operations with tensor arguments count.
-        if self.entries and not self.in_block and computes(func, args):
-            self.computes_outside_block = True
+        outside = self._in_forward and self._has_blocks and not self.in_block
+        if outside and computes(func, args):
+            raise createBackendError("No active Block, all the ops must belong to a Block")
         return proceed(func, args, kwargs)
 
     @property
@@ -119,29 +120,17 @@ class Trace(Run):
         return bool(self.inference_only) or self.follows_values
 
     @property
-    def in_block(self) -> bool:
-        """Whether a block is active."""
-        return self._active is not None
-
-    @property
-    def num_pipeline_stages(self) -> int:
-        """The depth of the forward pipeline: 1 + the number of IPU changes along the blocks, from IPU 0."""
-        ipus = [0] + [entry.ipu for entry in self.entries]
-        return 1 + sum(before != after for before, after in pairwise(ipus))
-
-    @property
     def ipus_per_replica(self) -> int:
         """1 + the highest IPU in use."""
-        return 1 + max((entry.ipu for entry in self.entries), default=0)
+        return 1 + max(self.stage_ipus)
 
     def validate(self, training: bool) -> None:
-        """Raises poptorch.Error if blocks, pipeline depth or the number of IPUs are invalid."""
-        if self.computes_outside_block:
-            raise createBackendError("No active Block, all the ops must belong to a Block")
+        """At the forward's end: raises poptorch.Error if pipeline depth or the number of IPUs are invalid."""
+        self._in_forward = False
         if training and self.inference_only:
             raise createBackendError(f"{self.inference_only[0]} is only supported in inference")
         self._strategy._check_depth(
-            self.num_pipeline_stages,
+            len(self.stage_ipus),
             training=training,
             gradient_accumulation=self._options.Training.gradient_accumulation,
             device_iterations=self._options.device_iterations,
