@@ -74,24 +74,17 @@ def select_device(
                 f"device {name!r} was requested, but this process already uses {_chosen.name!r}: "
                 "choose the device once, before the first use of ipu.poptorch"
             )
-        _set_up_simulator(target, precision)
+        if _chosen.name == "simulator":
+            _set_up_simulator(target, precision)
         return _chosen
     if name == "auto":
-        _module, _chosen = _first_that_answers(offline)
+        _module, _chosen = _first_that_answers(offline, target, precision)
     elif name == "simulator":
-        _module, _chosen = _simulator("requested")
+        _module, _chosen = _simulator("requested", target, precision)
     else:
         _module, _chosen = _graphcore(name, offline)
     _asked = name
-    _set_up_simulator(target, precision)
     return _chosen
-
-
-def _set_up_simulator(target: Optional[str], precision: Optional[str]) -> None:
-    if _chosen is not None and _chosen.name == "simulator":
-        from ipu_simulator import environment  # needs Python 3.10
-
-        environment.stand_for(target=target, precision=precision)
 
 
 def make_simulator_importable() -> None:
@@ -114,16 +107,18 @@ def resolve() -> ModuleType:
     return _module
 
 
-def _first_that_answers(offline: bool) -> tuple[ModuleType, DeviceChoice]:
+def _first_that_answers(
+    offline: bool, target: Optional[str], precision: Optional[str]
+) -> tuple[ModuleType, DeviceChoice]:
     already = sys.modules.get("poptorch")
     if already is not None and _is_drop_in(already):
-        return _simulator("the simulator's poptorch is already imported")
+        return _simulator("the simulator's poptorch is already imported", target, precision)
     if already is None and _started_on_drop_in():
-        return _simulator("the program was started on the simulator's poptorch")
+        return _simulator("the program was started on the simulator's poptorch", target, precision)
     try:
         module = _import_graphcore()
     except ImportError as error:
-        return _simulator(f"PopTorch not importable: {error}")
+        return _simulator(f"PopTorch not importable: {error}", target, precision)
     if _an_ipu_answers(module):
         return module, _graphcore_choice(module, "ipu", "an IPU is available")
     if offline:
@@ -135,26 +130,43 @@ def _first_that_answers(offline: bool) -> tuple[ModuleType, DeviceChoice]:
             "simulator's can't be imported: choose the device first, or use --device ipu-model"
         )
     _forget("poptorch")
-    return _simulator("PopTorch is installed, but no IPU is available")
+    return _simulator("PopTorch is installed, but no IPU is available", target, precision)
 
 
-def _simulator(reason: str) -> tuple[ModuleType, DeviceChoice]:
+def _simulator(
+    reason: str, target: Optional[str], precision: Optional[str]
+) -> tuple[ModuleType, DeviceChoice]:
     _check_python(reason)
     _use_this_copy()
-    if "poptorch" not in sys.modules:
-        if not _is_drop_in_folder(sys.path[0]):
-            sys.path.insert(0, str(DROP_IN))
-        from ipu_simulator import environment
-
-        environment.set_announced()  # by the device's banner
-    module = importlib.import_module("poptorch")
+    if "poptorch" not in sys.modules and not _is_drop_in_folder(sys.path[0]):
+        sys.path.insert(0, str(DROP_IN))
+    module = sys.modules.get("poptorch") or _import_simulator(target, precision)
     if not _is_drop_in(module):
         raise DeviceError(
             f"the simulator was requested, but another poptorch is already imported, from {module.__file__}: "
             "choose the device before anything imports poptorch"
         )
+    _set_up_simulator(target, precision)
     whose = "the simulator's poptorch, PopTorch 3.4 semantics; no SDK in use"
     return module, DeviceChoice("simulator", whose, module.__version__, reason)
+
+
+def _import_simulator(target: Optional[str], precision: Optional[str]) -> ModuleType:
+    from ipu_simulator import environment
+
+    environment.set_announced()  # by the device's banner
+    # First, so that the variables that these replace may have any value.
+    environment.stand_for(target=target, precision=precision)
+    try:
+        return importlib.import_module("poptorch")
+    except environment.BadVariables as error:
+        raise DeviceError(str(error)) from error
+
+
+def _set_up_simulator(target: Optional[str], precision: Optional[str]) -> None:
+    from ipu_simulator import environment  # needs Python 3.10
+
+    environment.stand_for(target=target, precision=precision)
 
 
 def _check_python(reason: str) -> None:

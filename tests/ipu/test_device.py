@@ -228,5 +228,20 @@ def test_a_run_chooses_machine_and_precision_without_the_environment():
     assert out.splitlines() == ["pod4 ipu-float16", "pod16 ipu-float16", "True"]
 
 
+def test_a_bad_variable_is_an_error_of_the_device_unless_it_is_replaced():
+    program = """
+        import ipu
+        try:
+            ipu.select_device("simulator", target="pod4")
+            from ipu_simulator import environment
+            print(environment.target().name)
+        except ipu.DeviceError as error:
+            print(error)
+        """
+    assert run(program, IPU_SIMULATOR_TARGET="pod61") == "pod4"
+    expected = "IPU_SIMULATOR_STRICT is 'yes'; a whole number from 0 on is expected"
+    assert run(program, IPU_SIMULATOR_STRICT="yes", IPU_SIMULATOR_TARGET="pod61") == expected
+
+
 def test_the_facade_alone_imports_no_poptorch():
     assert run("import sys, ipu; print('poptorch' in sys.modules, 'torch' in sys.modules)") == "False False"

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from ipu_simulator import environment
+from ipu_simulator import environment, variables
 
 from ipu.placement import machine_ipus
 
@@ -66,6 +66,36 @@ def test_an_unknown_machine_gets_the_nearest_name(monkeypatch):
     monkeypatch.setenv(environment.TARGET_VARIABLE, "pod17")
     with pytest.raises(environment.UnknownTarget, match="IPU_SIMULATOR_TARGET is 'pod17'"):
         environment.target()
+
+
+def imported(**values: str) -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, "PYTHONPATH": str(DROP_IN), **values}
+    return subprocess.run(
+        [sys.executable, "-c", "import poptorch"], env=variables, capture_output=True, text=True
+    )
+
+
+def test_importing_lists_every_variable_with_a_bad_value(tmp_path):
+    (tmp_path / "file").write_text("")
+    refused = imported(
+        IPU_SIMULATOR_STRICT="true",
+        IPU_SIMULATOR_TARGET="pod61",
+        IPU_SIMULATOR_PRECISION="float61",
+        IPU_SIMULATOR_PROFILE=str(tmp_path / "file"),
+        IPU_SIMULATOR_CUSTOM_OPS=str(tmp_path / "absent.py"),
+    )
+    assert refused.returncode == 1
+    last = refused.stderr.splitlines()[-1]
+    for words in (
+        "IPU_SIMULATOR_STRICT is 'true'; a whole number from 0 on is expected",
+        "IPU_SIMULATOR_TARGET is 'pod61', which is not a known target",
+        "IPU_SIMULATOR_PRECISION is 'float61'",
+        f"IPU_SIMULATOR_PROFILE is '{tmp_path / 'file'}', a file",
+        f"IPU_SIMULATOR_CUSTOM_OPS is '{tmp_path / 'absent.py'}', but there is no such file",
+    ):
+        assert words in last
+    empty = dict.fromkeys([name for name in vars(variables).values() if str(name).startswith("IPU_SIM")], "")
+    assert imported(**empty).returncode == 0
 
 
 def test_a_closed_stderr_gets_nothing_and_stdout_neither():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import variables
-from .environment import UnknownPrecision, UnknownTarget, announce, announcement
+from .environment import BadVariables, announce, check_variables
 
 DROP_IN = Path(__file__).resolve().parents[1]
 
@@ -143,8 +143,8 @@ class FrontDoor:
                 "Python's options -E and -I hide PYTHONPATH, on which the simulator's poptorch comes in"
             )
         try:
-            announcement()
-        except (UnknownTarget, UnknownPrecision) as error:
+            check_variables()
+        except BadVariables as error:
             self._refuse(str(error))
         announce()
         environment = {**os.environ, "PYTHONPATH": self._python_path()}

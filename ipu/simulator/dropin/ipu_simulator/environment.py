@@ -164,6 +164,25 @@ def precision() -> str:
     return name
 
 
+class BadVariables(ValueError):
+    """Environment variables have values that the simulator can't use; each is named."""
+
+
+def check_variables() -> None:
+    """Raises BadVariables, which lists every variable of the simulator with a value that it can't use.
+
+    A variable that `stand_for` overrides isn't read.
+    """
+    problems = []
+    for read in (target, precision, variables.strict, variables.profile_folder, variables.custom_ops_file):
+        try:
+            read()
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise BadVariables("; ".join(problems))
+
+
 def announcement() -> str:
     """The line that announces the simulator and its target. Raises UnknownTarget and UnknownPrecision."""
     machine = target()
@@ -181,12 +200,7 @@ def announce() -> None:
     if variables.text(variables.ANNOUNCED):
         return
     set_announced()
-    try:
-        line = announcement()
-    except (UnknownTarget, UnknownPrecision) as error:
-        # Compiling, or asking for the hardware, raises this error.
-        line = f"{NAME}: {error}"
-    say(line)
+    say(announcement())
 
 
 def set_announced() -> None:

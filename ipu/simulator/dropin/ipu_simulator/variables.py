@@ -1,4 +1,5 @@
-"""The environment variables that the simulator reads. They are read at the time of use.
+"""The environment variables that the simulator reads. They are read at the time of use, and those of the
+simulator are checked when poptorch is imported (environment.check_variables).
 
 An empty variable counts as unset. (popdist reads those for the number of instances, PyTorch those of
 torchrun.)
@@ -74,6 +75,16 @@ def strict() -> bool:
 
 
 def profile_folder() -> Path | None:
-    """Folder for reports on the compiled models; None: no reports."""
+    """Folder for reports on the compiled models; None: no reports. Raises ValueError if it is a file."""
     folder = text(PROFILE)
+    if folder and Path(folder).exists() and not Path(folder).is_dir():
+        raise ValueError(f"{PROFILE} is {folder!r}, a file; a folder for the reports is expected")
     return Path(folder) if folder else None
+
+
+def custom_ops_file() -> str:
+    """The file of functions for custom operations, or an empty text. Raises ValueError if there is none."""
+    file = text(CUSTOM_OPS)
+    if file and not Path(file).is_file():
+        raise ValueError(f"{CUSTOM_OPS} is {file!r}, but there is no such file in {Path.cwd()}")
+    return file

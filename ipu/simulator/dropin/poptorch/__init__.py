@@ -11,6 +11,7 @@ import typing as _typing
 from ipu_simulator import POPTORCH_VERSION as _POPTORCH_VERSION
 from ipu_simulator import variables as _variables
 from ipu_simulator.environment import announce as _announce
+from ipu_simulator.environment import check_variables as _check_variables
 from ipu_simulator.host import refuse_to_replace_another_poptorch as _refuse_to_replace
 
 from . import (
@@ -84,8 +85,12 @@ def _has_file(stream: _typing.TextIO | None) -> bool:
 
 
 def _prepare_process() -> None:
-    """The side effects of importing PopTorch: environment, logging, faulthandler, atexit, monkeypatches."""
+    """The side effects of importing PopTorch: environment, logging, faulthandler, atexit, monkeypatches.
+
+    Raises BadVariables for environment variables that the simulator can't use.
+    """
     _refuse_to_replace()
+    _check_variables()
     _announce()
     # RDMA with fork() is unsafe unless this is set first.
     if not _variables.is_set("RDMAV_FORK_SAFE"):

@@ -47,7 +47,7 @@ def _run_function(
     """
     name, domain, version = operation
     what = f"The custom operation {domain}.{name} (version {version})"
-    path = variables.text(variables.CUSTOM_OPS)
+    path = variables.custom_ops_file()
     function = (_functions(path) if path else {}).get(operation) or _OF_POPTORCH.get(operation)
     if function is None:
         where = f" {path} has none for {operation!r}." if path else ""
