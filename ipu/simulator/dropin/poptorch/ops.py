@@ -200,20 +200,37 @@ def ipu_print_tensor(
     return result
 
 
-def _all_nop(structure: Any) -> Any:
-    return map_leaves(structure, lambda leaf: nop(leaf) if isinstance(leaf, torch.Tensor) else leaf)
-
-
 def set_overlap_for_input(input_tensors: Any, mode: OverlapMode) -> Any:
-    """Identity; sets with which loop the inputs' transfers overlap. AssertionError for another `mode`."""
-    assert isinstance(mode, OverlapMode), "mode must be a poptorch.OverlapMode"
-    return _all_nop(input_tensors)
+    """Identity; sets with which loop the inputs' transfers overlap. AssertionError for another `mode`.
+
+    On the device, raises poptorch.Error for a tensor that is no argument of forward or is used otherwise
+    too, and, unless the mode is NoOverlap, under pipelined execution and without I/O tiles.
+    """
+    return _overlapped(input_tensors, mode, "input")
 
 
 def set_overlap_for_output(output_tensors: Any, mode: OverlapMode) -> Any:
-    """Identity; sets with which loop the outputs' transfers overlap. AssertionError for another `mode`."""
+    """Identity; sets with which loop the outputs' transfers overlap. AssertionError for another `mode`.
+
+    On the device, raises poptorch.Error for a tensor that isn't returned once and only that, and, unless the
+    mode is NoOverlap, under pipelined execution and without I/O tiles.
+    """
+    return _overlapped(output_tensors, mode, "output")
+
+
+def _overlapped(structure: Any, mode: OverlapMode, what: str) -> Any:
     assert isinstance(mode, OverlapMode), "mode must be a poptorch.OverlapMode"
-    return _all_nop(output_tensors)
+
+    def marked(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        run, made = trace.current(), nop(leaf)
+        if isinstance(run, trace.Trace):
+            add = run.overlaps.add_input if what == "input" else run.overlaps.add_output
+            add(leaf, made, mode)
+        return made
+
+    return map_leaves(structure, marked)
 
 
 class Attribute:

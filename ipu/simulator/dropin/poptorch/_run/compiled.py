@@ -199,7 +199,7 @@ class Executable:
         ):
             self._randomness.seed_micro_batch(0, 0)
             tape = Tape(inputs)
-            with _trace.tracing(self._options, tape.leave) as trace:
+            with _trace.tracing(self._options, inputs, tape.leave) as trace:
                 recorder = trace.recorder = Recorder(
                     trace.place, self._module_paths(), address_of=popart_ir.address_of
                 )
@@ -231,6 +231,7 @@ class Executable:
                 if not checks.is_on_device(tensor):
                     warnings.warn("Output expected to be on the IPU but is on cpu", stacklevel=2)
             trace.validate(self._training)
+            trace.overlaps.check(tensors(output), checks.sources)
             self.ir = popart_ir.as_json(
                 recorder.recording,
                 [self.weights.names[i] for i in self.weights.trainable] if self._training else [],

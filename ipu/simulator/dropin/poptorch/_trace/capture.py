@@ -163,7 +163,7 @@ def capture(
         numerics.host_generator_kept(),
         torch.set_grad_enabled(training),
         plain_kernels(),
-        _trace.tracing(offline) as trace,
+        _trace.tracing(offline, list(inputs.values())) as trace,
     ):
         recorder = trace.recorder = Recorder(trace.place, paths, check_types)
         trace.is_capture = True
@@ -177,6 +177,7 @@ def capture(
             with watch.captured_calls(ImplicitCasts(), _stand_in(weights), checks, losses):
                 outputs = tensors(model(*args, **kwargs))
             trace.validate(training)
+            trace.overlaps.check(outputs, checks.sources)
             if training:
                 loss = _loss(checks, losses, trace, outputs)
                 recorder.backward(loss, weights.parameters.values())

@@ -139,6 +139,9 @@ class Checks:
         self._computes = any(self.is_on_device(tensor) for tensor in inputs)
         result = proceed(func, args, kwargs)
         self._computes = False
+        if func is torch.Tensor.__setitem__:  # returns nothing
+            self.sources.setdefault(id(args[0]), []).extend(inputs)
+            self._alive.append(args[0])
         for made in tensors(result):
             if 0 in made.shape:  # not numel(), which a subclass may override
                 self._refuse(f"Zero-sized tensors are unsupported (Got shape {list(made.shape)}).")

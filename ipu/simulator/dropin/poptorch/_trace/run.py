@@ -1,6 +1,6 @@
 """Thread-local state of a model that runs "on the IPU": its blocks, marked losses, open attributes.
 
-`tracing(options)` is the context of the run that compiles a model, `running()` of every later run. In both,
+`tracing()` is the context of the run that compiles a model, `running()` of every later run. In both,
 isRunningOnIpu() is True; only the first records blocks.
 """
 
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten
 from .. import enums
 from ..poptorch_core import MAX_IPUS_PER_PROCESS, createBackendError, usesIpuModel
 from . import Call, patches
+from .overlap import Overlaps
 
 if TYPE_CHECKING:
     from ..options import Options
@@ -61,7 +62,7 @@ class Trace(Run):
     IPU 0, and each change of the IPU begins the next one. So consecutive blocks on one IPU are one stage.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, inputs: list[torch.Tensor]) -> None:
         super().__init__()
         self._options = options
         self._strategy = options._execution_strategy
@@ -72,6 +73,7 @@ class Trace(Run):
         self._has_blocks = False
         self._in_forward = True
         self.convolutions: int | None = None  # count in the open poptorch.MultiConv; None outside
+        self.overlaps = Overlaps(options, inputs)
         self.follows_values = False
         # Called with a function and its arguments, which only later runs call at this point.
         self.at_each_run: Callable[..., None] = lambda func, *args: None
@@ -222,12 +224,15 @@ def as_host() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def tracing(options: Options, on_function: Callable[[], None] | None = None) -> Iterator[Trace]:
-    """Context of the forward that compiles a model; call `Trace.validate` afterwards.
+def tracing(
+    options: Options, inputs: list[torch.Tensor], on_function: Callable[[], None] | None = None
+) -> Iterator[Trace]:
+    """Context of the forward that compiles a model; call `Trace.validate` and `overlaps.check` afterwards.
 
+    :param inputs: the forward's tensors.
     :param on_function: called when an autograd.Function with a gradient is applied.
     """
-    trace = Trace(options)
+    trace = Trace(options, inputs)
     strategy = options._execution_strategy
     strategy.onStartTracing()
     try:
