@@ -25,7 +25,7 @@ import model as models
 import run_pretraining
 import training
 from config import Config, ConfigError
-from training.metrics import read_metrics
+from training.metrics_file import read_metrics
 
 from .points import SCALES
 from .results import Column, Result, publish, quartiles

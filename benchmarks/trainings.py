@@ -21,7 +21,7 @@ import run_pretraining
 import training
 from config import Config, keys_that_alter
 from training.checkpoints import newest_checkpoint
-from training.metrics import read_metrics
+from training.metrics_file import read_metrics
 
 from .steps import flops_per_sample
 

@@ -23,7 +23,7 @@ from .cache import (
 )
 from .corpora import Corpus, open_corpus
 from .dataset import PretrainingDataset, PretrainingStatistics, SplitStatistics, TfRecordPretrainingDataset
-from .files import DataError
+from .files import DataError, remove_leftovers
 from .make_shards import PairParameters, prepare_shards
 from .masking import Masker
 from .shards import RECORD, TRAIN, VALIDATION, load_manifest, open_shards
@@ -127,6 +127,7 @@ def prepare_pretraining_data(
     cache_folder = Path(cache_folder)
     try:
         cache_folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(cache_folder, recursive=True)
         data = _prepared_data(options, cache_folder, progress, identity)
     except OSError as error:
         raise DataError(

@@ -1,12 +1,14 @@
 """Training: learning rate schedules, optimisers, the loop, checkpoints, metrics and reporting."""
 
 from .answering import Answering, Examiner
-from .checkpoints import Checkpoint, hold_folder, resolve_weights_folder, save_checkpoint, write_atomically
+from .checkpoints import Checkpoint, resolve_weights_folder, save_checkpoint
 from .errors import CheckpointError, DivergenceError, TrainingError, is_worker_death, out_of_memory_bytes
 from .evaluation import Evaluator, build_evaluator
 from .fit import Job, Start, compile_pretraining, find_start, fit, place
+from .folder import hold_folder, write_atomically
 from .loop import LoopPlan, Progress, Speed, refuse_bad_weights, train
-from .metrics import PRETRAINING, SQUAD, EvaluationMetrics, Record, plain
+from .metrics import PRETRAINING, SQUAD, EvaluationMetrics
+from .metrics_file import Record, plain
 from .optimizer import OptimizerPlan, Schedule, build_optimizer
 from .report import Reporter, plot_loss
 from .signals import RunInterrupted, StopRequest, ignore_interrupts, stop_on_signals

@@ -27,7 +27,7 @@ from ipu.options import DevicePlan, inference_options
 from .errors import DivergenceError
 from .evaluation import Evaluator, build_evaluator
 from .fit import place
-from .metrics import Record
+from .metrics_file import Record
 
 if TYPE_CHECKING:
     from config import Config

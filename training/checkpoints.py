@@ -7,13 +7,11 @@
         state.json                        step, data position, random state, configuration, checksums
 
 A checkpoint is written to a hidden folder, fsynced, then renamed; `state.json` is written last and has the
-SHA-256 of every other file. Nothing is pickled.
+SHA-256 of every other file and of its own content. Nothing is pickled.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -22,75 +20,20 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-import data.files
+from data.files import open_plain, sync_folder
 
-from .errors import CheckpointError, TrainingError
+from .errors import CheckpointError
+from .folder import fsync_file, remove, sha256
 
-
-def fsync_folder(folder: Path) -> None:
-    """Makes the directory entries of `folder` durable; without it a power failure can lose a synced file."""
-    descriptor = os.open(str(folder), os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def fsync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces the content of `path` by `text`, atomically and durably."""
-    data.files.write_atomically(path, text.encode("utf-8"))
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def hold_folder(folder: Path) -> Iterator[None]:
-    """Locks `folder` for this process; the kernel releases the lock when the process exits, for any reason.
-
-    Raises TrainingError if another process holds the lock or the folder can't be created.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+", encoding="utf-8")
-    except OSError as error:
-        raise TrainingError(f"the output folder {folder} can't be used: {error}") from error
-    with file:
-        try:
-            # A record lock instead of flock: forked DataLoader workers don't inherit it, and they outlive a
-            # killed parent by seconds.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise TrainingError(
-                f"the output folder {folder} is in use by another run (process {holder}): "
-                "wait for it, stop it, or use another --output"
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-FORMAT = 1
+FORMAT = 2  # format 1 had no checksum of state.json
 _NAME = re.compile(r"step_(\d{8,})")
+_MOST_STATE_BYTES = 64 << 20
 # Keys that state.json must have; resuming needs more (find_start).
 _REQUIRED = ("format", "step", "sha256", "config", "rng_state", "progress")
 _SPEED = ("calls", "data_wait_s", "device_s")
@@ -103,7 +46,10 @@ _KINDS: Dict[str, type] = {
     "samples": int,
     "data": str,
     "host_threads": int,
+    "metrics": dict,
 }
+# PyTorch starts as many threads as it is told, and crashes.
+_RANGES = {"step": (0, 10**12), "samples": (0, 10**18), "host_threads": (1, 4096)}
 
 
 @dataclass(frozen=True)
@@ -139,10 +85,11 @@ def step_folders(output: Path) -> List[Path]:
     """The checkpoints in an output folder, oldest first, sorted by number, not by name."""
     folder = output / "checkpoints"
     found = [path for path in folder.glob("step_*") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=_number)
+    return sorted(found, key=step_of)
 
 
-def _number(folder: Path) -> int:
+def step_of(folder: Path) -> int:
+    """The step in the name of a checkpoint's folder."""
     match = _NAME.fullmatch(folder.name)
     assert match is not None
     return int(match.group(1))
@@ -160,9 +107,8 @@ def save_checkpoint(
     save_model: Callable[[Path], None],
     optimizer_state: Dict[str, Any],
     state: Dict[str, Any],
-    keep: int,
 ) -> Path:
-    """Writes `checkpoints/step_<step>` and removes all but the newest `keep` checkpoints.
+    """Writes `checkpoints/step_<step>`.
 
     `save_model` writes weights, configuration and tokeniser into the folder it is given. An existing
     checkpoint of the same step is replaced. Raises CheckpointError if it can't be written.
@@ -172,8 +118,6 @@ def save_checkpoint(
     temporary = parent / f".{final.name}.{os.getpid()}.tmp"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        for leftover in parent.glob(".step_*.tmp"):
-            shutil.rmtree(leftover)
         temporary.mkdir()
         save_model(temporary)
         tensors = {
@@ -184,25 +128,23 @@ def save_checkpoint(
         save_file(tensors, str(temporary / "optimizer.safetensors"))
         checksums = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
         record = {"format": FORMAT, "step": step, **state, "sha256": checksums}
+        record["state_sha256"] = _checksum(record)
         (temporary / "state.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         for path in temporary.iterdir():
             # safetensors creates files that only their owner can read.
             path.chmod((temporary / "state.json").stat().st_mode)
             fsync_file(path)
-        fsync_folder(temporary)
-        if final.exists():
-            replaced = temporary.with_suffix(".replaced.tmp")
+        sync_folder(temporary)
+        replaced = temporary.with_suffix(".replaced.tmp")
+        if os.path.lexists(final):  # exists() is False for a link to nowhere
             final.rename(replaced)
-            temporary.rename(final)
-            shutil.rmtree(replaced)
-        else:
-            temporary.rename(final)
-        fsync_folder(parent)
+        temporary.rename(final)
+        sync_folder(parent)
+        if os.path.lexists(replaced):
+            remove(replaced)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"the checkpoint {final} could not be written: {error}") from error
-    for old in step_folders(output)[:-keep]:
-        shutil.rmtree(old)
     return final
 
 
@@ -210,45 +152,94 @@ def _as_tensors(state: Dict[str, Any]) -> Dict[str, torch.Tensor]:
     return {name: torch.as_tensor(value) for name, value in state.items()}
 
 
+def _checksum(state: Mapping[str, Any]) -> str:
+    """The SHA-256 of a state's content, which doesn't depend on the order of its keys or on white space."""
+    rest = {key: value for key, value in state.items() if key != "state_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode("utf-8")).hexdigest()
+
+
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Reads and verifies one checkpoint folder. Raises CheckpointError that names the bad file."""
     path = folder / "state.json"
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is not a checkpoint of this program: it has no state.json") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read: {error}") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(state).__name__}, but must hold an object")
-    require_keys(folder, state, _REQUIRED)
-    if state["format"] != FORMAT:
-        raise CheckpointError(f"{path} has format {state['format']}; this program reads format {FORMAT}")
-    for key, kind in _KINDS.items():
-        if key in state and (not isinstance(state[key], kind) or isinstance(state[key], bool)):
-            raise CheckpointError(
-                f"{path} is damaged: {key} is {json.dumps(state[key])[:60]}, not of type {kind.__name__}"
-            )
-    if not {"record", "evaluation_due"} <= set(state["progress"]):
-        raise CheckpointError(f"{path} is damaged: progress lacks record or evaluation_due")
-    speed = state["progress"].get("speed", {})  # earlier versions have none
-    if not isinstance(speed, dict) or not all(
-        name in _SPEED and isinstance(value, (int, float)) for name, value in speed.items()
-    ):
-        raise CheckpointError(f"{path} is damaged: the speed in progress is {json.dumps(speed)[:60]}")
-    unchecked = {"model.safetensors", "config.json", "optimizer.safetensors"} - set(state["sha256"])
-    if unchecked:
-        raise CheckpointError(f"{path} has no checksum of {', '.join(sorted(unchecked))}")
+    state = _read_state(folder, path)
+    damage = _damage(state)
+    if damage:
+        raise CheckpointError(f"{path} is damaged: {damage}")
+    if _NAME.fullmatch(folder.name) and step_of(folder) != state["step"]:
+        raise CheckpointError(f"{path} is the state of step {state['step']}, not of its folder's step")
     for name, expected in state["sha256"].items():
         file = folder / name
-        if not file.is_file():
-            raise CheckpointError(f"{file} is missing")
-        found = sha256(file)
+        try:
+            found = sha256(file)
+        except FileNotFoundError:
+            raise CheckpointError(f"{file} is missing") from None
+        except OSError as error:
+            raise CheckpointError(f"{file} can't be read: {error.strerror}") from error
         if found != expected:
             raise CheckpointError(
                 f"{file} is corrupt: its SHA-256 is {found[:12]}..., but state.json has {expected[:12]}..."
             )
     return Checkpoint(folder, state)
+
+
+def _read_state(folder: Path, path: Path) -> Dict[str, Any]:
+    try:
+        with open_plain(path) as file:
+            content = file.read(_MOST_STATE_BYTES + 1)
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} is not a checkpoint of this program: it has no state.json") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
+    if len(content) > _MOST_STATE_BYTES:
+        raise CheckpointError(f"{path} is damaged: it is larger than {_MOST_STATE_BYTES} bytes")
+    try:
+        state = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} can't be read: {str(error)[:200]}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(state).__name__}, but must hold an object")
+    require_keys(folder, state, _REQUIRED)
+    if state["format"] not in (1, FORMAT):
+        raise CheckpointError(
+            f"{path} has format {json.dumps(state['format'])[:60]}; this program reads formats 1 and {FORMAT}"
+        )
+    return state
+
+
+def _damage(state: Mapping[str, Any]) -> Optional[str]:
+    """The first thing that is wrong with a state, or None."""
+    for key, kind in _KINDS.items():
+        if key in state and (not isinstance(state[key], kind) or isinstance(state[key], bool)):
+            return f"{key} is {json.dumps(state[key])[:60]}, not of type {kind.__name__}"
+    for key, (least, most) in _RANGES.items():
+        if key in state and not least <= state[key] <= most:
+            return f"{key} is {str(state[key])[:60]}, not between {least} and {most}"
+    progress = state["progress"]
+    if not {"record", "evaluation_due"} <= set(progress):
+        return "progress lacks record or evaluation_due"
+    record = progress["record"]
+    if not isinstance(record, dict) or not all(
+        value is None or isinstance(value, (int, float)) for value in record.values()
+    ):
+        return f"the record in progress is {json.dumps(record)[:60]}"
+    speed = progress.get("speed", {})  # earlier versions have none
+    if not isinstance(speed, dict) or not all(
+        name in _SPEED and isinstance(value, (int, float)) for name, value in speed.items()
+    ):
+        return f"the speed in progress is {json.dumps(speed)[:60]}"
+    metrics = state.get("metrics", {})
+    if metrics and [type(metrics.get("bytes")), type(metrics.get("sha256"))] != [int, str]:
+        return f"metrics is {json.dumps(metrics)[:60]}"
+    for name, expected in state["sha256"].items():
+        if Path(name).name != name or not isinstance(expected, str):
+            return f"sha256 has {json.dumps({name: expected})[:90]}"
+    unchecked = {"model.safetensors", "config.json", "optimizer.safetensors"} - set(state["sha256"])
+    if unchecked:
+        return f"it has no checksum of {', '.join(sorted(unchecked))}"
+    # Last, since an error about a key says more than that some key was changed.
+    if state["format"] >= FORMAT and state.get("state_sha256") != _checksum(state):
+        return "its content doesn't match its own checksum, state_sha256"
+    return None
 
 
 def require_keys(folder: Path, state: Mapping[str, Any], keys: Iterable[str]) -> None:

@@ -9,7 +9,7 @@ import torch
 import data
 import ipu
 
-from .metrics import Record
+from .metrics_file import Record
 from .signals import StopRequest
 
 # Returns None if the request becomes true during the evaluation.

@@ -19,14 +19,16 @@ from .checkpoints import (
     require_keys,
     resolve_weights_folder,
     save_checkpoint,
-    write_atomically,
 )
 from .errors import TrainingError, is_worker_death
 from .evaluation import Evaluator
+from .folder import write_atomically
 from .loop import LoopPlan, Progress, refuse_bad_weights, train
-from .metrics import Task, plain
+from .metrics import Task
+from .metrics_file import plain
 from .optimizer import OptimizerPlan, Schedule, build_optimizer
 from .report import NoReporter, Reporter
+from .rotation import Rotation, move_damaged_aside, sweep
 from .signals import StopRequest, ignore_interrupts
 from .start import check_weights_folder, checkpoint_to_resume, progress_of
 
@@ -76,6 +78,9 @@ def find_start(
     `checkpoint` is a folder of weights for a new run; `resume` continues the newest checkpoint in `output`.
     Raises CheckpointError and TrainingError before anything is written.
     """
+    if instances.is_first:
+        sweep(output)
+    instances.wait()
     resumed = checkpoint_to_resume(output, config.to_dict(), resume=resume)
     weights = None if checkpoint is None else resolve_weights_folder(checkpoint)
     if resumed is not None:
@@ -86,6 +91,8 @@ def find_start(
         check_weights_folder(weights, config.model_config())
     instances.refuse_difference("the checkpoint to start from", str(weights and weights.resolve()))
     if instances.is_first:
+        if resumed is not None:
+            move_damaged_aside(output, resumed)
         write_atomically(output / "resolved.yml", config.to_yaml())
     return Start(resumed, weights, config.to_dict())
 
@@ -154,6 +161,10 @@ def fit(
         auto_distributed_partitioning=False,
     )
 
+    rotation = Rotation(output, config.checkpoints_to_keep)
+    if resumed is not None and instances.is_first:
+        rotation.remove_old()
+
     def save_model(folder: Path) -> None:
         models.save_pretrained(job.model, folder)
         if job.tokenizer is not None:
@@ -180,6 +191,7 @@ def fit(
             "config": start.config,
             "arguments": arguments,
             "poptorch": ipu.poptorch.__version__,
+            "metrics": reporter.sync(),
         }
         folder = save_checkpoint(
             output,
@@ -187,8 +199,8 @@ def fit(
             save_model=save_model,
             optimizer_state=optimizer_state,
             state=state,
-            keep=config.checkpoints_to_keep,
         )
+        rotation.saved(folder)
         instances.wait()
         return folder
 
@@ -197,6 +209,7 @@ def fit(
         task=job.task,
         start_step=begin.step,
         keep_until=begin.step - 1 if begin.evaluation_due else begin.step,
+        earlier=resumed.state.get("metrics") if resumed else None,  # earlier versions have none
         total_steps=config.training_steps,
         log_steps=config.log_steps,
         progress_bar=config.progress_bar,

@@ -16,7 +16,8 @@ from ipu.keys import BatchKeys, DeviceKeys
 
 from .errors import DivergenceError
 from .evaluation import Evaluator
-from .metrics import Record, Task
+from .metrics import Task
+from .metrics_file import Record
 from .optimizer import Schedule, set_learning_rate
 from .report import Reporter
 from .signals import StopRequest

@@ -6,19 +6,13 @@ loss, mlm_loss, nsp_loss (means of a micro batch), mlm_correct, mlm_count, nsp_c
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Mapping, Optional, Sequence, TextIO
+from typing import Callable, List, Sequence
 
 import torch
 
-from .errors import TrainingError
-
-Record = Dict[str, float]
-_REMEDY = "Repair the file or move it away: the run then continues without its earlier records"
+from .metrics_file import Record
 
 
 def training_metrics(outputs: Sequence[torch.Tensor], micro_batches_per_replica: int) -> Record:
@@ -73,73 +67,6 @@ class EvaluationMetrics:
 
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else math.nan
-
-
-class MetricsFile:
-    """`metrics.jsonl`: one JSON object per line, flushed after each line.
-
-    A resumed run continues after its checkpoint's step: lines of later steps, written before a crash, are
-    removed.
-    """
-
-    def __init__(self, path: Path, *, continue_from: int = -1) -> None:
-        kept = [line for line in read_metrics(path) if line["step"] <= continue_from] if path.exists() else []
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("".join(_line(record) for record in kept), encoding="utf-8")
-        temporary.replace(path)
-        self._file: TextIO = path.open("a", encoding="utf-8")
-
-    def write(self, record: Record) -> None:
-        """Appends one line. Raises TrainingError if it can't be written."""
-        try:
-            self._file.write(_line(record))
-            self._file.flush()
-        except OSError as error:
-            with contextlib.suppress(OSError):  # close() flushes the rest of the buffer
-                self._file.close()
-            raise TrainingError(
-                f"{self._file.name} can't be written ({error.strerror}): free some disk space, then use "
-                "--resume: the last checkpoint is safe"
-            ) from error
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def plain(record: Mapping[str, Optional[float]]) -> Dict[str, Optional[float]]:
-    """The record for JSON, which has no NaN: a metric without a value is null."""
-    return {
-        key: value if value is not None and math.isfinite(value) else None for key, value in record.items()
-    }
-
-
-def _line(record: Record) -> str:
-    return json.dumps(plain(record), allow_nan=False) + "\n"
-
-
-def read_metrics(path: Path) -> List[Record]:
-    """All complete lines of a `metrics.jsonl`, without a last line truncated by a crash.
-
-    Raises TrainingError for a damaged file.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except UnicodeDecodeError as error:
-        raise TrainingError(f"{path} is damaged: byte {error.start} isn't UTF-8 text. {_REMEDY}") from error
-    return list(_whole_records(path, lines))
-
-
-def _whole_records(path: Path, lines: Sequence[str]) -> Iterable[Record]:
-    for number, line in enumerate(lines, 1):
-        if number == len(lines) and not line.endswith("\n"):
-            return
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise TrainingError(f"{path}, line {number}: not JSON ({error}). {_REMEDY}") from error
-        if not isinstance(record, dict) or not isinstance(record.get("step"), (int, float)):
-            raise TrainingError(f"{path}, line {number}: not a record with a step: {line[:60]!r}. {_REMEDY}")
-        yield record
 
 
 @dataclass(frozen=True)

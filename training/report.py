@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -10,14 +11,19 @@ from typing import Any, Dict, Mapping, Optional
 
 from tqdm import tqdm
 
+import data.files
+
 from .errors import TrainingError
-from .metrics import MetricsFile, Record, Task, is_evaluated, read_metrics
+from .folder import write_atomically
+from .metrics import Task, is_evaluated
+from .metrics_file import MetricsFile, Record, read_metrics
 
 
 class Reporter:
     """Writes each record to all outputs. `total_steps` and `start_step` give the ETA.
 
-    Lines of an earlier process for steps after `keep_until` are removed (-1: a new file).
+    Lines of an earlier process for steps after `keep_until` are removed (-1: a new file). `earlier` is what
+    `sync` returned at the checkpoint that the run resumes.
     """
 
     def __init__(
@@ -27,13 +33,14 @@ class Reporter:
         task: Task,
         start_step: int,
         keep_until: int,
+        earlier: Optional[Mapping[str, Any]],
         total_steps: int,
         log_steps: int,
         progress_bar: bool,
         wandb_project: Optional[str],
         config: Mapping[str, Any],
     ) -> None:
-        self._file = MetricsFile(output / "metrics.jsonl", continue_from=keep_until)
+        self._file = MetricsFile(output / "metrics.jsonl", continue_from=keep_until, expected=earlier)
         self._task = task
         self._start_step, self._total_steps, self._log_steps = start_step, total_steps, log_steps
         self._began = time.perf_counter()
@@ -84,6 +91,10 @@ class Reporter:
         else:
             self._bar.write(line)
 
+    def sync(self) -> Dict[str, Any]:
+        """Makes metrics.jsonl durable, and returns what identifies it; see MetricsFile.sync."""
+        return self._file.sync()
+
     def close(self) -> None:
         self._file.close()
         if self._bar is not None:
@@ -100,6 +111,9 @@ class NoReporter(Reporter):
 
     def write(self, record: Record) -> None:
         pass
+
+    def sync(self) -> Dict[str, Any]:
+        return {}
 
     def close(self) -> None:
         pass
@@ -130,7 +144,7 @@ def _start_wandb(output: Path, project: str, config: Mapping[str, Any]) -> Any:
             f"W&B can't start ({' '.join(str(error).split())[:300]}): run `wandb login`, set "
             "WANDB_MODE=offline, or leave --wandb out"
         ) from error
-    identity.write_text(run.id, encoding="utf-8")
+    write_atomically(identity, run.id)
     return run
 
 
@@ -161,5 +175,7 @@ def plot_loss(
     axes.set(xlabel="weight updates", ylabel=f"{named} (nats)", title=named.capitalize())
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(picture, dpi=120)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=120)
+    data.files.write_atomically(picture, content.getvalue())
     pyplot.close(figure)

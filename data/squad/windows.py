@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from ..batches import Batch, SampleDataset
-from ..files import DataError, exclusive, write_atomically
+from ..files import DataError, exclusive, remove_leftovers, write_atomically
 from ..masking import IGNORED_LABEL
 from ..tokenizer import Tokenizer
 from .files import Question, QuestionSet
@@ -241,6 +241,7 @@ def prepare_features(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive(folder / "lock"):
+            remove_leftovers(folder)
             arrays = _load(folder)
             if arrays is None:
                 _write(folder, _arrays(data, tokenizer, options, progress))

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import run_pretraining
-from training.metrics import read_metrics
+from training.metrics_file import read_metrics
 
 pytestmark = pytest.mark.slow
 

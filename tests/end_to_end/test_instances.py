@@ -15,7 +15,7 @@ import command_line
 import ipu
 import run_pretraining
 from training import Progress, StopRequest
-from training.metrics import read_metrics
+from training.metrics_file import read_metrics
 
 pytestmark = pytest.mark.slow
 

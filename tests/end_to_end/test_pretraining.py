@@ -17,7 +17,7 @@ import run_pretraining
 from config import ConfigError
 from data import DataError
 from training import CheckpointError, DivergenceError, TrainingError
-from training.metrics import read_metrics
+from training.metrics_file import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"

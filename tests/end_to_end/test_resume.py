@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import run_pretraining
 from data import DataError
-from training.metrics import read_metrics
+from training.metrics_file import read_metrics
 
 # One process, which trains the run that others are compared with once.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]
@@ -73,14 +73,15 @@ def signalled_at(arguments, owner, method, call, number, runner="run_pretraining
     script = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-import training.metrics
+from training.metrics_file import MetricsFile
+from training.metrics import EvaluationMetrics
 import {runner}
-original, calls = training.metrics.{owner}.{method}, []
+original, calls = {owner}.{method}, []
 def signalling(self, *arguments):
     calls.append(original(self, *arguments))
     if len(calls) == {call}:
         os.kill({"0" if group else "os.getpid()"}, {int(number)})
-training.metrics.{owner}.{method} = signalling
+{owner}.{method} = signalling
 sys.argv[1:] = {arguments!r}
 sys.exit({runner}.run_as_program())
 """

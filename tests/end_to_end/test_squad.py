@@ -17,7 +17,7 @@ from data.squad.demo.make import FOLDER as DEMO
 from data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from model import ConversionError, ModelConfig, PretrainingModel
 from training import CheckpointError, TrainingError
-from training.metrics import read_metrics
+from training.metrics_file import read_metrics
 
 from .test_resume import assert_same_run, signalled_at
 

@@ -11,12 +11,13 @@ import torch
 
 from training import CheckpointError, TrainingError, hold_folder, resolve_weights_folder, save_checkpoint
 from training.checkpoints import newest_checkpoint, read_checkpoint, step_folders
+from training.rotation import Rotation, move_damaged_aside, sweep
 from training.start import checkpoint_to_resume, resuming_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def save(output, step, *, keep=9, config=None, state=None):
+def save(output, step, *, config=None, state=None):
     def save_model(folder):
         (folder / "config.json").write_text("{}")
         (folder / "model.safetensors").write_bytes(bytes(range(256)) * 40)
@@ -31,7 +32,6 @@ def save(output, step, *, keep=9, config=None, state=None):
             "rng_state": [1, 2],
             "progress": {"record": {"step": step}, "evaluation_due": False},
         },
-        keep=keep,
     )
 
 
@@ -48,8 +48,9 @@ def test_optimizer_state_comes_back_bit_for_bit(tmp_path):
 
 
 def test_the_newest_is_found_by_number_and_old_ones_rotate(tmp_path):
+    rotation = Rotation(tmp_path, 3)
     for step in (900, 1000, 2000, 123456789):
-        save(tmp_path, step, keep=3)
+        rotation.saved(save(tmp_path, step))
     assert [int(folder.name[5:]) for folder in step_folders(tmp_path)] == [1000, 2000, 123456789]
     assert newest_checkpoint(tmp_path)[0].step == 123456789
 
@@ -125,7 +126,7 @@ def test_a_write_that_fails_leaves_the_older_checkpoint_and_no_debris(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(CheckpointError, match="No space left"):
-        save_checkpoint(tmp_path, 2, save_model=full_disk, optimizer_state={}, state={}, keep=2)
+        save_checkpoint(tmp_path, 2, save_model=full_disk, optimizer_state={}, state={})
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
 
 
@@ -139,15 +140,171 @@ from training import save_checkpoint
 def die(folder):
     (folder / "model.safetensors").write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
-save_checkpoint(Path({str(tmp_path)!r}), 2, save_model=die, optimizer_state={{}}, state={{}}, keep=2)
+save_checkpoint(Path({str(tmp_path)!r}), 2, save_model=die, optimizer_state={{}}, state={{}})
 """
     assert subprocess.run([sys.executable, "-c", script]).returncode == -9
     assert newest_checkpoint(tmp_path)[0].step == 1
+    sweep(tmp_path)
     save(tmp_path, 3)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         "step_00000001",
         "step_00000003",
     ]
+
+
+def names(output):
+    return sorted(path.name for path in (output / "checkpoints").iterdir())
+
+
+def test_rotation_counts_good_checkpoints_only(tmp_path, capsys):
+    """A damaged checkpoint newer than the one that is resumed must not push out the good ones."""
+    save(tmp_path, 4)
+    with (save(tmp_path, 8) / "model.safetensors").open("ab") as file:
+        file.write(b"x")
+    newest, problems = newest_checkpoint(tmp_path)
+    assert newest.step == 4 and "model.safetensors is corrupt" in problems[0]
+    move_damaged_aside(tmp_path, newest)
+    Rotation(tmp_path, 1).saved(save(tmp_path, 6))
+    assert names(tmp_path) == ["damaged_step_00000008", "step_00000006"]
+    assert "moved" in capsys.readouterr().err
+
+
+def test_rotation_moves_aside_an_old_checkpoint_that_rotted(tmp_path, capsys):
+    rotation = Rotation(tmp_path, 2)
+    for step in (1, 2):
+        rotation.saved(save(tmp_path, step))
+    (tmp_path / "checkpoints" / "step_00000002" / "config.json").write_text("{ }")
+    rotation.saved(save(tmp_path, 3))
+    assert names(tmp_path) == ["damaged_step_00000002", "step_00000001", "step_00000003"]
+    assert "config.json is corrupt" in capsys.readouterr().err
+
+
+def test_a_second_damaged_checkpoint_of_a_step_gets_another_name(tmp_path):
+    for _ in range(2):
+        save(tmp_path, 2)
+        move_damaged_aside(tmp_path, read_checkpoint(save(tmp_path, 1)))
+    assert names(tmp_path) == ["damaged_step_00000002", "damaged_step_00000002_2", "step_00000001"]
+
+
+def test_a_moved_checkpoint_is_a_link_that_rotation_removes(tmp_path):
+    rotation, elsewhere = Rotation(tmp_path, 1), tmp_path / "elsewhere"
+    rotation.saved(save(tmp_path, 1))
+    (tmp_path / "checkpoints" / "step_00000001").rename(elsewhere)
+    (tmp_path / "checkpoints" / "step_00000001").symlink_to(elsewhere)
+    assert newest_checkpoint(tmp_path)[0].step == 1
+    save(tmp_path, 1)  # replaces the link, not its target
+    assert not (tmp_path / "checkpoints" / "step_00000001").is_symlink()
+    (tmp_path / "checkpoints" / "step_00000002").symlink_to(tmp_path / "nowhere")
+    save(tmp_path, 2)
+    (tmp_path / "checkpoints" / "step_00000003").symlink_to(save(tmp_path, 4))
+    rotation.saved(tmp_path / "checkpoints" / "step_00000004")
+    assert names(tmp_path) == ["step_00000004"]
+    read_checkpoint(elsewhere)
+    read_checkpoint(tmp_path / "checkpoints" / "step_00000004")
+
+
+@pytest.mark.parametrize("kept", ["new", "old"])
+def test_a_kill_while_a_checkpoint_is_replaced_loses_none(tmp_path, kept):
+    """Between the two renames only hidden folders have the step; the newest complete one gets the name."""
+    old = save(tmp_path, 5, config={"seed": "old"})
+    old.rename(old.with_name(".step_00000005.77.replaced.tmp"))
+    new = save(tmp_path, 5, config={"seed": "new"})
+    if kept == "old":
+        (new / "config.json").unlink()
+    new.rename(new.with_name(".step_00000005.77.tmp"))
+    sweep(tmp_path)
+    assert names(tmp_path) == ["step_00000005"]
+    assert newest_checkpoint(tmp_path)[0].state["config"] == {"seed": kept}
+
+
+def test_every_flipped_bit_of_a_state_is_found_or_changes_nothing(tmp_path):
+    path = save(tmp_path, 3) / "state.json"
+    good, content = read_checkpoint(path.parent).state, path.read_bytes()
+    for position in range(len(content)):
+        for bit in range(8):
+            flipped = bytearray(content)
+            flipped[position] ^= 1 << bit
+            path.write_bytes(flipped)
+            try:
+                found = read_checkpoint(path.parent).state
+            except CheckpointError:
+                continue
+            assert found == good
+
+
+@pytest.mark.parametrize("name", ["state.json", "model.safetensors"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        os.mkfifo,
+        os.mkdir,
+        lambda path: path.symlink_to(path),
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: path.write_text("[" * 100_000),
+        lambda path: path.write_text('{"step": ' + "1" * 5000 + "}"),
+        lambda path: path.write_bytes(bytes(66 << 20)),
+    ],
+    ids=["fifo", "folder", "loop", "device", "nested", "number", "large"],
+)
+def test_an_unreadable_checkpoint_is_passed_over_by_name(tmp_path, name, damage):
+    save(tmp_path, 1)
+    path = save(tmp_path, 2) / name
+    path.unlink()
+    damage(path)
+    good, problems = newest_checkpoint(tmp_path)
+    assert good.step == 1 and str(path) in problems[0]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read anything")
+def test_a_checkpoint_without_permission_is_passed_over_by_name(tmp_path):
+    save(tmp_path, 1)
+    path = save(tmp_path, 2) / "state.json"
+    path.chmod(0)
+    good, problems = newest_checkpoint(tmp_path)
+    assert good.step == 1 and "Permission denied" in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"host_threads": 100_000}, "host_threads is 100000, not between 1 and 4096"),
+        ({"samples": -1}, "samples is -1"),
+        ({"sha256": {"../config.json": "00"}}, "sha256 has"),
+        ({"sha256": {"config.json": {}}}, "sha256 has"),
+        ({"progress": {"record": {"loss": {}}, "evaluation_due": False}}, "the record in progress is"),
+        ({"rng_state": [1, 3]}, "doesn't match its own checksum"),
+        ({"state_sha256": None}, "doesn't match its own checksum"),
+    ],
+)
+def test_a_state_that_was_changed_is_a_clear_error(tmp_path, change, words):
+    path = save(tmp_path, 1) / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(CheckpointError, match=words):
+        read_checkpoint(path.parent)
+
+
+def test_a_checkpoint_under_another_steps_name_is_refused(tmp_path):
+    folder = save(tmp_path, 1)
+    with pytest.raises(CheckpointError, match="the state of step 1, not of its folder's step"):
+        read_checkpoint(folder.rename(folder.with_name("step_00000002")))
+
+
+def test_a_state_of_the_first_format_has_no_checksum_of_its_own(tmp_path):
+    path = save(tmp_path, 1) / "state.json"
+    state = json.loads(path.read_text())
+    del state["state_sha256"]
+    path.write_text(json.dumps({**state, "format": 1}))
+    assert read_checkpoint(path.parent).step == 1
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(victim)
+    with pytest.raises(TrainingError, match="is a symbolic link"), hold_folder(tmp_path / "run"):
+        pass
+    assert victim.read_text() == "mine"
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from training.errors import TrainingError
-from training.metrics import EvaluationMetrics, MetricsFile, plain, read_metrics, training_metrics
+from training.metrics import EvaluationMetrics, training_metrics
+from training.metrics_file import MetricsFile, plain, read_metrics
 
 # Micro batches: loss, mlm_loss, nsp_loss, mlm_correct, mlm_count, nsp_correct, nsp_count
 MICRO_BATCHES = [(5.0, 4.0, 1.0, 3, 10, 1, 2), (3.0, 2.5, 0.5, 4, 5, 2, 2), (9.0, 8.0, 1.0, 0, 1, 0, 1)]
@@ -63,6 +64,100 @@ def test_metrics_file_continues_where_the_checkpoint_stands(tmp_path):
     ]
 
 
+def written(path, steps, **more):
+    file = MetricsFile(path, **more)
+    for step in steps:
+        file.write({"step": step, "loss": step / 3})
+    return file
+
+
+def steps_in(path):
+    return [record["step"] for record in read_metrics(path)]
+
+
+def test_a_resumed_run_keeps_the_bytes_that_its_checkpoint_knows(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    file = written(path, range(4))
+    known, content = file.sync(), path.read_bytes()
+    file.write({"step": 4})
+    file.close()
+    written(path, [4], continue_from=3, expected=known).close()
+    assert path.read_bytes()[: len(content)] == content and steps_in(path) == [0, 1, 2, 3, 4]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("damage", "kept", "words"),
+    [
+        (
+            lambda text: text[: text.index('{"step": 2')],
+            [0, 1],
+            "2 readable records up to step 3; the run had written",
+        ),
+        (lambda text: text.replace('"loss": 0.3', '"loss": 0.7'), [0, 1, 2, 3], "isn't what the run wrote"),
+        (lambda text: text.replace('{"step": 1', '"step": 1'), [0, 2, 3], "line 2: not JSON"),
+        (
+            lambda text: text.replace('"loss": 0.3', '"loss": {}, "x": 0.3'),
+            [0, 2, 3],
+            "loss is {}, not a number",
+        ),
+        (
+            lambda text: text.replace('"step": 1', '"step": ' + "1" * 400),
+            [0, 2, 3],
+            "not a record with a step",
+        ),
+        (lambda text: "[" * 100_000 + "\n" + text, [0, 1, 2, 3], "line 1: not JSON"),
+    ],
+    ids=["lost lines", "changed number", "cut", "object", "huge", "nested"],
+)
+def test_a_damaged_file_is_named_kept_aside_and_mended(tmp_path, capsys, damage, kept, words):
+    path = tmp_path / "metrics.jsonl"
+    file = written(path, range(4))
+    known = file.sync()
+    file.close()
+    path.write_text(damage(path.read_text()))
+    found = path.read_bytes()
+    written(path, [], continue_from=3, expected=known).close()
+    assert steps_in(path) == kept
+    assert words in capsys.readouterr().err
+    assert (tmp_path / "metrics_damaged.jsonl").read_bytes() == found
+
+
+def test_a_missing_file_is_told(tmp_path, capsys):
+    written(tmp_path / "metrics.jsonl", [5], continue_from=4).close()
+    assert "is missing: the run continues without its earlier records" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        Path.unlink,
+        lambda path: path.replace(path.with_name("moved")),
+        lambda path: path.with_name("other").replace(path),
+    ],
+    ids=["removed", "moved", "replaced"],
+)
+def test_a_file_that_goes_under_the_run_is_written_again(tmp_path, capsys, harm):
+    path = tmp_path / "metrics.jsonl"
+    (tmp_path / "other").write_text("not ours")
+    file = written(path, range(3))
+    harm(path)
+    file.write({"step": 3})
+    assert file.sync()["bytes"] == path.stat().st_size
+    file.write({"step": 4})
+    file.close()
+    assert steps_in(path) == [0, 1, 2, 3, 4]
+    assert "removed or changed under the run" in capsys.readouterr().err
+
+
+def test_a_link_in_place_of_the_file_is_replaced_not_followed(tmp_path):
+    path, victim = tmp_path / "metrics.jsonl", tmp_path / "victim"
+    victim.write_text("mine")
+    path.symlink_to(victim)
+    written(path, [0]).close()
+    assert victim.read_text() == "mine" and steps_in(path) == [0]
+
+
 def test_a_metric_without_value_is_null():
     assert plain({"a": math.nan, "b": None, "c": -math.inf, "d": 2}) == {
         "a": None,
@@ -85,7 +180,9 @@ def test_a_new_run_starts_a_new_file(tmp_path):
         (b"nonsense", "line 2: not JSON"),
         (b"[1]", "line 2: not a record with a step"),
         (b'{"loss": 1}', "line 2: not a record with a step"),
-        (b"\xff", "byte 12 isn't UTF-8"),
+        (b"\xff", "line 2: not JSON .*utf-8"),
+        (b'{"step": 1, "loss": {}}', "line 2: loss is {}"),
+        (b'{"step": true}', "line 2: not a record with a step"),
     ],
 )
 def test_a_line_that_is_no_record_is_named(tmp_path, line, words):
@@ -104,6 +201,6 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
         Path, "open", lambda file, *more, **named: opened(full if file == path else file, *more, **named)
     )
     file = MetricsFile(path)
-    with pytest.raises(TrainingError, match=r"/dev/full can't be written \(No space left"):
+    with pytest.raises(TrainingError, match=r"metrics.jsonl can't be written \(No space left"):
         file.write({"step": 1})
     file.close()
