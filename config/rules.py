@@ -20,7 +20,7 @@ from ipu.placement import (
 from .recipes import ConfigError, Problem, nearest
 from .schema import FineTuningKeys, Keys
 
-CLIPPING_OPTIMIZERS = ("sgd", "adam", "adamw")
+CLIPPING_OPTIMIZERS = ("adam", "adamw")
 
 
 def rule_problems(config: Keys) -> List[Problem]:
@@ -178,10 +178,14 @@ def _training(config: Keys) -> Iterator[Problem]:
             "up linearly: use 1",
         )
     if config.max_grad_norm is not None and config.optimizer not in CLIPPING_OPTIMIZERS:
+        if config.optimizer == "sgd":
+            why = "PopART clips SGD's velocity times the loss scaling, not the gradient"
+        else:
+            why = f"PopTorch has no clipping for {config.optimizer}"
         yield Problem(
             "max_grad_norm",
-            f"{config.max_grad_norm:g} with optimizer {config.optimizer}: PopTorch clips gradients with "
-            f"{', '.join(CLIPPING_OPTIMIZERS)} only; use one of these, or none for max_grad_norm",
+            f"{config.max_grad_norm:g} with optimizer {config.optimizer}: {why}; use "
+            f"{' or '.join(CLIPPING_OPTIMIZERS)}, or none for max_grad_norm",
         )
     if config.auto_loss_scaling and config.reduction != "mean":
         yield Problem("auto_loss_scaling", f"works with reduction mean only, not {config.reduction}")

@@ -250,7 +250,7 @@ class OptimizerKeys(KeyGroup):
         "weights", "decay of all weights except biases and LayerNorms", 0.01, AT_LEAST_0
     )
     max_grad_norm: Optional[float] = key(
-        "weights", "clip gradients to this global norm; sgd, adam and adamw only", None, ABOVE_0
+        "weights", "clip gradients to this global norm; adam and adamw only", None, ABOVE_0
     )
     loss_scaling: float = key(
         "weights", "factor on the loss that keeps float16 gradients from underflowing", 1.0, ABOVE_0
