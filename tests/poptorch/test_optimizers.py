@@ -171,25 +171,96 @@ def test_loss_scaling_divides_out():
     assert same(after(1.0), after(1024.0))
 
 
-@pytest.mark.parametrize("mean", [True, False])
-@pytest.mark.parametrize("limit", [0.01, 1e6])
-def test_clipping_is_by_the_norm_of_the_whole_reduced_gradient(mean, limit):
+def mean_or_sum(mean):
     made = options(accumulation=2, replicas=2)
     made.Training.accumulationAndReplicationReductionType(
         poptorch.ReductionType.Mean if mean else poptorch.ReductionType.Sum
     )
-    model, executor, _ = start(
-        lambda model: optim.SGD(model.parameters(), lr=1.0, max_grad_norm=limit, loss_scaling=64.0), made
-    )
-    before = clones(model)
-    executor(*batch(8))
-    moved = torch.cat([(before[n] - w.detach()).flatten() for n, w in model.named_parameters()])
+    return made
+
+
+def reduced_gradients(mean, model=None):
+    """Of `batch(8)`, by name: over accumulation and replicas."""
     reference = Classifier()
+    if model is not None:
+        reference.load_state_dict(clones(model))
     x, y = batch(8)
     sum(reference(x[i : i + 2], y[i : i + 2])[1] for i in range(0, 8, 2)).div(4 if mean else 1).backward()
-    gradient = torch.cat([weight.grad.flatten() for weight in reference.parameters()])
-    expected = gradient * min(1.0, limit / float(gradient.norm()))
-    torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-6)
+    return {name: weight.grad for name, weight in reference.named_parameters()}
+
+
+def norm(tensors):
+    return float(torch.cat([tensor.flatten() for tensor in tensors]).norm())
+
+
+@pytest.mark.parametrize("mean", [True, False])
+@pytest.mark.parametrize("limit", [0.01, 1e6])
+@pytest.mark.parametrize("kind", ["Adam", "AdamW"])
+def test_adam_clips_by_the_norm_of_the_whole_reduced_gradient(kind, mean, limit):
+    """In units without the loss scale; the first moment after a step is (1 - beta1) times the gradient."""
+    _, executor, optimizer = start(
+        lambda model: getattr(optim, kind)(
+            model.parameters(), lr=0.1, betas=(0.75, 0.9), max_grad_norm=limit, loss_scaling=64.0
+        ),
+        mean_or_sum(mean),
+    )
+    executor(*batch(8))
+    gradients = reduced_gradients(mean)
+    share = min(1.0, limit / norm(gradients.values()))
+    for name, gradient in gradients.items():
+        moment = optimizer.state_dict()["ipu_state"][f"Accl1___{name}"]
+        torch.testing.assert_close(moment, 0.25 * share * gradient, rtol=1e-4, atol=1e-7)
+
+
+SGDS = {
+    "plain": {},
+    "plain, dampening": {"dampening": 0.25},
+    "separate": {"momentum": 0.5, "dampening": 0.25},
+    "nesterov": {"momentum": 0.5, "nesterov": True},
+    "combined": {"momentum": 0.5, "use_combined_accum": True, "velocity_scaling": 8.0},
+}
+
+
+@pytest.mark.parametrize("mean", [True, False])
+@pytest.mark.parametrize("limit", [2.0, 1e6])
+@pytest.mark.parametrize("arguments", SGDS.values(), ids=SGDS)
+def test_sgd_clips_the_velocity_as_the_device_scales_it(arguments, limit, mean):
+    """PopART clips the input of the variable update: the velocity times the loss scaling (the combined
+    accumulator: times the velocity scaling), or the scaled gradient of SGD without momentum.
+    """
+    rate, decay, scale = 0.5, 0.1, 64.0
+    model, executor, optimizer = start(
+        lambda model: optim.SGD(
+            model.parameters(), rate, weight_decay=decay, loss_scaling=scale, max_grad_norm=limit, **arguments
+        ),
+        mean_or_sum(mean),
+    )
+    momentum, undamped = arguments.get("momentum", 0.0), 1 - arguments.get("dampening", 0.0)
+    unit = arguments.get("velocity_scaling", scale)
+    velocity = {name: torch.zeros_like(weight) for name, weight in clones(model).items()}
+    for _ in range(3):
+        weights, gradients = clones(model), reduced_gradients(mean, model)
+        if momentum:
+            decayed = {name: gradients[name] + decay * weights[name] for name in weights}
+            velocity = {name: momentum * velocity[name] + undamped * decayed[name] for name in weights}
+            nesterov = {name: decayed[name] + momentum * velocity[name] for name in weights}
+            terms, kept = nesterov if arguments.get("nesterov") else velocity, weights
+        else:
+            terms = {name: undamped * gradients[name] for name in weights}
+            kept = {name: (1 - rate * undamped * decay) * weights[name] for name in weights}
+        # Without momentum, PopART's term is the gradient before dampening.
+        length = unit * norm(terms.values()) / (1 if momentum else undamped)
+        share = min(1.0, limit / length)
+        assert (share < 1) == (limit == 2.0)
+        executor(*batch(8))
+        for name, value in clones(model).items():
+            expected = kept[name] - rate * share * terms[name]
+            torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+    # The velocity that is kept isn't clipped.
+    state = optimizer.state_dict()["ipu_state"]
+    for name in velocity if momentum else ():
+        slot = "Accl" if "velocity_scaling" in arguments else "Accl1"
+        torch.testing.assert_close(state[f"{slot}___{name}"], velocity[name], rtol=1e-4, atol=1e-6)
 
 
 def test_tensorflows_rmsprop_has_epsilon_inside_and_starts_at_one():

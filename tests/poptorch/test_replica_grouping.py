@@ -80,6 +80,50 @@ def test_training_reduces_gradients_within_a_group(grouping, groups, optimizer):
         torch.testing.assert_close(model.state_dict()[name], weight)
 
 
+@pytest.mark.parametrize("precision", ["float32", "ipu-float16"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("kind", ["Post", "PostAndLoss", "Running", "float16", "Sum"])
+@pytest.mark.parametrize(("grouping", "groups"), GROUPINGS.items(), ids=str)
+def test_a_mean_is_over_the_group_if_it_runs_and_over_all_replicas_otherwise(
+    grouping, groups, kind, accumulation, precision, monkeypatch
+):
+    """float16 accumulators take a running mean; other means divide the group's sum after it was reduced."""
+    monkeypatch.setenv("IPU_SIMULATOR_PRECISION", precision)
+    made = run_options(accumulation)
+    if kind == "Sum":
+        made.Training.accumulationAndReplicationReductionType(poptorch.ReductionType.Sum)
+    elif kind != "float16":
+        strategy = poptorch.MeanReductionStrategy[kind]
+        made.Training.setMeanAccumulationAndReplicationReductionStrategy(strategy)
+
+    class Given(torch.nn.Module):
+        """Weights [groups, 2] and [2] whose gradients are the input's sums."""
+
+        def __init__(self):
+            super().__init__()
+            self.own = torch.nn.Parameter(torch.zeros(1 + max(groups), 2))
+            self.shared = torch.nn.Parameter(torch.zeros(2))
+
+        def forward(self, x):
+            return poptorch.identity_loss(((self.own + self.shared) * x).sum(), "sum")
+
+    model = Given()
+    accumulators = torch.float16 if kind == "float16" else None
+    optimizer = poptorch.optim.SGD(model.parameters(), lr=1.0, accum_type=accumulators)
+    executor = poptorch.trainingModel(model, made, optimizer)
+    executor.own.replicaGrouping(*grouping, Returned.OnePerGroup)
+    x = torch.arange(accumulation * REPLICAS * 2.0).reshape(accumulation, REPLICAS, 2)
+    executor(x.flatten(0, 1))
+    by_replica = x.sum(0)  # exact in float16, as are all quotients
+    sums = [by_replica[[r for r in range(REPLICAS) if groups[r] == g]].sum(0) for g in range(1 + max(groups))]
+    size = REPLICAS // len(sums)
+    divisor = accumulation * {"Running": size, "float16": size, "Sum": 1 / accumulation}.get(kind, REPLICAS)
+    assert torch.equal(-model.own.detach(), torch.stack(sums) / divisor)
+    assert torch.equal(
+        -model.shared.detach(), by_replica.sum(0) / (1 if kind == "Sum" else x[..., 0].numel())
+    )
+
+
 def test_lamb_has_a_norm_for_each_group():
     model = Scaling(4)
     parts = [model.own[i].detach().clone() for i in range(REPLICAS)]

@@ -19,6 +19,7 @@ from ._run.device_weights import ReplicaGrouping, register
 from ._run.host_weights import is_of_inference_mode, outside_inference_mode
 from ._run.predictions import Measured, Predictions
 from ._run.structure import tensors
+from .optim.base import Optimizer
 from .optim.on_device import OptimizerOnDevice
 from .optim.settings import Extracted, extract
 from .options import Options
@@ -322,6 +323,10 @@ class PoplarExecutor(Measured):
         strategy of a compiled model, poptorch.Error for a changed constant.
         """
         assert self._training, "setOptimizer is only for training models"
+        if isinstance(optimizer, Optimizer):
+            optimizer._attributes_applied()
+            if Obeyed(self._options._Popart).scales_loss_automatically:
+                optimizer.variable_attrs.markAsVariable("loss_scaling")
         found = extract(optimizer)
         self._choose_reduction_strategy(found)
         if self._first_found is None:

@@ -7,7 +7,14 @@ its gradients and a `StateRounding` in the updater.
 
 from .float16 import Arithmetic, Float16Arithmetic
 from .float16_products import FloatingPointExceptions
-from .gradients import AccumulatorSettings, AutomaticLossScale, BackwardSums, Reduction, TypedAccumulators
+from .gradients import (
+    AccumulatorSettings,
+    AutomaticLossScale,
+    BackwardSums,
+    Reduction,
+    TypedAccumulators,
+    Watch,
+)
 from .plan import MicroBatch, OutputCollector, Returned, StepPlan
 from .processes import Processes
 from .rounding import (
@@ -44,6 +51,7 @@ __all__ = [
     "TypedAccumulators",
     "UpdateSettings",
     "Updater",
+    "Watch",
     "device_dtype",
     "host_generator_kept",
     "run_inference",

@@ -18,7 +18,7 @@ from .processes import Gradients, Processes
 from .rounding import FLOAT16, StateRounding, fact, to_nearest
 
 # For each weight the group of each replica; None if all replicas share one value. The gradient of a weight
-# with groups is [groups, ...]: sums over each group's replicas, divided like the others.
+# with groups is [groups, ...]: sums over each group's replicas.
 ReplicaGroups = Sequence[Optional[Sequence[int]]]
 
 
@@ -27,6 +27,9 @@ class Reduction(Enum):
 
     Sum; or a mean by dividing after all sums (`MEAN_POST`), by dividing the loss by the accumulation steps
     and the sum over replicas by their number (`MEAN_POST_AND_LOSS`), or by running means (`MEAN_RUNNING`).
+
+    Weights that differ between groups of replicas: a running mean is over the group's replicas; the divisions
+    afterwards are by the number of all replicas, though the sum is over the group's.
     """
 
     SUM = "sum"
@@ -35,35 +38,74 @@ class Reduction(Enum):
     MEAN_RUNNING = "mean_running"
 
 
+# Called with each micro batch's gradients and the part of their loss's scale that they lack because it is
+# divided out later.
+Watch = Callable[[Gradients, float], None]
+
+
 class BackwardSums:
     """Sums in float32, in any order of backward passes; a mean divides at the end."""
 
     def __init__(
-        self, plan: StepPlan, reduction: Reduction, processes: Processes, groups: ReplicaGroups = ()
+        self,
+        plan: StepPlan,
+        reduction: Reduction,
+        processes: Processes,
+        groups: ReplicaGroups = (),
+        watch: Optional[Watch] = None,
     ) -> None:
-        self._divisor = 1 if reduction is Reduction.SUM else plan.micro_batches_per_update
+        self._plan = plan
+        self._reduction = reduction
         self._processes = processes
         self._of_groups = {i: _OfGroups(of_replica) for i, of_replica in enumerate(groups) if of_replica}
+        self._watch = watch
+        self._sums: Gradients = []  # of watched gradients
 
     def seed(self, loss: torch.Tensor) -> Optional[torch.Tensor]:
         """The gradient of a loss: ones, as for its sum."""
         return None if loss.dim() == 0 else torch.ones_like(loss)
 
     def add(self, weights: Sequence[torch.Tensor], which: MicroBatch) -> None:
-        """Backward passes have added to `.grad` already, except for weights that differ between replicas."""
+        """Backward passes have added to `.grad` already, except for weights that differ between replicas.
+
+        Watched gradients are taken out of `.grad` and added here.
+        """
+        if self._watch is not None:
+            before = self._sums or [None] * len(weights)
+            fresh = taken(weights)
+            later = self._reduction is Reduction.MEAN_POST_AND_LOSS
+            self._watch(fresh, 1 / self._plan.gradient_accumulation if later else 1.0)
+            self._sums = [_added(old, new) for old, new in zip(before, fresh)]
+            for i, of_groups in self._of_groups.items():
+                of_groups.add(fresh[i], which.replica)
+                self._sums[i] = None
+            return
         for i, of_groups in self._of_groups.items():
             (gradient,) = taken([weights[i]])
             of_groups.add(gradient, which.replica)
 
     def reduced(self, weights: Sequence[torch.Tensor]) -> Gradients:
         """Removes the sums from `weights`; None for a weight that the loss doesn't depend on."""
-        gradients = self._processes.sum_gradients(weights, taken(weights))
+        watched, self._sums = self._sums, []
+        gradients = self._processes.sum_gradients(weights, watched or taken(weights))
         for i, of_groups in self._of_groups.items():
             gradients[i] = of_groups.stacked()
-        present = [gradient for gradient in gradients if gradient is not None]
-        if self._divisor > 1 and present:
-            torch._foreach_div_(present, float(self._divisor))
+        by_divisor: dict[int, list[torch.Tensor]] = {}
+        for i, gradient in enumerate(gradients):
+            if gradient is not None:
+                by_divisor.setdefault(self._divisor(i), []).append(gradient)
+        for divisor, present in by_divisor.items():
+            if divisor > 1:
+                torch._foreach_div_(present, float(divisor))
         return gradients
+
+    def _divisor(self, i: int) -> int:
+        """Of weight i's sum."""
+        if self._reduction is Reduction.SUM:
+            return 1
+        if self._reduction is Reduction.MEAN_RUNNING and i in self._of_groups:
+            return self._plan.gradient_accumulation * self._of_groups[i].size
+        return self._plan.micro_batches_per_update
 
 
 class _OfGroups:
@@ -75,9 +117,12 @@ class _OfGroups:
 
     def add(self, gradient: Optional[torch.Tensor], replica: int) -> None:
         group = self._of_replica[replica]
-        before = self._sums[group]
-        if gradient is not None:
-            self._sums[group] = gradient if before is None else before.add_(gradient)
+        self._sums[group] = _added(self._sums[group], gradient)
+
+    @property
+    def size(self) -> int:
+        """Replicas per group."""
+        return len(self._of_replica) // len(self._sums)
 
     def stacked(self) -> Optional[torch.Tensor]:
         """[groups, ...]; None without gradients. Resets the sums."""
@@ -88,16 +133,21 @@ class _OfGroups:
         return torch.stack([torch.zeros_like(present[0]) if one is None else one for one in sums])
 
 
+def _added(total: Optional[torch.Tensor], gradient: Optional[torch.Tensor]) -> Optional[torch.Tensor]:
+    """Their sum, in `total` if there is one."""
+    return gradient if total is None else total if gradient is None else total.add_(gradient)
+
+
 @dataclass(frozen=True)
 class AccumulatorSettings:
     """`dtype` as set in the optimizer (None: that of each weight); gradients are those of the loss times
-    `loss_scaling()`, which may change between updates. `watch` is called with each micro batch's gradients.
+    `loss_scaling()`, which may change between updates.
     """
 
     dtype: Optional[torch.dtype]
     reduction: Reduction
     loss_scaling: Callable[[], float]
-    watch: Optional[Callable[[Gradients], None]] = None
+    watch: Optional[Watch] = None
 
 
 class TypedAccumulators:
@@ -139,7 +189,7 @@ class TypedAccumulators:
         last = which.step == self._plan.gradient_accumulation - 1
         gradients = taken(weights)
         if self._settings.watch is not None:
-            self._settings.watch(gradients)
+            self._settings.watch(gradients, 1.0)
         for i, gradient in enumerate(gradients):
             self._accumulators[i] = self._accumulated(i, gradient, which)
             if last:
@@ -177,8 +227,7 @@ class TypedAccumulators:
         if i in self._of_groups:
             self._of_groups[i].add(accumulator, replica)
             return
-        total = self._totals[i]
-        self._totals[i] = accumulator if total is None else total.add_(accumulator)
+        self._totals[i] = _added(self._totals[i], accumulator)
 
     @property
     def _replicas(self) -> int:
@@ -195,14 +244,16 @@ class TypedAccumulators:
             like = [torch.zeros(w.shape, dtype=wide.get(d, d)) for w, d in zip(weights, dtypes)]
             totals = self._processes.sum_gradients(like, totals)
         return [
-            None if total is None else self._over_replicas(name, total, dtype)
-            for name, total, dtype in zip(self._names, totals, dtypes)
+            None if total is None else self._over_replicas(i, total, dtype)
+            for i, (total, dtype) in enumerate(zip(totals, dtypes))
         ]
 
-    def _over_replicas(self, name: str, total: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        reduction = self._settings.reduction
+    def _over_replicas(self, i: int, total: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        reduction, name = self._settings.reduction, self._names[i]
         if self._replicas > 1:
-            if reduction in (Reduction.MEAN_RUNNING, Reduction.MEAN_POST_AND_LOSS):
+            if reduction is Reduction.MEAN_RUNNING and i in self._of_groups:
+                total = total / self._of_groups[i].size
+            elif reduction in (Reduction.MEAN_RUNNING, Reduction.MEAN_POST_AND_LOSS):
                 total = total / self._replicas
             total = self._rounding.store(total.float(), dtype, f"Reduced___{name}")
         divisor = self._plan.micro_batches_per_update
@@ -235,9 +286,9 @@ class AutomaticLossScale:
         self.factor = 1.0
         self._counts = torch.zeros(2, dtype=torch.float64)  # above the edge, all
 
-    def watch(self, gradients: Gradients) -> None:
-        """Counts one micro batch's scaled gradients."""
-        edge = _FACT["edge_share"] * FLOAT16.largest
+    def watch(self, gradients: Gradients, scale: float) -> None:
+        """Counts one micro batch's gradients, which times `scale` are those of the scaled loss."""
+        edge = _FACT["edge_share"] * FLOAT16.largest / scale
         for gradient in gradients:
             if gradient is not None:
                 above = int((gradient.abs() > edge).sum())

@@ -37,23 +37,45 @@ class GroupSettings:
     max_weight_norm: float = 65500.0
 
 
-def sgd(w: Tensors, g: Tensors, velocity: Tensors, group: GroupSettings) -> None:
+def sgd(w: Tensors, g: Tensors, velocity: Tensors, group: GroupSettings, clipped: float = 1.0) -> None:
     """v = momentum*v + (1 - dampening)*(g + decay*w), from the first step on; w -= lr*v.
 
-    Nesterov: w -= lr*(g + decay*w + momentum*v). `velocity` is empty for SGD without momentum.
+    Nesterov: w -= lr*(g + decay*w + momentum*v). `velocity` is empty for SGD without momentum. `clipped`
+    multiplies what the learning rate multiplies (`sgd_terms`), but not the velocity that is kept.
     """
+    if not velocity:
+        rate = group.lr * (1 - group.dampening)
+        if clipped != 1.0:
+            torch._foreach_mul_(w, 1 - rate * group.weight_decay)
+        elif group.weight_decay:
+            torch._foreach_add_(g, w, alpha=group.weight_decay)
+        torch._foreach_add_(w, g, alpha=-rate * clipped)
+        return
     if group.weight_decay:
         torch._foreach_add_(g, w, alpha=group.weight_decay)
-    if not velocity:
-        torch._foreach_add_(w, g, alpha=-group.lr * (1 - group.dampening))
-        return
     torch._foreach_mul_(velocity, group.momentum)
     torch._foreach_add_(velocity, g, alpha=1 - group.dampening)
+    rate = group.lr * clipped
     if group.nesterov:
-        torch._foreach_add_(w, g, alpha=-group.lr)
-        torch._foreach_add_(w, velocity, alpha=-group.lr * group.momentum)
+        torch._foreach_add_(w, g, alpha=-rate)
+        torch._foreach_add_(w, velocity, alpha=-rate * group.momentum)
     else:
-        torch._foreach_add_(w, velocity, alpha=-group.lr)
+        torch._foreach_add_(w, velocity, alpha=-rate)
+
+
+def sgd_terms(w: Tensors, g: Tensors, velocity: Tensors, group: GroupSettings) -> Tensors:
+    """The input of PopART's variable update, whose norm its clipping takes; nothing is changed.
+
+    With momentum: the new velocity, or Nesterov's sum. Without: the gradient; weight decay stays outside.
+    """
+    if not velocity:
+        return list(g)
+    decayed = torch._foreach_add(g, w, alpha=group.weight_decay)
+    updated = torch._foreach_mul(velocity, group.momentum)
+    torch._foreach_add_(updated, decayed, alpha=1 - group.dampening)
+    if group.nesterov:
+        return list(torch._foreach_add(decayed, updated, alpha=group.momentum))
+    return list(updated)
 
 
 def adam(
@@ -166,8 +188,13 @@ def rmsprop(
 
 def clip_by_global_norm(g: Tensors, max_norm: float) -> None:
     """Scales all gradients by max_norm / max(global norm, max_norm)."""
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(g)))
-    torch._foreach_mul_(g, max_norm / norm.clamp(min=max_norm))
+    torch._foreach_mul_(g, clipping_factor(g, max_norm))
+
+
+def clipping_factor(tensors: Tensors, max_norm: float) -> torch.Tensor:
+    """max_norm / max(global norm, max_norm): 0-d."""
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+    return max_norm / norm.clamp(min=max_norm)
 
 
 def _moments(g: Tensors, m: Tensors, v: Tensors, group: GroupSettings) -> None:

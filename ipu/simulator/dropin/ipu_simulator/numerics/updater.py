@@ -34,6 +34,7 @@ class UpdateSettings:
     """A rule, its groups, and settings common to all groups.
 
     `with_momentum`: SGD and RMSprop keep a velocity. `tf_variant`: TensorFlow's RMSprop.
+    `max_grad_norm`: SGD clips the term that the learning rate multiplies, the other rules clip the gradient.
     `combined_accumulator`: SGD's gradient accumulator is its velocity: one name, the weight's type, stored
     times `velocity_scaling`. Types apply to an IPU's arithmetic only; SGD's velocity counts as a first
     moment.
@@ -107,7 +108,11 @@ class Updater:
         g = {i: gradients[i].float() for i in reached}  # type: ignore[union-attr]
         if loss_scaling != 1.0:
             g = {i: self._unscaled(i, gradient, settings, loss_scaling) for i, gradient in g.items()}
-        if g and not math.isinf(settings.max_grad_norm):
+        clips = bool(g) and not math.isinf(settings.max_grad_norm)
+        clipped = 1.0
+        if clips and self.rule is Rule.SGD:
+            clipped = self._clipped_share(g, settings)
+        elif clips:
             update_rules.clip_by_global_norm(list(g.values()), settings.max_grad_norm)
         for index, group in enumerate(settings.groups):
             members = [i for i in reached if self.group_of[i] == index]
@@ -115,9 +120,24 @@ class Updater:
                 continue
             narrow = [i for i in members if self._weights[i].dtype != torch.float32]
             wide = {i: self._weights[i].float() for i in members}
-            self._update_group(members, list(wide.values()), [g[i] for i in members], group, settings)
+            self._update_group(
+                members, list(wide.values()), [g[i] for i in members], group, settings, clipped
+            )
             for i in narrow:
                 self._weights[i].copy_(self._stored(wide[i], self._weights[i].dtype, self._names[i]))
+
+    def _clipped_share(self, g: Mapping[int, torch.Tensor], settings: UpdateSettings) -> float:
+        """The factor by which SGD's clipping multiplies the terms of all weights."""
+        terms: Tensors = []
+        for index, group in enumerate(settings.groups):
+            members = [i for i in g if self.group_of[i] == index]
+            if not members:
+                continue
+            state = self._float32_state(members, settings)
+            weights = [self._weights[i].float() for i in members]
+            velocity = state.get("Accl", state.get("Accl1", []))
+            terms += update_rules.sgd_terms(weights, [g[i] for i in members], velocity, group)
+        return float(update_rules.clipping_factor(terms, settings.max_grad_norm))
 
     def _unscaled(
         self, i: int, gradient: torch.Tensor, settings: UpdateSettings, loss_scaling: float
@@ -138,13 +158,14 @@ class Updater:
         g: List[torch.Tensor],
         group: GroupSettings,
         settings: UpdateSettings,
+        clipped: float,
     ) -> None:
         for i in members:
             self._steps[i] += 1
         t = [self._steps[i] for i in members]
         state = self._float32_state(members, settings)
         if self.rule is Rule.SGD:
-            update_rules.sgd(w, g, state.get("Accl", state.get("Accl1", [])), group)
+            update_rules.sgd(w, g, state.get("Accl", state.get("Accl1", [])), group, clipped)
         elif self.rule in _RMSPROPS:
             averages = [state.get(slot, []) for slot in ("Accl1", "Accl2", "Accl3")]
             update_rules.rmsprop(w, g, averages[0], averages[1], averages[2], group, settings.tf_variant)

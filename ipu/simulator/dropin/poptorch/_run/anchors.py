@@ -1,7 +1,8 @@
 """Tensors that `Options.anchorTensor` keeps for `getAnchoredTensor`.
 
 They are named as in `getTensorNames`: `<weight>`, `Gradient___<weight>` (one per micro batch, before
-accumulation), `UpdatedVar___<weight>` (one per weight update), and the results of operations.
+accumulation), `UpdatedVar___<weight>` (one per weight update), and the results of operations. With automatic
+loss scaling there is the loss scale of each micro batch, `finalLossScale`, and its factors.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ipu_simulator.graph.recorder import Checkpoint, Operation, Place, Recorder
 from .. import enums
 from .._trace import popart_ir, watch
 from .._trace import run as _trace
+from ..optim.hyperparameters import LOSS_SCALES
 from ..poptorch_core import createBackendError
 
 if TYPE_CHECKING:
@@ -34,11 +36,16 @@ RETURNED = {
 }
 
 
-def names(ir: str, weights: list[str], training: bool) -> list[str]:
-    """All names that can be anchored: weights, in training their gradients and updates, then results."""
+def names(ir: str, weights: list[str], training: bool, scales_loss: bool) -> list[str]:
+    """All names that can be anchored: weights, in training their gradients and updates, then results.
+
+    `scales_loss`: whether the loss scale is automatic.
+    """
     found = list(weights)
     if training:
         found += [f"{kind}{name}" for kind in (_GRADIENT, _UPDATED) for name in weights]
+    if scales_loss:
+        found += LOSS_SCALES
     for node in json.loads(ir)["maingraph"]:
         found += [tensor["name"] for tensor in node["outputs"] if tensor["name"] not in found]
     return found
@@ -60,6 +67,7 @@ class Anchors:
 
     :param weights: the model's parameters by name, which hold the device's data during the call.
     :param module_paths: the modules' paths by id, the same as during compilation.
+    :param loss_scales: gives the next micro batch's automatic loss scale and its factors, by name.
     """
 
     def __init__(
@@ -68,8 +76,10 @@ class Anchors:
         plan: numerics.StepPlan,
         weights: dict[str, torch.Tensor],
         module_paths: dict[int, str],
+        loss_scales: Callable[[], dict[str, torch.Tensor]] | None = None,
     ) -> None:
         self._weights = weights
+        self._loss_scales = loss_scales
         self._module_paths = module_paths
         self._each_update = numerics.StepPlan(
             device_iterations=plan.device_iterations, replicas=plan.replicas, processes=plan.processes
@@ -96,8 +106,8 @@ class Anchors:
     def need_operations(self) -> bool:
         """Whether an operation's result is anchored: its name depends on modules, so the forward must run."""
         kinds = ("", _GRADIENT, _UPDATED)
-        of_weights = {f"{kind}{name}" for kind in kinds for name in self._weights}
-        return any(long_name not in of_weights for long_name, _ in self._wanted.values())
+        known = {f"{kind}{name}" for kind in kinds for name in self._weights} | {*LOSS_SCALES}
+        return any(long_name not in known for long_name, _ in self._wanted.values())
 
     def _keep(self, name: str, which: numerics.MicroBatch, tensor: torch.Tensor) -> None:
         for long_name, collector in self._wanted.values():
@@ -128,6 +138,8 @@ class Anchors:
         self._next += 1
         for name, weight in self._weights.items():
             self._keep(name, which, weight)
+        for name, scale in (self._loss_scales() if self._loss_scales is not None else {}).items():
+            self._keep(name, which, scale)
         if not self.need_operations:
             yield
             return

@@ -122,7 +122,8 @@ class Executable:
     @property
     def tensor_names(self) -> list[str]:
         """The tensor names that options.anchorTensor accepts."""
-        return _anchors.names(self.ir, self.weights.names, self._training)
+        scales = self._training and Obeyed(self._options._Popart).scales_loss_automatically
+        return _anchors.names(self.ir, self.weights.names, self._training, scales)
 
     @property
     def num_micro_batches(self) -> tuple[int, int]:
@@ -271,6 +272,7 @@ class Executable:
             self.plan,
             dict(zip(self.weights.names, self.weights.parameters)),
             self._module_paths(),
+            optimizer.loss_scales if optimizer is not None else None,
         )
         program = numerics.StepProgram(
             self.plan,
@@ -305,7 +307,9 @@ class Executable:
         """The accumulator that sums the micro batches' gradients."""
         groups = [self.weights.groups.get(i) for i in self.weights.trainable]
         if self.rounding is None:
-            return numerics.BackwardSums(self.plan, reduction(self._options), self.processes, groups)
+            return numerics.BackwardSums(
+                self.plan, reduction(self._options), self.processes, groups, optimizer.watch
+            )
         settings = numerics.AccumulatorSettings(
             optimizer.accumulator_type, reduction(self._options), optimizer.loss_scaling, optimizer.watch
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Tuple, Union
@@ -81,7 +82,7 @@ class DeviceArguments:
 
 DEVICE_ARGUMENTS = tuple(field.name for field in fields(DeviceArguments))
 # The device's arguments that may be variable.
-_MAY_VARY = ("loss_scaling", "velocity_scaling", "max_grad_norm")
+MAY_VARY = ("loss_scaling", "velocity_scaling", "max_grad_norm")
 
 
 def device_arguments(optimizer: torch.optim.Optimizer) -> DeviceArguments:
@@ -93,7 +94,8 @@ def device_arguments(optimizer: torch.optim.Optimizer) -> DeviceArguments:
 
 # Reads (ipu_state, ipu_param) from the device; returns the same objects until the next run.
 DeviceReader = Callable[[], "tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]"]
-DeviceWriter = Callable[["dict[str, torch.Tensor]"], None]
+# Uploads a state; None if only hyperparameters were loaded.
+DeviceWriter = Callable[["dict[str, torch.Tensor] | None"], None]
 
 
 class Optimizer(_Mixed):
@@ -111,6 +113,8 @@ class Optimizer(_Mixed):
         self._ipu_param: dict[str, torch.Tensor] | None = None
         self._reader: DeviceReader | None = None
         self._writer: DeviceWriter | None = None
+        # Hyperparameters that were loaded, and the optimizer's attributes at that time.
+        self._loaded: tuple[dict[str, torch.Tensor], list[Any]] | None = None
 
     def _set_up(self, given: dict[str, Any], takes: list[str], group_attributes: list[str]) -> None:
         """Stores the device's arguments, of which the optimizer accepts `takes`.
@@ -125,7 +129,7 @@ class Optimizer(_Mixed):
                 assert getattr(self, name) in (torch.float32, torch.float16), (
                     "Accumulation types must be either torch.float32 or torch.float16"
                 )
-        allowed = group_attributes + [name for name in _MAY_VARY if name in takes]
+        allowed = group_attributes + [name for name in MAY_VARY if name in takes]
         variable = [name for name in allowed if given.get(name) is not None]
         self.variable_attrs = VariableAttributes(variable, allowed)
 
@@ -134,7 +138,7 @@ class Optimizer(_Mixed):
     def _connect(self, reader: DeviceReader, writer: DeviceWriter) -> None:
         """Connects the optimizer to the device's state, and uploads a state that was loaded before."""
         self._reader, self._writer = reader, writer
-        if self._ipu_state is not None:
+        if self._ipu_state is not None or self._loaded is not None:
             writer(self._ipu_state)
 
     def _disconnect(self) -> None:
@@ -145,6 +149,20 @@ class Optimizer(_Mixed):
     def _refresh(self) -> None:
         if self._reader is not None:
             self._ipu_state, self._ipu_param = self._reader()
+
+    @property
+    def _loaded_parameters(self) -> dict[str, torch.Tensor] | None:
+        """The loaded `ipu_param`, with which the device computes until the attributes change."""
+        return None if self._loaded is None else self._loaded[0]
+
+    def _attributes(self) -> list[Any]:
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
+        return [copy.deepcopy(groups), device_arguments(self)]
+
+    def _attributes_applied(self) -> None:
+        """Called when the executor takes over the attributes: they rule if they changed after a load."""
+        if self._loaded is not None and self._loaded[1] != self._attributes():
+            self._loaded = None
 
     def has_state(self) -> bool:
         """Whether there is a state: on the device, or loaded for it."""
@@ -158,15 +176,19 @@ class Optimizer(_Mixed):
     def set_state_dict(self, state: dict[str, Any]) -> None:
         """Loads the device's part of a state; it is uploaded when the model is compiled, if that is later.
 
-        Raises RuntimeError for an empty dictionary, and for one without `ipu_state` and `ipu_param`.
+        The device computes with the hyperparameters in `ipu_param` from the next run on, until `setOptimizer`
+        brings other attributes. Raises RuntimeError for an empty dictionary, and for one without `ipu_state`
+        and `ipu_param`.
         """
         if not state:
             raise RuntimeError("Cannot load optimizer state dictionary because it is empty.")
         if "ipu_state" not in state or "ipu_param" not in state:
             raise RuntimeError("Only IPU optimizer states can be loaded onto the IPU.")
+        parameters = state["ipu_param"]
+        self._loaded = None if parameters is None else (dict(parameters), self._attributes())
         if self._writer is None:
-            self._ipu_state, self._ipu_param = state["ipu_state"], state["ipu_param"]
-        elif state["ipu_state"] is not None:
+            self._ipu_state, self._ipu_param = state["ipu_state"], parameters
+        else:
             self._writer(state["ipu_state"])
 
     def state_dict(self) -> dict[str, Any]:
@@ -188,7 +210,11 @@ class Optimizer(_Mixed):
         ours = ("variable_attrs", *DEVICE_ARGUMENTS)
         kept = {name: getattr(self, name) for name in ours if hasattr(self, name)}
         disconnected = {"_reader": None, "_writer": None}
-        state = {"_ipu_state": self._ipu_state, "_ipu_param": self._ipu_param}
+        state = {
+            "_ipu_state": self._ipu_state,
+            "_ipu_param": self._ipu_param,
+            "_loaded": self._loaded,
+        }
         return {**super().__getstate__(), **kept, **state, **disconnected}
 
 

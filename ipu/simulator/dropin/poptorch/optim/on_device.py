@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from dataclasses import replace
+from typing import Mapping
 
 import torch
 from ipu_simulator import numerics
@@ -11,18 +12,8 @@ from .._logging import logger
 from .._run.device_weights import DeviceWeights
 from ..poptorch_core import createBackendError
 from .base import Optimizer
+from .hyperparameters import FINAL_LOSS_SCALE, LOSS_SCALING, SCALE_FACTOR, Hyperparameters
 from .settings import Extracted
-
-Rule = numerics.Rule
-_SCALE_FACTOR = "lossScaleUpdateFactor"
-_PARAM_NAMES = {
-    "lr": "learningRate",
-    "weight_decay": "weightDecay",
-    "eps": "eps",
-    "alpha": "alpha",
-    "momentum": "momentum",
-    "max_weight_norm": "maxWeightNorm",
-}
 
 
 class OptimizerOnDevice:
@@ -30,7 +21,7 @@ class OptimizerOnDevice:
 
     :param accumulators: whether the state on the host includes gradient accumulators.
     :param rounding: of the state, in ipu-float16; None in float32.
-    :param automatic_scale: automatic loss scaling by the gradients of all `processes`; needs `rounding`.
+    :param automatic_scale: automatic loss scaling by the gradients of all `processes`.
     """
 
     def __init__(
@@ -50,7 +41,7 @@ class OptimizerOnDevice:
         self._compiled = found
         self._found = found
         self._as_ipu = rounding is not None
-        self._automatic = numerics.AutomaticLossScale() if self._as_ipu and automatic_scale else None
+        self._automatic = numerics.AutomaticLossScale() if automatic_scale else None
         self._processes = numerics.Processes(0, 1) if processes is None else processes
         self._updater = numerics.Updater(
             found.settings,
@@ -62,6 +53,8 @@ class OptimizerOnDevice:
         )
         self._report: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] | None = None
         self._optimizer = optimizer
+        self._loaded: Mapping[str, torch.Tensor] | None = None
+        self._parameters = Hyperparameters(found, self._names, self._groups(found))
         self._connect(optimizer)
 
     def _groups(self, found: Extracted) -> list[int | None]:
@@ -70,25 +63,72 @@ class OptimizerOnDevice:
     def _connect(self, optimizer: torch.optim.Optimizer) -> None:
         if isinstance(optimizer, Optimizer):
             optimizer._connect(self._read, self._write)
+        self._apply(self._found)
+
+    def _apply(self, found: Extracted) -> None:
+        """Updates compute with these attributes from now on, and with those that the optimizer loaded."""
+        optimizer = self._optimizer
+        loaded = optimizer._loaded_parameters if isinstance(optimizer, Optimizer) else None
+        if found == self._found and loaded is self._loaded:
+            return
+        self._found, self._loaded, self._report = found, loaded, None
+        self._parameters = Hyperparameters(found, self._names, self._groups(found), loaded)
+        self._updater.group_of = self._parameters.group_of
+        _warn_of_missing(self._parameters.missing)
+        if self._parameters.ignored:
+            logger.warning(
+                "Ignoring optimizer hyperparameters %s: they aren't variable in the compiled model",
+                ", ".join(self._parameters.ignored),
+            )
 
     def update(self, gradients: list[torch.Tensor | None]) -> None:
         """Applies one weight update; a gradient is None for a weight that the loss doesn't depend on."""
         self._report = None
-        scale = self.loss_scaling()
-        self._updater.step(gradients, self._found.settings, scale)
+        scale = self.loss_scale
+        settings = self._parameters.settings
+        if settings.rule is numerics.Rule.SGD:
+            # PopART clips the velocity as the device holds it.
+            settings = replace(settings, max_grad_norm=settings.max_grad_norm / self._velocity_scale)
+        self._updater.step(gradients, settings, self.loss_scaling())
         if self._automatic is not None:
             self._automatic.update(scale, self._processes)
 
-    def loss_scaling(self) -> float:
-        """The factor on the loss whose gradients `update` takes: 1 in float32, where it has no effect."""
-        if not self._as_ipu:
-            return 1.0
-        return self._found.loss_scaling * (self._automatic.factor if self._automatic is not None else 1.0)
+    @property
+    def _velocity_scale(self) -> float:
+        """The factor on SGD's velocity, or on its gradient without momentum, on the device."""
+        settings = self._parameters.settings
+        combined = settings.combined_accumulator and settings.with_momentum
+        return settings.velocity_scaling if combined else self.loss_scale
 
     @property
-    def watch(self) -> Callable[[list[torch.Tensor | None]], None] | None:
+    def loss_scale(self) -> float:
+        """The program's loss scaling, times the factor of automatic loss scaling."""
+        return self._parameters.loss_scaling * (1.0 if self._automatic is None else self._automatic.factor)
+
+    def loss_scaling(self) -> float:
+        """The factor on the loss whose gradients `update` takes: 1 in float32, where it has no effect."""
+        return self.loss_scale if self._as_ipu else 1.0
+
+    def loss_scales(self) -> dict[str, torch.Tensor]:
+        """The next micro batch's loss scale and factors, by PopART's names; empty if not automatic."""
+        if self._automatic is None:
+            return {}
+        named = {
+            LOSS_SCALING: self._parameters.loss_scaling,
+            SCALE_FACTOR: self._automatic.factor,
+            FINAL_LOSS_SCALE: self.loss_scale,
+        }
+        return {name: torch.tensor(value) for name, value in named.items()}
+
+    @property
+    def watch(self) -> numerics.Watch | None:
         """Called with each micro batch's gradients for automatic loss scaling; None without it."""
-        return None if self._automatic is None else self._automatic.watch
+        if self._automatic is None:
+            return None
+        automatic = self._automatic
+        return lambda gradients, scale: automatic.watch(
+            gradients, scale * self.loss_scale / self.loss_scaling()
+        )
 
     @property
     def accumulator_type(self) -> torch.dtype | None:
@@ -105,11 +145,9 @@ class OptimizerOnDevice:
         if optimizer is not self._optimizer:
             self.release()
             self._optimizer = optimizer
+            self._apply(found)
             self._connect(optimizer)
-        if found != self._found:
-            self._found = found
-            self._updater.group_of = self._groups(found)
-            self._report = None
+        self._apply(found)
 
     def release(self) -> None:
         """Disconnects the optimizer, which keeps the device's last state."""
@@ -129,12 +167,21 @@ class OptimizerOnDevice:
                 f"{found.type_name}. Call destroy() and wrap the model again.",
                 "popart_exception",
             )
-        for (group, name), value in compiled.constants.items():
-            if group < len(found.settings.groups) and found.value(group, name) != value:
+        constants = [
+            (f"{name} of group {group}", value, found.value(group, name))
+            for (group, name), value in compiled.constants.items()
+            if group < len(found.settings.groups)
+        ]
+        constants += [
+            (name, getattr(compiled.device, name), getattr(found.device, name))
+            for name in compiled.device_constants
+        ]
+        for what, value, now in constants:
+            if now != value:
                 raise createBackendError(
-                    f"Can't replace the compiled optimizer: {name} of group {group} was compiled in as the "
-                    f"constant {value}, the new one has {found.value(group, name)}. Mark it with "
-                    "variable_attrs.markAsVariable before the model is compiled.",
+                    f"Can't replace the compiled optimizer: {what} was compiled in as the constant {value}, "
+                    f"the new one has {now}. Mark it with variable_attrs.markAsVariable before the model is "
+                    "compiled.",
                     "popart_exception",
                 )
 
@@ -149,54 +196,24 @@ class OptimizerOnDevice:
                     for name, weight in zip(self._names, self._weights)
                 )
             if self._automatic is not None:
-                state[_SCALE_FACTOR] = torch.tensor(self._automatic.factor)
-            self._report = state, self._hyperparameters()
+                state[SCALE_FACTOR] = torch.tensor(self._automatic.factor)
+            self._report = state, self._parameters.values()
         return self._report
 
-    def _write(self, state: dict[str, torch.Tensor]) -> None:
+    def _write(self, state: Mapping[str, torch.Tensor] | None) -> None:
+        """Uploads a loaded state; None: the device keeps its own. Loaded hyperparameters apply too."""
+        self._apply(self._found)
+        if state is None:
+            return
         missing = self._updater.load_state(state)
-        if self._automatic is not None and _SCALE_FACTOR in state:
-            self._automatic.factor = float(state[_SCALE_FACTOR])
+        if self._automatic is not None and SCALE_FACTOR in state:
+            self._automatic.factor = float(state[SCALE_FACTOR])
+        elif self._automatic is not None:
+            missing.append(SCALE_FACTOR)
         self._report = None
-        if missing:
-            logger.warning(
-                "Optimizer state lacks %s: the device keeps its present values", ", ".join(missing)
-            )
+        _warn_of_missing(missing)
 
-    def _hyperparameters(self) -> dict[str, torch.Tensor]:
-        """The variable attributes of each weight by PopART's names: float32, 0-d."""
-        values: dict[str, float] = {}
-        for name, group in zip(self._names, self._groups(self._found)):
-            if group is None:
-                continue
-            for popart_name, value in self._of_group(group).items():
-                values[f"{popart_name}___specific___{name}"] = value
-        if self._found.loss_scaling_is_variable:
-            values["lossScaling_FLOAT"] = self._found.loss_scaling
-        return {name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()}
 
-    def _of_group(self, index: int) -> dict[str, float]:
-        group = self._found.settings.groups[index]
-        variable = self._found.variable(index)
-        if self._found.settings.rule is not Rule.SGD:
-            named = {_PARAM_NAMES[name]: getattr(group, name) for name in variable if name in _PARAM_NAMES}
-            if "betas" in variable:
-                named.update(beta1=group.beta1, beta2=group.beta2)
-            return named
-        # SGD's names end in 0 without momentum, 1 with the combined accumulator, 2 with separate ones.
-        kind = 0
-        if self._found.settings.with_momentum:
-            kind = 1 if self._found.settings.combined_accumulator else 2
-        undamped = 1 - group.dampening
-        rate = group.lr * undamped if kind == 0 else group.lr
-        decay = 1 - rate * group.weight_decay if kind == 0 else group.weight_decay
-        named = {}
-        if {"lr", "dampening"} & {*variable}:
-            named[f"scaledLearningRate{kind}"] = rate / self._found.loss_scaling
-        if {"weight_decay", "lr", "dampening"} & {*variable}:
-            named[f"weightDecayScaleFactor{kind}"] = decay
-        if kind and "momentum" in variable:
-            named[f"scaledMomentum{kind}"] = group.momentum
-        if kind and "dampening" in variable:
-            named[f"dampeningScaleFactor{kind}"] = undamped
-        return named
+def _warn_of_missing(names: list[str]) -> None:
+    if names:
+        logger.warning("Optimizer state lacks %s: the device keeps its present values", ", ".join(names))

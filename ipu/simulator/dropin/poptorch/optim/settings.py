@@ -9,7 +9,7 @@ import torch
 from ipu_simulator import numerics
 
 from . import classes
-from .base import DEVICE_ARGUMENTS, Optimizer, device_arguments
+from .base import DEVICE_ARGUMENTS, MAY_VARY, DeviceArguments, Optimizer, device_arguments
 from .classes import LAMB, NO_WEIGHT_NORM_LIMIT
 
 Rule = numerics.Rule
@@ -65,13 +65,23 @@ class Extracted:
 
     settings: numerics.UpdateSettings
     values: dict[tuple[int, str], Any]  # (group, attribute) -> value
-    loss_scaling: float
-    loss_scaling_is_variable: bool
+    device: DeviceArguments
+    device_constants: tuple[str, ...]  # names of device arguments that are compiled in
     group_of: dict[int, int]  # id of parameter -> index of its group
     constants: dict[tuple[int, str], Any]  # (group, attribute) -> compiled-in value
     needs_running_mean: bool
     extra_keys: frozenset[tuple[str, str]]  # (where, name) of attributes unknown to the device
     warning: str | None  # for a subclass, whose step() the device doesn't run
+
+    @property
+    def loss_scaling(self) -> float:
+        """The factor on the loss."""
+        return float(self.device.loss_scaling)
+
+    @property
+    def loss_scaling_is_variable(self) -> bool:
+        """Whether the loss scaling may change after compilation."""
+        return "loss_scaling" not in self.device_constants
 
     def value(self, group: int, name: str) -> Any:
         """The value of a group's attribute."""
@@ -150,9 +160,8 @@ def extract(optimizer: torch.optim.Optimizer) -> Extracted:
     return Extracted(
         settings=settings,
         values=values,
-        loss_scaling=float(device.loss_scaling),
-        loss_scaling_is_variable=isinstance(optimizer, Optimizer)
-        and not optimizer.variable_attrs.isConstant("loss_scaling"),
+        device=device,
+        device_constants=tuple(name for name in MAY_VARY if _is_device_constant(optimizer, name)),
         group_of={id(weight): i for i, group in enumerate(groups) for weight in group["params"]},
         constants=constants,
         needs_running_mean=half and not settings.combined_accumulator,
@@ -194,6 +203,10 @@ def _group_settings(group: dict[str, Any], attributes: tuple[str, ...]) -> numer
         name: value if isinstance(value, bool) else float(value) for name, value in values.items()
     }
     return numerics.GroupSettings(**numbers)
+
+
+def _is_device_constant(optimizer: torch.optim.Optimizer, name: str) -> bool:
+    return not isinstance(optimizer, Optimizer) or optimizer.variable_attrs.isConstant(name)
 
 
 def _is_constant(optimizer: torch.optim.Optimizer, group: dict[str, Any], name: str) -> bool:
