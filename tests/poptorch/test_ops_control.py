@@ -145,6 +145,57 @@ def test_plans_fit_their_convolutions():
     assert torch.allclose(poptorch.inferenceModel(model)(x), model(x))
 
 
+class OneAfterAnother(torch.nn.Module):
+    """Convolutions one of which may need the other, also through a change in place."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Conv1d(1, 1, 1) for _ in range(2))
+        self.between = between
+
+    def forward(self, x):
+        y = x * 2
+        with poptorch.MultiConv():
+            z = self.between(self.layers[0](x), y)
+            return self.layers[1](z)
+
+
+@pytest.mark.parametrize(
+    ("between", "is_allowed"),
+    [
+        (lambda first, y: y, True),
+        (lambda first, y: y.relu(), True),
+        (lambda first, y: first, False),
+        (lambda first, y: first.relu() + y, False),
+        (lambda first, y: y.add_(first), False),
+        (lambda first, y: first[0, 0].unsqueeze(0).unsqueeze(0), False),
+    ],
+)
+def test_convolutions_of_one_plan_don_t_need_one_another(between, is_allowed):
+    from poptorch.simulator import capture
+
+    x, model = torch.randn(1, 1, 5), OneAfterAnother(between)
+    if is_allowed:
+        assert torch.equal(poptorch.inferenceModel(model)(x), model(x))
+        capture(model, (x,), {}, poptorch.Options(), training=False)
+        return
+    with pytest.raises(poptorch.Error, match="this convolution needs the result of another one"):
+        poptorch.inferenceModel(model)(x)
+    with pytest.raises(poptorch.Error, match="this convolution needs the result of another one"):
+        capture(model, (x,), {}, poptorch.Options(), training=False)
+
+
+def test_a_plan_has_convolutions():
+    class Empty(torch.nn.Module):
+        def forward(self, x):
+            with poptorch.MultiConv().partialsTypes([]):
+                return x * 2
+
+    assert torch.equal(Empty()(torch.ones(1)), torch.full((1,), 2.0))
+    with pytest.raises(poptorch.Error, match=r"In test_ops_control\.py.*MultiConv has no convolutions"):
+        poptorch.inferenceModel(Empty())(torch.ones(1))
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

@@ -94,6 +94,31 @@ def test_its_options_are_poptorch_s():
     assert options.deviceIterations(3) is options
 
 
+@pytest.mark.parametrize(
+    "copied", [lambda o: o, lambda o: o.clone(), lambda o: pickle.loads(pickle.dumps(o))]
+)
+def test_what_poprun_sets_can_t_be_set(monkeypatch, copied):
+    for name, value in POPRUN.items():
+        monkeypatch.setenv(name, value)
+    options = copied(popdist_poptorch.Options())
+    for setter, change in {
+        "replicationFactor": lambda: options.replicationFactor(4),
+        "useIpuId": lambda: options.useIpuId(0),
+        "Distributed.configureProcessId": lambda: options.Distributed.configureProcessId(1, 2),
+        "Distributed.setEnvVarNames": lambda: options.Distributed.setEnvVarNames("WORLD_SIZE", "RANK"),
+        "Distributed.disable": options.Distributed.disable,
+    }.items():
+        with pytest.raises(RuntimeError, match=rf"Options\(\)\.{setter} can't be called: PopRun sets it"):
+            change()
+    with pytest.raises(RuntimeError, match="PopRun sets it"):
+        options.from_json('{"replicationFactor": 2}')
+    assert options.replication_factor == 4
+    assert (options.Distributed.processId, options.Distributed.numProcesses) == (1, 2)
+    options.Training.gradientAccumulation(2)
+    options.outputMode(poptorch.OutputMode.All)
+    assert options.toDict()["num_distributed_processes"] == 2
+
+
 def test_popart_s_constants_go_where_options_take_them():
     options = poptorch.Options().outputMode(poptorch.OutputMode.All)
     for name, value in (

@@ -437,3 +437,37 @@ def test_wrapped_tensors_are_shown_as_plain_ones():
     shown = [repr(model.weight), repr(model.running_mean)]
     poptorch.trainingModel(model)
     assert [repr(model.weight), str(model.running_mean)] == shown
+
+
+class _Buffered(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("factor", torch.ones(1))
+        self.inner = torch.nn.Module()
+        self.inner.register_buffer("alias", self.factor)
+
+    def forward(self, x):
+        return x * self.factor
+
+
+@pytest.mark.parametrize("names", [["factr"], ["factor", "inner.factor"], ["weight"]])
+def test_updatable_buffers_are_the_model_s(names):
+    made = poptorch.Options().updatableNamedBuffers(names)
+    executor = poptorch.inferenceModel(_Buffered(), made)
+    with pytest.raises(
+        poptorch.Error, match=f"names '{names[-1]}', but the model's buffers are 'factor', 'inn"
+    ):
+        executor(torch.ones(1))
+    with pytest.raises(poptorch.Error, match=r"updatableNamedBuffers .* buffers are none"):
+        poptorch.inferenceModel(torch.nn.Linear(1, 1), made).compile(torch.ones(1))
+
+
+@pytest.mark.parametrize("name", ["factor", "inner.alias"])
+def test_a_buffer_is_updated_by_any_of_its_names(name):
+    model = _Buffered()
+    executor = poptorch.inferenceModel(model, poptorch.Options().updatableNamedBuffers([name]))
+    assert executor(torch.ones(1)) == 1
+    model.factor.fill_(3.0)
+    assert executor(torch.ones(1)) == 1
+    executor.copyNamedBuffersToDevice()
+    assert executor(torch.ones(1)) == 3

@@ -18,6 +18,7 @@ from ipu_simulator.host import COMMAND
 
 from ._run.structure import tensors
 from ._trace import run as trace
+from ._trace.multi_conv import MultiConvolution
 from .enums import MultiConvPlanType
 from .poptorch_core import createBackendError, createPoptorchError
 
@@ -158,7 +159,8 @@ class MultiConv:
     """A context whose convolutions are planned together. A setting is a single value, or a list of one per
     convolution.
 
-    On the device, raises poptorch.Error for nested contexts, and for lists of another length.
+    On the device, raises poptorch.Error for nested contexts, a context without convolutions, a convolution
+    that needs another one's result, and for lists of another length.
     """
 
     def __init__(self) -> None:
@@ -202,9 +204,9 @@ class MultiConv:
         run = trace.current()
         if not isinstance(run, trace.Trace):
             return
-        if run.convolutions is not None:
+        if run.multi_convolution is not None:
             raise createBackendError("Nested poptorch.MultiConv operations are not supported.")
-        run.convolutions = 0
+        run.multi_convolution = MultiConvolution()
 
     def __exit__(
         self,
@@ -213,11 +215,17 @@ class MultiConv:
         traceback: TracebackType | None,
     ) -> None:
         run = trace.current()
-        if not isinstance(run, trace.Trace) or run.convolutions is None:
+        if not isinstance(run, trace.Trace) or run.multi_convolution is None:
             return
-        count, run.convolutions = run.convolutions, None
+        count, run.multi_convolution = run.multi_convolution.count, None
+        if type is not None:
+            return
+        if not count:
+            raise createBackendError(
+                "poptorch.MultiConv has no convolutions: call at least one layer with a convolution in it."
+            )
         for name, values in self._settings.items():
-            if type is None and isinstance(values, (list, tuple)) and len(values) != count:
+            if isinstance(values, (list, tuple)) and len(values) != count:
                 raise createBackendError(
                     f"poptorch.MultiConv().{name} has {len(values)} values for {count} convolutions: "
                     "pass one per convolution, or a single value."

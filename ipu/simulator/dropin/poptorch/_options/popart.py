@@ -21,6 +21,7 @@ FLOATING_POINT_CHECKS = "enableFloatingPointChecks"
 STOCHASTIC_ROUNDING = "enableStochasticRounding"
 MATMUL_PARTIALS = "partialsTypeMatMuls"
 CONVOLUTION_OPTIONS = "convolutionOptions"
+STRIDED_GROUP_NORM = "groupNormStridedChannelGrouping"
 
 
 class PopartOptions:
@@ -121,6 +122,11 @@ class Obeyed:
     def half_matmul_partials(self) -> bool:
         """Whether matmul partials are float16."""
         return bool(self._options.get(MATMUL_PARTIALS) == "half")
+
+    @property
+    def strides_group_norm(self) -> bool:
+        """Whether a group of a group norm is every n-th channel, not a run of channels."""
+        return bool(self._options.get(STRIDED_GROUP_NORM, False))
 
     @property
     def half_convolution_partials(self) -> bool:

@@ -14,7 +14,7 @@ from ipu_simulator.host import keep_freed_memory
 from .. import enums, poptorch_core
 from .._options.known import validate
 from .._options.popart import Obeyed
-from .._trace import Listener, popart_ir, watch
+from .._trace import Listener, popart_ir, strided_norm, watch
 from .._trace import run as _trace
 from .._trace.callers import places_added
 from .._trace.casts import ImplicitCasts, place_on_ipu, version_of, widen_indices
@@ -99,6 +99,7 @@ class Executable:
                 "all replicas in one process."
             )
         self.weights = DeviceWeights(model, self.plan.replicas, options.broadcast_buffers, groupings)
+        self.weights.check_buffer_names(options.updatable_named_buffers)
         self._loss: LossPlace | None = None
         self._calls: Program | None = None  # replays the forward; None: each run calls the forward
         self.anchored: dict[str, torch.Tensor] = {}  # of the last run, by short name
@@ -182,6 +183,7 @@ class Executable:
             widen_indices if self._narrow_indices else None,
             ImplicitCasts() if self._mixes_types else None,
             losses,
+            strided_norm.on_call if Obeyed(self._options._Popart).strides_group_norm else None,
         )
 
     def _trace_model(self, arguments: Arguments) -> None:

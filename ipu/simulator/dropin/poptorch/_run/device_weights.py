@@ -144,8 +144,10 @@ class DeviceWeights:
                 )
         # Indices of the parameters that require a gradient at compilation.
         self.trainable = [i for i, parameter in enumerate(self.parameters) if parameter.requires_grad]
-        self._buffer_names = [name for name, _ in model.named_buffers()]
         self._buffers = list(model.buffers())
+        index = {id(buffer): i for i, buffer in enumerate(self._buffers)}
+        # By every name: one buffer may have several.
+        self._buffer_index = {n: index[id(b)] for n, b in model.named_buffers(remove_duplicate=False)}
         self.groupings = groupings or {}
         self._replicas = replicas
         self._returned_every: set[int] = set()  # weights that the host holds as [replicas, ...]
@@ -222,12 +224,22 @@ class DeviceWeights:
                 for device, host in zip(buffers, self._host_buffers(replica)):
                     device.copy_(host)
 
+    def check_buffer_names(self, names: list[str]) -> None:
+        """Raises poptorch.Error for a name of options.updatableNamedBuffers that no buffer has."""
+        unknown = [name for name in names if name not in self._buffer_index]
+        if unknown:
+            raise createPoptorchError(
+                f"updatableNamedBuffers names {', '.join(map(repr, unknown))}, but the model's buffers are "
+                f"{', '.join(map(repr, self._buffer_index)) or 'none'}."
+            )
+
     def upload_buffers(self, names: list[str]) -> None:
         """Copies these buffers from host to device."""
+        indices = {self._buffer_index[name] for name in names}
         with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
             for replica, buffers in enumerate(self._device_buffers):
-                for name, device, host in zip(self._buffer_names, buffers, self._host_buffers(replica)):
-                    if name in names:
+                for index, (device, host) in enumerate(zip(buffers, self._host_buffers(replica))):
+                    if index in indices:
                         device.copy_(host)
 
     def download(self) -> None:

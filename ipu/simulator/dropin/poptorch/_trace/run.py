@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten
 from .. import enums
 from ..poptorch_core import MAX_IPUS_PER_PROCESS, createBackendError, usesIpuModel
 from . import Call, patches
+from .multi_conv import MultiConvolution
 from .overlap import Overlaps
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Trace(Run):
         self.stage_ipus: tuple[int, ...] = (0,)  # the IPU of each stage so far
         self._has_blocks = False
         self._in_forward = True
-        self.convolutions: int | None = None  # count in the open poptorch.MultiConv; None outside
+        self.multi_convolution: MultiConvolution | None = None  # the open poptorch.MultiConv's
         self.overlaps = Overlaps(options, inputs)
         self.follows_values = False
         # Called with a function and its arguments, which only later runs call at this point.
@@ -103,18 +104,21 @@ class Trace(Run):
         return Place(stage, self.stage_ipus[-1], open_attributes(), self._strategy_stage)
 
     def on_operation(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Listener for operations (watch.py): refuses those after a `with Block`, and counts the convolutions
-        of a MultiConv.
+        """Listener for operations (watch.py): refuses those after a `with Block`, and follows the
+        convolutions of a MultiConv.
 
         PopTorch starts with stage 0 on IPU 0 active: operations before the first block belong there.
         """
-        if self.convolutions is not None:
-            self.convolutions += func is torch.ops.aten.convolution.default
         # Constants are placed at their first use, so only operations with tensor arguments count.
         outside = self._in_forward and self._has_blocks and not self.in_block
         if outside and computes(func, args):
             raise createBackendError("No active Block, all the ops must belong to a Block")
-        return proceed(func, args, kwargs)
+        multi = self.multi_convolution
+        follow = multi.before(func, args, kwargs) if multi is not None else False
+        result = proceed(func, args, kwargs)
+        if follow and multi is not None:
+            multi.after(result)
+        return result
 
     @property
     def runs_python(self) -> bool:

@@ -25,7 +25,7 @@ Capture for the cost model, calls: casts, the weights' stand-ins, checks, losses
 backward pass: recorder, blocks.
 
 Later runs, only listeners that the compilation found necessary, calls: device "ipu", narrow indices, casts,
-losses. Operations: recorder, for results that options.anchorTensor names.
+losses, strided group norm. Operations: recorder, for results that options.anchorTensor names.
 
 The arithmetic of ipu-float16 (ipu_simulator/numerics) is another dispatch mode, outside this one: it computes
 the operations after all listeners have seen them.
@@ -138,7 +138,11 @@ def captured_operations(trace: Trace, recorder: Recorder) -> contextlib.Abstract
 
 
 def later_run(
-    device: Listener | None, indices: Listener | None, casts: ImplicitCasts | None, losses: Losses | None
+    device: Listener | None,
+    indices: Listener | None,
+    casts: ImplicitCasts | None,
+    losses: Losses | None,
+    group_norm: Listener | None,
 ) -> contextlib.AbstractContextManager[None]:
     """Context of each forward after compilation; None for a listener that isn't needed."""
     calls = (
@@ -146,6 +150,7 @@ def later_run(
         indices,
         None if casts is None else casts.on_call,
         None if losses is None else losses.on_call,
+        group_norm,
     )
     return watching(calls=tuple(call for call in calls if call is not None))
 
