@@ -21,7 +21,7 @@ DATA = ("real", "generated", "synthetic")
 
 
 @dataclass(frozen=True)
-class Step:
+class TimedCall:
     """One device call: host seconds spent waiting for its data, and in the call."""
 
     data_s: float
@@ -32,7 +32,7 @@ class Step:
         return self.data_s + self.device_s
 
 
-def timed_steps(config: Config, device: ipu.DeviceChoice, source: str, count: int) -> List[Step]:
+def timed_steps(config: Config, device: ipu.DeviceChoice, source: str, count: int) -> List[TimedCall]:
     """Times `count` device calls of training on `source`, one of DATA, without compilation.
 
     Each is `config.device_iterations` weight updates. Raises the errors of preparing the data.
@@ -54,7 +54,7 @@ def timed_steps(config: Config, device: ipu.DeviceChoice, source: str, count: in
             loaded = time.perf_counter()
             began = loaded
         executor(*batch)
-        steps.append(Step(loaded - began, time.perf_counter() - loaded))
+        steps.append(TimedCall(loaded - began, time.perf_counter() - loaded))
     executor.destroy()
     return steps
 

@@ -40,7 +40,7 @@ class Spot:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredSpot:
     """A spot's trainings, one per seed; seeds that the budget left out are missing."""
 
     spot: Spot
@@ -97,8 +97,8 @@ class Study:
     columns: Sequence[Column]
     notes: Sequence[str]
     spots: Callable[[Config], List[Spot]]
-    rows: Callable[[Sequence[Measured]], List[Row]]
-    draw: Callable[[Any, Sequence[Measured]], None]
+    rows: Callable[[Sequence[MeasuredSpot]], List[Row]]
+    draw: Callable[[Any, Sequence[MeasuredSpot]], None]
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """The configuration's keys are flags too."""
@@ -132,7 +132,7 @@ def _base_of(flags: argparse.Namespace) -> Config:
 
 def _measure(
     spots: Sequence[Spot], base: Config, *, seeds: int, runs: Path, budget: Budget
-) -> Tuple[List[Measured], List[str]]:
+) -> Tuple[List[MeasuredSpot], List[str]]:
     """Trains every spot with every seed: first all spots with the first seed, and so on.
 
     Returns the measured spots in the order of `spots`, and the names of the trainings that the budget left
@@ -149,10 +149,10 @@ def _measure(
                 missing.append(f"{spot.label} seed {seed}")
             else:
                 found[seed] = result
-    return [Measured(spot, found) for spot, found in zip(spots, by_seed)], missing
+    return [MeasuredSpot(spot, found) for spot, found in zip(spots, by_seed)], missing
 
 
-def _entropy_note(measured: Sequence[Measured]) -> List[str]:
+def _entropy_note(measured: Sequence[MeasuredSpot]) -> List[str]:
     """The loss of the best model that ignores context, as a reference for the losses."""
     entropies = [one.unigram_entropy_nats for each in measured for one in each.by_seed.values()]
     known = [entropy for entropy in entropies if not math.isnan(entropy)]
@@ -168,7 +168,7 @@ def _mean_or_none(samples: Sequence[float]) -> Tuple[Optional[float], Optional[f
     return mean, None if math.isnan(half_width) else half_width
 
 
-def paired_difference(of: Measured, to: Measured) -> Tuple[Optional[float], Optional[float]]:
+def paired_difference(of: MeasuredSpot, to: MeasuredSpot) -> Tuple[Optional[float], Optional[float]]:
     """Mean difference in loss over their common seeds, and half of its 95% interval."""
     common = sorted(set(of.losses) & set(to.losses))
     return _mean_or_none([of.losses[seed] - to.losses[seed] for seed in common])
@@ -191,7 +191,7 @@ def _against(row: Row, line: Sequence[Tuple[float, float]]) -> Optional[float]:
     return None if expected is None else row["loss"] - expected
 
 
-def _line_of(measured: Sequence[Measured]) -> List[Tuple[float, float]]:
+def _line_of(measured: Sequence[MeasuredSpot]) -> List[Tuple[float, float]]:
     """(FLOPs, mean loss) of the measured spots, by FLOPs."""
     means = [(one.example, one.mean()[0]) for one in measured]
     return sorted(
@@ -199,11 +199,11 @@ def _line_of(measured: Sequence[Measured]) -> List[Tuple[float, float]]:
     )
 
 
-def _of(family: str, measured: Sequence[Measured]) -> List[Measured]:
+def _of(family: str, measured: Sequence[MeasuredSpot]) -> List[MeasuredSpot]:
     return [one for one in measured if one.spot.family == family]
 
 
-def _draw_spot(axes: Any, one: Measured, **style: Any) -> None:
+def _draw_spot(axes: Any, one: MeasuredSpot, **style: Any) -> None:
     """A dot with its 95% interval; nothing for a spot without trainings."""
     loss, half_width = one.mean()
     if one.example is not None and loss is not None:
@@ -212,7 +212,7 @@ def _draw_spot(axes: Any, one: Measured, **style: Any) -> None:
         )
 
 
-def _draw_line(axes: Any, measured: Sequence[Measured], style: str, **more: Any) -> None:
+def _draw_line(axes: Any, measured: Sequence[MeasuredSpot], style: str, **more: Any) -> None:
     line = _line_of(measured)
     axes.plot([flops for flops, _ in line], [loss for _, loss in line], style, lw=1, **more)
 
@@ -259,7 +259,7 @@ def _ablation_spots(base: Config) -> List[Spot]:
     return walk + [Spot(f"BERT {size_name(size)}", points.bert(), size, "line") for size in sizes]
 
 
-def _ablation_rows(measured: Sequence[Measured]) -> List[Row]:
+def _ablation_rows(measured: Sequence[MeasuredSpot]) -> List[Row]:
     walk, others = _of("walk", measured), _of("line", measured)
     line = _line_of([walk[0], *others])
     rows: List[Row] = []
@@ -272,7 +272,7 @@ def _ablation_rows(measured: Sequence[Measured]) -> List[Row]:
     return rows + [one.row() for one in others]
 
 
-def _draw_ablation(axes: Any, measured: Sequence[Measured]) -> None:
+def _draw_ablation(axes: Any, measured: Sequence[MeasuredSpot]) -> None:
     walk, others = _of("walk", measured), _of("line", measured)
     _draw_line(axes, [walk[0], *others], "k--", label="BERT sizes")
     for one in [*others, *walk]:
@@ -309,7 +309,7 @@ def _pareto_spots(base: Config) -> List[Spot]:
     ]
 
 
-def _pareto_rows(measured: Sequence[Measured]) -> List[Row]:
+def _pareto_rows(measured: Sequence[MeasuredSpot]) -> List[Row]:
     line = _line_of(_of("BERT", measured))
     rows: List[Row] = [one.row() for one in _of("BERT", measured)]
     for one in _of("GroupBERT", measured):
@@ -318,7 +318,7 @@ def _pareto_rows(measured: Sequence[Measured]) -> List[Row]:
     return rows
 
 
-def _draw_pareto(axes: Any, measured: Sequence[Measured]) -> None:
+def _draw_pareto(axes: Any, measured: Sequence[MeasuredSpot]) -> None:
     for family, colour in (("BERT", "tab:blue"), ("GroupBERT", "tab:orange")):
         _draw_line(axes, _of(family, measured), "-", color=colour)
         for one in _of(family, measured):
@@ -346,7 +346,7 @@ def _learning_rate_spots(base: Config) -> List[Spot]:
     ]
 
 
-def _learning_rate_rows(measured: Sequence[Measured]) -> List[Row]:
+def _learning_rate_rows(measured: Sequence[MeasuredSpot]) -> List[Row]:
     rows = [
         {**one.row(), "norm": one.spot.family, "factor": one.spot.point.learning_rate_factor}
         for one in measured
@@ -354,7 +354,7 @@ def _learning_rate_rows(measured: Sequence[Measured]) -> List[Row]:
     return sorted(rows, key=lambda row: (row["norm"], row["factor"]))
 
 
-def _draw_learning_rate(axes: Any, measured: Sequence[Measured]) -> None:
+def _draw_learning_rate(axes: Any, measured: Sequence[MeasuredSpot]) -> None:
     for norm in ("PostNorm", "PreNorm"):
         found = [(one.spot.point.learning_rate_factor, *one.mean()) for one in _of(norm, measured)]
         found = [entry for entry in found if entry[1] is not None]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from model import ModelConfig
 
-    Program = Tuple[Graph, Settings]
+    Captured = Tuple[Graph, Settings]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def verdict_of(config: Config, name: str) -> Verdict:
     return replace(verdict, remedies=_remedies(config, program, verdict))
 
 
-def assess(config: Config, name: str, program: Program) -> Verdict:
+def assess(config: Config, name: str, program: Captured) -> Verdict:
     """The verdict, without remedies, on a program captured by program_of."""
     graph, settings = program
     return assemble.assess(
@@ -95,7 +95,7 @@ def assess(config: Config, name: str, program: Program) -> Verdict:
     )
 
 
-def _remedies(config: Config, program: Program, verdict: Verdict) -> Tuple[Remedy, ...]:
+def _remedies(config: Config, program: Captured, verdict: Verdict) -> Tuple[Remedy, ...]:
     programs = {_graph_key(config): program}
 
     def judge(changed: Config) -> Tuple[float, int, bool]:

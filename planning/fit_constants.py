@@ -24,7 +24,7 @@ from .published_rows import COLUMNS, Row, RowError
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRow:
     """A row and its program, for the cost model.
 
     :param flops: FLOPs of one weight update: only matmuls and convolutions, without recomputation.
@@ -45,9 +45,9 @@ class Measured:
         return self.flops / (self.target.peak_flops_per_s * ipus)
 
 
-def measured(rows: Sequence[Row]) -> tuple[list[Measured], list[RowError]]:
+def measured(rows: Sequence[Row]) -> tuple[list[MeasuredRow], list[RowError]]:
     """The programs of rows, and the errors of rows that have none."""
-    programs: list[Measured] = []
+    programs: list[MeasuredRow] = []
     faults: list[RowError] = []
     for row in rows:
         try:
@@ -57,7 +57,7 @@ def measured(rows: Sequence[Row]) -> tuple[list[Measured], list[RowError]]:
     return programs, faults
 
 
-def _measured(row: Row) -> Measured:
+def _measured(row: Row) -> MeasuredRow:
     """Raises RowError if the row's configuration is illegal."""
     machine = target(row.target)
     needed = len(row.layers_per_ipu) * row.replication_factor
@@ -78,7 +78,7 @@ def _measured(row: Row) -> Measured:
     program = program_of(graph, stages, settings, machine, constants())
     micro_batches = row.gradient_accumulation * row.replication_factor
     flops = sum(load.forward.flops + load.backward.flops for load in program.loads)
-    return Measured(row, machine, program, float(flops) * micro_batches)
+    return MeasuredRow(row, machine, program, float(flops) * micro_batches)
 
 
 def _program(row: Row) -> tuple[Graph, Settings]:
@@ -130,7 +130,7 @@ class Fit:
     sd: Mapping[str, float]
 
 
-def fit(rows: Sequence[Measured]) -> Fit:
+def fit(rows: Sequence[MeasuredRow]) -> Fit:
     """Gauss-Newton on the rows' log(predicted / published) and on the distances to the priors."""
     fitted = entries()["fitted"]
     names = list(fitted)
@@ -170,7 +170,7 @@ def with_values(values: Mapping[str, float]) -> Constants:
     return replace(constants(), **values)
 
 
-def utilisation(rows: Sequence[Measured]) -> tuple[float, float]:
+def utilisation(rows: Sequence[MeasuredRow]) -> tuple[float, float]:
     """The baseline's two constants: (utilisation of PopART's rows, factor of PopTorch's), geometric means.
 
     Rows of other frameworks use the factor that the model assumes for them.
@@ -184,13 +184,13 @@ def utilisation(rows: Sequence[Measured]) -> tuple[float, float]:
     return float(np.exp(level)), factor
 
 
-def _log_utilisation(row: Measured) -> float:
+def _log_utilisation(row: MeasuredRow) -> float:
     framework = row.row.framework
     factor = 1.0 if framework == "PopTorch" else constants().framework_factor(framework)
     return float(np.log(row.at_peak_s * factor / row.row.step_s))
 
 
-def by_utilisation_s(row: Measured, level: float, poptorch_factor: float) -> float:
+def by_utilisation_s(row: MeasuredRow, level: float, poptorch_factor: float) -> float:
     """Seconds predicted by the baseline of constant utilisation."""
     framework = row.row.framework
     factor = poptorch_factor if framework == "PopTorch" else constants().framework_factor(framework)
@@ -221,7 +221,7 @@ class Validation:
     :param not_predicted: rows of the file that aren't in any figure, with the reason.
     """
 
-    rows: tuple[Measured, ...]
+    rows: tuple[MeasuredRow, ...]
     predicted_s: Mapping[str, float]
     errors: Errors
     leave_one_out: Errors
@@ -239,7 +239,7 @@ _GROUPS: tuple[Callable[[Row], str], ...] = (
 )
 
 
-def validate(rows: Sequence[Measured], not_predicted: Sequence[RowError] = ()) -> Validation:
+def validate(rows: Sequence[MeasuredRow], not_predicted: Sequence[RowError] = ()) -> Validation:
     """Validates the shipped constants; the leave-out errors refit them, starting from the priors."""
     predicted = {row.row.id: row.predicted_s(constants()) for row in rows}
     level = entries()["baseline"]["utilisation"]["value"]
@@ -260,19 +260,19 @@ def validate(rows: Sequence[Measured], not_predicted: Sequence[RowError] = ()) -
     )
 
 
-def _errors(rows: Sequence[Measured], predicted_s: Callable[[Measured], float]) -> Errors:
+def _errors(rows: Sequence[MeasuredRow], predicted_s: Callable[[MeasuredRow], float]) -> Errors:
     return Errors({row.row.id: predicted_s(row) / row.row.step_s - 1 for row in rows})
 
 
-def _without(rows: Sequence[Measured], left_out: Sequence[Measured]) -> Errors:
+def _without(rows: Sequence[MeasuredRow], left_out: Sequence[MeasuredRow]) -> Errors:
     others = [row for row in rows if not any(row is one for one in left_out)]
     values = fit(others).constants
     return _errors(left_out, lambda row: row.predicted_s(values))
 
 
-def _groups(rows: Sequence[Measured]) -> dict[str, Errors]:
+def _groups(rows: Sequence[MeasuredRow]) -> dict[str, Errors]:
     """The errors of each group, without groups that contain all rows."""
-    groups: dict[str, list[Measured]] = {}
+    groups: dict[str, list[MeasuredRow]] = {}
     for group_of in _GROUPS:
         for row in rows:
             groups.setdefault(group_of(row.row), []).append(row)

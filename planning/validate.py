@@ -15,7 +15,7 @@ from typing import Any, Sequence
 from ipu_simulator.cost import constants as shipped
 from ipu_simulator.cost.constants import entries
 
-from .fit_constants import Errors, Fit, Measured, Validation, fit, measured, utilisation, validate
+from .fit_constants import Errors, Fit, MeasuredRow, Validation, fit, measured, utilisation, validate
 from .published_rows import RowError, RowsError, read_rows
 
 _BASELINES = {"constant_utilisation": "constant utilisation", "flops_over_peak": "FLOPs over peak"}
@@ -226,7 +226,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _validate(
-    parsed: argparse.Namespace, rows: Sequence[Measured], not_predicted: Sequence[RowError]
+    parsed: argparse.Namespace, rows: Sequence[MeasuredRow], not_predicted: Sequence[RowError]
 ) -> None:
     validation = validate(rows, not_predicted)
     print(as_text(validation))
@@ -237,7 +237,7 @@ def _validate(
         parsed.markdown.write_text(as_markdown(validation, command), encoding="utf-8")
 
 
-def _write_constants(made: Fit, rows: Sequence[Measured]) -> None:
+def _write_constants(made: Fit, rows: Sequence[MeasuredRow]) -> None:
     """Writes values, rows and residuals to the file of constants; everything else in it stays."""
     text = shipped.FILE.read_text(encoding="utf-8")
     file: dict[str, Any] = json.loads(text)

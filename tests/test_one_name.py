@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,23 @@ def test_nothing_is_imported_by_string(path):
 )
 def test_an_import_by_string_is_found(text):
     assert imported_by_string(ast.parse(text))
+
+
+def test_each_noun_of_the_glossary_is_carried_by_one_class():
+    """Only PopTorch's Stage, which programs use, shares a name."""
+    prescribed = {("Stage", "ipu/simulator/dropin/poptorch/_options/strategies.py")}
+    glossary = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Glossary")[1]
+    carried = set(re.findall(r"`([A-Z]\w+)` in `([\w/.]+)`", glossary))
+    assert len(carried) > 10
+    defined = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                defined.add((node.name, str(path.relative_to(ROOT))))
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                defined.add((node.targets[0].id, str(path.relative_to(ROOT))))
+    nouns = {name for name, _ in carried}
+    assert {(name, path) for name, path in defined - prescribed if name in nouns} == carried
 
 
 def test_application_and_drop_in_share_one_engine():

@@ -7,7 +7,7 @@ import pytest
 import config as configuration
 from benchmarks import points
 from benchmarks.points import SCALES
-from benchmarks.study import Measured, Spot, between, paired_difference
+from benchmarks.study import MeasuredSpot, Spot, between, paired_difference
 from benchmarks.trainings import Trained
 from run_benchmark import main
 
@@ -25,7 +25,7 @@ def test_between_two_sizes_the_line_is_straight_in_log_flops():
 
 def test_differences_are_paired_by_seed():
     def measured(losses):
-        return Measured(
+        return MeasuredSpot(
             Spot("x", points.bert(), (64, 2)),
             {
                 seed: Trained(BASE, Path(), [{"step": 1, "eval_mlm_loss": loss}], 6.0)
@@ -42,7 +42,7 @@ def test_differences_are_paired_by_seed():
 def test_a_training_that_diverged_counts_in_no_mean():
     diverged = Trained(BASE, Path(), [], float("nan"), has_diverged=True)
     good = Trained(BASE, Path(), [{"step": 1, "eval_mlm_loss": 5.0}], 6.0)
-    measured = Measured(Spot("x", points.bert(), (64, 2)), {1: diverged, 2: good})
+    measured = MeasuredSpot(Spot("x", points.bert(), (64, 2)), {1: diverged, 2: good})
     assert measured.diverged == 1
     assert measured.mean() == (5.0, None)
 

@@ -13,7 +13,7 @@ from ipu_simulator.cost.aliases import materialised
 from ipu_simulator.cost.liveness import (
     Event,
     Lifetime,
-    Step,
+    Scheduled,
     Timeline,
     crossing_tensors,
     live_bytes,
@@ -72,7 +72,7 @@ def unique_sizes(graph: Graph) -> Graph:
     return replace(graph, tensors=tensors)
 
 
-def replay(graph: Graph, steps: list[Step], kept: set[int]) -> list[int]:
+def replay(graph: Graph, steps: list[Scheduled], kept: set[int]) -> list[int]:
     """Bytes of what must exist at each step: made, received or restored by then, and still to be read.
 
     What another stage reads stays until the end; what comes from elsewhere is there from the beginning.

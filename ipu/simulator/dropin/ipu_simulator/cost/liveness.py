@@ -89,7 +89,7 @@ def live_bytes(lifetimes: Sequence[Lifetime], num_events: int) -> NDArray[np.int
 
 
 @dataclass(frozen=True)
-class Step:
+class Scheduled:
     """An operation at its position in the cycle.
 
     :param run: number of the part of the cycle that shares activations (one micro batch's). For a forward
@@ -110,11 +110,11 @@ class Step:
         return f"{self.op.name} in {self.op.module}" if self.op.module else self.op.name
 
 
-def schedule(graph: Graph, stages: Sequence[Stage], pipelined: bool) -> list[Step]:
+def schedule(graph: Graph, stages: Sequence[Stage], pipelined: bool) -> list[Scheduled]:
     """The operations of one cycle on the IPU that has exactly these `stages`."""
-    steps: list[Step] = []
+    steps: list[Scheduled] = []
     for stage in stages:
-        steps += [Step(op, "forward", stage.index, None, {}) for op in stage.forward]
+        steps += [Scheduled(op, "forward", stage.index, None, {}) for op in stage.forward]
         if not stage.stash_slots:
             steps += _backward_stage(graph, stage, same_micro_batch=True)
     for stage in reversed(stages):
@@ -131,7 +131,7 @@ def stashed_bytes(graph: Graph, stage: Stage) -> dict[int, int]:
     return {owner: min(size, graph.tensors[owner].bytes) for owner, size in sizes.items()}
 
 
-def _backward_stage(graph: Graph, stage: Stage, same_micro_batch: bool) -> list[Step]:
+def _backward_stage(graph: Graph, stage: Stage, same_micro_batch: bool) -> list[Scheduled]:
     """Backward operations in order, each after the recomputation that it needs."""
     run, stashed = -1 - stage.index, stashed_bytes(graph, stage)
     forward_run = stage.index if same_micro_batch else None
@@ -148,7 +148,7 @@ def _backward_stage(graph: Graph, stage: Stage, same_micro_batch: bool) -> list[
     for op in stage.recompute:
         segments[op.segment].append(op)
 
-    steps: list[Step] = []
+    steps: list[Scheduled] = []
     for op in stage.backward:
         pending = segments.pop(op.segment, []) + _producers(graph, op, producer)
         needed: dict[int, Op] = {}
@@ -157,8 +157,10 @@ def _backward_stage(graph: Graph, stage: Stage, same_micro_batch: bool) -> list[
             if candidate.index in waiting:
                 needed[candidate.index] = waiting.pop(candidate.index)
                 pending += _producers(graph, candidate, producer)
-        steps += [Step(needed[index], "recompute", run, forward_run, stashed) for index in sorted(needed)]
-        steps.append(Step(op, "backward", run, forward_run, stashed))
+        steps += [
+            Scheduled(needed[index], "recompute", run, forward_run, stashed) for index in sorted(needed)
+        ]
+        steps.append(Scheduled(op, "backward", run, forward_run, stashed))
     return steps
 
 
@@ -182,7 +184,7 @@ class _Live:
 
 def timeline(
     graph: Graph,
-    steps: Sequence[Step],
+    steps: Sequence[Scheduled],
     resident: frozenset[int],
     crossing: frozenset[int],
     sizes: Materialised,
@@ -245,7 +247,7 @@ def _while_at_work(graph: Graph, op: Op, cost: OpCost) -> list[Buffer]:
     return buffers
 
 
-def _overwrite(graph: Graph, step: Step, event: int, live: dict[tuple[int, int], _Live]) -> None:
+def _overwrite(graph: Graph, step: Scheduled, event: int, live: dict[tuple[int, int], _Live]) -> None:
     """Lets the result reuse the memory of an input that dies here: the input ends one event earlier."""
     output = live.get((step.run, graph.owner(step.op.outputs[0]).id))
     if output is None or output.first != event:

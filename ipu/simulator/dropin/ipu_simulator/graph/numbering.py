@@ -15,7 +15,7 @@ import torch
 from ..op_table import row_of
 from . import canonical
 from .ir import BYTES_OF_DTYPE, Graph, Op, Role, Tensor
-from .recorder import Checkpoint, Mark, Operation, Recorder, Value, Where
+from .recorder import Mark, Operation, RecomputationCheckpoint, Recorder, Value, Where
 
 # The device has no 64-bit types and no bfloat16.
 _DTYPES = {
@@ -31,7 +31,7 @@ class UnsupportedType(ValueError):
     """A type of tensor that the device doesn't have."""
 
 
-def check_types(event: Operation | Checkpoint, _results: list[torch.Tensor]) -> None:
+def check_types(event: Operation | RecomputationCheckpoint, _results: list[torch.Tensor]) -> None:
     """Raises UnsupportedType at an operation with a tensor of such a type; an OnEvent (recorder.py)."""
     if isinstance(event, Operation):
         for value in (*event.taken, *event.results):
@@ -59,7 +59,7 @@ def graph_of(
     for event in recording.events:
         if isinstance(event, Operation):
             numbering.operation(event)
-        elif isinstance(event, Checkpoint):
+        elif isinstance(event, RecomputationCheckpoint):
             numbering.checkpoint(event)
         else:
             numbering.mark(event)
@@ -138,7 +138,7 @@ class _Numbering:
         for value, number in zip(event.written, outputs[len(outputs) - len(event.written) :]):
             self._overwrite(value, number, origin, where)
 
-    def checkpoint(self, event: Checkpoint) -> None:
+    def checkpoint(self, event: RecomputationCheckpoint) -> None:
         for value in event.tensors:
             number = self.number(value, event.where)
             owner = self._owner(number)

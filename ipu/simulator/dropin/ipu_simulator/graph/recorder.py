@@ -94,7 +94,7 @@ class Operation(NamedTuple):
     attributes: dict[str, Any]
 
 
-class Checkpoint(NamedTuple):
+class RecomputationCheckpoint(NamedTuple):
     """The model gave these tensors to recomputationCheckpoint."""
 
     where: Where
@@ -109,9 +109,9 @@ class Mark(NamedTuple):
     marks: dict[str, Any]
 
 
-Event = Operation | Checkpoint | Mark
+Event = Operation | RecomputationCheckpoint | Mark
 # Gets each operation and checkpoint once it is recorded, with its results.
-OnEvent = Callable[["Operation | Checkpoint", "list[torch.Tensor]"], None]
+OnEvent = Callable[["Operation | RecomputationCheckpoint", "list[torch.Tensor]"], None]
 
 
 @dataclass
@@ -190,7 +190,7 @@ class Recorder:
     def checkpoint(self, tensors: Iterable[torch.Tensor]) -> None:
         """The model gave these to recomputationCheckpoint."""
         tensors = list(tensors)
-        event = Checkpoint(self.where(), [self.value(tensor) for tensor in tensors])
+        event = RecomputationCheckpoint(self.where(), [self.value(tensor) for tensor in tensors])
         self._add(event, tensors)
 
     @contextlib.contextmanager
@@ -262,7 +262,7 @@ class Recorder:
         self._add(Operation(where, schema, taken, self._values(results), written, call.attributes), results)
         return result
 
-    def _add(self, event: Operation | Checkpoint, results: list[torch.Tensor]) -> None:
+    def _add(self, event: Operation | RecomputationCheckpoint, results: list[torch.Tensor]) -> None:
         self.recording.events.append(event)
         if self._on_event is not None:
             self._on_event(event, results)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Callable, Iterator
 
 import torch
 from ipu_simulator import numerics
-from ipu_simulator.graph.recorder import Checkpoint, Operation, Place, Recorder
+from ipu_simulator.graph.recorder import Operation, Place, RecomputationCheckpoint, Recorder
 
 from .. import enums
 from .._trace import popart_ir, watch
@@ -151,7 +151,7 @@ class Anchors:
             if name in wanted:
                 found[name] = tensor.detach().clone()
 
-        def on_event(event: Operation | Checkpoint, results: list[torch.Tensor]) -> None:
+        def on_event(event: Operation | RecomputationCheckpoint, results: list[torch.Tensor]) -> None:
             left = iter(results)
             for node in names.nodes(event):
                 for index, (_, tensor) in enumerate(zip(node.made, left)):

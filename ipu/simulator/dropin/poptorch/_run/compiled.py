@@ -21,7 +21,7 @@ from .._trace.casts import ImplicitCasts, place_on_ipu, version_of, widen_indice
 from .._trace.checks import Checks
 from .._trace.losses import Losses, LossPlace, find_loss
 from .._trace.patches import trusted_kernels
-from .._trace.replay import Program
+from .._trace.replay import Replay
 from .._trace.tape import Tape
 from ..poptorch_core import createBackendError, createPoptorchError
 from . import anchors as _anchors
@@ -101,7 +101,7 @@ class Executable:
         self.weights = DeviceWeights(model, self.plan.replicas, options.broadcast_buffers, groupings)
         self.weights.check_buffer_names(options.updatable_named_buffers)
         self._loss: LossPlace | None = None
-        self._calls: Program | None = None  # replays the forward; None: each run calls the forward
+        self._calls: Replay | None = None  # replays the forward; None: each run calls the forward
         self.anchored: dict[str, torch.Tensor] = {}  # of the last run, by short name
         self._is_traced = isinstance(compiled, Arguments)  # otherwise the first run traces
         if isinstance(compiled, Arguments):

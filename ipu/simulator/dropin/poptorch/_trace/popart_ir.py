@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from ipu_simulator.graph.recorder import Checkpoint, Mark, Operation, Place, Recording, Value
+from ipu_simulator.graph.recorder import Mark, Operation, Place, RecomputationCheckpoint, Recording, Value
 from ipu_simulator.op_table import row_of
 
 _VIEWS = frozenset({"Identity", "Expand", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
@@ -52,9 +52,9 @@ class Names:
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
 
-    def nodes(self, event: Operation | Checkpoint) -> list[Named]:
+    def nodes(self, event: Operation | RecomputationCheckpoint) -> list[Named]:
         """The nodes that an event is in PopART's IR: most often one."""
-        if isinstance(event, Checkpoint):
+        if isinstance(event, RecomputationCheckpoint):
             return [self._named(event, "Checkpoint", [value], [value]) for value in event.tensors]
         name = event.schema.name
         if name == "detach" and not event.written:  # autograd's bookkeeping
@@ -63,7 +63,7 @@ class Names:
         return [self._named(event, type_, event.taken, event.results)]
 
     def _named(
-        self, event: Operation | Checkpoint, type_: str, taken: list[Value], made: list[Value]
+        self, event: Operation | RecomputationCheckpoint, type_: str, taken: list[Value], made: list[Value]
     ) -> Named:
         scopes = [
             (scope.path or "").rpartition(".")[2] if scope.is_module else scope.path

@@ -33,14 +33,14 @@ class Autocast(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Place:
+class Slot:
     """Placeholder: index of a tensor among a run's inputs and results."""
 
     index: int
 
 
 @dataclass
-class Step:
+class TapedCall:
     """A recorded call. `made`: places of the tensors in its result; `gives_tensor`: the result is one."""
 
     func: Callable[..., Any]
@@ -58,7 +58,7 @@ class Step:
         """Places of the tensors in the call's arguments."""
         found: list[Any] = []
         mapped((self.args, self.kwargs), found.append)
-        return {leaf.index for leaf in found if isinstance(leaf, Place)}
+        return {leaf.index for leaf in found if isinstance(leaf, Slot)}
 
     @property
     def does_nothing(self) -> bool:
@@ -80,20 +80,20 @@ def mapped(arguments: Any, function: Callable[[Any], Any]) -> Any:
     return function(arguments)
 
 
-class Program:
+class Replay:
     """A compiled forward: replays the recorded calls on other inputs of the same shapes, without its Python.
 
     :param results: the loss, if there is one, then the outputs: places, or tensors independent of the inputs.
     """
 
-    def __init__(self, steps: list[Step], num_inputs: int, has_loss: bool, results: list[Any]) -> None:
+    def __init__(self, steps: list[TapedCall], num_inputs: int, has_loss: bool, results: list[Any]) -> None:
         self._num_inputs = num_inputs
         self._has_loss = has_loss
         self._run, self._places = _compiled(_needed(steps, results), num_inputs, results)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The calls hold the model's tensors, so a copied or pickled executor calls its model's forward.
-        return _no_program, ()
+        return _no_replay, ()
 
     def __call__(self, inputs: list[torch.Tensor]) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         """(loss or None, outputs) of one micro batch."""
@@ -111,13 +111,13 @@ class Program:
         return (results[0], results[1:]) if self._has_loss else (None, results)
 
 
-def _no_program() -> None:
+def _no_replay() -> None:
     return None
 
 
-def _needed(steps: list[Step], results: list[Any]) -> list[Step]:
+def _needed(steps: list[TapedCall], results: list[Any]) -> list[TapedCall]:
     """Dead code elimination: drops steps that do nothing, and pure ones whose results aren't used."""
-    needed = {result.index for result in results if isinstance(result, Place)}
+    needed = {result.index for result in results if isinstance(result, Slot)}
     kept = []
     for step in reversed(steps):
         if step.does_nothing or (step.is_pure and needed.isdisjoint(step.made)):
@@ -128,7 +128,7 @@ def _needed(steps: list[Step], results: list[Any]) -> list[Step]:
 
 
 def _compiled(
-    steps: list[Step], num_inputs: int, results: list[Any]
+    steps: list[TapedCall], num_inputs: int, results: list[Any]
 ) -> tuple[Callable[..., list[torch.Tensor]], dict[int, str | None]]:
     """Generates a function of the inputs: per step, a line for the call and one to free dead tensors.
 
@@ -146,7 +146,7 @@ def _compiled(
         return f"c{len(constants) - 1}"
 
     def text(part: Any) -> str:
-        if isinstance(part, Place):
+        if isinstance(part, Slot):
             return f"v{part.index}"
         if type(part) is tuple:
             return f"({''.join(f'{text(item)}, ' for item in part)})"
@@ -189,9 +189,9 @@ def _compiled(
     return run, places
 
 
-def _dying(steps: list[Step], results: list[Any]) -> list[list[int]]:
+def _dying(steps: list[TapedCall], results: list[Any]) -> list[list[int]]:
     """For each step, the places whose last use it is."""
-    used = {result.index for result in results if isinstance(result, Place)}
+    used = {result.index for result in results if isinstance(result, Slot)}
     dying = []
     for step in reversed(steps):
         last = {*step.taken, *step.made} - used

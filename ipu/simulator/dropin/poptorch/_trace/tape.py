@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 
 from .._run.structure import tensors
 from . import Call, callers
-from .replay import Autocast, Place, Program, Step, mapped
+from .replay import Autocast, Replay, Slot, TapedCall, mapped
 from .run import computes
 
 _KNOWN_NAMESPACES = frozenset({"aten", "prims"})
@@ -33,7 +33,7 @@ class Tape:
         self._other_storages: set[int | None] = set()  # of weights and constants
         self._needs_grad: list[bool] = []
         self._alive: list[torch.Tensor] = []  # keeps tensors alive, so that ids stay unique
-        self._steps: list[Step] = []
+        self._steps: list[TapedCall] = []
         self._num_inputs = len(inputs)
         self._is_whole = True
         self._in_call = False
@@ -51,7 +51,7 @@ class Tape:
     def call_later(self, func: Callable[..., Any], *args: Any) -> None:
         """Records a call that only replays make, not the compilation."""
         encoded = mapped(args, self._encoded)
-        self._steps.append(Step(func, encoded, {}, torch.is_grad_enabled(), self._autocast()))
+        self._steps.append(TapedCall(func, encoded, {}, torch.is_grad_enabled(), self._autocast()))
 
     def on_call(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Listener for calls (watch.py)."""
@@ -74,7 +74,7 @@ class Tape:
             gives_tensor = isinstance(result, torch.Tensor)
             is_pure = self._call_is_pure and bool(made)
             self._steps.append(
-                Step(
+                TapedCall(
                     func,
                     encoded_args,
                     encoded_kwargs,
@@ -124,7 +124,7 @@ class Tape:
             return leaf
         if self._needs_grad[place] != leaf.requires_grad:
             self.leave()
-        return Place(place)
+        return Slot(place)
 
     def on_operation(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Listener for operations (watch.py): finds those outside recorded calls, and calls' side effects."""
@@ -134,12 +134,12 @@ class Tape:
             self.leave()
         return proceed(func, args, kwargs)
 
-    def finish(self, loss: torch.Tensor | None, outputs: list[torch.Tensor]) -> Program | None:
+    def finish(self, loss: torch.Tensor | None, outputs: list[torch.Tensor]) -> Replay | None:
         """The recorded calls as a program; None if the tape was abandoned."""
         results = [self._encoded(tensor) for tensor in ([] if loss is None else [loss]) + outputs]
         if not self._is_whole:
             return None
-        return Program(self._steps, self._num_inputs, loss is not None, results)
+        return Replay(self._steps, self._num_inputs, loss is not None, results)
 
 
 def _storage(tensor: torch.Tensor) -> int | None:
