@@ -77,6 +77,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
+_next_node = getattr(torch._C._autograd, "_get_sequence_nr", int)
 # Gradient accumulators of leaves all have this number.
 _UNNUMBERED = 2**64 - 1
 
@@ -84,9 +85,11 @@ _UNNUMBERED = 2**64 - 1
 def latest_node() -> int:
     """In a forward operation: number of the node that will compute its gradient.
 
-    For an operation without a gradient it is the number of some earlier node.
+    For an operation without a gradient it is the number of some earlier node; so it is before torch 2.3,
+    which tells no number: only captures need it, and they need that version.
     """
-    return torch._C._autograd._get_sequence_nr() - 1  # type: ignore[attr-defined]
+    number: int = _next_node() - 1
+    return number
 
 
 def running_node() -> int | None:
