@@ -44,6 +44,7 @@ class OpRow:
     adds_in_float16: bool = False
     float32_outputs: tuple[int, ...] = ()
     takes_float32: bool = False
+    slow_in_float16: bool = False
     signals_nan: bool = False
     popart_type: str = ""
     unsupported: str = ""

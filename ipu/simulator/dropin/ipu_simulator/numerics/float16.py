@@ -72,10 +72,10 @@ class Float16Arithmetic(TorchDispatchMode):
             return func(*args, **kwargs)
         if operator.name in ("_to_copy", "copy_"):
             return self._cast(func, operator, args, kwargs)
-        operands = [leaf for leaf in tree_flatten((args, kwargs))[0] if _is_floating(leaf)]
+        operands = [leaf for leaf in tree_flatten((args, kwargs))[0] if is_floating(leaf)]
         if any(operand.layout is not torch.strided for operand in operands):
             return self._in_float32(func, operator, args, kwargs)  # gradients of embeddings
-        if not _gives_float16(operator, operands) and not _written(operator, args, kwargs):
+        if not gives_float16(operator, operands) and not _written(operator, args, kwargs):
             result = func(*args, **kwargs)
             self._stop_at_exceptions(operator, operands, result)
             return result
@@ -107,21 +107,7 @@ class Float16Arithmetic(TorchDispatchMode):
     def _in_float32(
         self, func: Any, operator: Operator, args: Tuple[Any, ...], kwargs: Dict[str, Any]
     ) -> Any:
-        """The operation on float32 copies of all float16 tensors, rounded once."""
-        exact, copies = _on_copies(func, args, kwargs)
-        for tensor in _written(operator, args, kwargs):
-            tensor.copy_(self._rounded(operator, copies[id(tensor)]))
-        if operator.returns_written:
-            return args[operator.writes[0]] if operator.writes else kwargs[operator.writes_named[0]]
-        if kwargs.get("dtype") is torch.float32:
-            return exact
-        if not isinstance(exact, tuple):
-            return tree_map_only(torch.Tensor, lambda wide: self._rounded(operator, wide), exact)
-        kept = operator.row.float32_outputs
-        return tuple(
-            self._rounded(operator, wide) if isinstance(wide, torch.Tensor) and i not in kept else wide
-            for i, wide in enumerate(exact)
-        )
+        return computed_in_float32(func, operator, args, kwargs, lambda wide: self._rounded(operator, wide))
 
     def _added(self, func: Any, operator: Operator, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
         """PyTorch's sums in float16; on overflow, float32's, rounded."""
@@ -249,8 +235,34 @@ class Float16Arithmetic(TorchDispatchMode):
             check(operator, operands, result)
 
 
-def _gives_float16(operator: Operator, operands: Sequence[torch.Tensor]) -> bool:
-    """By PyTorch's type promotion: a float32 operand gives float32, unless it is 0-d and another isn't."""
+def computed_in_float32(
+    func: Any,
+    operator: Operator,
+    args: Tuple[Any, ...],
+    kwargs: Dict[str, Any],
+    rounded: Callable[[torch.Tensor], torch.Tensor],
+) -> Any:
+    """The operation on float32 copies of all float16 tensors, its float32 results `rounded` once."""
+    exact, copies = _on_copies(func, args, kwargs)
+    for tensor in _written(operator, args, kwargs):
+        tensor.copy_(rounded(copies[id(tensor)]))
+    if operator.returns_written:
+        return args[operator.writes[0]] if operator.writes else kwargs[operator.writes_named[0]]
+    if kwargs.get("dtype") is torch.float32:
+        return exact
+    if not isinstance(exact, tuple):
+        return tree_map_only(torch.Tensor, rounded, exact)
+    kept = operator.row.float32_outputs
+    return tuple(
+        rounded(wide) if isinstance(wide, torch.Tensor) and i not in kept else wide
+        for i, wide in enumerate(exact)
+    )
+
+
+def gives_float16(operator: Operator, operands: Sequence[torch.Tensor]) -> bool:
+    """Whether an operation on these floating-point operands gives float16.
+
+    By PyTorch's type promotion: a float32 operand gives float32, unless it is 0-d and another isn't."""
     narrow = [operand for operand in operands if operand.dtype is torch.float16]
     wide = [operand for operand in operands if operand.dtype is torch.float32]
     if not narrow or not wide or operator.row.takes_float32:
@@ -262,7 +274,8 @@ def _round_to_infinity_(values: torch.Tensor) -> None:
     values.copy_(values.half())
 
 
-def _is_floating(leaf: Any) -> bool:
+def is_floating(leaf: Any) -> bool:
+    """Whether it is a tensor of float16 or float32."""
     return isinstance(leaf, torch.Tensor) and leaf.dtype in (torch.float16, torch.float32)
 
 

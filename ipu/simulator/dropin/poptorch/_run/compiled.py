@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from typing import TYPE_CHECKING, Any, Callable, ContextManager, Iterator
+from typing import TYPE_CHECKING, Any, Callable, Iterator
 
 import torch
 from ipu_simulator import numerics
@@ -68,9 +68,9 @@ class Executable:
         keep_freed_memory()
         # Dispatch modes for the model's arithmetic, and rounding of the training state; None in float32.
         as_ipu = computes_as_ipu()
-        self._arithmetic = arithmetic(options) if as_ipu else None
+        self._arithmetic = arithmetic(options) if as_ipu else numerics.Float16InFloat32()
         # Values are meaningless during compilation, so only runs check for floating-point exceptions.
-        self._run_arithmetic = self._arithmetic if as_ipu else exceptions(options)
+        self._exceptions = None if as_ipu else exceptions(options)
         self.rounding = state_rounding(options, randomness) if as_ipu else None
         accumulation = options.Training.gradient_accumulation if training else 1
         if isinstance(compiled, Arguments):
@@ -168,11 +168,16 @@ class Executable:
             for name, tensor in zip(self.weights.names, self.weights.device_parameters)
         }
 
-    def _float16(self) -> ContextManager[Any]:
-        return contextlib.nullcontext() if self._arithmetic is None else self._arithmetic
-
-    def _in_run(self) -> ContextManager[Any]:
-        return contextlib.nullcontext() if self._run_arithmetic is None else self._run_arithmetic
+    @contextlib.contextmanager
+    def _in_run(self) -> Iterator[None]:
+        """Context of a micro batch's forward and backward pass: the arithmetic."""
+        mode = self._arithmetic
+        is_needed = not isinstance(mode, numerics.Float16InFloat32) or mode.saw_float16
+        with (
+            mode if is_needed else contextlib.nullcontext(),
+            self._exceptions or contextlib.nullcontext(),
+        ):
+            yield
 
     def _watched(
         self, device: Listener | None = None, losses: Losses | None = None
@@ -196,7 +201,7 @@ class Executable:
             numerics.host_generator_kept(),
             _members_kept(self._model),
             torch.set_grad_enabled(self._training),
-            self._float16(),
+            self._arithmetic,
             _stopping(),
             trusted_kernels(),
         ):
