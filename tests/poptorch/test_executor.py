@@ -406,30 +406,6 @@ def test_tensor_names():
 # ---- float16
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        torch.nn.Linear(8, 8),
-        torch.nn.LayerNorm(8),
-        torch.nn.Conv1d(2, 2, 3),
-        torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8)),
-    ],
-)
-def test_float16_and_float32_meet_in_float32(layer):
-    """PyTorch refuses these on the host."""
-    x = torch.randn(4, 2, 8, generator=torch.Generator().manual_seed(0))
-    layer = layer.float()
-    from_half_inputs = poptorch.inferenceModel(layer)(x.half())
-    assert from_half_inputs.dtype == torch.float32
-    assert torch.equal(from_half_inputs, layer(x.half().float()).detach())
-    layer = layer.half()
-    with pytest.raises(RuntimeError):
-        layer(x)
-    from_half_weights = poptorch.inferenceModel(layer)(x)
-    assert from_half_weights.dtype == torch.float32
-    assert torch.equal(from_half_weights, layer.float()(x).detach())
-
-
 def test_float16_weights_stay_float16_and_train():
     model = Classifier().half()
     optimizer = poptorch.optim.AdamW(model.parameters(), lr=0.05)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
 from tests.poptorch.executor_models import poptorch
 
@@ -58,6 +61,105 @@ def test_a_mixture_computes_in_float32(function, operands):
     result = computed(function, narrow, wide)
     assert result.dtype is torch.float32
     assert torch.equal(result, function(narrow.float(), wide))
+
+
+# Layers with weights give their first operand's type: (layer, shape of its input).
+LAYERS = {
+    "linear": (nn.Linear(8, 8), (4, 8)),
+    "linear without bias": (nn.Linear(8, 8, bias=False), (2, 4, 8)),
+    "several layers": (nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)), (4, 2, 8)),
+    "conv1d": (nn.Conv1d(4, 6, 3), (2, 4, 8)),
+    "conv2d": (nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), (2, 4, 5, 5)),
+    "conv3d": (nn.Conv3d(2, 2, 3), (1, 2, 4, 4, 4)),
+    "conv_transpose1d": (nn.ConvTranspose1d(4, 6, 3), (2, 4, 8)),
+    "conv_transpose2d": (nn.ConvTranspose2d(4, 6, 3), (2, 4, 5, 5)),
+    "conv_transpose3d": (nn.ConvTranspose3d(4, 2, 3), (1, 4, 3, 3, 3)),
+    "layer_norm": (nn.LayerNorm(8), (2, 4, 8)),
+    "group_norm": (nn.GroupNorm(2, 4), (2, 4, 8)),
+    "batch_norm": (nn.BatchNorm1d(4), (2, 4, 8)),
+    "instance_norm": (nn.InstanceNorm1d(4, affine=True), (2, 4, 8)),
+    "attention": (nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), (2, 4, 8)),
+}
+
+
+@pytest.mark.parametrize("precision", ["float32", "ipu-float16"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_gives_its_first_operands_type(name, precision, monkeypatch):
+    monkeypatch.setenv("IPU_SIMULATOR_PRECISION", precision)
+    layer, shape = copy.deepcopy(LAYERS[name][0]), LAYERS[name][1]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    expected = copy.deepcopy(layer)(x.half().float()).detach()
+    executor = poptorch.inferenceModel(layer)
+    for _ in range(2):  # the first call compiles
+        from_half = executor(x.half())
+        assert from_half.dtype is HALF
+        torch.testing.assert_close(from_half.float(), expected, rtol=2e-3, atol=2e-3)
+    assert {parameter.dtype for parameter in layer.parameters()} == {torch.float32}
+    layer = layer.half()
+    from_float = poptorch.inferenceModel(layer)(x)
+    assert from_float.dtype is torch.float32
+    torch.testing.assert_close(from_float, copy.deepcopy(layer).float()(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_weights_are_rounded_to_the_type_of_a_product(operands):
+    """Small integers and 1 + 2^-11, which float16 rounds to 1."""
+    narrow, _ = operands
+    weight = torch.full((4, 4), 1 + 2.0**-11)
+    result = computed(torch.nn.functional.linear, narrow, weight)
+    assert torch.equal(result, (narrow.float() @ torch.ones(4, 4)).half())
+
+
+class Trained(nn.Module):
+    """float32 layers on float16 activations; the loss is float32's."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv1d(2, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
+        )
+        self.loss = nn.CrossEntropyLoss()
+
+    def forward(self, x, y):
+        out = self.body(x)
+        return out, self.loss(out.float(), y)
+
+
+def test_float32_weights_train_on_float16_activations():
+    torch.manual_seed(0)
+    model = Trained()
+    reference = copy.deepcopy(model)
+    optimizer = poptorch.optim.SGD(model.parameters(), lr=0.5)
+    executor = poptorch.trainingModel(model, optimizer=optimizer)
+    x, y = torch.randn(6, 2, 6), torch.arange(6) % 3
+    step = torch.optim.SGD(reference.parameters(), lr=0.5)
+    for _ in range(3):
+        out, _ = executor(x.half(), y)
+        step.zero_grad()
+        reference(x, y)[1].backward()
+        step.step()
+    assert out.dtype is HALF
+    for found, expected in zip(model.parameters(), reference.parameters()):
+        assert found.dtype is torch.float32
+        torch.testing.assert_close(found.detach(), expected.detach(), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.skipif(torch.__version__ < "2.3", reason="a graph needs torch 2.3")
+def test_the_graph_of_a_verdict_has_the_same_types():
+    from poptorch import simulator
+
+    model, inputs = Trained(), (torch.zeros(6, 2, 6).half(), torch.zeros(6, dtype=torch.int64))
+    mixed = simulator.capture(model, inputs, {}, poptorch.Options(), training=True)
+    narrow = simulator.capture(model.half(), inputs, {}, poptorch.Options(), training=True)
+
+    def types(graph):
+        return [
+            (op.name, [graph.tensors[number].dtype for number in op.outputs])
+            for op in graph.ops
+            if op.name in ("convolution", "native_group_norm", "relu", "addmm")
+        ]
+
+    assert len(types(mixed)) == 4
+    assert types(mixed) == types(narrow)
 
 
 def test_an_index_of_32_bits_copies(operands):
@@ -164,7 +266,8 @@ def test_a_recurrent_layer_takes_the_other_float_type(layer, weights, operands):
     ("x_type", "weight_type", "statistics_type", "result_type"),
     [
         ("half", "half", "float", HALF),
-        ("half", "float", "float", torch.float32),
+        ("half", "float", "float", HALF),
+        ("half", "float", "half", HALF),
         ("float", "float", "half", torch.float32),
         ("float", "half", "half", torch.float32),
     ],

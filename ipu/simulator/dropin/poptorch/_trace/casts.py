@@ -1,8 +1,9 @@
 """Rewrites of calls that the device accepts and PyTorch on a CPU doesn't.
 
 Implicit casts: an operation on float16 and float32 operands computes in float32, as on the device. PyTorch
-promotes in elementwise arithmetic, but refuses mixed operands in matrix products, normalisations and
-scatters. Operations without a float16 kernel on CPUs compute in float32.
+promotes in elementwise arithmetic, but refuses mixed operands in matrix products and scatters. Layers with
+weights give their first operand's type: a float16 activation stays float16 whatever its weights are (PopART's
+OutputType::AsFirstInput). Operations without a float16 kernel on CPUs compute in float32.
 
 The device "ipu" by name: `torch.ones(3, device="ipu")`, `x.to("ipu")`, `x.device` in a forward.
 
@@ -30,21 +31,14 @@ _REFUSED_BY_PYTORCH = frozenset(
         "addmm",
         "addmv",
         "baddbmm",
-        "batch_norm",
         "bilinear",
         "binary_cross_entropy",
         "binary_cross_entropy_with_logits",
         "bmm",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "conv_transpose3d",
         "cross_entropy",
         "dot",
         "einsum",
-        "group_norm",
+        "embedding_bag",
         "gru",
         "gru_cell",
         "heaviside",
@@ -54,22 +48,17 @@ _REFUSED_BY_PYTORCH = frozenset(
         "index_copy",
         "index_put",
         "inner",
-        "instance_norm",
-        "layer_norm",
         "lerp",
         "linalg_multi_dot",
-        "linear",
         "lstm",
         "lstm_cell",
         "masked_scatter",
         "matmul",
         "mm",
         "multi_dot",
-        "multi_head_attention_forward",
         "mv",
         "nll_loss",
         "prelu",
-        "rms_norm",
         "rnn_relu",
         "rnn_relu_cell",
         "rnn_tanh",
@@ -98,8 +87,26 @@ _REFUSED_IN_PLACE = frozenset(
         "scatter_reduce_",
     }
 )
-# Running statistics may have another dtype, which doesn't affect the result's.
-_NORMS = frozenset({"batch_norm", "instance_norm"})
+# Layers: the weights are cast to the dtype of the first operand, the result's.
+_AS_FIRST = frozenset(
+    {
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_tbc",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+        "convolution",
+        "linear",
+        "rms_norm",
+    }
+)
+# Layers too, but sums, weights and running statistics are float32; only the result has the first one's dtype.
+_NORMS = frozenset({"batch_norm", "group_norm", "instance_norm", "layer_norm"})
+_WITH_STATISTICS = frozenset({"batch_norm", "instance_norm"})
+# Projections of its first three operands, then products of activations.
+_ATTENTION, _QKV = "multi_head_attention_forward", ("query", "key", "value")
 # PyTorch has no float16 CPU kernels for these, and raises too late (in a backward pass) or not at all.
 _WITHOUT_FLOAT16 = frozenset({"cdist", "ctc_loss", "local_response_norm", "rrelu"})
 # These refuse numbers beyond float16's range, which are common in masks; the device saturates them.
@@ -135,14 +142,10 @@ class ImplicitCasts:
         name = getattr(func, "__name__", "")
         if name in _WITHOUT_FLOAT16 and _first(args, kwargs).dtype is torch.float16:
             return self._widened(proceed, func, args, kwargs)
-        if name in _REFUSED_BY_PYTORCH or name in _REFUSED_IN_PLACE:
-            if _is_mixture(_dtypes(args, kwargs)):
-                self.has_cast = True
-                dtype = args[0].dtype if name in _REFUSED_IN_PLACE else torch.float32
-                result = _computed_in(proceed, dtype, func, args, kwargs)
-                if name not in _NORMS:
-                    return result
-                return _cast(proceed, result, _dtype_of_norm(func, args, kwargs))
+        dtype = _dtype_of_mixture(name, args, kwargs)
+        if dtype is not None:
+            self.has_cast = True
+            return _computed_mixed(proceed, dtype, func, args, kwargs)
         elif name in _TAKES_NUMBER and _makes_float16(args, kwargs):
             self.has_cast = True
             args, kwargs = map_leaves((tuple(args), dict(kwargs)), lambda leaf: _saturated(proceed, leaf))
@@ -165,13 +168,53 @@ class ImplicitCasts:
         return map_leaves(result, lambda leaf: _cast(proceed, leaf, torch.float16))
 
 
-def _computed_in(
+def _dtype_of_mixture(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.dtype | None:
+    """The dtype that an operation on float16 and float32 operands gives; None if PyTorch's own rule is the
+    device's, or the operands aren't mixed.
+    """
+    is_layer = name in _AS_FIRST or name in _NORMS or name == _ATTENTION
+    if not (is_layer or name in _REFUSED_BY_PYTORCH or name in _REFUSED_IN_PLACE):
+        return None
+    if not _is_mixture(_dtypes(args, kwargs)):
+        return None
+    if name == _ATTENTION and _is_mixture(_dtypes(args[:3], {key: kwargs.get(key) for key in _QKV})):
+        return torch.float32
+    return _first(args, kwargs).dtype if is_layer or name in _REFUSED_IN_PLACE else torch.float32
+
+
+def _computed_mixed(
     proceed: Call, dtype: torch.dtype, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """Calls `func` with float operands cast to `dtype`; copies in-place changes back to the originals."""
+    """Calls `func`, which has float16 and float32 operands, such that its results have `dtype`."""
+    try:
+        if getattr(func, "__name__", "") in _NORMS:
+            result = _computed_in(proceed, torch.float32, func, args, kwargs, _first(args, kwargs))
+        else:
+            result = _computed_in(proceed, dtype, func, args, kwargs)
+    except RuntimeError:
+        if dtype is torch.float32:
+            raise
+        # Maybe a missing float16 kernel: any other error occurs in float32 too.
+        result = _computed_in(proceed, torch.float32, func, args, kwargs)
+    return map_leaves(result, lambda leaf: _cast(proceed, leaf, dtype))
+
+
+def _computed_in(
+    proceed: Call,
+    dtype: torch.dtype,
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    but: torch.Tensor | None = None,
+) -> Any:
+    """Calls `func` with float operands cast to `dtype`, all `but` one; copies in-place changes back to the
+    originals.
+    """
     copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def cast(leaf: Any) -> Any:
+        if leaf is but:
+            return leaf
         if id(leaf) in copies:
             return copies[id(leaf)][1]
         copy = _cast(proceed, leaf, dtype)
@@ -205,20 +248,16 @@ def _is_mixture(dtypes: set[torch.dtype]) -> bool:
 
 
 def _statistics(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """Running means and variances, in the order of torch.nn.functional: (input, mean, variance, ...)."""
-    if getattr(func, "__name__", "") not in _NORMS:
+    """Running means and variances; torch.nn.functional's functions take them before the weights."""
+    if getattr(func, "__name__", "") not in _WITH_STATISTICS:
         return []
-    return [*args[1:3], kwargs.get("running_mean"), kwargs.get("running_var")]
-
-
-def _dtype_of_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.dtype:
-    statistics = _statistics(func, args, kwargs)
-    others = [arg for arg in (*args, *kwargs.values()) if not any(arg is one for one in statistics)]
-    return torch.float32 if _is_mixture(_dtypes(tuple(others), {})) else _first(args, kwargs).dtype
+    start = 3 if func in (torch.batch_norm, torch.instance_norm) else 1
+    return [*args[start : start + 2], kwargs.get("running_mean"), kwargs.get("running_var")]
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    return tensors((list(args), dict(kwargs)))[0]
+    named = (kwargs[name] for name in ("input", "query") if name in kwargs)
+    return tensors((list(args), *named, dict(kwargs)))[0]
 
 
 def _cast(proceed: Call, leaf: Any, dtype: torch.dtype) -> Any:
