@@ -24,16 +24,19 @@ from .optim.on_device import OptimizerOnDevice
 from .optim.settings import Extracted, extract
 from .options import Options
 from .poptorch_core import createPoptorchError
+from .tools import module_repr
 
 
 class PoplarExecutor(Measured):
     """Runs a wrapped model. The first call compiles it; input shapes and dtypes are fixed from then on.
 
-    Attributes that the executor lacks are looked up in the user's model.
+    Attributes that the executor lacks are looked up in its model: the user's in training, in inference the
+    copy that runs.
 
     :param model: the model to run: a shallow copy of the user's.
     :param options: with the output mode resolved; frozen by the constructor.
-    :param user_model: the model that was wrapped; default: `model`.
+    :param user_model: the model that `.model` gives and attributes are looked up in; default: `model`. A
+        training model's is the program's, which is wrapped in place.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class PoplarExecutor(Measured):
         self._executable: Executable | None = None
         self._optimizer_on_device: OptimizerOnDevice | None = None
         self._attached = False
-        self._host_version = 0
+        self._seen_downloads: set[int] = set()
         self._optimizer = optimizer
         self.replica_groupings: dict[int, ReplicaGrouping] = {}  # by the id of the parameter
         self._found: Extracted | None = None
@@ -75,11 +78,15 @@ class PoplarExecutor(Measured):
         register(self)
         options._freeze()
 
+    def __repr__(self) -> str:
+        """The model's, with `BeginBlock(...)` before each module that begins a block."""
+        return module_repr(self._user_model)
+
     # ---- model, options, random state
 
     @property
     def model(self) -> torch.nn.Module:
-        """The user's model."""
+        """The user's model; of an inference model, the copy that runs."""
         return self._user_model
 
     @property
@@ -149,12 +156,7 @@ class PoplarExecutor(Measured):
         """`compiled`: the arguments to compile for, or the saved state of an executable."""
         compilation.pre_compile.call()
         start_s = time.perf_counter()
-        host = self._host
-        if host is not None:
-            host.sync()
-            self._host_version = host.version
-            host.running = True
-        try:
+        with host_weights.no_downloads(self._synced()):
             executable = Executable(
                 self._model,
                 self._options,
@@ -164,9 +166,6 @@ class PoplarExecutor(Measured):
                 self._found.update_types if self._found is not None else (),
                 self.replica_groupings,
             )
-        finally:
-            if host is not None:
-                host.running = False
         if self._optimizer is not None and self._found is not None:
             popart = Obeyed(self._options._Popart)
             self._optimizer_on_device = OptimizerOnDevice(
@@ -192,17 +191,13 @@ class PoplarExecutor(Measured):
 
     @outside_inference_mode
     def _run(self, arguments: Arguments) -> Any:
-        executable, host = self._compiled(), self._host
+        executable, hosts = self._compiled(), self._hosts
         start_s = time.time()
-        if host is not None:
+        for host in hosts:
             # Set before the run: if it is interrupted, the device may hold newer weights all the same.
             host.stale = host.stale or self._training
-            host.running = True
-        try:
+        with host_weights.no_downloads(hosts):
             output = executable.run(arguments, self._optimizer_on_device)
-        finally:
-            if host is not None:
-                host.running = False
         end_s = time.time()
         steps, returned = executable.num_micro_batches
         self._note_call(start_s, end_s, (len(arguments.tensors), steps), (len(tensors(output)), returned))
@@ -213,17 +208,28 @@ class PoplarExecutor(Measured):
         return self._options.connection_type == enums.ConnectionType.Never.value
 
     @property
-    def _host(self) -> host_weights.HostWeights | None:
-        """State of the host's weights if the user's model is wrapped for training, otherwise None."""
-        return host_weights.host_of(self._user_model)
+    def _hosts(self) -> list[host_weights.HostWeights]:
+        """States of the host's weights: of this training model, or of those that share an inference model's."""
+        if not self._training:
+            return host_weights.hosts_of(self._model)
+        host = host_weights.host_of(self._user_model)
+        return [] if host is None else [host]
+
+    def _synced(self) -> list[host_weights.HostWeights]:
+        """`_hosts`, after downloads of newer weights, which count as seen."""
+        hosts = self._hosts
+        for host in hosts:
+            host.sync()
+        self._seen_downloads = {host.version for host in hosts}
+        return hosts
 
     def _fetch_training_weights(self) -> None:
-        """Before inference: uploads the latest weights of a training executor that shares the model."""
-        host = self._host
-        if self._training or host is None:
+        """Before inference: uploads the latest weights of training models that share them."""
+        if self._training:
             return
-        host.sync()
-        if host.version != self._host_version:
+        seen = {host_weights.NEVER_DOWNLOADED, *self._seen_downloads}
+        self._synced()
+        if self._seen_downloads - seen:
             logger.debug("Implicit copyWeightsToDevice()")
             self.copyWeightsToDevice()
 
@@ -238,17 +244,14 @@ class PoplarExecutor(Measured):
     def copyWeightsToHost(self) -> None:
         """Downloads the weights into the user's model. Raises poptorch.Error if it isn't compiled."""
         executable = self._compiled()
-        host = self._host
-        if host is not None:
+        for host in self._hosts:
             # Before the download, which accesses the wrapped tensors and would sync again.
-            host.stale = False
-            host.version += 1
+            host.downloaded()
         executable.weights.download()
 
     def copyWeightsToHostIfNeeded(self) -> bool:
         """Downloads the weights if the device has newer ones; returns whether it did."""
-        host = self._host
-        return host is not None and host.sync()
+        return any([host.sync() for host in self._hosts])
 
     @outside_inference_mode
     def copyWeightsToDevice(self) -> None:
@@ -257,13 +260,11 @@ class PoplarExecutor(Measured):
         Raises poptorch.Error if the model isn't compiled.
         """
         executable = self._compiled()
-        host = self._host
-        if host is not None:
-            if self._training:
+        if self._training:
+            for host in self._hosts:
                 host.stale = False
-            else:
-                host.sync()
-            self._host_version = host.version
+        else:
+            self._synced()
         executable.weights.upload()
 
     @outside_inference_mode

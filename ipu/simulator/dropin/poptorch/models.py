@@ -47,9 +47,10 @@ def trainingModel(
 
 
 def inferenceModel(model: torch.nn.Module | PoplarExecutor, options: Options | None = None) -> PoplarExecutor:
-    """Wraps a copy of a model for inference; the model isn't changed. Freezes the options.
+    """Wraps a shallow copy of a model for inference; the model isn't changed. Freezes the options.
 
-    If the model is also being trained, each call first uploads the latest weights. Raises poptorch.Error for
+    The copy shares weights and submodules with the model; `.model`, `.eval()` and plain attributes are the
+    copy's. If the weights are also being trained, each call first uploads the latest ones. Raises poptorch.Error for
     options of another type, and for gradient accumulation.
     """
     model = _user_model(model)
@@ -70,7 +71,6 @@ def inferenceModel(model: torch.nn.Module | PoplarExecutor, options: Options | N
         options=executor_options,
         training=False,
         poptorch_version=files.VERSION,
-        user_model=model,
     )
 
 

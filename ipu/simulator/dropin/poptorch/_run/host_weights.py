@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import itertools
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -54,13 +55,18 @@ class TrainingExecutor(Protocol):
         """Drops the executable and unwraps the model."""
 
 
+# Numbers of downloads, unique in the process.
+_downloads = itertools.count(1)
+NEVER_DOWNLOADED = 0
+
+
 class HostWeights:
-    """State of the host's weights: `stale` if the device has newer ones; `version` counts downloads."""
+    """State of the host's weights: `stale` if the device has newer ones; `version` numbers the download."""
 
     def __init__(self, executor: TrainingExecutor) -> None:
         self.executor = executor
         self.stale = False
-        self.version = 0
+        self.version = NEVER_DOWNLOADED
         self.running = False  # during a run the model holds the device's data: no downloads
 
     def sync(self) -> bool:
@@ -70,6 +76,11 @@ class HostWeights:
         logger.debug("Implicit copyWeightsToHost()")
         self.executor.copyWeightsToHost()
         return True
+
+    def downloaded(self) -> None:
+        """Notes a download."""
+        self.stale = False
+        self.version = next(_downloads)
 
 
 class _Hosts:
@@ -142,6 +153,24 @@ def host_of(model: torch.nn.Module) -> HostWeights | None:
     """The state of a wrapped model's weights; None if the model isn't wrapped."""
     wrapped: Any = type(model)
     return wrapped._poptorch_host if is_wrapped(model) else None
+
+
+def hosts_of(model: torch.nn.Module) -> list[HostWeights]:
+    """States of the training models that share a parameter or buffer with an unwrapped model."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return list(dict.fromkeys(host for tensor in tensors for host in _hosts(tensor)))
+
+
+@contextlib.contextmanager
+def no_downloads(hosts: Sequence[HostWeights]) -> Iterator[None]:
+    """Context of a run, in which the model's tensors hold the device's data."""
+    for host in hosts:
+        host.running = True
+    try:
+        yield
+    finally:
+        for host in hosts:
+            host.running = False
 
 
 def _hosts(tensor: torch.Tensor) -> list[HostWeights]:

@@ -9,6 +9,7 @@ A prediction runs the model's forward a second time, on fake tensors.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import functools
 import io
 import sys
@@ -278,8 +279,8 @@ class Measured:
             return contextlib.nullcontext()
         return self._executable.weights.swapped_in()
 
-    def compilationTime(self) -> float:
-        """Seconds that the compilation took.
+    def compilationTime(self) -> datetime.timedelta:
+        """The time that the compilation took.
 
         Raises poptorch.Error before the compilation, and if showCompilationProgressBar is off.
         """
@@ -289,4 +290,4 @@ class Measured:
             raise createPoptorchError(
                 "Please set showCompilationProgressBar option to obtain compilation time."
             )
-        return self._compilation_s
+        return datetime.timedelta(seconds=self._compilation_s)
