@@ -12,7 +12,7 @@ from ipu_simulator import numerics
 from . import enums
 from ._logging import limit_repeats, logger
 from ._options.popart import Obeyed
-from ._run import compilation, files, host_weights, predictions
+from ._run import compilation, devices, files, host_weights, predictions
 from ._run.arguments import ArgumentParser, Arguments, CompiledCall
 from ._run.compiled import Executable
 from ._run.device_weights import ReplicaGrouping, register
@@ -62,6 +62,7 @@ class PoplarExecutor(Measured):
         self._executable: Executable | None = None
         self._optimizer_on_device: OptimizerOnDevice | None = None
         self._attached = False
+        self._lease: devices.Lease | None = None  # None: detached, or on Poplar's IPU model
         self._seen_downloads: set[int] = set()
         self._optimizer = optimizer
         self.replica_groupings: dict[int, ReplicaGrouping] = {}  # by the id of the parameter
@@ -129,7 +130,8 @@ class PoplarExecutor(Measured):
 
         Compiles first if needed. Returns the forward's structure of outputs, whose first dimension depends on
         the output mode. Raises poptorch.Error if the arguments differ from those of the compilation,
-        AssertionError for an offline device and a batch dimension that can't be split.
+        or other models hold the IPUs that it needs; AssertionError for an offline device and a batch
+        dimension that can't be split.
         """
         assert not self._offline, (
             "Trying to run a model on an offline device (ConnectionType.Never): use model.compile(inputs) "
@@ -166,7 +168,9 @@ class PoplarExecutor(Measured):
                 self._found.update_types if self._found is not None else (),
                 self.replica_groupings,
             )
-        if self._optimizer is not None and self._found is not None:
+        # Before the optimizer's state is on the device, so that a refused model remains as it was.
+        lease = None if self._offline else self._acquire(executable)
+        if self._optimizer is not None and self._found is not None and not self._offline:
             popart = Obeyed(self._options._Popart)
             self._optimizer_on_device = OptimizerOnDevice(
                 self._optimizer,
@@ -178,7 +182,7 @@ class PoplarExecutor(Measured):
                 processes=executable.processes,
             )
         self._executable = executable
-        self._attached = not self._offline
+        self._lease, self._attached = lease, not self._offline
         self._compilation_s = time.perf_counter() - start_s
         self._predictions = None
         if isinstance(compiled, Arguments):
@@ -209,7 +213,7 @@ class PoplarExecutor(Measured):
 
     @property
     def _hosts(self) -> list[host_weights.HostWeights]:
-        """States of the host's weights: of this training model, or of those that share an inference model's."""
+        """States of the host's weights: this training model's, or those that share an inference model's."""
         if not self._training:
             return host_weights.hosts_of(self._model)
         host = host_weights.host_of(self._user_model)
@@ -251,7 +255,8 @@ class PoplarExecutor(Measured):
 
     def copyWeightsToHostIfNeeded(self) -> bool:
         """Downloads the weights if the device has newer ones; returns whether it did."""
-        return any([host.sync() for host in self._hosts])
+        downloaded = [host.sync() for host in self._hosts]
+        return any(downloaded)
 
     @outside_inference_mode
     def copyWeightsToDevice(self) -> None:
@@ -275,6 +280,16 @@ class PoplarExecutor(Measured):
             raise createPoptorchError("No named buffers marked as updatable via updatableNamedBuffers option")
         self._compiled().weights.upload_buffers(names)
 
+    def _acquire(self, executable: Executable) -> devices.Lease | None:
+        kind = "training" if self._training else "inference"
+        holder = f"the {kind} model of {type(self._model).__name__}"
+        return devices.acquire(self._options, executable.num_ipus, holder)
+
+    def _release(self) -> None:
+        if self._lease is not None:
+            self._lease.release()
+        self._lease, self._attached = None, False
+
     def isCompiled(self) -> bool:
         """Whether there is an executable."""
         return self._executable is not None
@@ -291,14 +306,18 @@ class PoplarExecutor(Measured):
         self.copyWeightsToHostIfNeeded()
         if self._optimizer_on_device is not None:
             self._optimizer_on_device.refresh()
-        self._attached = False
+        self._release()
 
     def attachToDevice(self) -> None:
-        """Acquires the device again and uploads everything. poptorch.Error if it is attached already."""
-        self._compiled()
+        """Acquires a device again and uploads everything.
+
+        Raises poptorch.Error if it is attached already, and if other models hold the IPUs that it needs.
+        """
+        executable = self._compiled()
         assert not self._offline, "Can't attach to an offline device (ConnectionType.Never)"
         if self._attached:
             raise createPoptorchError("Device is already attached")
+        self._lease = self._acquire(executable)
         self.copyWeightsToDevice()
         self._attached = True
 
@@ -313,7 +332,7 @@ class PoplarExecutor(Measured):
             host_weights.unwrap(self._user_model)
         self._executable = None
         self._optimizer_on_device = None
-        self._attached = False
+        self._release()
 
     # ---- optimizer
 

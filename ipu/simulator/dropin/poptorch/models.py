@@ -50,8 +50,9 @@ def inferenceModel(model: torch.nn.Module | PoplarExecutor, options: Options | N
     """Wraps a shallow copy of a model for inference; the model isn't changed. Freezes the options.
 
     The copy shares weights and submodules with the model; `.model`, `.eval()` and plain attributes are the
-    copy's. If the weights are also being trained, each call first uploads the latest ones. Raises poptorch.Error for
-    options of another type, and for gradient accumulation.
+    copy's. If the weights are also being trained, each call first uploads the latest ones.
+
+    Raises poptorch.Error for options of another type, and for gradient accumulation.
     """
     model = _user_model(model)
     executor_options = _resolved(options, enums.OutputMode.All)

@@ -37,7 +37,17 @@ if TYPE_CHECKING:
     from ..options import Options
 
 # Results of tracing that a file holds; everything else is rebuilt from the model and its options.
-_SAVED = ("_inputs", "_flags", "_mixes_types", "_narrow_indices", "_names_ipu", "_loss", "_output", "ir")
+_SAVED = (
+    "_inputs",
+    "_flags",
+    "_mixes_types",
+    "_narrow_indices",
+    "_names_ipu",
+    "_loss",
+    "_output",
+    "ir",
+    "num_ipus",
+)
 _SAYS = {"plan": "counts of micro batches", "weights": "weights"}
 # Norms with running statistics, and TorchScript modules, which can't replace their members.
 _MAY_REPLACE = (torch.nn.modules.batchnorm._NormBase, torch.jit.ScriptModule)
@@ -103,6 +113,7 @@ class Executable:
         self._loss: LossPlace | None = None
         self._calls: Replay | None = None  # replays the forward; None: each run calls the forward
         self.anchored: dict[str, torch.Tensor] = {}  # of the last run, by short name
+        self.num_ipus = self.plan.replicas  # of all replicas in this process
         self._is_traced = isinstance(compiled, Arguments)  # otherwise the first run traces
         if isinstance(compiled, Arguments):
             self._inputs = compiled.frozen()
@@ -240,6 +251,7 @@ class Executable:
                     warnings.warn("Output expected to be on the IPU but is on cpu", stacklevel=2)
             trace.validate(self._training)
             trace.overlaps.check(tensors(output), checks.sources)
+            self.num_ipus = trace.num_ipus
             self.ir = popart_ir.as_json(
                 recorder.recording,
                 [self.weights.names[i] for i in self.weights.trainable] if self._training else [],

@@ -21,7 +21,6 @@ from ipu_simulator.graph.ir import Graph, Role
 from ipu_simulator.graph.numbering import check_types, graph_of
 from ipu_simulator.graph.recorder import Recorder
 
-from .. import enums
 from .._options.popart import Obeyed
 from .._run.structure import tensors, with_tensors
 from ..optim.settings import Extracted, extract
@@ -155,15 +154,13 @@ def capture(
         "input": inputs,
     }
     paths = {id(module): name for name, module in model.named_modules()}
-    offline = options.clone()
-    offline.connectionType(enums.ConnectionType.Never)
     with (
         weights.swapped_in(),
         mode or contextlib.nullcontext(),
         numerics.host_generator_kept(),
         torch.set_grad_enabled(training),
         plain_kernels(),
-        _trace.tracing(offline, list(inputs.values())) as trace,
+        _trace.tracing(options, list(inputs.values())) as trace,
     ):
         recorder = trace.recorder = Recorder(trace.place, paths, check_types)
         trace.is_capture = True
