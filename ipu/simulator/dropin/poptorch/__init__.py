@@ -43,6 +43,7 @@ from .enums import *
 from .executor import PoplarExecutor
 from .models import importPoptorchMetadataFromFile, inferenceModel, load, trainingModel
 from .ops import *
+from .ops_registered import register as _register_operators
 from .options import *
 from .poptorch_core import Error, RecoverableError, UnrecoverableError, createPoptorchError
 from .tools import (
@@ -62,7 +63,8 @@ __version__ = _POPTORCH_VERSION
 # `from poptorch import *` gives PopTorch's names. Modules that PopTorch doesn't have would replace names of
 # the program, such as torchvision's `models`.
 _OUR_MODULES = frozenset(
-    "accessor blocks dataloader executor models ops_control ops_custom ops_points tools".split()
+    "accessor blocks dataloader executor models tools "
+    "ops_control ops_custom ops_points ops_registered".split()
 )
 __all__ = [name for name in dict(globals()) if not name.startswith("_") and name not in _OUR_MODULES]
 __all__.remove("annotations")
@@ -102,6 +104,7 @@ def _prepare_process() -> None:
             _faulthandler.register(_signal.SIGTERM, chain=True)
     _atexit.register(poptorchAtExit)
     _change_torch(_is_wrapped, _check_backward, _replica_grouping)
+    _register_operators()
 
 
 _prepare_process()

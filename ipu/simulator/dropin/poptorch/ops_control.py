@@ -68,6 +68,15 @@ def cond(
     return _as_list(then_body(*then_inps) if bool(condition) else else_body(*else_inps))
 
 
+def chosen(
+    condition: torch.Tensor, then_outputs: list[torch.Tensor], else_outputs: list[torch.Tensor]
+) -> list[torch.Tensor]:
+    """`then_outputs` if the condition is true, else `else_outputs`. poptorch.Error unless they are alike."""
+    _check_same("poptorch.cond()", "output of then_body", then_outputs, "output of else_body", else_outputs)
+    flag = condition.reshape(()).to(torch.bool)
+    return [torch.where(flag, one, other) for one, other in zip(then_outputs, else_outputs)]
+
+
 def _check_same(
     operation: str, what: str, expected: list[torch.Tensor], other: str, found: list[torch.Tensor]
 ) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import runpy
 from types import TracebackType
-from typing import Any, Callable
+from typing import Any, Callable, Mapping
 
 import torch
 from ipu_simulator import numerics, variables
@@ -215,18 +215,27 @@ class MultiConv:
         traceback: TracebackType | None,
     ) -> None:
         run = trace.current()
-        if not isinstance(run, trace.Trace) or run.multi_convolution is None:
-            return
-        count, run.multi_convolution = run.multi_convolution.count, None
-        if type is not None:
-            return
-        if not count:
+        if type is None:
+            end_multi_conv(self._settings)
+        elif isinstance(run, trace.Trace):
+            run.multi_convolution = None
+
+
+def end_multi_conv(settings: Mapping[str, Any]) -> None:
+    """Ends the open MultiConv of a compilation. Raises poptorch.Error if it has no convolutions, or if a list
+    of settings has another length.
+    """
+    run = trace.current()
+    if not isinstance(run, trace.Trace) or run.multi_convolution is None:
+        return
+    count, run.multi_convolution = run.multi_convolution.count, None
+    if not count:
+        raise createBackendError(
+            "poptorch.MultiConv has no convolutions: call at least one layer with a convolution in it."
+        )
+    for name, values in settings.items():
+        if isinstance(values, (list, tuple)) and len(values) != count:
             raise createBackendError(
-                "poptorch.MultiConv has no convolutions: call at least one layer with a convolution in it."
+                f"poptorch.MultiConv().{name} has {len(values)} values for {count} convolutions: "
+                "pass one per convolution, or a single value."
             )
-        for name, values in self._settings.items():
-            if isinstance(values, (list, tuple)) and len(values) != count:
-                raise createBackendError(
-                    f"poptorch.MultiConv().{name} has {len(values)} values for {count} convolutions: "
-                    "pass one per convolution, or a single value."
-                )

@@ -43,9 +43,13 @@ class Run:
         self.mark_on_device: Callable[[list[torch.Tensor], list[torch.Tensor]], None] = lambda made, of: None
         self.recorder: Recorder | None = None  # where operations are recorded
         self.is_capture = False  # whether only its graph is wanted, forward and backward
+        self.branches: list[list[torch.Tensor]] = []  # results of the "then" of each open if
 
     def begin_block(self, user_id: str | None, ipu_id: int | None) -> None:
         """No-op: only the compiling run records blocks."""
+
+    def enter(self, strategy_stage: int, ipu: int) -> None:
+        """See begin_block."""
 
     def end_block(self) -> None:
         """See begin_block."""
@@ -209,12 +213,12 @@ def set_attributes(attributes: Mapping[str, dict[str, str]]) -> None:
 
 @contextmanager
 def _as_current(run: Run | None, on_host: bool = False) -> Iterator[None]:
-    outer = _thread.run, _thread.on_host
+    outer = _thread.run, _thread.on_host, _thread.attributes
     _thread.run, _thread.on_host = run, on_host
     try:
         yield
     finally:
-        _thread.run, _thread.on_host = outer
+        _thread.run, _thread.on_host, _thread.attributes = outer
 
 
 def as_host() -> AbstractContextManager[None]:

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from typing import TYPE_CHECKING, Any, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence
 
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -50,6 +50,11 @@ if TYPE_CHECKING:
     from .losses import Losses
     from .run import Trace
     from .tape import Tape
+
+
+# PopTorch's registered operators, with the functions that they stand for. The listeners see the calls that
+# such a function makes, as if the program had called it.
+COMPOSED: dict[Any, Callable[..., Any]] = {}
 
 
 def _perform(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -72,6 +77,9 @@ class _FunctionMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func in COMPOSED:
+            with self:
+                return COMPOSED[func](*args, **(kwargs or {}))
         self.under_way = True
         try:
             return self._proceed(func, args, kwargs or {})
@@ -91,6 +99,8 @@ class _DispatchMode(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func in COMPOSED:  # without tensors: the others come apart above the dispatch mode
+            return COMPOSED[func](*args, **(kwargs or {}))
         if self._calls is None or self._calls.under_way or self._asked:
             return self._proceed(func, args, kwargs or {})
         self._asked = True  # PyTorch may skip the function mode: then the operation comes back here
