@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Callable, List, Mapping, Optional, Sequen
 import config as configuration
 import ipu
 from config import Config, ConfigError
+from ipu.placement import nearest_divisors
 
 if TYPE_CHECKING:
     import argparse
@@ -42,6 +43,13 @@ def parser(description: str, *, required: bool) -> configuration.FlagParser:
         action="store_true",
         help="don't train: report whether the program fits on the target, how fast it runs, and why",
     )
+    made.add_argument(
+        "--instances",
+        type=int,
+        default=1,
+        help="with --dry-run: the processes that PopRun will start, of which each drives a share of the "
+        "replicas and shards over these (default: 1)",
+    )
     return made
 
 
@@ -62,7 +70,23 @@ def load_config(flags: argparse.Namespace, task: str) -> Config:
         config = configuration.load(flags.config, path=flags.configs, overrides=overrides)
     if config.task != task:
         raise ConfigError(f"{flags.config} is a {config.task} recipe, but this runner needs a {task} recipe")
+    if flags.instances != 1:
+        _check_instances(flags, config)
     return config
+
+
+def _check_instances(flags: argparse.Namespace, config: Config) -> None:
+    if not flags.dry_run:
+        raise ConfigError(
+            f"--instances {flags.instances} is read with --dry-run only: PopRun and torchrun say how many "
+            "instances a run has (docs/ipu_pod.md)"
+        )
+    replicas = config.replication_factor
+    if flags.instances < 1 or replicas % flags.instances:
+        legal = " or ".join(map(str, nearest_divisors(replicas, flags.instances)))
+        raise ConfigError(
+            f"--instances {flags.instances} can't share replication_factor {replicas} equally: use {legal}"
+        )
 
 
 def choose_device(config: Config) -> ipu.DeviceChoice:
@@ -100,7 +124,9 @@ def dry_run(config: Config, flags: argparse.Namespace) -> DryRun:
         print(f"the verdict needs no device: --device {config.device} is ignored", flush=True)
     for line in flags.found:
         print(line, flush=True)
-    return make_verdict(config, flags.config, flags.output or Path("output") / flags.config)
+    return make_verdict(
+        config, flags.config, flags.output or Path("output") / flags.config, instances=flags.instances
+    )
 
 
 def print_speed(summary: Mapping[str, float]) -> None:
@@ -111,7 +137,11 @@ def print_speed(summary: Mapping[str, float]) -> None:
 
 
 def print_verdict(
-    config: Config, flags: argparse.Namespace, output: Path, summary: Mapping[str, float]
+    config: Config,
+    flags: argparse.Namespace,
+    output: Path,
+    summary: Mapping[str, float],
+    instances: ipu.Instances = ipu.ALONE,
 ) -> None:
     """At the end of a run on the simulator: the verdict, with the time of an update on this host.
 
@@ -123,7 +153,7 @@ def print_verdict(
         return
     measured_s = config.global_batch_size / summary["samples_per_s"]
     try:
-        verdict_beside(config, flags.config, output, measured_host_s=measured_s)
+        verdict_beside(config, flags.config, output, measured_host_s=measured_s, instances=instances.count)
     except Exception:
         traceback.print_exc()
         print("the run is saved, but its verdict failed: see the error above", file=sys.stderr)
@@ -132,7 +162,10 @@ def print_verdict(
 def _join_instances(config: Config, device: ipu.DeviceChoice) -> ipu.Instances:
     """Joins the instances of this run; raises DeviceError if they don't match the configuration."""
     return ipu.join_instances(
-        device, replication_factor=config.replication_factor, ipus_per_replica=config.ipus_per_replica
+        device,
+        replication_factor=config.replication_factor,
+        ipus_per_replica=config.ipus_per_replica,
+        replicated_tensor_sharding=config.replicated_tensor_sharding,
     )
 
 

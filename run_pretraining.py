@@ -167,7 +167,7 @@ def _run(
         summary = end.summary(config.section(training.LoopPlan))
         _report(result, summary)
         if device.name == "simulator":
-            command_line.print_verdict(config, flags, output, summary)
+            command_line.print_verdict(config, flags, output, summary, instances)
     return result
 
 

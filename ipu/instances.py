@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator, List, Sequence
@@ -68,6 +69,16 @@ class Instances:
                 instance.append(part)
         return gathered
 
+    def gather_values(self, value: Any) -> List[Any]:
+        """Every instance's value, of any type that can be pickled, by index."""
+        if self.count == 1:
+            return [value]
+        import torch
+
+        values: List[Any] = [None] * self.count
+        torch.distributed.all_gather_object(values, value)
+        return values
+
     def any(self, flag: bool) -> bool:
         """True if the flag is set on any instance."""
         return self.sum([float(flag)])[0] > 0
@@ -81,12 +92,7 @@ class Instances:
 
     def refuse_difference(self, what: str, value: str) -> None:
         """Raises DeviceError, on every instance, unless `value` is the same on all."""
-        if self.count == 1:
-            return
-        import torch
-
-        values: List[Any] = [None] * self.count
-        torch.distributed.all_gather_object(values, value)
+        values = self.gather_values(value)
         for index, other in enumerate(values):
             if other != values[0]:
                 raise DeviceError(
@@ -108,11 +114,18 @@ class Instances:
 ALONE = Instances()
 
 
-def join_instances(device: DeviceChoice, *, replication_factor: int, ipus_per_replica: int) -> Instances:
+def join_instances(
+    device: DeviceChoice,
+    *,
+    replication_factor: int,
+    ipus_per_replica: int,
+    replicated_tensor_sharding: bool = False,
+) -> Instances:
     """The instances that were started together; ALONE without a launcher.
 
     `replication_factor` counts the replicas of all instances. Raises DeviceError if PopRun or torchrun
-    started other numbers than those of the configuration, or if the instances have no rendezvous address.
+    started other numbers than those of the configuration, if the instances have no rendezvous address, or if
+    the optimiser state shall be sharded and each has a single replica.
     """
     started_by_torchrun = _TORCHRUN in os.environ and _TOTAL_REPLICAS not in os.environ
     if not started_by_torchrun and _TOTAL_REPLICAS not in os.environ:
@@ -145,13 +158,12 @@ def join_instances(device: DeviceChoice, *, replication_factor: int, ipus_per_re
             f"replication_factor {replication_factor} can't be split equally among {count} instances: start "
             f"{nearest_divisors(replication_factor, count)[0]} of them"
         )
-    try:
-        popdist.checkNumIpusPerReplica(ipus_per_replica)
-    except RuntimeError as error:
+    reserved = ipus_per_replica if started_by_torchrun else popdist.getNumIpusPerReplica()
+    if reserved != ipus_per_replica:
         raise DeviceError(
-            f"ipus_per_replica is {ipus_per_replica}, but PopRun reserved another number ({error}): use "
-            f"poprun --ipus-per-replica {ipus_per_replica}"
-        ) from error
+            f"ipus_per_replica is {ipus_per_replica}, but PopRun reserved {reserved} IPUs for each replica: "
+            f"use poprun --ipus-per-replica {ipus_per_replica}"
+        )
     if started_by_torchrun:
         launcher = f"torchrun --nproc_per_node {os.environ.get('LOCAL_WORLD_SIZE', count)}"
     else:
@@ -165,9 +177,31 @@ def join_instances(device: DeviceChoice, *, replication_factor: int, ipus_per_re
         from_poprun=not started_by_torchrun,
         launcher=launcher,
     )
+    if replicated_tensor_sharding and count > 1:
+        _check_sharding(device, instances, replication_factor)
     if count > 1:
         _meet(instances)
     return instances
+
+
+def _check_sharding(device: DeviceChoice, instances: Instances, replicas: int) -> None:
+    """Poplar shards over the replicas of one instance. For a single one PopART only logs that it doesn't."""
+    local = replicas // instances.count
+    if local == 1 and device.name == "ipu":
+        raise DeviceError(
+            "replicated_tensor_sharding shards the optimiser state over the replicas of one instance, but "
+            f"each of the {instances.count} instances has 1 of the {replicas} replicas, so every one would "
+            "have all of it: start one instance a host (poprun --num-instances with the number of hosts), or "
+            "use --no-replicated-tensor-sharding and see with --dry-run whether the program still fits"
+        )
+    if instances.is_first:
+        on = "" if device.name == "ipu" else "on IPUs, "
+        print(
+            f"warning: {on}replicated_tensor_sharding shards the optimiser state over the replicas of one "
+            f"instance ({local}), not over all {replicas}: for the memory that this takes see --dry-run "
+            f"--instances {instances.count}",
+            file=sys.stderr,
+        )
 
 
 def _meet(instances: Instances) -> None:

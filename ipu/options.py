@@ -43,6 +43,7 @@ def training_options(plan: DevicePlan, instances: Instances = ALONE) -> Any:
     """
     poptorch = ipu.poptorch
     options = _common(plan, instances)
+    options.Precision.enableStochasticRounding(plan.stochastic_rounding)
     options.deviceIterations(plan.device_iterations)
     options.outputMode(poptorch.OutputMode.Sum)
     options.Training.gradientAccumulation(plan.gradient_accumulation)
@@ -73,9 +74,11 @@ def training_options(plan: DevicePlan, instances: Instances = ALONE) -> Any:
 def inference_options(plan: DevicePlan, instances: Instances = ALONE) -> Any:
     """Options of the evaluation executor: as many replicas; returns the outputs of every micro batch.
 
-    A pipeline needs at least as many device iterations as stages.
+    A pipeline needs at least as many device iterations as stages. It rounds to nearest, so that two
+    evaluations of the same weights agree.
     """
     options = _common(plan, instances)
+    options.Precision.enableStochasticRounding(False)
     options.deviceIterations(pipeline_stages(plan.layers_per_ipu, plan.head))
     options.outputMode(ipu.poptorch.OutputMode.All)
     return options
@@ -98,7 +101,6 @@ def _common(plan: DevicePlan, instances: Instances) -> Any:
     options.setAvailableMemoryProportion(
         {f"IPU{index}": share for index, share in enumerate(plan.matmul_proportion)}
     )
-    options.Precision.enableStochasticRounding(plan.stochastic_rounding)
     options.Precision.enableFloatingPointExceptions(plan.floating_point_exceptions)
     options.Precision.setPartialsType(torch.float16 if plan.enable_half_partials else torch.float32)
     # In one call: a second call would replace the options of the first.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence, Tuple
@@ -45,7 +46,7 @@ class DryRun:
         return self.verdict.fits
 
 
-def dry_run(config: Config, name: str, output: Path) -> DryRun:
+def dry_run(config: Config, name: str, output: Path, *, instances: int = 1) -> DryRun:
     """Predicts a run, prints the verdict and writes it to `output`, with the configuration.
 
     Files of a training run in `output` don't change, including resolved.yml.
@@ -54,7 +55,7 @@ def dry_run(config: Config, name: str, output: Path) -> DryRun:
     from training.checkpoints import step_folders
 
     with hold_folder(output):
-        verdict = verdict_of(config, name)
+        verdict = verdict_of(config, name, instances=instances)
         report.write(verdict, output)
         if not step_folders(output):
             write_atomically(output / "resolved.yml", config.to_yaml())
@@ -63,19 +64,24 @@ def dry_run(config: Config, name: str, output: Path) -> DryRun:
     return DryRun(output, verdict)
 
 
-def verdict_beside(config: Config, name: str, output: Path, *, measured_host_s: float) -> None:
+def verdict_beside(
+    config: Config, name: str, output: Path, *, measured_host_s: float, instances: int = 1
+) -> None:
     """At the end of a run on the simulator: the same verdict, with an update's measured time on this host."""
-    verdict = verdict_of(config, name)
+    verdict = verdict_of(config, name, instances=instances)
     report.write(verdict, output)
     print(report.summary(verdict, measured_host_s))
 
 
-def verdict_of(config: Config, name: str) -> Verdict:
+def verdict_of(config: Config, name: str, *, instances: int = 1) -> Verdict:
     """The verdict on a run of `config`, on the machine that its `target` names.
 
-    Selects the simulator as this process's device; raises ipu.DeviceError if another one is already in use.
+    `instances` is the number of processes that drive the replicas: the optimiser state is sharded over those
+    of one. Selects the simulator as this process's device; raises ipu.DeviceError if another one is already
+    in use.
     """
-    program = program_of(config)
+    graph, settings = program_of(config)
+    program = graph, replace(settings, instances=instances)
     verdict = assess(config, name, program)
     if verdict.fits:
         return verdict
@@ -97,17 +103,21 @@ def assess(config: Config, name: str, program: Captured) -> Verdict:
 
 def _remedies(config: Config, program: Captured, verdict: Verdict) -> Tuple[Remedy, ...]:
     programs = {_graph_key(config): program}
+    instances = program[1].instances
 
-    def judge(changed: Config) -> Tuple[float, int, bool]:
+    def judge(changed: Config, instances: int = instances) -> Tuple[float, int, bool]:
         key = _graph_key(changed)
         if key not in programs:
             programs[key] = program_of(changed)
         graph, settings = programs[key]
-        judged = assess(changed, "", (graph, with_options(settings, changed)))
+        if changed.replication_factor % instances:
+            return math.inf, sys.maxsize, False  # such instances can't be started
+        settings = replace(with_options(settings, changed), instances=instances)
+        judged = assess(changed, "", (graph, settings))
         return judged.step_s, _fullest_bytes(judged), judged.fits
 
     before_bytes = _fullest_bytes(verdict)
-    return tuple(
+    found = [
         Remedy(
             change=remedies.words(trial.changes),
             saves_bytes=before_bytes - trial.peak_bytes,
@@ -115,7 +125,12 @@ def _remedies(config: Config, program: Captured, verdict: Verdict) -> Tuple[Reme
             fits=trial.fits,
         )
         for trial in remedies.trials(config, judge)
-    )
+    ]
+    if instances > 1 and config.replicated_tensor_sharding:
+        step_s, peak_bytes, fits = judge(config, 1)
+        change = "--instances 1 (one instance a host)"
+        found.insert(0, Remedy(change, before_bytes - peak_bytes, step_s - verdict.step_s, fits))
+    return tuple(sorted(found, key=lambda remedy: not remedy.fits))
 
 
 def _graph_key(config: Config) -> Tuple[object, ...]:

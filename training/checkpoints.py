@@ -33,7 +33,8 @@ from .folder import fsync_file, remove, sha256
 
 FORMAT = 2  # format 1 had no checksum of state.json
 _NAME = re.compile(r"step_(\d{8,})")
-_MOST_STATE_BYTES = 64 << 20
+# The random state of an instance with 16 IPUs is about 10 MB of JSON.
+_MOST_STATE_BYTES = 1 << 30
 # Keys that state.json must have; resuming needs more (find_start).
 _REQUIRED = ("format", "step", "sha256", "config", "rng_state", "progress")
 _SPEED = ("calls", "data_wait_s", "device_s")
@@ -41,7 +42,8 @@ _KINDS: Dict[str, type] = {
     "step": int,
     "sha256": dict,
     "config": dict,
-    "rng_state": list,
+    "rng_state": list,  # of the first instance
+    "other_rng_states": list,  # a list for each other instance
     "progress": dict,
     "samples": int,
     "data": str,
@@ -227,6 +229,8 @@ def _damage(state: Mapping[str, Any]) -> Optional[str]:
         name in _SPEED and isinstance(value, (int, float)) for name, value in speed.items()
     ):
         return f"the speed in progress is {json.dumps(speed)[:60]}"
+    if not all(isinstance(each, list) for each in state.get("other_rng_states", [])):
+        return f"other_rng_states is {json.dumps(state['other_rng_states'])[:60]}, not a list of lists"
     metrics = state.get("metrics", {})
     if metrics and [type(metrics.get("bytes")), type(metrics.get("sha256"))] != [int, str]:
         return f"metrics is {json.dumps(metrics)[:60]}"

@@ -30,7 +30,7 @@ from .optimizer import OptimizerPlan, Schedule, build_optimizer
 from .report import NoReporter, Reporter
 from .rotation import Rotation, move_damaged_aside, sweep
 from .signals import StopRequest, ignore_interrupts
-from .start import check_weights_folder, checkpoint_to_resume, progress_of
+from .start import check_weights_folder, checkpoint_to_resume, progress_of, random_state
 
 if TYPE_CHECKING:
     from config import Config
@@ -172,8 +172,10 @@ def fit(
 
     def save(now: Progress) -> Path:
         refuse_bad_weights(job.model, now.step)
-        # All instances fetch weights and optimiser state from the device, though only the first writes them.
+        # All instances fetch weights, optimiser state and random state: a transfer of one alone can hang, as
+        # their devices synchronise. The first one writes.
         optimizer_state = optimizer.state_dict()
+        rng_states = instances.gather_values(executor.rng_state)
         if not instances.is_first:
             instances.wait()
             return checkpoint_folder(output, now.step)
@@ -185,7 +187,8 @@ def fit(
             },
             "samples": now.step * loop.global_batch_size,
             "data": job.identity,
-            "rng_state": executor.rng_state,
+            "rng_state": rng_states[0],
+            "other_rng_states": rng_states[1:],
             "host_threads": torch.get_num_threads(),
             **job.state,
             "config": start.config,
@@ -222,7 +225,7 @@ def fit(
                 loop,
                 begin,
                 task=job.task,
-                rng_state=resumed.state["rng_state"] if resumed else None,
+                rng_state=random_state(resumed, device, instances),
                 executor=executor,
                 optimizer=optimizer,
                 schedule=config.section(Schedule),

@@ -100,7 +100,7 @@ def train(
 ) -> Progress:
     """Trains from `start` to `plan.training_steps` or until `stop`, and ends with a checkpoint.
 
-    `rng_state` is the device's random state in the checkpoint that the run resumes.
+    `rng_state` is this instance's random state in the checkpoint that the run resumes.
 
     Raises DivergenceError if the loss of an update is NaN or infinite; nothing is saved then, so the last
     valid checkpoint stays the newest. A stop during an update takes effect after it; a stop during an

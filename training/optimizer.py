@@ -54,7 +54,7 @@ def device_max_grad_norm(plan: OptimizerPlan) -> Optional[float]:
 
 
 def build_optimizer(model: torch.nn.Module, plan: OptimizerPlan) -> Any:
-    """A `poptorch.optim` optimiser; weight decay is a compile-time constant as in the recipes."""
+    """A `poptorch.optim` optimiser; weight decay and betas are compile-time constants as in the recipes."""
     optim = ipu.poptorch.optim
     half = plan.precision == "float16"
     lamb = plan.optimizer.startswith("lamb")
@@ -84,7 +84,8 @@ def build_optimizer(model: torch.nn.Module, plan: OptimizerPlan) -> Any:
     else:
         optimizer = optim.LAMB(groups, bias_correction=plan.optimizer == "lamb", **arguments)
         optimizer.variable_attrs.markAsConstant("max_weight_norm")
-    optimizer.variable_attrs.markAsConstant("weight_decay")
+    for attribute in ("weight_decay", "betas"):
+        optimizer.variable_attrs.markAsConstant(attribute)
     return optimizer
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, List, Mapping, Optional, Sequence
 
 import data
+import ipu
 import model as models
 from config import keys_that_alter
 
@@ -74,6 +75,32 @@ def progress_of(checkpoint: Optional[Checkpoint]) -> Progress:
     saved = checkpoint.state["progress"]
     speed = Speed(**saved.get("speed", {}))  # checkpoints of earlier versions have none
     return Progress(checkpoint.step, saved["record"], saved["evaluation_due"], checkpoint.folder, speed)
+
+
+def random_state(
+    checkpoint: Optional[Checkpoint], device: ipu.DeviceChoice, instances: ipu.Instances
+) -> Optional[List[int]]:
+    """This instance's random state in the checkpoint that the run resumes; None: it starts from the seed.
+
+    Prints a warning if the state can't be restored. An instance's state covers the IPUs that it drives, so
+    the number of instances must be that of the checkpoint. On the simulator all instances have the same
+    state: random numbers belong to a replica, wherever it runs.
+    """
+    if checkpoint is None:
+        return None
+    states: List[List[int]] = [checkpoint.state["rng_state"], *checkpoint.state.get("other_rng_states", [])]
+    if device.name == "simulator":
+        return states[0]
+    if len(states) == instances.count:
+        return states[instances.index]
+    if instances.is_first:
+        print(
+            f"warning: {checkpoint.folder} has the random states of {len(states)} instances, this run has "
+            f"{instances.count}: random numbers start from the seed again, so the run doesn't continue to "
+            f"the bit. For that, start {len(states)}",
+            file=sys.stderr,
+        )
+    return None
 
 
 def resuming_arguments(arguments: Sequence[str]) -> List[str]:

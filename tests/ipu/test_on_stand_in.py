@@ -92,6 +92,10 @@ def test_a_run_makes_poptorchs_calls_in_order_and_goes_on_to_the_bit(stand_in, t
     ended = stand_in.pretraining(whole, *STEPS)
     assert ended.status == 0, ended.err
     assert ended.out.startswith("device: ipu (Graphcore's PopTorch, poptorch 3.4.0); requested")
+    inference, training = ended.of("compile")
+    assert not inference["options"]["enableStochasticRounding"], "two evaluations of the same weights differ"
+    assert training["options"]["enableStochasticRounding"]
+    assert {"betas", "weight_decay"} <= set(training["constants"]), "streams, not constants"
     assert ended.names() == words(FIRST, RUNS, EVALUATION, AGAIN, RUNS, EVALUATION)
 
     shutil.copytree(whole, parts)

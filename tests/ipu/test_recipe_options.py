@@ -6,6 +6,7 @@ import zipfile
 from dataclasses import replace
 
 import pytest
+import torch
 
 import config as configuration
 import ipu
@@ -55,6 +56,8 @@ def test_every_option_of_the_reference_recipe_is_set():
     assert reduction == ipu.poptorch.ReductionType.Mean
     absent = {"syntheticDataMode", "cachePath", "ipu_version"}
     assert absent.isdisjoint(values) and values["connection_type"] == 0
+    # In training only: two evaluations of the same weights agree.
+    assert options_of("bert_large_128_pod16", inference_options)[1]["enableStochasticRounding"] is False
     # What a compilation checks: names and types.
     ipu.poptorch.poptorch_core._validateOptions(values)
 
@@ -113,6 +116,34 @@ def test_torchrun_says_nothing_of_replicas_so_the_configuration_does(monkeypatch
 POPRUN = {"POPDIST_NUM_TOTAL_REPLICAS": "4", "POPDIST_NUM_IPUS_PER_REPLICA": "4"}
 
 
+def no_launcher(monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("POPDIST_", "OMPI_", "MASTER_"))]:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "refused"), [("ipu", 4, True), ("ipu", 2, False), ("simulator", 4, False)]
+)
+def test_sharding_over_a_single_replica_of_an_instance(monkeypatch, capsys, device, count, refused):
+    """Poplar shards over the replicas of an instance; with one it would silently keep all of the state."""
+    no_launcher(monkeypatch)
+    variables = {**POPRUN, "OMPI_COMM_WORLD_SIZE": str(count), "OMPI_COMM_WORLD_LOCAL_SIZE": str(count)}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    choice, sizes = ipu.DeviceChoice(device, "", "", ""), {"replication_factor": 4, "ipus_per_replica": 4}
+    assert ipu.join_instances(choice, **sizes).count == count
+    assert capsys.readouterr().err == ""
+    if refused:
+        with pytest.raises(ipu.DeviceError, match="each of the 4 instances has 1 of the 4 replicas"):
+            ipu.join_instances(choice, **sizes, replicated_tensor_sharding=True)
+    else:
+        ipu.join_instances(choice, **sizes, replicated_tensor_sharding=True)
+        said = capsys.readouterr().err
+        assert f"replicas of one instance ({4 // count}), not over all 4" in said
+        assert f"--dry-run --instances {count}" in said
+
+
 @pytest.mark.parametrize(
     ("device", "variables", "replicas", "words"),
     [
@@ -130,8 +161,7 @@ POPRUN = {"POPDIST_NUM_TOTAL_REPLICAS": "4", "POPDIST_NUM_IPUS_PER_REPLICA": "4"
     ],
 )
 def test_instances_that_do_not_fit_are_refused(monkeypatch, device, variables, replicas, words):
-    for name in [name for name in os.environ if name.startswith(("POPDIST_", "OMPI_", "MASTER_"))]:
-        monkeypatch.delenv(name)
+    no_launcher(monkeypatch)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     choice = ipu.DeviceChoice(device, "", "", "")
@@ -140,8 +170,7 @@ def test_instances_that_do_not_fit_are_refused(monkeypatch, device, variables, r
 
 
 def test_the_launcher_is_known_as_far_as_it_can_be(monkeypatch):
-    for name in [name for name in os.environ if name.startswith(("POPDIST_", "OMPI_", "MASTER_"))]:
-        monkeypatch.delenv(name)
+    no_launcher(monkeypatch)
     for name, value in POPRUN.items():
         monkeypatch.setenv(name, value)
     joined = ipu.join_instances(ipu.DeviceChoice("ipu", "", "", ""), replication_factor=4, ipus_per_replica=4)

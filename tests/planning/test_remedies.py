@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from typing import Any, Tuple
 
 import pytest
 
 import config
+import run_pretraining
 from config import Config
 from planning import remedies
 from planning.dry_run import assess, program_of, verdict_of
@@ -115,3 +117,35 @@ def test_words_are_flags_that_the_runners_take() -> None:
     assert text == "--replicated-tensor-sharding --layers-per-ipu 1 1 --micro-batch-size 2"
     assert applied("test_bert", {"replication_factor": 2}, text).micro_batch_size == 2
     assert remedies.words({"wandb": False}) == "--no-wandb"
+
+
+def test_an_instance_shards_over_its_own_replicas() -> None:
+    """Poplar's rule: with a replica an instance nothing is sharded, which the recipe has no memory for."""
+    name = "groupbert_base_128_pod16"
+    recipe = config.load(name, overrides={"device": "simulator"})
+    graph, settings = program_of(recipe)
+    assert settings.shards == 4
+    peaks = [peak(assess(recipe, name, (graph, replace(settings, instances=n)))) for n in (1, 2, 4)]
+    alone = replace(settings, optimizer=replace(settings.optimizer, sharded=False))
+    assert peaks == sorted(set(peaks)) and peaks[-1] == peak(assess(recipe, name, (graph, alone)))
+    verdict = verdict_of(recipe, name, instances=4)
+    assert not verdict.fits
+    first = verdict.remedies[0]
+    assert first.change.startswith("--instances 1 ") and first.fits
+    assert first.saves_bytes == peaks[-1] - peaks[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            ["--instances", "3", "--dry-run"],
+            "--instances 3 can't share replication_factor 4 equally: use 2 or 4",
+        ),
+        (["--instances", "0", "--dry-run"], "use 1"),
+        (["--instances", "4"], "is read with --dry-run only"),
+    ],
+)
+def test_instances_that_a_run_cannot_have(flags: list, words: str) -> None:
+    with pytest.raises(config.ConfigError, match=words):
+        run_pretraining.main(["--config", "groupbert_base_128_pod16", *flags])

@@ -96,6 +96,7 @@ def test_a_damaged_state_file_is_a_clear_error(tmp_path, text):
         ),
         ("config", [1], "config is"),
         ("rng_state", "abc", "rng_state is"),
+        ("other_rng_states", [[1, 2], 3], "other_rng_states is"),
         ("sha256", [], "sha256 is"),
         ("samples", True, "samples is true"),
     ],

@@ -51,14 +51,9 @@ class WeightMemory:
 
     def updated_elements(self, weight: Tensor) -> int:
         """Number of elements of a weight that one replica updates: all, or its shard."""
-        optimizer, replicas = self.settings.optimizer, self.settings.replicas
-        if (
-            optimizer is None
-            or not optimizer.sharded
-            or weight.elements < self.constants.sharding_threshold_elements
-        ):
+        if weight.elements < self.constants.sharding_threshold_elements:
             return weight.elements
-        return math.ceil(weight.elements / replicas)
+        return math.ceil(weight.elements / self.settings.shards)
 
     def state_bytes(self, weight: Tensor) -> int:
         """Bytes of one replica's optimiser state for a weight, on or off chip."""
@@ -304,7 +299,7 @@ def _numbers(
         (any(op_cost(op).kind in PRODUCTS for op in ops), ("code_compute_sets_of_a_product",)),
         (replicated, ("exchange_code_bytes_per_collective",)),
         (graph.inputs or graph.outputs, ("stream_buffers_per_tensor",)),
-        (replicated and optimizer and optimizer.sharded, ("sharding_threshold_elements",)),
+        (settings.shards > 1 and graph.gradients, ("sharding_threshold_elements",)),
         (state, ("update_bytes_per_element",)),
         (off_chip, ("streaming_memory_bytes",)),
         (off_chip and settings.replicas * graph.num_ipus > 1, ("ipus_per_m2000",)),

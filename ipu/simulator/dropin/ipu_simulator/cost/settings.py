@@ -14,7 +14,8 @@ class OptimizerSettings:
     :param state_bytes_per_element: bytes per trained weight of each state tensor, such as (4, 4) for
         Adam's float32 moments, (2, 4) with a float16 first moment, () for plain SGD.
     :param location: where the state is stored between updates.
-    :param sharded: replicated tensor sharding: each replica stores and updates its shard.
+    :param sharded: replicated tensor sharding: each replica stores and updates its shard (see
+        `Settings.shards`).
     """
 
     name: str
@@ -32,6 +33,7 @@ class Settings:
     :param recompute: recompute activations except checkpoints (PopTorch's default in pipelines).
     :param accumulator_bytes: bytes per element of a gradient accumulator.
     :param stash_bytes_per_element: None: as in the tensor; 1 for stashes in 8 bits.
+    :param instances: processes that drive the replicas, an equal share each.
     :param framework: the framework that compiled the program: "PopTorch", "PopART", "TF1", "TF2", "Paddle".
     :param samples_per_sequence: mean number of sequences in a packed sample; 1 without packing.
     """
@@ -49,3 +51,9 @@ class Settings:
     stash_bytes_per_element: int | None = None
     framework: str = "PopTorch"
     samples_per_sequence: float = 1.0
+    instances: int = 1
+
+    @property
+    def shards(self) -> int:
+        """Replicas that share one copy of the optimiser state: those of one instance (Poplar), or 1."""
+        return self.replicas // self.instances if self.optimizer and self.optimizer.sharded else 1

@@ -208,7 +208,7 @@ def update_with(
     replicas = settings.replicas
     ring = (replicas - 1) / replicas
     gathered = most.bytes + settings.accumulator_bytes * most.elements
-    share = replicas if optimizer.sharded else 1
+    share = settings.shards
     state_bytes = sum(optimizer.state_bytes_per_element) * most.elements / share
     per_element = constants.update_cycles_per_tensor_of_state * (1 + len(optimizer.state_bytes_per_element))
     remote = optimizer.location == "off_chip" and state_bytes > 0
@@ -217,7 +217,7 @@ def update_with(
         remote_bytes=2 * state_bytes if remote else 0.0,
         cycles=per_element * most.elements / share / target.tiles_per_ipu,
         # Sharded: a reduce-scatter and an all-gather; a load and a store.
-        collectives=most.tensors * (1 + optimizer.sharded) if replicas > 1 else 0,
+        collectives=most.tensors * (1 + (share > 1)) if replicas > 1 else 0,
         remote_buffers=2 * most.tensors if remote else 0,
         ipus=replicas * num_ipus,
     )

@@ -84,6 +84,7 @@ def settings_of(
         optimizer=None if found is None else _optimizer(options, found),
         accumulator_bytes=_FLOAT32_BYTES if found is None else found.settings.accumulator_type.itemsize,
         framework="PopTorch",
+        instances=options.Distributed.numProcesses,
     )
 
 
