@@ -234,6 +234,36 @@ def test_leaving_a_block_ends_it():
     compiled(started)
 
 
+def test_the_host_may_compute_outside_of_blocks():
+    """What it computes from host tensors alone is a constant of the executable."""
+    from poptorch.simulator import capture
+
+    factor = torch.full((2,), 1.5)
+
+    def forward(x):
+        with poptorch.Block("A", ipu_id=0):
+            y = x * 2
+        doubled = factor * 2
+        with poptorch.Block("B", ipu_id=0):
+            return y + doubled.to(y.device)
+
+    assert torch.equal(poptorch.inferenceModel(_Function(forward))(torch.ones(1, 2)), torch.full((1, 2), 5.0))
+    capture(_Function(forward), (torch.ones(1, 2),), {}, poptorch.Options(), training=False)
+
+
+@pytest.mark.parametrize("ipu_id", [-1, "0", 0.5])
+def test_an_ipu_has_a_number(ipu_id):
+    def forward(x):
+        with poptorch.Block("A", ipu_id=ipu_id):
+            return x * 2
+
+    with pytest.raises(poptorch.Error, match=rf"whole number from 0 on, not {ipu_id!r}"):
+        compiled(forward)
+    staged = poptorch.Options().setExecutionStrategy(poptorch.PipelinedExecution("A"))
+    with pytest.raises(poptorch.Error, match=rf"whole number from 0 on, not {ipu_id!r}"):
+        compiled(forward, staged)
+
+
 def test_number_of_ipus(monkeypatch):
     def options(replicas=1):
         return poptorch.Options().deviceIterations(8).replicationFactor(replicas)

@@ -234,6 +234,7 @@ class Executable:
                     tape.leave()  # host code in the middle of a run
                     checks.mark_on_device(*made)
 
+                trace.on_device = lambda: checks.computes
                 trace.mark_on_device = mark_on_device
                 trace.at_each_run = tape.call_later
                 with (

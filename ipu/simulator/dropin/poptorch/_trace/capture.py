@@ -170,6 +170,7 @@ def capture(
                 recorder.declare(tensor, role, name)
         known = (weights.parameters.values(), weights.buffers.values(), inputs.values())
         checks, losses = Checks(itertools.chain(*known)), Losses()
+        trace.on_device = lambda: checks.computes
         trace.mark_on_device = checks.mark_on_device
         with recorder.in_modules(), watch.captured_operations(trace, recorder):
             with watch.captured_calls(ImplicitCasts(), _stand_in(weights), checks, losses):

@@ -104,7 +104,7 @@ class Checks:
 
     def __init__(self, on_device: Iterable[torch.Tensor] = ()) -> None:
         """`on_device`: inputs, weights and buffers, which are on the device from the start."""
-        self._computes = False  # whether the call in progress has a device tensor as an argument
+        self.computes = False  # whether the call in progress takes a device tensor
         self._on_device = {id(tensor) for tensor in on_device}
         self.has_narrow_indices = False
         self.names_ipu = False
@@ -136,9 +136,9 @@ class Checks:
         self._refuse_unsupported(func, args, kwargs)
         args, kwargs, changed = widened(func, args, kwargs)
         self.has_narrow_indices |= changed
-        self._computes = any(self.is_on_device(tensor) for tensor in inputs)
+        self.computes = any(self.is_on_device(tensor) for tensor in inputs)
         result = proceed(func, args, kwargs)
-        self._computes = False
+        self.computes = False
         if func is torch.Tensor.__setitem__:  # returns nothing
             self.sources.setdefault(id(args[0]), []).extend(inputs)
             self._alive.append(args[0])
@@ -206,7 +206,7 @@ class Checks:
         if not trace.isRunningOnIpu():
             return  # host code in the middle of a run
         on_device = [self.is_on_device(arg) for arg in args if isinstance(arg, torch.Tensor)]
-        if row_of(name).unsupported and (self._computes or any(on_device)):
+        if row_of(name).unsupported and (self.computes or any(on_device)):
             raise createBackendError(f"Unsupported ops found in compiled model: [aten::{name}].")
         if name == "index" and any(is_mask(part) and self.is_on_device(part) for part in args[1]):
             self._refuse(MASK_AS_INDEX)  # in older PyTorch the function mode doesn't see __getitem__

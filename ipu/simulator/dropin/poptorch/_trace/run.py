@@ -6,6 +6,7 @@ isRunningOnIpu() is True; only the first records blocks.
 
 from __future__ import annotations
 
+import operator
 import threading
 from contextlib import AbstractContextManager, contextmanager
 from types import MappingProxyType
@@ -75,6 +76,8 @@ class Trace(Run):
         self.stage_ipus: tuple[int, ...] = (0,)  # the IPU of each stage so far
         self._has_blocks = False
         self._in_forward = True
+        # Whether the call in progress takes a device tensor.
+        self.on_device: Callable[[], bool] = lambda: True
         self.multi_convolution: MultiConvolution | None = None  # the open poptorch.MultiConv's
         self.overlaps = Overlaps(options, inputs)
         self.follows_values = False
@@ -88,7 +91,11 @@ class Trace(Run):
         self.enter(*self._strategy._place(user_id, ipu_id))
 
     def enter(self, strategy_stage: int, ipu: int) -> None:
-        """Begins a block at this place."""
+        """Begins a block at this place. Raises poptorch.Error if there is no such IPU."""
+        # Other libraries have integers of other types.
+        if not hasattr(ipu, "__index__") or operator.index(ipu) < 0:
+            raise createBackendError(f"A block's ipu_id must be a whole number from 0 on, not {ipu!r}")
+        ipu = operator.index(ipu)
         self.in_block = self._has_blocks = True
         self._strategy_stage = strategy_stage
         if ipu != self.stage_ipus[-1]:
@@ -111,9 +118,10 @@ class Trace(Run):
 
         PopTorch starts with stage 0 on IPU 0 active: operations before the first block belong there.
         """
-        # Constants are placed at their first use, so only operations with tensor arguments count.
+        # Constants are placed at their first use, so only operations with tensor arguments count; what the
+        # host computes from tensors alone is a constant too.
         outside = self._in_forward and self._has_blocks and not self.in_block
-        if outside and computes(func, args):
+        if outside and self.on_device() and computes(func, args):
             raise createBackendError("No active Block, all the ops must belong to a Block")
         multi = self.multi_convolution
         follow = multi.before(func, args, kwargs) if multi is not None else False
