@@ -45,7 +45,7 @@ class _ListFlag(argparse.Action):
 
 def add_key_flags(
     parser: argparse.ArgumentParser,
-    groups: Mapping[str, Sequence[Field]],
+    groups: Mapping[str, Sequence[Field[Any]]],
     kinds: Mapping[str, Any],
     *,
     searchable: Collection[str],
@@ -62,7 +62,7 @@ def add_key_flags(
             _add_flag(group, entry, kinds[entry.name], searched if entry.name in searchable else None)
 
 
-def _add_flag(group: argparse._ArgumentGroup, entry: Field, kind: Any, word: Optional[str]) -> None:
+def _add_flag(group: argparse._ArgumentGroup, entry: Field[Any], kind: Any, word: Optional[str]) -> None:
     """The flag of one key, which may also have the value `word`."""
     flag = "--" + entry.name.replace("_", "-")
     notes = [describe(kind) + (f" or {word}" if word else "")] + (

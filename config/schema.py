@@ -343,7 +343,7 @@ class Keys(DeviceKeys, OptimizerKeys, BatchKeys, FineTuningKeys, DataKeys, Model
 
 
 @lru_cache(maxsize=None)
-def entries() -> Mapping[str, Field]:
+def entries() -> Mapping[str, Field[Any]]:
     """The declarations of all keys, by name."""
     return {entry.name: entry for entry in fields(Keys)}
 

@@ -5,7 +5,7 @@ Legend: B rows, S sequence length, M mask_tokens. A batch is a tuple of int32 te
 
 from __future__ import annotations
 
-from typing import Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Iterator, List, Optional, Sequence, Tuple, Union, overload
 
 import numpy as np
 import torch
@@ -38,7 +38,13 @@ class Rows(Sequence[Batch]):
     def __len__(self) -> int:
         return len(self.batch[0])
 
-    def __getitem__(self, row):  # type: ignore[no-untyped-def]
+    @overload
+    def __getitem__(self, row: int) -> Batch: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> Rows: ...
+
+    def __getitem__(self, row: Union[int, slice]) -> Union[Batch, Rows]:
         if isinstance(row, slice):
             return Rows(tuple(field[row] for field in self.batch))
         if not -len(self) <= row < len(self):
@@ -53,7 +59,7 @@ def collate(samples: Sequence[Batch]) -> Batch:
     return tuple(torch.stack(list(field)) for field in zip(*samples))
 
 
-class SampleDataset(Dataset):
+class SampleDataset(Dataset[Batch]):
     """A map-style dataset over GLOBAL SAMPLE NUMBERS k = 0, 1, 2, ... without end.
 
     epoch, slot = divmod(k, num_examples); the example is the slot's image under the epoch's permutation. So
@@ -120,7 +126,7 @@ class SampleDataset(Dataset):
         return indices
 
 
-class SampleStream(Sampler):
+class SampleStream(Sampler[int]):
     """Global sample numbers for the loader of one process: num_batches batches of batch_size, starting at
     start.
 
@@ -160,7 +166,7 @@ class SampleStream(Sampler):
         return self.num_batches * self.batch_size
 
 
-class EvaluationDataset(Dataset):
+class EvaluationDataset(Dataset[Batch]):
     """One pass over a dataset, padded to a multiple of batch_size.
 
     A device's batch has a fixed size, so the last one is padded (see SampleDataset.padding).

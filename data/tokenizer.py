@@ -176,7 +176,7 @@ def _alphabet_limit(vocab_size: int) -> int:
 
 def _alphabet(documents: Iterator[str], limit: int) -> List[str]:
     """The most frequent characters, in code point order."""
-    counts: Counter = Counter()
+    counts: Counter[str] = Counter()
     for document in documents:
         counts.update(document)
     characters = [character for character in counts if not character.isspace()]

@@ -48,7 +48,8 @@ class Attention(nn.Module):
         scores_bhss = torch.matmul(query_bhsd, key_bhsd.transpose(2, 3)) + mask_b11s
         probabilities_bhss = self.dropout(torch.softmax(scores_bhss, dim=-1))
         context_bhsd = torch.matmul(probabilities_bhss, value_bhsd)
-        return self.output(context_bhsd.transpose(1, 2).reshape(x_bsh.shape))
+        out_bsh: Tensor = self.output(context_bhsd.transpose(1, 2).reshape(x_bsh.shape))
+        return out_bsh
 
     def _heads(self, x_bsh: Tensor) -> Tensor:
         batch, tokens, hidden = x_bsh.shape
@@ -106,7 +107,8 @@ class Convolution(nn.Module):
     def forward(self, x_bsh: Tensor, real_bs1: Tensor) -> Tensor:
         """[B, S, h], [B, S, 1] of the same dtype (1 real token, 0 padding) -> [B, S, h]."""
         gated_bsh = self.values(x_bsh) * torch.sigmoid(self.gates(x_bsh)) * real_bs1
-        return self.output(F.silu(self.norm(self.convolution(gated_bsh))))
+        out_bsh: Tensor = self.output(F.silu(self.norm(self.convolution(gated_bsh))))
+        return out_bsh
 
 
 class FeedForward(nn.Module):
@@ -133,7 +135,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x_bsh: Tensor) -> Tensor:
         """[B, S, h] -> [B, S, h], each token independently."""
-        return self.projection(self.contraction(F.gelu(self.expansion(x_bsh))))
+        out_bsh: Tensor = self.projection(self.contraction(F.gelu(self.expansion(x_bsh))))
+        return out_bsh
 
 
 class Embeddings(nn.Module):
@@ -162,7 +165,9 @@ class Embeddings(nn.Module):
                 "max_position_embeddings"
             )
         positions = self.position.weight[:sequence_length]
-        return self.dropout(self.norm(self.word(input_ids) + self.token_type(token_type_ids) + positions))
+        x_bsh: Tensor = self.word(input_ids) + self.token_type(token_type_ids) + positions
+        x_bsh = self.dropout(self.norm(x_bsh))
+        return x_bsh
 
 
 class Residual(nn.Module):
@@ -178,9 +183,12 @@ class Residual(nn.Module):
 
     def forward(self, x_bsh: Tensor, *mask: Tensor) -> Tensor:
         """[B, S, h] and the body's mask, if it has one -> [B, S, h]."""
+        out_bsh: Tensor
         if self.pre_norm:
-            return x_bsh + self.dropout(self.body(self.norm(x_bsh), *mask))
-        return self.norm(x_bsh + self.dropout(self.body(x_bsh, *mask)))
+            out_bsh = x_bsh + self.dropout(self.body(self.norm(x_bsh), *mask))
+        else:
+            out_bsh = self.norm(x_bsh + self.dropout(self.body(x_bsh, *mask)))
+        return out_bsh
 
 
 class EncoderLayer(nn.Module):
@@ -205,7 +213,8 @@ class EncoderLayer(nn.Module):
         """[B, S, h], the 0/1 mask [B, S, 1], the additive mask [B, 1, 1, S] -> [B, S, h]."""
         if self.has_convolution:
             x_bsh = self.first_feed_forward(self.convolution(x_bsh, real_bs1))
-        return self.feed_forward(self.attention(x_bsh, mask_b11s))
+        x_bsh = self.feed_forward(self.attention(x_bsh, mask_b11s))
+        return x_bsh
 
 
 class Encoder(nn.Module):
@@ -232,4 +241,5 @@ class Encoder(nn.Module):
         mask_b11s = additive_mask(attention_mask, x_bsh.dtype)
         for layer in self.layers:
             x_bsh = layer(x_bsh, real_bs1, mask_b11s)
-        return self.norm(x_bsh)
+        out_bsh: Tensor = self.norm(x_bsh)
+        return out_bsh

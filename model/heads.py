@@ -234,7 +234,10 @@ class PretrainingModel(TaskModel):
         """The inputs of `forward` without labels -> masked LM logits [B * M, V], next sentence logits [B,
         2]."""
         x_bsh = self.encoder(input_ids, attention_mask, token_type_ids)
-        return self.heads(x_bsh, masked_lm_positions, self.encoder.embeddings.word.weight)
+        logits: Tuple[Tensor, Tensor] = self.heads(
+            x_bsh, masked_lm_positions, self.encoder.embeddings.word.weight
+        )
+        return logits
 
     @property
     def vocabulary_projection(self) -> MaskedLmHead:

@@ -6,7 +6,7 @@ import difflib
 import glob
 import os
 from pathlib import Path
-from typing import Optional
+from typing import List, Optional
 
 from ..files import DataError
 from .python_docs import PythonDocsCorpus
@@ -51,5 +51,5 @@ def _looks_like_path(corpus: str) -> bool:
     return os.sep in corpus or glob.has_magic(corpus) or corpus.endswith((".txt", ".gz", ".xz"))
 
 
-def _entries_here() -> list:
+def _entries_here() -> List[str]:
     return sorted(entry.name for entry in Path().iterdir())

@@ -32,7 +32,7 @@ class _Formatter(logging.Formatter):
         return f"[{self.formatTime(record, '%H:%M:%S')}] [poptorch::python] [{level}] {record.getMessage()}"
 
 
-class _StandardStream(logging.StreamHandler):
+class _StandardStream(logging.StreamHandler):  # type: ignore[type-arg] # subscripted from Python 3.11 on
     """Writes to the current sys.stderr or sys.stdout, which test runners and notebooks replace."""
 
     def __init__(self, name: str) -> None:
@@ -42,7 +42,8 @@ class _StandardStream(logging.StreamHandler):
     @property
     def stream(self) -> TextIO:
         """The current stream."""
-        return getattr(sys, self._stream_name)
+        stream: TextIO = getattr(sys, self._stream_name)
+        return stream
 
 
 class _RepeatLimit(logging.Filter):

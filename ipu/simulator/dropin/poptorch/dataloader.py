@@ -14,12 +14,12 @@ from .options import Options
 from .poptorch_core import createPoptorchError
 
 
-def _length(dataset: Dataset) -> int:
+def _length(dataset: Dataset[Any]) -> int:
     # torch's Dataset doesn't declare __len__, but a map-style one has it.
     return len(cast(Sized, dataset))
 
 
-class _SubDataset(Dataset):
+class _SubDataset(Dataset[Any]):
     """One process's part of a data set: a contiguous slice, after a shuffle shared by all processes.
 
     `step` is the combined batch size of one process. Without drop_last the last process's slice may be
@@ -27,7 +27,9 @@ class _SubDataset(Dataset):
     always the same elements, in every other epoch all slices start that many elements later.
     """
 
-    def __init__(self, dataset: Dataset, opts: Options, step: int, drop_last: bool, shuffle: bool = False):
+    def __init__(
+        self, dataset: Dataset[Any], opts: Options, step: int, drop_last: bool, shuffle: bool = False
+    ):
         num_elements = _length(dataset)
         processes = opts.Distributed.numProcesses
         if drop_last:
@@ -68,7 +70,7 @@ class _SubDataset(Dataset):
         return int(self._order[1][position])
 
 
-class _JoinedBatches(Sampler):
+class _JoinedBatches(Sampler[list[int]]):
     """A batch sampler that concatenates `factor` successive batches of another one."""
 
     def __init__(self, batches: Any, factor: int, drop_last: bool):
@@ -91,7 +93,7 @@ class _JoinedBatches(Sampler):
             yield joined
 
 
-class _SyncLoader(torch.utils.data.DataLoader):
+class _SyncLoader(torch.utils.data.DataLoader[Any]):
     """torch's loader; each iteration starts a new epoch of a _SubDataset."""
 
     def __iter__(self) -> Any:
@@ -123,7 +125,7 @@ class DataLoader(_SyncLoader):
     def __init__(
         self,
         options: Options,
-        dataset: Dataset,
+        dataset: Dataset[Any],
         batch_size: int | None = 1,
         shuffle: bool | None = None,
         num_workers: int = 0,
@@ -236,7 +238,7 @@ def _check_iterable(
 
 
 def _partition(
-    dataset: Dataset, options: Options, combined: int, drop_last: bool, shuffle: bool
+    dataset: Dataset[Any], options: Options, combined: int, drop_last: bool, shuffle: bool
 ) -> _SubDataset:
     if shuffle:
         assert options.exists("random_seed"), (

@@ -105,7 +105,8 @@ def _positions(tensor: torch.Tensor, dim: int, start: Any, size: int, step: int)
         raise ValueError(f"size and step must be positive integers: got {size} and {step}")
     if size > tensor.shape[dim]:
         raise ValueError(f"size {size} exceeds the {tensor.shape[dim]} elements of dimension {dim}")
-    return start.reshape(()).to(torch.int64) + torch.arange(0, size, step)
+    first: torch.Tensor = start.reshape(()).to(torch.int64)
+    return first + torch.arange(0, size, step)
 
 
 def dynamic_slice(tensor: torch.Tensor, dim: int, start: torch.Tensor, size: int, step: int) -> torch.Tensor:

@@ -56,7 +56,8 @@ class Constants:
 @functools.cache
 def entries() -> Mapping[str, Mapping[str, Any]]:
     """constants.json: "fitted" and "assumed", each a map from a constant's name to its entry."""
-    return json.loads(FILE.read_text(encoding="utf-8"))
+    content: Mapping[str, Mapping[str, Any]] = json.loads(FILE.read_text(encoding="utf-8"))
+    return content
 
 
 @functools.cache

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..environment import Target
 from .matmul import Product, plan, tight_splits
-from .matrix_unit import BLOCK, ceil_div, kernel_cycles, product_cycles, slic_cycles, unit_of
+from .matrix_unit import BLOCK, Counts, ceil_div, kernel_cycles, product_cycles, slic_cycles, unit_of
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,9 @@ def _in_place(convolution: Convolution, target: Target, bound: float) -> Convolu
     return ConvolutionPlan(float(cycles[index]), int(temporary[index]))
 
 
-def _compute(convolution: Convolution, target: Target, groups: Any, positions: Any, out_channels: Any) -> Any:
+def _compute(
+    convolution: Convolution, target: Target, groups: Counts, positions: Counts, out_channels: Counts
+) -> np.ndarray:
     """Cycles of one tile, with the faster vertex."""
     unit = unit_of(target, convolution.input_bytes, convolution.half_partials)
     row_length, in_channels = convolution.field[1], convolution.in_channels
@@ -123,7 +124,8 @@ def _compute(convolution: Convolution, target: Target, groups: Any, positions: A
     if convolution.input_bytes > 2:
         return by_tap
     by_window = slic_cycles(target, groups, positions, row_length, in_channels, out_channels, kernel)
-    return np.minimum(by_tap, by_window)
+    faster: np.ndarray = np.minimum(by_tap, by_window)
+    return faster
 
 
 def tile_cycles(convolution: Convolution, target: Target) -> float:

@@ -145,7 +145,8 @@ class _Candidates:
 
     @property
     def cycles(self) -> np.ndarray:
-        return self.compute + self.exchange + self.reduction + self.serial
+        cycles: np.ndarray = self.compute + self.exchange + self.reduction + self.serial
+        return cycles
 
     def plan(self, index: int, swapped: bool) -> MatmulPlan:
         groups, m, n, k, serial_n, serial_k = (int(split[index]) for split in self.splits)
@@ -252,4 +253,5 @@ def _splits(
 def tight_splits(total: int, most: int) -> np.ndarray:
     """Numbers of parts without empty parts; for each size of the largest part, the smallest such number."""
     parts = np.arange(1, min(total, most) + 1)
-    return parts[ceil_div(total, ceil_div(total, parts)) == parts]
+    tight: np.ndarray = parts[ceil_div(total, ceil_div(total, parts)) == parts]
+    return tight

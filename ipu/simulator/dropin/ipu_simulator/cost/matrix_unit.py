@@ -2,14 +2,14 @@
 
 Formulas follow poplibs' estimators: poplin/PerformanceEstimation.hpp (getConvPartial1x1Supervisor...,
 getConvPartialnx1...) and getReduceCycleEstimate. The tile's worker threads (six on Mk2) are scheduled
-round-robin, so one cycle of a worker is as many tile cycles as there are workers. All functions accept numpy
-arrays and numbers.
+round-robin, so one cycle of a worker is as many tile cycles as there are workers. Counts are whole numbers,
+or numpy arrays of them for many plans at once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Union, overload
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from ..environment import Target
 # with float32 partial sums use half of the units (poplin, ConvVertexType).
 BLOCK = 16
 _UNITS = 16
+
+Counts = Union[int, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,19 @@ class Unit:
         return self.block_out * BLOCK * self.input_bytes / (self.load_bytes_per_cycle / 2)
 
 
-def ceil_div(total: Any, parts: Any) -> Any:
+@overload
+def ceil_div(total: int, parts: int) -> int: ...
+
+
+@overload
+def ceil_div(total: np.ndarray, parts: Counts) -> np.ndarray: ...
+
+
+@overload
+def ceil_div(total: int, parts: np.ndarray) -> np.ndarray: ...
+
+
+def ceil_div(total: Counts, parts: Counts) -> Counts:
     """Size of the largest part when an integer `total` is split evenly into `parts`."""
     return -(-total // parts)
 
@@ -87,7 +101,9 @@ def unit_of(target: Target, input_bytes: int, half_partials: bool) -> Unit:
     )
 
 
-def product_cycles(unit: Unit, groups: Any, rows: Any, in_blocks: Any, out_blocks: Any) -> Any:
+def product_cycles(
+    unit: Unit, groups: Counts, rows: Counts, in_blocks: Counts, out_blocks: Counts
+) -> np.ndarray:
     """[rows, 16 in_blocks] x [16 in_blocks, block_out out_blocks], `groups` times, on one tile.
 
     The first block of inputs zeroes the partial sums, which saves a worker one cycle.
@@ -99,7 +115,7 @@ def product_cycles(unit: Unit, groups: Any, rows: Any, in_blocks: Any, out_block
     return 50 + unit.workers * (7 + 3 * (in_blocks * groups - 1)) + groups * (13 + accumulating + zeroing)
 
 
-def _positions_cycles(unit: Unit, rows: Any) -> Any:
+def _positions_cycles(unit: Unit, rows: Counts) -> np.ndarray:
     """A worker's cycles for its positions of one block, without zeroing."""
     positions = ceil_div(np.asarray(rows), unit.workers)
     many = 31 + unit.loop_cycles * (positions - 3)
@@ -108,13 +124,13 @@ def _positions_cycles(unit: Unit, rows: Any) -> Any:
 
 def kernel_cycles(
     unit: Unit,
-    groups: Any,
-    positions: Any,
+    groups: Counts,
+    positions: Counts,
     row_length: int,
     in_channels: int,
-    out_channels: Any,
+    out_channels: Counts,
     kernel: tuple[int, int],
-) -> Any:
+) -> np.ndarray:
     """A convolution with the nx1 vertex: `positions` outputs in rows, one kernel position at a time.
 
     With few input channels, the AMP processes several rows of the kernel at once.
@@ -126,18 +142,19 @@ def kernel_cycles(
     pieces = np.maximum(1, own / row_length)
     worker = 18 + pieces * (3 + 34 - 9 - 3 * unit.loop_cycles) + unit.loop_cycles * np.maximum(own, 3)
     step = 12 + 18 + loading + unit.weight_load_cycles + unit.workers * worker
-    return 109 + groups * blocks * (14 + steps * step)
+    cycles: np.ndarray = 109 + groups * blocks * (14 + steps * step)
+    return cycles
 
 
 def slic_cycles(
     target: Target,
-    groups: Any,
-    positions: Any,
+    groups: Counts,
+    positions: Counts,
     row_length: int,
     in_channels: int,
-    out_channels: Any,
+    out_channels: Counts,
     kernel: tuple[int, int],
-) -> Any:
+) -> np.ndarray:
     """A float16 convolution with the SLIC vertex: 4 channels to 4, 4 positions of a kernel row at once.
 
     It uses two of four chains, half of the AMP's rate: two passes over the field on Mk2.
@@ -148,10 +165,11 @@ def slic_cycles(
     own = ceil_div(np.asarray(positions), workers)
     pieces = np.maximum(1, own / row_length)
     worker = 10 + pieces * (15 - 5 * passes) + passes * np.maximum(own, 5)
-    return 109 + groups * blocks * (16 + 18 + workers * worker)
+    cycles: np.ndarray = 109 + groups * blocks * (16 + 18 + workers * worker)
+    return cycles
 
 
-def reduction_cycles(unit: Unit, elements: Any, partials: Any) -> Any:
+def reduction_cycles(unit: Unit, elements: Counts, partials: Counts) -> np.ndarray:
     """Sums `partials` partial sums of `elements` results on this tile (one of them in place)."""
     vector = unit.load_bytes_per_cycle / unit.partial_bytes
     vectors = np.ceil(np.asarray(elements) / (vector * unit.workers))

@@ -289,7 +289,8 @@ class Recorder:
 
 
 def _storage_of(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    address: int = tensor.untyped_storage()._cdata
+    return address
 
 
 def _tensors_of(result: Any) -> list[torch.Tensor]:

@@ -84,7 +84,7 @@ def convolution(
         )
     ]
     # [G, B * L, N] -> [B, G * N, H, W]
-    grouped = out.unflatten(1, (x.shape[0], -1)).permute(1, 0, 3, 2)
+    grouped: torch.Tensor = out.unflatten(1, (x.shape[0], -1)).permute(1, 0, 3, 2)
     return grouped.reshape(x.shape[0], weight.shape[0], *sizes)
 
 
@@ -131,7 +131,7 @@ def _with_height(window: Window) -> Window:
 def _columns(x: torch.Tensor, weight: torch.Tensor, window: Window) -> torch.Tensor:
     """[B, G * C, H, W] -> [G, B * L, T * C]: the receptive field of each output position (im2col)."""
     unfolded = F.unfold(x, _pair(weight.shape[2:]), **_walk(window))
-    split = unfolded.unflatten(1, (window.groups, weight.shape[1], -1))  # [B, G, C, T, L]
+    split: torch.Tensor = unfolded.unflatten(1, (window.groups, weight.shape[1], -1))  # [B, G, C, T, L]
     return split.permute(1, 0, 4, 3, 2).flatten(3, 4).flatten(1, 2)
 
 
@@ -146,7 +146,7 @@ def _from_columns(
 
 def _matrices(weight: torch.Tensor, window: Window) -> torch.Tensor:
     """[G * N, C, kernel, kernel] -> [G, T * C, N]."""
-    split = weight.flatten(2).unflatten(0, (window.groups, -1))  # [G, N, C, T]
+    split: torch.Tensor = weight.flatten(2).unflatten(0, (window.groups, -1))  # [G, N, C, T]
     return split.permute(0, 3, 2, 1).flatten(1, 2)
 
 

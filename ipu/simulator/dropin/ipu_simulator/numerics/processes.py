@@ -74,7 +74,8 @@ def _gloo_group(count: int) -> Optional[torch.distributed.ProcessGroup]:
     if torch.distributed.get_backend() == "gloo":
         # Use the default group without keeping a reference, which would prevent it from being destroyed.
         return None
-    return torch.distributed.new_group(backend="gloo")
+    group: torch.distributed.ProcessGroup = torch.distributed.new_group(backend="gloo")
+    return group
 
 
 def _leave() -> None:

@@ -194,7 +194,8 @@ def clip_by_global_norm(g: Tensors, max_norm: float) -> None:
 def clipping_factor(tensors: Tensors, max_norm: float) -> torch.Tensor:
     """max_norm / max(global norm, max_norm): 0-d."""
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
-    return max_norm / norm.clamp(min=max_norm)
+    factor: torch.Tensor = max_norm / norm.clamp(min=max_norm)
+    return factor
 
 
 def _moments(g: Tensors, m: Tensors, v: Tensors, group: GroupSettings) -> None:

@@ -53,7 +53,8 @@ class Arguments:
 
     def replaced(self, replacements: list[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """(args, kwargs) with their tensors replaced, in order."""
-        return with_tensors((self.args, self.kwargs), replacements)
+        args, kwargs = with_tensors((self.args, self.kwargs), replacements)
+        return args, kwargs
 
     def frozen(self) -> FrozenArguments:
         """Their shapes, dtypes, structure and plain values, to compare later calls with."""

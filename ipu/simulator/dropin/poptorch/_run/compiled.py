@@ -66,7 +66,7 @@ class Executable:
         options: Options,
         training: bool,
         randomness: numerics.KeyedRandomness,
-        compiled: Arguments | dict,
+        compiled: Arguments | dict[str, Any],
         update_types: tuple[str, ...] = (),
         replica_groupings: dict[int, ReplicaGrouping] | None = None,
     ) -> None:

@@ -23,6 +23,9 @@ from .._run.structure import map_leaves, tensors
 from . import Call
 from .callers import called_by_library
 
+_Args = tuple[Any, ...]
+_Keywords = dict[str, Any]
+
 _REFUSED_BY_PYTORCH = frozenset(
     {
         "__matmul__",
@@ -301,7 +304,7 @@ def device_answer(func: Any) -> Any:
     return _ANSWERS[func.__self__]
 
 
-def placed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple, dict, bool]:
+def placed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, _Args, _Keywords, bool]:
     """(func, args, kwargs, whether anything changed), with the device "ipu" replaced by the CPU."""
     if func is torch.Tensor.ipu:  # type: ignore[attr-defined]
         return torch.Tensor.to, (args[0], _STANDS_FOR), _moving(args[0]), True
@@ -362,7 +365,7 @@ _PLACES = {
 _NARROW = frozenset({torch.int32, torch.int16, torch.int8, torch.uint8})
 
 
-def widened(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict, bool]:
+def widened(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Args, _Keywords, bool]:
     """(args, kwargs, whether anything changed), with narrow indices and labels cast to int64."""
     place = _PLACES.get(getattr(func, "__name__", ""))
     if place is None:

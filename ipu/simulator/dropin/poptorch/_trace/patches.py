@@ -110,7 +110,7 @@ class _Patch:
                     setattr(self._owner, self._name, self.original)
 
 
-_tensor_new = torch.Tensor.__new__
+_tensor_new: Callable[..., torch.Tensor] = torch.Tensor.__new__
 
 
 def _new(cls: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -120,7 +120,8 @@ def _new(cls: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
     if cls is torch.Tensor or not _subclasses.here:
         return _tensor_new(cls, *args, **kwargs)
     if len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor):
-        return args[0].as_subclass(cls)  # an equivalent operation, which the modes see
+        tensor: torch.Tensor = args[0].as_subclass(cls)
+        return tensor  # an equivalent operation, which the modes see
     with _disable_current_modes():  # from numbers or sizes: a host tensor
         return _tensor_new(cls, *args, **kwargs)
 

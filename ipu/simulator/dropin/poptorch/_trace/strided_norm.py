@@ -42,4 +42,5 @@ def on_call(proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
 
 def _transposed(tensor: torch.Tensor, dim: int, rows: int, columns: int) -> torch.Tensor:
     """Reorders a dimension as the transposition of a matrix with its elements."""
-    return tensor.unflatten(dim, (rows, columns)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+    matrix: torch.Tensor = tensor.unflatten(dim, (rows, columns))
+    return matrix.transpose(dim, dim + 1).flatten(dim, dim + 1)

@@ -215,7 +215,7 @@ def _is_constant(optimizer: torch.optim.Optimizer, group: dict[str, Any], name: 
     if name in _ALWAYS_CONSTANT:
         return True
     if name == "weight_decay" and isinstance(optimizer, torch.optim.AdamW):
-        return group[name] == 0.01
+        return bool(group[name] == 0.01)
     return name in _CONSTANT_AT and group[name] == _CONSTANT_AT[name]
 
 
