@@ -16,6 +16,7 @@ from .._options.known import validate
 from .._options.popart import Obeyed
 from .._trace import Listener, popart_ir, strided_norm, watch
 from .._trace import run as _trace
+from .._trace.buffers import SharedBuffers
 from .._trace.callers import places_added
 from .._trace.casts import ImplicitCasts, place_on_ipu, version_of, widen_indices
 from .._trace.checks import Checks
@@ -229,6 +230,7 @@ class Executable:
                 known = [*inputs, *self._model.parameters(), *self._model.buffers()]
                 checks, losses = Checks(known), Losses()
                 casts = ImplicitCasts()
+                buffers = SharedBuffers(self.weights.shared_buffers, self.plan.replicas)
 
                 def mark_on_device(*made: list[torch.Tensor]) -> None:
                     tape.leave()  # host code in the middle of a run
@@ -240,7 +242,7 @@ class Executable:
                 with (
                     places_added(poptorch_core.Error),
                     recorder.in_modules(),
-                    watch.compilation(trace, tape, casts, checks, losses, recorder),
+                    watch.compilation(trace, tape, casts, checks, losses, buffers, recorder),
                 ):
                     output = self._model(*args, **kwargs)
             check_types(output, "An output")

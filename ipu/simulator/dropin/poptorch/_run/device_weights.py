@@ -150,6 +150,7 @@ class DeviceWeights:
         self._buffer_index = {n: index[id(b)] for n, b in model.named_buffers(remove_duplicate=False)}
         self.groupings = groupings or {}
         self._replicas = replicas
+        self._broadcast = broadcast
         self._returned_every: set[int] = set()  # weights that the host holds as [replicas, ...]
         # By the index of a weight that is [groups, ...] on the device: the group of each replica.
         self.groups: dict[int, tuple[int, ...]] = {}
@@ -158,8 +159,7 @@ class DeviceWeights:
             if found is not None:
                 self.groups[i] = found
                 self._check_groups(i)
-        # broadcastBuffers(False): the host's buffers hold a slice per replica, or the initial value of all
-        # replicas (optimum-graphcore's Whisper, whose replicas have separate caches and steps).
+        # broadcastBuffers(False): the host's buffers hold a slice per replica, or the initial value of all.
         self._divided = (
             not broadcast
             and replicas > 1
@@ -204,12 +204,25 @@ class DeviceWeights:
         self._returned_every.add(i)
         host.data = values.to(host.dtype)
 
+    def replicas_returned(self, i: int) -> list[int] | None:
+        """The group of each replica if a download of weight i returns one value per replica; None if not."""
+        grouping = self.groupings.get(self.names[i])
+        if grouping is None or not grouping.returns_every_replica:
+            return None
+        return list(self.groups.get(i, [0] * self._replicas))
+
     def of_replica(self, replica: int) -> list[torch.Tensor]:
         """The device's parameters for one replica."""
         return [
             device[self.groups[i][replica]] if i in self.groups else device
             for i, device in enumerate(self.device_parameters)
         ]
+
+    @property
+    def shared_buffers(self) -> dict[str, torch.Tensor]:
+        """The model's buffers by name, if several replicas have to share them; otherwise none."""
+        shared = self._broadcast and self._replicas > 1
+        return dict(zip(self._buffer_names, self._buffers)) if shared else {}
 
     def _host_buffers(self, replica: int) -> list[torch.Tensor]:
         """The host's buffers for one replica."""

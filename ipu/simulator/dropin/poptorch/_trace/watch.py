@@ -11,12 +11,14 @@ Compilation, calls:
 2. casts: implicit casts; float16 operands mixed with float32 ones become float32
 3. checks: tracks the device's tensors; refuses what a graph can't hold; device "ipu"; narrow indices
 4. losses: results of loss functions
+5. buffers: notices norms, which may change their statistics
 
 Compilation, operations:
 1. checks: refuses operations that PopTorch lacks, and reads of values
-2. tape: notices operations that belong to no recorded call
-3. recorder: what _debugGetPopartIR and getTensorNames export
-4. blocks: the block of each operation
+2. buffers: refuses changes of buffers that replicas share
+3. tape: notices operations that belong to no recorded call
+4. recorder: what _debugGetPopartIR and getTensorNames export
+5. blocks: the block of each operation
 
 During compilation, an operation that belongs to no call (TorchScript's, a C++ extension's) is treated as a
 call first.
@@ -45,6 +47,7 @@ from . import Call, Listener
 if TYPE_CHECKING:
     from ipu_simulator.graph.recorder import Recorder
 
+    from .buffers import SharedBuffers
     from .casts import ImplicitCasts
     from .checks import Checks
     from .losses import Losses
@@ -126,12 +129,24 @@ def watching(calls: Sequence[Listener] = (), operations: Sequence[Listener] = ()
 
 
 def compilation(
-    trace: Trace, tape: Tape, casts: ImplicitCasts, checks: Checks, losses: Losses, recorder: Recorder
+    trace: Trace,
+    tape: Tape,
+    casts: ImplicitCasts,
+    checks: Checks,
+    losses: Losses,
+    buffers: SharedBuffers,
+    recorder: Recorder,
 ) -> contextlib.AbstractContextManager[None]:
     """Context of the forward that compiles a model."""
     return watching(
-        calls=(tape.on_call, casts.on_call, checks.on_call, losses.on_call),
-        operations=(checks.on_operation, tape.on_operation, recorder.on_operation, trace.on_operation),
+        calls=(tape.on_call, casts.on_call, checks.on_call, losses.on_call, buffers.on_call),
+        operations=(
+            checks.on_operation,
+            buffers.on_operation,
+            tape.on_operation,
+            recorder.on_operation,
+            trace.on_operation,
+        ),
     )
 
 
