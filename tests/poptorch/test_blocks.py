@@ -280,6 +280,15 @@ def test_number_of_ipus(monkeypatch):
     compiled(three, options())
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_the_number_of_ipus_is_checked_before_the_depth(training):
+    """Three stages on three IPUs, with options for a single stage: both are wrong."""
+    with pytest.raises(poptorch.Error, match="The model specifies the use of 3 IPUs"):
+        compiled(Layers([0, 1, 2]), training=training)
+    with pytest.raises(poptorch.Error, match="must be greater than or equal to the number of pipeline"):
+        compiled(Layers([0, 1, 2]), poptorch.Options().autoRoundNumIPUs(True), training=training)
+
+
 def test_running_on_ipu_only_within_a_run():
     seen = []
 

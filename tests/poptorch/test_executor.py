@@ -363,6 +363,16 @@ def test_latencies_and_counters():
     assert executor.compilationTime() > datetime.timedelta()
 
 
+def test_synthetic_data_have_no_latencies():
+    """Latencies are measured by transfers, of which there are none."""
+    executor = training(Classifier(), options().enableSyntheticData(True))
+    executor(*batch(3))
+    assert executor.getLatency() == executor.getComputeLatency() == (0.0, 0.0, 0.0)
+    assert executor.getHostIpuLatency() == executor.getIpuHostLatency() == (0.0, 0.0, 0.0)
+    assert set(executor.getPerfCounters()) == {"input", "input_complete", "output", "output_complete"}
+    assert all(times == [[]] for times in executor.getPerfCounters().values())
+
+
 @pytest.mark.parametrize(("mode", "returned"), [("All", 16), ("EveryN", 8), ("Final", 2), ("Sum", 2)])
 def test_perf_counters_have_a_time_for_each_tensor_and_micro_batch(mode, returned):
     made = options(4, 2, 2, getattr(poptorch.OutputMode, mode), 2 if mode == "EveryN" else 1)

@@ -138,6 +138,62 @@ def test_lamb_has_a_norm_for_each_group():
     assert optimizer.state_dict()["ipu_state"]["Accl1___own"].shape == (4, 3)
 
 
+@pytest.mark.parametrize("kind", ["Adam", "AdamW", "LAMB", "SGD", "RMSprop"])
+@pytest.mark.parametrize("returned", [Returned.OnePerGroup, Returned.AllReplicas], ids=lambda r: r.name)
+@pytest.mark.parametrize(("grouping", "groups"), GROUPINGS.items(), ids=str)
+def test_the_state_of_such_a_weight_is_like_the_weight(grouping, groups, returned, kind):
+    """One value per group or replica, the count of steps too; and it can be loaded again."""
+
+    def start():
+        model = Scaling(1 + max(groups))
+        momentum = {"momentum": 0.5} if kind in ("SGD", "RMSprop") else {}
+        optimizer = getattr(poptorch.optim, kind)(model.parameters(), lr=0.01, **momentum)
+        executor = poptorch.trainingModel(model, run_options(2), optimizer)
+        executor.own.replicaGrouping(*grouping, returned)
+        return model, executor, optimizer
+
+    model, executor, optimizer = start()
+    executor(X)
+    executor(X)
+    values = REPLICAS if returned == Returned.AllReplicas else 1 + max(groups)
+    own, shared = model.own.detach().clone(), model.shared.weight.detach().clone()
+    assert own.shape == (values, 3)
+    state = {name: tensor.clone() for name, tensor in optimizer.state_dict()["ipu_state"].items()}
+    of_own = {name: tensor for name, tensor in state.items() if name.endswith("___own")}
+    assert {name: tensor.shape[0] for name, tensor in of_own.items()} == dict.fromkeys(of_own, values)
+    if kind in ("Adam", "AdamW", "LAMB"):
+        assert state["Step___own"].tolist() == [2.0] * values
+        assert state["Step___shared.weight"].tolist() == 2.0
+    if values == REPLICAS:
+        for tensor in of_own.values():
+            assert all(torch.equal(tensor[r], tensor[groups.index(groups[r])]) for r in range(REPLICAS))
+    again, other, loaded = start()
+    other.compile(X)
+    loaded.load_state_dict({**loaded.state_dict(), "ipu_state": state})
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict()["ipu_state"].items())
+    with torch.no_grad():
+        again.own.data = own.clone()
+        again.shared.weight.copy_(shared)
+        again.shared.bias.copy_(model.shared.bias)
+    other.copyWeightsToDevice()
+    executor(X)
+    other(X)
+    assert torch.equal(again.own, model.own) and torch.equal(again.shared.weight, model.shared.weight)
+
+
+def test_a_step_count_of_an_older_state_is_loaded_too():
+    model = Scaling(4)
+    optimizer = poptorch.optim.Adam(model.parameters(), lr=0.01)
+    executor = poptorch.trainingModel(model, run_options(), optimizer)
+    executor.own.replicaGrouping(Kind.NoGrouping, 0, Returned.OnePerGroup)
+    executor(X)
+    state = dict(optimizer.state_dict()["ipu_state"])
+    optimizer.load_state_dict(
+        {**optimizer.state_dict(), "ipu_state": {**state, "Step___own": torch.tensor(7.0)}}
+    )
+    assert optimizer.state_dict()["ipu_state"]["Step___own"].tolist() == [7.0] * 4
+
+
 def test_float16_numerics_too(monkeypatch):
     monkeypatch.setenv("IPU_SIMULATOR_PRECISION", "ipu-float16")
     model = Scaling(2).half()

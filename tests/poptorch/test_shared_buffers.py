@@ -39,10 +39,6 @@ def write_out(inner, x):
     torch.ones((3, 4), out=inner.table)
 
 
-def change_several(inner, x):
-    torch._foreach_add_([inner.table], 1.0)
-
-
 WRITES = {
     "+=": grow,
     "add_": lambda inner, x: inner.table.add_(1),
@@ -53,7 +49,6 @@ WRITES = {
     "transposed": lambda inner, x: inner.table.t().zero_(),
     "index_put_": lambda inner, x: inner.table.index_put_((torch.zeros_like(x[0]).long(),), x[0]),
     "out": write_out,
-    "foreach": change_several,
     "lerp_": lambda inner, x: inner.table.lerp_(x[:1], 0.1),
 }
 

@@ -197,15 +197,19 @@ class Updater:
                     kept.copy_(self._stored(scaled, kept.dtype, f"{slot}___{self._names[i]}"))
 
     def state(self) -> Dict[str, torch.Tensor]:
-        """Copies of all state by PopART's names, e.g. Accl1___encoder.weight; Step___ is a 0-d float32."""
+        """Copies of all state by PopART's names, e.g. Accl1___encoder.weight.
+
+        Step___ is a float32: 0-d, or [groups] for a weight that differs between replicas.
+        """
         state = {
             f"{slot}___{name}": tensor.clone()
             for slot, tensors in self._slots.items()
             for name, tensor in zip(self._names, tensors)
         }
         if self._counts_steps:
-            for name, steps in zip(self._names, self._steps):
-                state[f"Step___{name}"] = torch.tensor(float(steps))
+            for i, (name, steps) in enumerate(zip(self._names, self._steps)):
+                shape = self._weights[i].shape[:1] if self._differing[i] else ()
+                state[f"Step___{name}"] = torch.full(shape, float(steps))
         return state
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> List[str]:
@@ -230,7 +234,7 @@ class Updater:
             for i, name in enumerate(self._names):
                 key = f"Step___{name}"
                 if key in state:
-                    self._steps[i] = round(float(state[key]))
+                    self._steps[i] = round(float(state[key].flatten()[0]))
                 else:
                     missing.append(key)
         return missing

@@ -221,8 +221,9 @@ class DeviceWeights:
     @property
     def shared_buffers(self) -> dict[str, torch.Tensor]:
         """The model's buffers by name, if several replicas have to share them; otherwise none."""
-        shared = self._broadcast and self._replicas > 1
-        return dict(zip(self._buffer_names, self._buffers)) if shared else {}
+        if not self._broadcast or self._replicas == 1:
+            return {}
+        return {name: self._buffers[i] for name, i in self._buffer_index.items()}
 
     def _host_buffers(self, replica: int) -> list[torch.Tensor]:
         """The host's buffers for one replica."""

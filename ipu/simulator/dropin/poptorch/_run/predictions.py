@@ -203,11 +203,17 @@ class Measured:
     _last_call_s: float | None = None  # None before the first call
     _perf_counters = _perf_counters([[]], [[]])
 
+    @property
+    def _has_synthetic_data(self) -> bool:
+        return Obeyed(self._options._Popart).has_synthetic_data
+
     def _note_call(
         self, start_s: float, end_s: float, taken: tuple[int, int], given: tuple[int, int]
     ) -> None:
         """Records a call: start and end in seconds, (tensors, micro batches) of its inputs and outputs."""
         self._last_call_s = end_s - start_s
+        if self._has_synthetic_data:
+            return  # nothing is transferred
         (inputs, steps), (outputs, returned) = taken, given
         self._perf_counters = _perf_counters(
             [[start_s] * steps for _ in range(inputs)], [[end_s] * returned for _ in range(outputs)]
@@ -219,7 +225,7 @@ class Measured:
         """(min, max, average) seconds: the prediction, or `host_share` of the last call's time on this host
         if there is no prediction or the IPU model is used.
         """
-        if self._last_call_s is None:
+        if self._last_call_s is None or self._has_synthetic_data:
             return (0.0, 0.0, 0.0)
         if self._predictions is not None and not usesIpuModel(self._options._values):
             try:
@@ -232,7 +238,9 @@ class Measured:
         return (host_s, host_s, host_s)
 
     def getLatency(self) -> tuple[float, float, float]:
-        """(min, max, average) seconds of a round trip; zeros before the first call."""
+        """(min, max, average) seconds of a round trip; zeros before the first call and for synthetic data,
+        whose transfers a latency would be measured by.
+        """
         return self._latency(sum, 1.0)
 
     def getComputeLatency(self) -> tuple[float, float, float]:
@@ -250,7 +258,8 @@ class Measured:
     def getPerfCounters(self) -> dict[str, list[list[float]]]:
         """Wall-clock times of the last call in seconds, by event: a list per tensor of one per micro batch.
 
-        Here all inputs are transferred when the call starts, all outputs when it ends. `[[]]` before a call.
+        Here all inputs are transferred when the call starts, all outputs when it ends. `[[]]` before a call
+        and for synthetic data.
         """
         return self._perf_counters
 

@@ -28,7 +28,10 @@ class SharedBuffers:
 
     def __init__(self, buffers: Mapping[str, torch.Tensor], replicas: int) -> None:
         self._replicas = replicas
-        self._names = {_memory(b): name for name, b in buffers.items() if b.is_floating_point()}
+        self._names: dict[int, str] = {}
+        for name, buffer in buffers.items():
+            if buffer.is_floating_point():
+                self._names.setdefault(_memory(buffer), name)
         self._in_norm = False
 
     def on_call(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -145,13 +145,13 @@ class Trace(Run):
         self._in_forward = False
         if training and self.inference_only:
             raise createBackendError(f"{self.inference_only[0]} is only supported in inference")
+        self._check_num_ipus()
         self._strategy._check_depth(
             len(self.stage_ipus),
             training=training,
             gradient_accumulation=self._options.Training.gradient_accumulation,
             device_iterations=self._options.device_iterations,
         )
-        self._check_num_ipus()
 
     @property
     def num_ipus(self) -> int:

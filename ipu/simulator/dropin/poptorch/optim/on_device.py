@@ -37,6 +37,9 @@ class OptimizerOnDevice:
         self._ids = [id(weights.parameters[i]) for i in weights.trainable]
         self._names = [weights.names[i] for i in weights.trainable]
         self._weights = [weights.device_parameters[i] for i in weights.trainable]
+        # Of weights that the host gets for every replica: the group of each replica.
+        self._every = {weights.names[i]: weights.replicas_returned(i) for i in weights.trainable}
+        self._differs = {weights.names[i]: i in weights.groups for i in weights.trainable}
         self._accumulators = accumulators
         self._compiled = found
         self._found = found
@@ -195,17 +198,37 @@ class OptimizerOnDevice:
                     (f"Accum___{name}", torch.zeros_like(weight, dtype=dtype))
                     for name, weight in zip(self._names, self._weights)
                 )
+            state = {name: self._of_every_replica(name, tensor) for name, tensor in state.items()}
             if self._automatic is not None:
                 state[SCALE_FACTOR] = torch.tensor(self._automatic.factor)
             self._report = state, self._parameters.values()
         return self._report
+
+    def _of_every_replica(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A weight's state as the host gets it: [replicas, ...] if it gets the weight so."""
+        weight = name.partition("___")[2]
+        groups = self._every.get(weight)
+        if groups is None:
+            return tensor
+        return tensor[groups] if self._differs[weight] else torch.stack([tensor] * len(groups))
+
+    def _of_every_group(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The reverse of `_of_every_replica`."""
+        weight = name.partition("___")[2]
+        groups = self._every.get(weight)
+        if groups is None or tensor.shape[:1] != (len(groups),):
+            return tensor
+        first = [groups.index(group) for group in range(1 + max(groups))]
+        return tensor[first] if self._differs[weight] else tensor[0]
 
     def _write(self, state: Mapping[str, torch.Tensor] | None) -> None:
         """Uploads a loaded state; None: the device keeps its own. Loaded hyperparameters apply too."""
         self._apply(self._found)
         if state is None:
             return
-        missing = self._updater.load_state(state)
+        missing = self._updater.load_state(
+            {name: self._of_every_group(name, tensor) for name, tensor in state.items()}
+        )
         if self._automatic is not None and SCALE_FACTOR in state:
             self._automatic.factor = float(state[SCALE_FACTOR])
         elif self._automatic is not None:
