@@ -112,7 +112,7 @@ class Convolution(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """h -> 4h, GELU (exact, with erf), 4h -> h.
+    """h -> 4h, GELU (with erf; an IPU computes the tanh form), 4h -> h.
 
     In the grouped variants 4h -> h is `ffn_groups` independent matmuls; in "grouped_projected" a dense h -> h
     mixes the groups (Chelombiev et al. 2021, arXiv 2106.05822).

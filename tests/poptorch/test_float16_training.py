@@ -356,3 +356,21 @@ def test_a_sparse_gradient_trains_as_a_dense_one(accumulation):
         poptorch.trainingModel(model, options(accumulation=accumulation), optimizer)(x)
         weights.append(model.weight.detach().clone())
     torch.testing.assert_close(*weights, rtol=2**-10, atol=0)
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_is_the_tanh_form_on_an_ipu_only(approximate, monkeypatch):
+    """Whatever the program asks for; the default precision keeps PyTorch's."""
+
+    class Gelu(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.gelu(x, approximate=approximate)
+
+    x = torch.linspace(-4, 4, 101)
+    for precision, form in (("ipu-float16", "tanh"), ("float32", approximate)):
+        monkeypatch.setenv("IPU_SIMULATOR_PRECISION", precision)
+        executor = poptorch.inferenceModel(Gelu())
+        for _ in range(2):
+            assert torch.equal(executor(x), torch.nn.functional.gelu(x, approximate=form))
+        expected = torch.nn.functional.gelu(x.half(), approximate=form)
+        torch.testing.assert_close(poptorch.inferenceModel(Gelu())(x.half()), expected, rtol=1e-3, atol=2e-5)

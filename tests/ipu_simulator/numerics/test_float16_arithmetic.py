@@ -147,7 +147,7 @@ def test_convolutions_with_half_partials(name):
 ONCE_ROUNDED = {
     "add": lambda x: x + x * x.new_tensor(0.3),
     "addcmul": lambda x: torch.addcmul(x, x, x),
-    "gelu": F.gelu,
+    "gelu": lambda x: F.gelu(x, approximate="tanh"),
     "silu": F.silu,
     "tanh": torch.tanh,
     "softmax": lambda x: torch.softmax(x, dim=-1),
@@ -322,3 +322,33 @@ def test_what_is_added_to_a_product_may_be_broadcast(shape):
     added, matrix, vector = operands(*shape, seed=1), operands(4, 8), operands(8, seed=2)
     found = computed(torch.addmv, added, matrix, vector, arithmetic=FLOAT_PARTIALS)
     assert torch.equal(found, torch.mv(matrix.float(), vector.float()).add(added.float()).half())
+
+
+# ---- GELU
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("asked", ["none", "tanh"])
+@pytest.mark.parametrize(
+    "function", [F.gelu, lambda x, approximate: torch._C._nn.gelu_(x * 1, approximate=approximate)]
+)
+def test_gelu_is_the_tanh_form_forward_and_backward(function, asked, dtype):
+    x = torch.linspace(-6, 6, 1001).to(dtype).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    with Float16Arithmetic(FLOAT_PARTIALS):
+        result = function(x, approximate=asked)
+        result.backward(torch.ones_like(result))
+    tanh = 0.5 * exact * (1 + torch.tanh(math.sqrt(2 / math.pi) * (exact + 0.044715 * exact**3)))
+    tanh.backward(torch.ones_like(tanh))
+    close = {"rtol": torch.finfo(dtype).eps, "atol": 1e-5}  # the forms are 4.7e-4 apart
+    torch.testing.assert_close(result.double(), tanh, **close)
+    torch.testing.assert_close(x.grad.double(), exact.grad, **close)
+
+
+def test_the_distance_between_the_forms_of_gelu():
+    """The figures in docs/float16.md and docs/limits.md."""
+    x = torch.linspace(-10, 10, 200_001, dtype=torch.float64).requires_grad_()
+    forms = [F.gelu(x, approximate=form) for form in ("none", "tanh")]
+    slopes = [torch.autograd.grad(form.sum(), x)[0] for form in forms]
+    assert float((forms[0] - forms[1]).abs().max().detach()) == pytest.approx(4.7e-4, abs=5e-6)
+    assert float((slopes[0] - slopes[1]).abs().max()) == pytest.approx(8.7e-4, abs=5e-6)

@@ -6,10 +6,11 @@ to nearest. Differences from PyTorch's float16:
 - products and convolutions accumulate in the chosen partials type, and a bias is a second operation;
 - on overflow the result is float16's largest number, not infinity. Infinities that are already in the
   operands (masks) or come from a division by zero are kept;
-- with floating-point exceptions on, an overflow, an invalid operation or a division by zero raises.
+- with floating-point exceptions on, an overflow, an invalid operation or a division by zero raises;
+- GELU is its tanh form, whichever the program asks for, in float32 too (`facts.json`, "gelu").
 
-Operations on float32 are unchanged. Not covered: stochastic rounding of activations and gradients, which
-are rounded to nearest.
+Other operations on float32 are unchanged. Not covered: stochastic rounding of activations and gradients,
+which are rounded to nearest.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 from . import float16_products
 from .float16_products import Operator, check, operator_of
-from .rounding import FLOAT16, FloatingPointException, overflows, round_to_nearest_, to_nearest
+from .rounding import FLOAT16, FloatingPointException, fact, overflows, round_to_nearest_, to_nearest
 
 aten = torch.ops.aten
 
 # The exponent bits of a float16: all ones in infinities and NaN only.
 _EXPONENT = ((1 << FLOAT16.exponent_bits) - 1) << FLOAT16.mantissa_bits
 _MAGNITUDE = (1 << (FLOAT16.bits - 1)) - 1
+_GELU = fact("gelu")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Float16Arithmetic(TorchDispatchMode):
         operator = operator_of(func)
         if not operator.computes:
             return func(*args, **kwargs)
+        if operator.name in ("gelu", "gelu_", "gelu_backward"):
+            kwargs = {**kwargs, "approximate": _GELU}
         if operator.name in ("_to_copy", "copy_"):
             return self._cast(func, operator, args, kwargs)
         operands = [leaf for leaf in tree_flatten((args, kwargs))[0] if is_floating(leaf)]
