@@ -330,7 +330,7 @@ def test_what_is_added_to_a_product_may_be_broadcast(shape):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("asked", ["none", "tanh"])
 @pytest.mark.parametrize(
-    "function", [F.gelu, lambda x, approximate: torch._C._nn.gelu_(x * 1, approximate=approximate)]
+    "function", [F.gelu, lambda x, approximate: torch.ops.aten.gelu_(x * 1, approximate=approximate)]
 )
 def test_gelu_is_the_tanh_form_forward_and_backward(function, asked, dtype):
     x = torch.linspace(-6, 6, 1001).to(dtype).requires_grad_()

@@ -127,7 +127,9 @@ class _Numbering:
         name, where = event.schema.name, event.where
         if row_of(name).alias:
             if len(event.results) == 1 and event.results[0].shape == event.taken[0].shape:
-                self._bind(event.results[0], self.number(event.taken[0], where))
+                number = self.number(event.taken[0], where)
+                self._bind(event.results[0], number)
+                self._owners.setdefault(event.results[0].address, self._owner(number))
             return
         # Numbers first: an in-place operation changes which number its argument has.
         inputs = [self.number(value, where) for value in event.taken]

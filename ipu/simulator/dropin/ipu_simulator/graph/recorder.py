@@ -206,6 +206,12 @@ class Recorder:
         """Adds attributes to the operation that computed a tensor, and later to those of its gradient."""
         self.recording.events.append(Mark(self.where(), self.value(tensor), marks))
 
+    def stands_for(self, copy: torch.Tensor, tensor: torch.Tensor) -> None:
+        """A tensor's value now, which the backward pass will read from `copy`: no operation makes it."""
+        alias = schema_of(torch.ops.aten.detach.default)
+        taken, results = [self.value(tensor)], [self.value(copy)]
+        self.recording.events.append(Operation(self.where(), alias, taken, results, [], {}))
+
     def enter_scope(self, name: str) -> None:
         """Operations stand in a scope of this name until leave_scope."""
         self._scopes += (Scope(name, False),)

@@ -27,6 +27,7 @@ from .rounding import (
     host_generator_kept,
     to_device_dtype,
 )
+from .saved_tensors import SavedTensors
 from .step import StepProgram, run_inference, run_training
 from .update_rules import GroupSettings
 from .updater import Rule, Updater, UpdateSettings
@@ -48,6 +49,7 @@ __all__ = [
     "Reduction",
     "Returned",
     "Rule",
+    "SavedTensors",
     "StateRounding",
     "StepPlan",
     "StepProgram",

@@ -115,6 +115,7 @@ class Executable:
         self._calls: Replay | None = None  # replays the forward; None: each run calls the forward
         self.anchored: dict[str, torch.Tensor] = {}  # of the last run, by short name
         self.num_ipus = self.plan.replicas  # of all replicas in this process
+        self._may_overwrite = False  # whether an in-place operation may overwrite what a gradient needs
         self._is_traced = isinstance(compiled, Arguments)  # otherwise the first run traces
         if isinstance(compiled, Arguments):
             self._inputs = compiled.frozen()
@@ -182,14 +183,18 @@ class Executable:
 
     @contextlib.contextmanager
     def _in_run(self) -> Iterator[None]:
-        """Context of a micro batch's forward and backward pass: the arithmetic."""
+        """Context of a micro batch's forward and backward pass: the arithmetic, and in-place operations."""
         mode = self._arithmetic
         is_needed = not isinstance(mode, numerics.Float16InFloat32) or mode.saw_float16
+        saved = numerics.SavedTensors() if self._may_overwrite else None
         with (
             mode if is_needed else contextlib.nullcontext(),
             self._exceptions or contextlib.nullcontext(),
+            saved or contextlib.nullcontext(),
         ):
             yield
+        if saved is not None and self._calls is not None:
+            self._may_overwrite = saved.has_copied  # all replays are alike
 
     def _watched(
         self, device: Listener | None = None, losses: Losses | None = None
@@ -249,6 +254,7 @@ class Executable:
             self._narrow_indices = checks.has_narrow_indices
             self._names_ipu = checks.names_ipu
             self._mixes_types = casts.has_cast
+            self._may_overwrite = self._training and checks.writes_in_place
             for tensor in tensors(output):
                 if not checks.is_on_device(tensor):
                     warnings.warn("Output expected to be on the IPU but is on cpu", stacklevel=2)

@@ -20,6 +20,7 @@ from ipu_simulator.graph.fake import without_memory
 from ipu_simulator.graph.ir import Graph, Role
 from ipu_simulator.graph.numbering import check_types, graph_of
 from ipu_simulator.graph.recorder import Recorder
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .._options.popart import Obeyed
 from .._run.structure import tensors, with_tensors
@@ -142,6 +143,26 @@ def capture(
     Raises poptorch.Error if the model or its options can't be compiled, but not if the machine has too few
     IPUs.
     """
+    try:
+        return _captured(model, args, kwargs, options, training, with_values, in_place=False)
+    except _Overwritten:
+        return _captured(model, args, kwargs, options, training, with_values, in_place=True)
+
+
+class _Overwritten(Exception):
+    """An in-place operation overwrote a tensor that the backward pass needs."""
+
+
+def _captured(
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: Options,
+    training: bool,
+    with_values: bool,
+    in_place: bool,
+) -> Graph:
+    """See capture; `in_place`: gradients use tensors' values from before in-place operations."""
     mode = None if with_values else _stand_ins.fake_mode()
     weights = _stand_ins.WeightsStandIns(mode, model, numerics.device_dtype)
     named = dict(_named_tensors(model, args, kwargs))
@@ -172,14 +193,30 @@ def capture(
         checks, losses = Checks(itertools.chain(*known)), Losses()
         trace.on_device = lambda: checks.computes
         trace.mark_on_device = checks.mark_on_device
-        with recorder.in_modules(), watch.captured_operations(trace, recorder):
+
+        def copied(tensor: torch.Tensor) -> torch.Tensor:
+            with _disable_current_modes():
+                copy = _stand_ins.stand_in(mode, tensor, numerics.device_dtype)
+            recorder.stands_for(copy, tensor)
+            return copy
+
+        with (
+            recorder.in_modules(),
+            watch.captured_operations(trace, recorder),
+            numerics.SavedTensors(copied) if in_place else contextlib.nullcontext(),
+        ):
             with watch.captured_calls(ImplicitCasts(), _stand_in(weights), checks, losses):
                 outputs = tensors(model(*args, **kwargs))
             trace.validate(training)
             trace.overlaps.check(outputs, checks.sources)
             if training:
                 loss = _loss(checks, losses, trace, outputs)
-                recorder.backward(loss, weights.parameters.values())
+                try:
+                    recorder.backward(loss, weights.parameters.values())
+                except RuntimeError as error:
+                    if in_place or not checks.writes_in_place:
+                        raise
+                    raise _Overwritten from error
         return graph_of(recorder, trace.stage_ipus, inputs.values(), outputs)
 
 

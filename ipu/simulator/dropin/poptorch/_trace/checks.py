@@ -20,7 +20,7 @@ from ..poptorch_core import createBackendError
 from . import Call, callers
 from . import run as trace
 from .callers import Caller, called_by_library
-from .casts import asks_for_device, device_answer, placed, widened
+from .casts import asks_for_device, device_answer, placed, version_of, widened
 
 # The aten operation behind each function name.
 _ATEN = {
@@ -108,6 +108,7 @@ class Checks:
         self._on_device = {id(tensor) for tensor in on_device}
         self.has_narrow_indices = False
         self.names_ipu = False
+        self.writes_in_place = False  # into floating-point tensors
         self._ipus: list[object] = []
         self._warned_of: set[str] = set()
         self._has_warned = False  # about a library
@@ -137,8 +138,13 @@ class Checks:
         args, kwargs, changed = widened(func, args, kwargs)
         self.has_narrow_indices |= changed
         self.computes = any(self.is_on_device(tensor) for tensor in inputs)
+        versions = [version_of(tensor) for tensor in inputs]
         result = proceed(func, args, kwargs)
         self.computes = False
+        self.writes_in_place |= any(
+            version_of(tensor) != version and tensor.is_floating_point()
+            for tensor, version in zip(inputs, versions)
+        )
         if func is torch.Tensor.__setitem__:  # returns nothing
             self.sources.setdefault(id(args[0]), []).extend(inputs)
             self._alive.append(args[0])

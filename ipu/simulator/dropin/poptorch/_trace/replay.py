@@ -64,6 +64,7 @@ class TapedCall:
     def does_nothing(self) -> bool:
         return (
             self.gives_tensor
+            and self.is_pure
             and getattr(self.func, "__name__", "") in _MAY_DO_NOTHING
             and {*self.made} <= self.taken
         )

@@ -1,0 +1,89 @@
+"""In-place operations on tensors that the backward pass needs.
+
+An IPU's graph has values, not memory: an in-place operation makes a new value, and gradients use the old one.
+PyTorch overwrites the memory, notices in the backward pass, and raises "... has been modified by an inplace
+operation". Here a saved tensor gives way before it is overwritten: the backward pass reads a copy instead.
+
+PyTorch's allow_mutation_on_saved_tensors does so too, but looks for saved tensors by the address of their
+first element: it misses a write into a part of one, and gives a wrong gradient.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from .float16_products import operator_of
+
+
+class _Saved:
+    """What a node of autograd's graph holds instead of a tensor."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+class SavedTensors(TorchDispatchMode):
+    """Inside, forward and backward, in-place operations leave gradients as they are. Enter it once.
+
+    :param copied: makes the copy of a saved tensor that is about to be overwritten.
+
+    `has_copied`: whether an operation overwrote a saved tensor.
+    """
+
+    def __init__(self, copied: Callable[[torch.Tensor], torch.Tensor] = torch.clone) -> None:
+        super().__init__()
+        self.has_copied = False
+        self._copied = copied
+        self._in_storage: Dict[int, weakref.WeakSet[_Saved]] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda saved: saved.tensor)
+
+    def __enter__(self) -> SavedTensors:
+        self._hooks.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        self._hooks.__exit__()
+
+    def _pack(self, tensor: torch.Tensor) -> _Saved:
+        saved = _Saved(tensor)
+        storage = _storage_of(tensor)
+        if storage is not None:
+            self._in_storage.setdefault(storage, weakref.WeakSet()).add(saved)
+        return saved
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        operator = operator_of(func)
+        if operator.writes or operator.writes_named:
+            places: List[Any] = [args[index] for index in operator.writes if index < len(args)]
+            places += [kwargs[name] for name in operator.writes_named if name in kwargs]
+            for leaf in tree_flatten(places)[0]:
+                if isinstance(leaf, torch.Tensor):
+                    self._give_way(leaf)
+        return func(*args, **kwargs)
+
+    def _give_way(self, written: torch.Tensor) -> None:
+        storage = _storage_of(written)
+        copies: Dict[int, torch.Tensor] = {}
+        for saved in self._in_storage.pop(storage, ()) if storage is not None else ():
+            key = id(saved.tensor)
+            if key not in copies:
+                copies[key] = self._copied(saved.tensor)
+            saved.tensor = copies[key]
+            self.has_copied = True
+
+
+def _storage_of(tensor: torch.Tensor) -> Optional[int]:
+    """Identifies a tensor's storage while that lives; None for a tensor without one."""
+    if tensor.layout is not torch.strided or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return None
+    return int(tensor.untyped_storage()._cdata)
