@@ -16,7 +16,8 @@ OURS = {path.stem for folder in (ROOT, DROP_IN) for path in folder.glob("*.py")}
 # What programs use of PopTorch's own private names, so that the drop-in has them too.
 OF_POPTORCH = set(
     "_Popart _debugGetPopartIR _validateOptions _executable_inputs _execution_strategy _values "
-    "_dataloader _impl _logging _poplar_executor _utils".split()
+    "_dataloader _impl _logging _poplar_executor _utils _args_parser "
+    "_throwTestError _restoreWrapperIfNecessary _OverwriteContextManager _DistributedOptions".split()
 )
 # Of PyTorch and Python, where they have no public name.
 OF_OTHERS = set("_actions _buffers _exit _forward_hooks _forward_pre_hooks _step_count _workers".split())

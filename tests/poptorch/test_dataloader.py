@@ -119,6 +119,113 @@ def test_batch_samplers_are_joined():
         poptorch.DataLoader(options(processes=2), Numbers(4), batch_sampler=sampler)
 
 
+class Words(torch.utils.data.Dataset):
+    """Words of different lengths: sample i has i % 5 + 1 letters."""
+
+    def __init__(self, count):
+        self.count = count
+        self.alphabet = "abc"
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return torch.full((index % 5 + 1,), index)
+
+
+def sorted_and_padded(samples):
+    """Longest first, padded to 6 letters; with the lengths, the mean index, and the names."""
+    samples = sorted(samples, key=len, reverse=True)
+    padded = torch.nn.utils.rnn.pad_sequence(samples, batch_first=True)
+    return {
+        "letters": torch.nn.functional.pad(padded, (0, 6 - padded.shape[1])),
+        "lengths": (torch.tensor([len(s) for s in samples]),),
+        "mean": torch.cat(samples).float().mean(),
+        "names": [f"w{int(s[0])}" for s in samples],
+    }
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_each_of_a_samplers_batches_is_collated(num_workers):
+    order = [7, 1, 4, 3, 0, 9, 2, 8, 5, 6, 11, 10]
+    sampler = BatchSampler(order, batch_size=3, drop_last=False)
+    loader = poptorch.DataLoader(
+        options(2),
+        Words(12),
+        batch_sampler=sampler,
+        collate_fn=sorted_and_padded,
+        num_workers=num_workers,
+    )
+    assert len(loader) == 2 and len(loader.dataset) == 12 and loader.dataset.alphabet == "abc"
+    assert torch.equal(loader.dataset[3], torch.full((4,), 3))
+    combined = list(loader)
+    assert len(combined) == 2
+    for i, batch in enumerate(combined):
+        parts = [sorted_and_padded([Words(12)[k] for k in order[j : j + 3]]) for j in (6 * i, 6 * i + 3)]
+        assert torch.equal(batch["letters"], torch.cat([part["letters"] for part in parts]))
+        assert torch.equal(batch["lengths"][0], torch.cat([part["lengths"][0] for part in parts]))
+        assert torch.equal(batch["mean"], torch.stack([part["mean"] for part in parts]))
+        assert batch["names"] == [*parts[0]["names"], *parts[1]["names"]]
+
+
+def test_a_samplers_batches_must_fit_together():
+    def padded_to_the_longest(samples):
+        return torch.nn.utils.rnn.pad_sequence(samples, batch_first=True)
+
+    sampler = BatchSampler(range(4), batch_size=2, drop_last=False)
+    loader = poptorch.DataLoader(
+        options(2), Words(4), batch_sampler=sampler, collate_fn=padded_to_the_longest
+    )
+    with pytest.raises(ValueError, match=r"concatenated along dimension 0.*got \[2, 2\], \[2, 4\]"):
+        list(loader)
+
+
+@pytest.mark.parametrize(
+    ("collated", "problem"),
+    [
+        (lambda n: (torch.ones(n),) * n, "different lengths"),
+        (lambda n: {n: torch.ones(1)}, "different keys"),
+        (lambda n: torch.ones(1) if n == 1 else [torch.ones(1)], "different types"),
+    ],
+)
+def test_batches_of_different_structures(collated, problem):
+    loader = poptorch.DataLoader(
+        options(2), Words(3), batch_sampler=[[0], [1, 2]], collate_fn=lambda samples: collated(len(samples))
+    )
+    with pytest.raises(ValueError, match=f"{problem} can't be joined"):
+        list(loader)
+
+
+def test_plain_values_of_a_samplers_batches(caplog):
+    loader = poptorch.DataLoader(
+        options(2),
+        Words(3),
+        batch_sampler=[[0], [1, 2]],
+        collate_fn=lambda samples: (torch.ones(len(samples)), len(samples), "same"),
+    )
+    ((ones, count, same),) = loader
+    assert ones.shape == (3,) and (count, same) == (1, "same")
+    assert "different values (1, 2): only the first's is kept" in caplog.text and "same" not in caplog.text
+
+
+def test_a_data_set_that_gives_several_samples_at_once_is_asked_for_a_batch():
+    class Several(Words):
+        def __getitems__(self, indices):
+            return [torch.tensor([len(indices), index]) for index in indices]
+
+    loader = poptorch.DataLoader(options(2), Several(5), batch_sampler=[[0, 1, 2], [3, 4]])
+    assert next(iter(loader)).tolist() == [[3, 0], [3, 1], [3, 2], [2, 3], [2, 4]]
+
+
+def test_iterable_data_sets_have_no_batch_sampler():
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(range(3))
+
+    with pytest.raises(ValueError, match="batch_sampler"):
+        poptorch.DataLoader(options(), Endless(), batch_sampler=[[0]])
+
+
 @pytest.mark.parametrize("drop_last", [True, False])
 def test_processes_read_contiguous_slices(drop_last):
     slices = [

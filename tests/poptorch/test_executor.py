@@ -523,3 +523,18 @@ def test_an_executor_is_printed_as_its_model():
         lines = repr(executor).splitlines()
         assert "(0): Linear(in_features=2, out_features=3, bias=True)" in lines[1]
         assert "BeginBlock(user_id=out, ipu_id=1): Linear(in_features=3, out_features=2" in lines[2]
+
+
+def test_the_optimizer_of_an_offline_model_has_no_state():
+    model = Classifier()
+    optimizer = poptorch.optim.Adam(model.parameters(), lr=0.1)
+    made = poptorch.Options().useOfflineIpuTarget()
+    executor = poptorch.trainingModel(model, made, optimizer)
+    executor.compile(*batch(2))
+    executor.setOptimizer(optimizer)
+    state = optimizer.state_dict()
+    assert (state["ipu_state"], state["ipu_param"]) == (None, None)
+    executor.destroy()
+    online = poptorch.trainingModel(model, optimizer=optimizer)
+    online(*batch(2))
+    assert optimizer.state_dict()["ipu_state"]

@@ -7,6 +7,7 @@ import importlib
 import pickle
 
 import pytest
+import torch
 
 import ipu
 
@@ -63,6 +64,41 @@ def test_by_poprun(monkeypatch, mpi):
     assert (options.Distributed.processId, options.Distributed.numProcesses) == (1, 2)
     with pytest.raises(RuntimeError, match="poprun --ipus-per-replica 4"):
         popdist_poptorch.Options(ipus_per_replica=4)
+
+
+@pytest.mark.parametrize("reserved", [None, "2"])
+def test_ipus_per_replica_are_checked_by_the_caller(monkeypatch, reserved):
+    if reserved is not None:
+        monkeypatch.setenv("POPDIST_NUM_IPUS_PER_REPLICA", reserved)
+    assert popdist.checkNumIpusPerReplica(2) is True
+    assert popdist.checkNumIpusPerReplica(4) is (reserved is None)
+
+
+def test_devices_of_instances_hold_all_their_replicas(monkeypatch):
+    for name, value in {**POPRUN, "IPU_SIMULATOR_TARGET": "pod16"}.items():
+        monkeypatch.setenv(name, value)
+    # pod16's ids: 0 to 15 have one IPU, 16 to 23 two, 24 to 27 four, 28 and 29 eight, 30 all.
+    assert popdist.getDeviceId() == popdist.getDeviceId(2) == 29
+    assert popdist.getDeviceId(1) == 25
+    options = poptorch.Options().replicationFactor(4).useIpuId(popdist.getDeviceId())
+    poptorch.inferenceModel(torch.nn.Linear(1, 1), options)(torch.ones(4, 1))
+    with pytest.raises(RuntimeError, match=r"instance 1 has no device: .* 16 IPUs .* from 16 on, .* has 16"):
+        popdist.getDeviceId(4)
+
+
+def test_a_function_is_executed_on_some_instances(monkeypatch):
+    calls = []
+
+    def note(*args, **kwargs):
+        calls.append((args, kwargs))
+        return "noted"
+
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    for rank in range(4):
+        monkeypatch.setenv("RANK", str(rank))
+        result = popdist.execute_on_instances({0, 2}, note, rank, of=4)
+        assert result == ("noted" if rank in (0, 2) else None)
+    assert calls == [((0,), {"of": 4}), ((2,), {"of": 4})]
 
 
 def test_by_torchrun(monkeypatch):

@@ -82,6 +82,24 @@ class Target:
     def bytes_per_ipu(self) -> int:
         return self.tiles_per_ipu * self.bytes_per_tile
 
+    def device_id(self, num_ipus: int, index: int) -> int:
+        """The id of the `index`-th device of `num_ipus` IPUs, a power of two.
+
+        Ids are `gc-info`'s: first all devices of one IPU, then those of two, up to the whole machine.
+        """
+        smaller = range(num_ipus.bit_length() - 1)
+        return sum(self.num_ipus >> power for power in smaller) + index
+
+    def device_ipus(self, device_id: int) -> range | None:
+        """The IPUs of a device; None if there is no device of this id."""
+        size = 1
+        while size <= self.num_ipus:
+            index = device_id - self.device_id(size, 0)
+            if 0 <= index < self.num_ipus // size:
+                return range(index * size, (index + 1) * size)
+            size *= 2
+        return None
+
     @property
     def peak_flops_per_s(self) -> float:
         """Of one IPU: matrix unit, float16 with float16 partials; a multiply-add counts as two FLOPs."""

@@ -7,10 +7,14 @@ the simulator. They are read at each call.
 from __future__ import annotations
 
 import os
+from typing import Any, Callable, Collection, TypeVar
 
+from ipu_simulator.environment import target as _target
 from ipu_simulator.host import refuse_to_replace_another_poptorch as _refuse_to_replace
 
 _refuse_to_replace()
+
+_T = TypeVar("_T")
 
 _TOTAL_REPLICAS = "POPDIST_NUM_TOTAL_REPLICAS"
 _LOCAL_REPLICAS = "POPDIST_NUM_LOCAL_REPLICAS"
@@ -64,24 +68,35 @@ def getNumIpusPerReplica() -> int:
     return _first(_number(_IPUS_PER_REPLICA), 1)
 
 
-def checkNumIpusPerReplica(num_ipus_per_replica: int) -> None:
-    """Raises RuntimeError if PopRun reserved another number of IPUs per replica."""
-    reserved = _number(_IPUS_PER_REPLICA)
-    if reserved is not None and reserved != num_ipus_per_replica:
-        raise RuntimeError(
-            f"The model needs {num_ipus_per_replica} IPUs per replica, but {reserved} are reserved: start it "
-            f"with poprun --ipus-per-replica {num_ipus_per_replica}"
-        )
+def checkNumIpusPerReplica(num_ipus_per_replica: int) -> bool:
+    """Whether PopRun reserved this number of IPUs per replica, or none in particular."""
+    return _number(_IPUS_PER_REPLICA) in (None, num_ipus_per_replica)
 
 
 def getDeviceId(num_ipus_per_replica: int | None = None) -> int:
-    """This instance's device: one group of IPUs per instance, in order.
+    """The id, for Options.useIpuId, of the device with the IPUs of all replicas of this instance.
 
-    Raises RuntimeError if PopRun reserved another number of IPUs per replica.
+    Each instance has the next device. Raises RuntimeError if the machine has too few IPUs.
     """
-    if num_ipus_per_replica is not None:
-        checkNumIpusPerReplica(num_ipus_per_replica)
-    return getInstanceIndex()
+    ipus = getNumLocalReplicas() * (num_ipus_per_replica or getNumIpusPerReplica())
+    size = 1 << (ipus - 1).bit_length()
+    machine, index = _target(), getInstanceIndex()
+    if (index + 1) * size > machine.num_ipus:
+        raise RuntimeError(
+            f"instance {index} has no device: with {size} IPUs for each instance it would need the IPUs from "
+            f"{index * size} on, and {machine.name} has {machine.num_ipus}"
+        )
+    return machine.device_id(size, index)
+
+
+def execute_on_instances(
+    set_of_instances: Collection[int], function: Callable[..., _T], *args: Any, **kwargs: Any
+) -> _T | None:
+    """Calls `function(*args, **kwargs)` if this instance's index is in the set; otherwise returns None.
+
+    The other instances don't wait for it.
+    """
+    return function(*args, **kwargs) if getInstanceIndex() in set_of_instances else None
 
 
 def _number(name: str, least: int = 1) -> int | None:
@@ -105,6 +120,7 @@ def _share(total: int, parts: int, of: str) -> int:
 
 __all__ = [
     "checkNumIpusPerReplica",
+    "execute_on_instances",
     "finalize",
     "getDeviceId",
     "getInstanceIndex",

@@ -48,8 +48,11 @@ class Options(poptorch.Options):
 
     def __init__(self, ipus_per_replica: int | None = None) -> None:
         super().__init__()
-        if ipus_per_replica is not None:
-            popdist.checkNumIpusPerReplica(ipus_per_replica)
+        if ipus_per_replica is not None and not popdist.checkNumIpusPerReplica(ipus_per_replica):
+            raise RuntimeError(
+                f"The model needs {ipus_per_replica} IPUs per replica, but {popdist.getNumIpusPerReplica()} "
+                f"are reserved: start it with poprun --ipus-per-replica {ipus_per_replica}"
+            )
         super().replicationFactor(popdist.getNumLocalReplicas())
         self._distributed = _Distributed(popdist.getInstanceIndex(), popdist.getNumInstances())
 

@@ -15,6 +15,7 @@ from ipu_simulator.environment import check_variables as _check_variables
 from ipu_simulator.host import refuse_to_replace_another_poptorch as _refuse_to_replace
 
 from . import (
+    _args_parser,
     _impl,
     _logging,
     dataloader,
@@ -76,6 +77,7 @@ for _module in ("_dataloader", "_poplar_executor", "_utils"):
 
 
 poptorch_core._validateOptions = _validate_options
+poptorch_core.isCompilingWithDispatcher = isRunningOnIpu
 
 
 def _has_file(stream: _typing.TextIO | None) -> bool:

@@ -30,6 +30,13 @@ def rewrapModelIfNecessary(model: torch.nn.Module) -> None:
         host_weights.wrap(model, host)
 
 
+def _restoreWrapperIfNecessary(obj: object) -> object:
+    """As rewrapModelIfNecessary, for an object of any type, which it returns."""
+    if isinstance(obj, torch.nn.Module):
+        rewrapModelIfNecessary(obj)
+    return obj
+
+
 def isDispatchTracing() -> bool:
     """Whether a model is running on the device in this thread."""
     return run.isRunningOnIpu()

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from ._logging import logger
+from ._run.structure import joined
 from .accessor import AsynchronousDataAccessor, Rebatched
 from .enums import DataLoaderMode
 from .options import Options
@@ -70,8 +71,43 @@ class _SubDataset(Dataset[Any]):
         return int(self._order[1][position])
 
 
-class _JoinedBatches(Sampler[list[int]]):
-    """A batch sampler that concatenates `factor` successive batches of another one."""
+class _Indices(list[int]):
+    """The indices of one of the batch sampler's batches."""
+
+
+class _Batches(Dataset[Any]):
+    """A data set that also gives whole batches of samples, by their `_Indices`."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        if not isinstance(index, _Indices):
+            return self._dataset[index]
+        several = getattr(self._dataset, "__getitems__", None)
+        return [self._dataset[i] for i in index] if several is None else several(list(index))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_dataset":
+            raise AttributeError(name)
+        return getattr(self._dataset, name)
+
+
+class _CollateEach:
+    """Collates each of the batch sampler's batches, and concatenates the results."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self._collate = collate
+
+    def __call__(self, batches: list[list[Any]]) -> Any:
+        return joined([self._collate(samples) for samples in batches])
+
+
+class _SeveralBatches(Sampler[list[_Indices]]):
+    """Yields lists of `factor` successive batches of a batch sampler."""
 
     def __init__(self, batches: Any, factor: int, drop_last: bool):
         self._batches = batches
@@ -82,15 +118,15 @@ class _JoinedBatches(Sampler[list[int]]):
         rounding = 0 if self._drop_last else self._factor - 1
         return (len(self._batches) + rounding) // self._factor
 
-    def __iter__(self) -> Iterator[list[int]]:
-        joined: list[int] = []
-        for count, batch in enumerate(self._batches, start=1):
-            joined.extend(batch)
-            if count % self._factor == 0:
-                yield joined
-                joined = []
-        if joined and not self._drop_last:
-            yield joined
+    def __iter__(self) -> Iterator[list[_Indices]]:
+        several: list[_Indices] = []
+        for batch in self._batches:
+            several.append(_Indices(batch))
+            if len(several) == self._factor:
+                yield several
+                several = []
+        if several and not self._drop_last:
+            yield several
 
 
 class _SyncLoader(torch.utils.data.DataLoader[Any]):
@@ -116,7 +152,8 @@ class DataLoader(_SyncLoader):
     `auto_distributed_partitioning` is False. Further keyword arguments are torch's.
 
     Asynchronous modes prefetch in the background: see AsynchronousDataAccessor, which gets `async_options`.
-    `rebatched_worker_size` is the workers' batch size in AsyncRebatched mode.
+    `rebatched_worker_size` is the workers' batch size in AsyncRebatched mode. `collate_fn` is called for each
+    of a `batch_sampler`'s batches, whose results are concatenated to a combined batch; otherwise once.
 
     Raises poptorch.Error for a `batch_sampler` with batch_size, shuffle or partitioning, AssertionError for
     partitioning of an IterableDataset, and for a partitioned shuffle without options.randomSeed.
@@ -170,7 +207,11 @@ class DataLoader(_SyncLoader):
             **kwargs,
         }
         if batch_sampler is not None:
-            loading["batch_sampler"] = _JoinedBatches(batch_sampler, batches_per_call, drop_last)
+            loading["batch_sampler"] = _SeveralBatches(batch_sampler, batches_per_call, drop_last)
+            collate = loading.get("collate_fn") or torch.utils.data.default_collate
+            loading["collate_fn"] = _CollateEach(collate)
+            if not isinstance(dataset, IterableDataset):  # which PyTorch refuses together with a sampler
+                dataset = _Batches(dataset)
         else:
             worker_size = rebatched_worker_size if rebatched and rebatched_worker_size else combined
             loading.update(batch_size=worker_size, shuffle=shuffle)
@@ -188,8 +229,8 @@ class DataLoader(_SyncLoader):
                 seed = int(torch.empty((), dtype=torch.int64).random_())
                 loading["generator"] = torch.Generator().manual_seed(seed)
             loader = _SyncLoader(dataset, **loading)
-            joined = Rebatched(loader, combined, drop_last) if rebatched and combined else loader
-            self._accessor = AsynchronousDataAccessor(joined, **(async_options or {}))
+            batches = Rebatched(loader, combined, drop_last) if rebatched and combined else loader
+            self._accessor = AsynchronousDataAccessor(batches, **(async_options or {}))
 
     @property
     def combinedBatchSize(self) -> int | None:

@@ -19,6 +19,9 @@ from ._run.device_weights import ReplicaGrouping, register
 from ._run.host_weights import is_of_inference_mode, outside_inference_mode
 from ._run.predictions import Measured, Predictions
 from ._run.structure import tensors
+
+# PopTorch's name, for libraries that register context managers around forwards.
+from ._trace.patches import Substitutions as _OverwriteContextManager  # noqa: F401
 from .optim.base import Optimizer
 from .optim.on_device import OptimizerOnDevice
 from .optim.settings import Extracted, extract

@@ -47,6 +47,11 @@ __all__ = [
     "TensorLocationSettings",
 ]
 
+# PopTorch's private names, from which Graphcore's popdist derives classes.
+_DistributedOptions, _JitOptions, _PopartOptions = DistributedOptions, JitOptions, PopartOptions
+_PrecisionOptions, _TensorLocationOptions = PrecisionOptions, TensorLocationOptions
+_TrainingOptions = TrainingOptions
+
 # PopTorch's C++ side has a 64-bit count; this means "no limit".
 _UNLIMITED = 2**64 - 1
 

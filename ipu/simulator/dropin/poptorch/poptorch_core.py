@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 from typing import Any, Callable
 
@@ -67,6 +68,48 @@ def ipuHardwareVersion(numIpus: int = 1) -> int:
     return HARDWARE_VERSION if not usesIpuModel() and numIpus <= environment.target().num_ipus else 0
 
 
-# Raises poptorch.Error for unknown option names and wrong value types in an `Options.toDict()`. Set by
-# poptorch/__init__.py: the table of options is above this module.
+class TestErrorType(enum.Enum):
+    """The kinds of errors of PopTorch's C++ side and of the libraries below it."""
+
+    Poptorch = 0
+    Popart = 1
+    PopartInternal = 2
+    Poplibs = 3
+    PoplarUnrecoverable = 4
+    PoplarUnknown = 5
+    PoplarRecoverableFullReset = 6
+    PoplarLinkError = 7
+
+
+# (type of the error, its `type`) where it isn't Error and "poptorch_cpp_error".
+_TEST_ERRORS: dict[TestErrorType, tuple[type[Error], str]] = {
+    TestErrorType.Popart: (Error, "popart_exception"),
+    TestErrorType.PopartInternal: (Error, "popart_internal_exception"),
+    TestErrorType.Poplibs: (Error, "poplibs_exception"),
+    TestErrorType.PoplarUnrecoverable: (UnrecoverableError, "poplar_unrecoverable_runtime_error"),
+    TestErrorType.PoplarUnknown: (Error, "poplar_unknown_runtime_error"),
+    TestErrorType.PoplarRecoverableFullReset: (RecoverableError, "poplar_recoverable_runtime_error"),
+    TestErrorType.PoplarLinkError: (Error, "poplar_link_error"),
+}
+
+
+def _throwTestError(error_type: TestErrorType) -> None:
+    """Raises an error of this kind, for programs that test how they handle it."""
+    kind, name = _TEST_ERRORS.get(error_type, (Error, "poptorch_cpp_error"))
+    message = f"This is a test error of the kind {error_type.name}"
+    location = "[0] throwTestError"
+    recovery = "\nRecovery action required: FULL_RESET" if kind is RecoverableError else ""
+    where = callers.place() or f"{Path(__file__).name}"
+    error = kind(f"In {where}: '{name}': {message}{recovery}\nError raised in:\n  {location}")
+    error.type, error.message, error.location = name, message, location
+    if isinstance(error, RecoverableError):
+        error.recovery_action = "FULL_RESET"
+    raise error
+
+
+# Set by poptorch/__init__.py, because they need modules above this one.
+
+# Raises poptorch.Error for unknown option names and wrong value types in an `Options.toDict()`.
 _validateOptions: Callable[[dict[str, Any]], None]
+# Whether a model runs on the device in this thread.
+isCompilingWithDispatcher: Callable[[], bool]

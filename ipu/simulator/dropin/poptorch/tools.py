@@ -5,13 +5,13 @@ from __future__ import annotations
 import builtins
 import contextlib
 import json
-from typing import Any, Callable, Iterable
+from typing import Any, Callable, Iterable, Iterator
 
 import torch
 
 from . import poptorch_core
 from ._logging import logger
-from ._run.structure import leaves, map_leaves
+from ._run.structure import concatenated, leaves, map_leaves
 from ._trace import run as trace
 from .blocks import begin_block_hook
 from .poptorch_core import createPoptorchError
@@ -49,6 +49,19 @@ def reconstructTensorStructure(
     """The structure with the leaves selected by `filter_fn` replaced by `values`, in order."""
     remaining = iter(values)
     return map_leaves(structure, lambda leaf: next(remaining) if filter_fn(leaf) else leaf)
+
+
+def combine_batch_tensors_gen(tensors: Iterable[Iterable[torch.Tensor]]) -> Iterator[torch.Tensor]:
+    """Combines batches: yields, for each position, the batches' tensors concatenated along dimension 0.
+
+    Tensors without dimensions become one of the number of batches. Raises ValueError if a batch has more
+    tensors than another, or shapes that can't be concatenated.
+    """
+    batches = [list(batch) for batch in tensors]
+    lengths = {len(batch) for batch in batches}
+    if len(lengths) > 1:
+        raise ValueError(f"Batches with different numbers of tensors can't be combined: {sorted(lengths)}")
+    yield from (concatenated(parts) for parts in zip(*batches))
 
 
 def getIpuTensorId(x: torch.Tensor) -> int:

@@ -1,7 +1,6 @@
 """The IPUs of the simulated machine, of which each model that is attached holds some.
 
-A machine offers devices of 1, 2, 4, ... IPUs. Their ids are `gc-info`'s: first all devices of one IPU, then
-those of two, up to the one that is the whole machine. Devices that share an IPU exclude each other.
+A machine offers devices of 1, 2, 4, ... IPUs. Devices that share an IPU exclude each other.
 
 The processes of a program share the machine in equal parts, as PopRun divides it.
 """
@@ -114,30 +113,21 @@ def _part(options: Options) -> range:
     return range(distributed.processId * size, (distributed.processId + 1) * size)
 
 
-def device_id(size: int, index: int) -> int:
-    """The id of the machine's `index`-th device of `size` IPUs, a power of two."""
-    smaller = range(size.bit_length() - 1)
-    return sum(target().num_ipus >> power for power in smaller) + index
-
-
 def _by_id(wanted: int, size: int) -> Device:
     machine = target()
-    index, ipus = wanted, 1
-    while ipus <= machine.num_ipus and index >= machine.num_ipus // ipus:
-        index -= machine.num_ipus // ipus
-        ipus *= 2
-    if wanted < 0 or ipus > machine.num_ipus:
+    ipus = machine.device_ipus(wanted)
+    if ipus is None:
         raise createBackendError(
             f"Failed to acquire device Id: {wanted}\n{machine.name} has the ids 0 to "
-            f"{2 * machine.num_ipus - 2} ({TARGET_VARIABLE} names the simulator's machine): first "
-            f"{machine.num_ipus} devices of one IPU, then those of two, up to one of {machine.num_ipus}."
+            f"{machine.device_id(machine.num_ipus, 0)} ({TARGET_VARIABLE} names the simulator's machine): "
+            f"first {machine.num_ipus} devices of one IPU, then those of two, up to the whole machine."
         )
-    if ipus < size:
+    if len(ipus) < size:
         raise createBackendError(
-            f"Failed to acquire device Id: {wanted}\nIt has {ipus} IPUs, the model needs {size}: the ids of "
-            f"devices with {size} begin at {device_id(size, 0)}."
+            f"Failed to acquire device Id: {wanted}\nIt has {len(ipus)} IPUs, the model needs {size}: the "
+            f"ids of devices with {size} begin at {machine.device_id(size, 0)}."
         )
-    return Device(machine.name, range(index * ipus, (index + 1) * ipus))
+    return Device(machine.name, ipus)
 
 
 def _in_use(options: Options, size: int, share: str) -> Exception:

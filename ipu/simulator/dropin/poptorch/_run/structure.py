@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Mapping, MutableMapping
 from typing import Any, Callable, Iterator, Sequence
 
 import torch
 
+from .._logging import logger
 from ..poptorch_core import createPoptorchError
 
 
@@ -103,7 +105,7 @@ def _map_values(structure: Any, function: Callable[[Any], Any]) -> Any:
     return function(structure)
 
 
-def _copy_of(structure: dict[Any, Any]) -> dict[Any, Any]:
+def _copy_of(structure: MutableMapping[Any, Any]) -> MutableMapping[Any, Any]:
     """A shallow copy that keeps the attributes of subclasses (OrderedDict, transformers' outputs)."""
     try:
         return copy.copy(structure)
@@ -185,3 +187,50 @@ def with_tensors(structure: Any, replacements: list[torch.Tensor]) -> Any:
     """The same structure with its tensors replaced, in order."""
     remaining = iter(replacements)
     return map_leaves(structure, lambda leaf: next(remaining) if isinstance(leaf, torch.Tensor) else leaf)
+
+
+def concatenated(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The tensors concatenated along dimension 0, 0-d ones stacked. ValueError if their shapes differ."""
+    if len({(tensor.dim(), *tensor.shape[1:]) for tensor in parts}) > 1:
+        raise ValueError(
+            "Batches are concatenated along dimension 0, for which all other dimensions must be equal: got "
+            f"{', '.join(str(list(tensor.shape)) for tensor in parts)}"
+        )
+    return torch.cat(list(parts)) if parts[0].dim() else torch.stack(list(parts))
+
+
+def joined(batches: Sequence[Any]) -> Any:
+    """One structure of the batches': tensors concatenated, lists of plain values (names) appended.
+
+    Other plain values are the first batch's, with a warning if they differ. Raises ValueError if structures
+    or shapes differ.
+    """
+    first = batches[0]
+    kinds = {type(batch).__name__ for batch in batches}
+    parser = parser_of(first)
+    if len(kinds) > 1:
+        raise ValueError(f"Batches of different types can't be joined: {sorted(kinds)}")
+    if parser is not None:
+        parts = zip(*(list(parser.yieldTensors(batch)) for batch in batches))
+        return parser.reconstruct(first, iter([concatenated(position) for position in parts]))
+    if isinstance(first, torch.Tensor):
+        return concatenated(batches)
+    if isinstance(first, list) and not tensors(first):
+        return [value for batch in batches for value in batch]
+    if isinstance(first, (tuple, list)):
+        if len({len(batch) for batch in batches}) > 1:
+            raise ValueError(f"Batches of different lengths can't be joined: {[len(b) for b in batches]}")
+        return made_of(type(first), [joined(position) for position in zip(*batches)])
+    if isinstance(first, Mapping):
+        if any(batch.keys() != first.keys() for batch in batches):
+            raise ValueError(f"Batches with different keys can't be joined: {[list(b) for b in batches]}")
+        whole = _copy_of(first) if isinstance(first, MutableMapping) else {}
+        for key in first:
+            whole[key] = joined([batch[key] for batch in batches])
+        return whole
+    if any(batch != first for batch in batches):
+        logger.warning(
+            "The batches of a combined batch have different values (%s): only the first's is kept",
+            ", ".join(map(str, batches)),
+        )
+    return first

@@ -26,7 +26,7 @@ import contextlib
 import functools
 import sys
 import threading
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, ClassVar, Iterator
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
@@ -145,6 +145,33 @@ _functions = _Patch(torch.autograd.Function, "apply", classmethod(_apply))
 _recurrent = _Patch(torch.nn.RNNBase, "check_input", _check_input)
 
 
+class Substitutions:
+    """Context of one forward, in which the context managers that third parties registered are entered.
+
+    They replace functions of other libraries by ones for the device: poptorch_geometric those of PyTorch
+    Geometric's packages in C++.
+    """
+
+    _managers: ClassVar[list[Callable[[], contextlib.AbstractContextManager[Any]]]] = []
+
+    @classmethod
+    def registerSubsitutionManager(
+        cls, subsitution_manager_type: Callable[[], contextlib.AbstractContextManager[Any]]
+    ) -> None:
+        """Registers a class of context managers, or a function that makes them; once if called again."""
+        if subsitution_manager_type not in cls._managers:
+            cls._managers.append(subsitution_manager_type)
+
+    def __enter__(self) -> None:
+        with contextlib.ExitStack() as stack:
+            for make in self._managers:
+                stack.enter_context(make())
+            self._entered = stack.pop_all()
+
+    def __exit__(self, *error: Any) -> None:
+        self._entered.__exit__(*error)
+
+
 @contextlib.contextmanager
 def around_forward(casts: bool, on_function: Callable[[], None] | None = None) -> Iterator[None]:
     """Context of one forward: the temporary patches, in this order.
@@ -162,6 +189,7 @@ def around_forward(casts: bool, on_function: Callable[[], None] | None = None) -
             stack.enter_context(_functions(on_function))
         if casts:
             stack.enter_context(_recurrent())
+        stack.enter_context(Substitutions())
         yield
 
 
