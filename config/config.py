@@ -16,7 +16,7 @@ import yaml
 from ipu.placement import minimum_gradient_accumulation, pipeline_stages
 
 from .flags import add_key_flags
-from .recipes import ConfigError, Problem, Recipe, nearest, read_recipes
+from .recipes import MOST_PROBLEMS, ConfigError, Problem, Recipe, nearest, read_recipes
 from .rules import rule_problems
 from .schema import ANY, AUTO, AUTO_KEYS, GROUPS, Keys, entries, kinds
 
@@ -58,7 +58,11 @@ def load(name: str, *, path: Path = CONFIGS, overrides: Optional[Mapping[str, ob
     recipe = read_recipe(name, path)
     values = {**recipe, **(overrides or {})}
     unknown = [
-        Problem(word, f"is not a key; {nearest(word, entries())}") for word in values if word not in entries()
+        # A suggestion takes milliseconds, and only the first problems are printed.
+        Problem(
+            word, f"is not a key; {nearest(word, entries())}" if number < MOST_PROBLEMS else "is not a key"
+        )
+        for number, word in enumerate(word for word in values if word not in entries())
     ]
     for word in AUTO_KEYS:
         if values.get(word) == AUTO:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import reprlib
 from pathlib import Path
 from typing import (
     Any,
@@ -27,6 +28,9 @@ from typing import (
 import yaml
 
 _FEW = 10  # at most this many names are listed in an error message
+MOST_PROBLEMS = 30  # at most this many mistakes are printed
+_MOST_BYTES = 1 << 20  # of a recipe file; configs.yml has 0.03 MB
+_MOST_MERGED_KEYS = 100_000  # in a whole file
 
 
 class Problem(NamedTuple):
@@ -46,15 +50,22 @@ class ConfigError(ValueError):
         self.problems: Tuple[Problem, ...] = (
             (Problem("", problems),) if isinstance(problems, str) else tuple(problems)
         )
-        lines = [str(problem) for problem in self.problems]
+        texts = [str(problem) for problem in self.problems]
+        lines = [text if len(text) <= 1000 else f"{text[:1000]} ..." for text in texts]  # a key may be long
         if len(lines) > 1:
-            lines = [f"{len(lines)} things to correct:"] + [f"  {line}" for line in lines]
+            more = len(lines) - MOST_PROBLEMS
+            first = [f"  {line}" for line in lines[:MOST_PROBLEMS]]
+            lines = [
+                f"{len(lines)} things to correct:",
+                *first,
+                *([f"  and {more} more"] if more > 0 else []),
+            ]
         super().__init__("\n".join(lines))
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """The end of an error message: the closest of `words`; if none is close, all of few or some of many."""
-    known = list(words)
+    known, word = list(words), word[:100]
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]!r}?"
@@ -62,6 +73,23 @@ def nearest(word: str, words: Iterable[str]) -> str:
         return f"known are {', '.join(known) or 'none'}"
     some = difflib.get_close_matches(word, known, n=3, cutoff=0.0)
     return f"{len(known)} are known, such as {', '.join(some)}"
+
+
+def shown(value: object) -> str:
+    """A value for an error message: its repr, cut to a line. Aliases can make a repr exponentially long."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 80 else f"{text[:76]} ..."
+
+
+class _Short(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxlong = 2, 76, 76
+
+    repr_Recipe = reprlib.Repr.repr_dict  # named after the class, or repr() would get the whole mapping
+
+
+_SHORT = _Short()
 
 
 class Recipe(Dict[str, Any]):
@@ -72,6 +100,19 @@ class Recipe(Dict[str, Any]):
 
 class _RecipeLoader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2's numbers, no dates, no repeated keys, and line numbers."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.merged: Dict[yaml.Node, Dict[str, yaml.Node]] = {}  # each mapping is merged once
+        self.merged_keys = 0
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        # PyYAML's constructors raise these for a value that its tag doesn't fit, such as `!!int x`.
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+            kind = str(node.tag).rpartition(":")[2]
+            raise _malformed(f"{shown(node.value)} is no {kind}", node) from error
 
 
 _MERGE = "tag:yaml.org,2002:merge"
@@ -93,21 +134,27 @@ _RecipeLoader.add_implicit_resolver(
 
 
 def _construct_mapping(loader: _RecipeLoader, node: yaml.MappingNode) -> Recipe:
+    if not isinstance(node, yaml.MappingNode):
+        raise _malformed(f"expected 'key: value' lines, found {shown(node.value)}", node)
     recipe = Recipe()
     recipe.lines = {}
-    for word, value_node in _merged(node, ()).items():
+    for word, value_node in _merged(loader, node, ()).items():
         recipe[word] = loader.construct_object(value_node, deep=True)
         recipe.lines[word] = value_node.start_mark.line + 1
     return recipe
 
 
-def _merged(node: yaml.MappingNode, inside: Tuple[yaml.Node, ...]) -> Dict[str, yaml.Node]:
+def _merged(
+    loader: _RecipeLoader, node: yaml.MappingNode, inside: Tuple[yaml.Node, ...]
+) -> Dict[str, yaml.Node]:
     """The values of a mapping by key, including those that `<<` merges.
 
     As YAML's merge type specifies (https://yaml.org/type/merge.html), the mapping's keys override merged
     ones, and an earlier mapping in the list of `<<` overrides later ones. PyYAML's `flatten_mapping` isn't
     used: its precedence depends on the version. `inside` are the mappings that are already being merged.
     """
+    if node in loader.merged:
+        return loader.merged[node]
     keys: Dict[str, yaml.Node] = {}
     merged: Dict[str, yaml.Node] = {}
     first_line: Dict[str, int] = {}
@@ -127,9 +174,13 @@ def _merged(node: yaml.MappingNode, inside: Tuple[yaml.Node, ...]) -> Dict[str, 
                 raise _malformed(f"<< merges a mapping or a list of mappings, found a {part.id}", part)
             if part is node or part in inside:
                 raise _malformed("<< merges a mapping into itself", part)
-            for inherited, inherited_node in _merged(part, (*inside, node)).items():
+            for inherited, inherited_node in _merged(loader, part, (*inside, node)).items():
                 merged.setdefault(inherited, inherited_node)
-    return {**merged, **keys}
+    loader.merged_keys += len(merged)
+    if loader.merged_keys > _MOST_MERGED_KEYS:
+        raise _malformed(f"<< merges more than {_MOST_MERGED_KEYS} keys in all", node)
+    loader.merged[node] = {**merged, **keys}
+    return loader.merged[node]
 
 
 def _malformed(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
@@ -145,13 +196,19 @@ def read_recipes(path: Path) -> Dict[str, Recipe]:
     Raises ConfigError, with file and line, if the file is missing, unreadable or malformed.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        text = content.decode("utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such recipe file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    if len(content) > _MOST_BYTES:
+        raise ConfigError(f"{path}: it is larger than {_MOST_BYTES} bytes, which no recipe file is")
     try:
         recipes = yaml.load(text, Loader=_RecipeLoader)  # a subclass of SafeLoader
+    except RecursionError:
+        raise ConfigError(f"{path}: brackets, braces or merges are nested too deeply") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -162,7 +219,7 @@ def read_recipes(path: Path) -> Dict[str, Recipe]:
         )
     for name, recipe in recipes.items():
         if not isinstance(recipe, Recipe):
-            found = "nothing" if recipe is None else repr(recipe)
+            found = "nothing" if recipe is None else shown(recipe)
             raise ConfigError(
                 f"{path}:{recipes.lines[name]}: {name} must hold 'key: value' lines, found {found}"
             )
@@ -214,16 +271,25 @@ def convert(value: object, kind: Any) -> Any:
             raise ValueError(f"the list is empty; expected {describe(kind)}")
         return tuple(convert(element, item) for element in values)
     if choices:
-        if str(value) in choices and not isinstance(value, bool):
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool) and str(value) in choices:
             return str(value)
-        raise ValueError(f"{value!r} is not {describe(kind)}; {nearest(str(value), choices)}")
+        raise ValueError(f"{shown(value)} is not {describe(kind)}; {nearest(shown(value), choices)}")
     if target is float and type(value) in (int, float):
-        number = float(value)  # type: ignore[arg-type]
+        number = _as_float(value)  # type: ignore[arg-type]
         if math.isfinite(number):
             return number
     elif type(value) is target:  # exactly: True isn't a whole number here
         return value
-    raise ValueError(f"expected {describe(kind)}, found {value!r} ({_what(value)}){_hint(value, target)}")
+    raise ValueError(
+        f"expected {describe(kind)}, found {shown(value)} ({_what(value)}){_hint(value, target)}"
+    )
+
+
+def _as_float(value: Union[int, float]) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number may be larger than any float
+        return math.inf
 
 
 def _what(value: object) -> str:
@@ -243,7 +309,7 @@ def _hint(value: object, target: type) -> str:
         return ": write it without quotes"
     if target is str and isinstance(value, (bool, int, float)):
         return ": put it in quotes to make it text"
-    if target is int and isinstance(value, float) and value == round(value):
+    if target is int and isinstance(value, float) and value.is_integer():
         return f": write {round(value)}"
     return ""
 
@@ -257,7 +323,7 @@ def from_text(text: str, kind: Any) -> Any:
         try:
             return convert(target(text), kind)
         except (ValueError, OverflowError):
-            raise ValueError(f"expected {describe(kind)}, found {text!r}") from None
+            raise ValueError(f"expected {describe(kind)}, found {shown(text)}") from None
     return convert(text, kind)
 
 

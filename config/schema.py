@@ -51,7 +51,8 @@ AUTO_KEYS = ("layers_per_ipu", "micro_batch_size", "matmul_proportion")
 
 SEEDS = f"[0, {2**63})"  # the seeds that every generator accepts
 # Far above any model for IPUs, and low enough that no product of sizes overflows 64 bits.
-TOKENS, FEATURES, LAYERS, TOKEN_IDS = "[8, 65535]", "[1, 65536]", "[1, 1000]", f"[8, {2**31})"
+TOKENS, FEATURES, LAYERS, TOKEN_IDS = "[8, 65535]", "[1, 65536]", "[1, 1000]", "[8, 2000000]"
+WORKERS = "[0, 1024]"  # processes
 Family = Literal["bert", "groupbert"]
 Norm = Literal["pre", "post"]
 FeedForward = Literal["dense", "grouped", "grouped_projected"]
@@ -166,10 +167,10 @@ class DataKeys(KeyGroup):
     )
     cache_folder: str = key("nothing", "folder for prepared data", "cache")
     dataloader_workers: int = key(
-        "nothing", "worker processes that load batches; 0: load in the main process", 0, AT_LEAST_0
+        "nothing", "worker processes that load batches; 0: load in the main process", 0, WORKERS
     )
     preprocessing_workers: Optional[int] = key(
-        "nothing", "processes that prepare data; none: one per core", None, AT_LEAST_0
+        "nothing", "processes that prepare data; none: one per core", None, WORKERS
     )
     async_dataloader: bool = key("nothing", "prefetch the next batch while the device computes", False)
 

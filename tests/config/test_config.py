@@ -146,7 +146,9 @@ RULES = [
     ({"seed": 99999999999999999999999}, "seed", "outside"),
     ({"hidden_size": 90000000001}, "hidden_size", "90000000001 is outside [1, 65536]"),
     ({"num_layers": 10**9}, "num_layers", "outside [1, 1000]"),
-    ({"vocab_size": 2**31}, "vocab_size", "outside [8, 2147483648)"),
+    ({"vocab_size": 2_000_001}, "vocab_size", "outside [8, 2000000]"),
+    ({"dataloader_workers": 2000}, "dataloader_workers", "outside [0, 1024]"),
+    ({"preprocessing_workers": 2000}, "preprocessing_workers", "outside [0, 1024]"),
     ({"max_position_embeddings": 65536}, "max_position_embeddings", "65536 is outside [8, 65535]"),
     ({"sequence_length": 65536}, "sequence_length", "65536 is outside [8, 65535]"),
     ({"micro_batch_size": 10**30}, "micro_batch_size", "is outside [1, 65536]"),
@@ -319,8 +321,8 @@ def test_section_takes_fields_by_name() -> None:
 
 
 def test_nearest_divisors_of_large_numbers_are_found_at_once() -> None:
-    (complaint,) = refusal(vocab_size=2**31 - 1, embedding_serialization_factor=2)
-    assert "use 1 or 2147483647, or vocab_size 2147483646" in complaint
+    (complaint,) = refusal(vocab_size=1_999_993, embedding_serialization_factor=2)
+    assert "use 1 or 1999993, or vocab_size 1999992" in complaint
     for number in range(1, 200):
         expected = [candidate for candidate in range(1, number + 1) if number % candidate == 0]
         assert divisors(number) == expected
