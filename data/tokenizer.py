@@ -13,10 +13,12 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from .corpora import Corpus
-from .files import DataError, write_atomically
+from .files import DataError, open_plain, write_atomically
+from .json_files import read_json
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUATION = "##"
+_MOST_BYTES = 1 << 28  # of a vocabulary file; the largest published ones have some 20 MB
 TRAINED_TOKENIZER = "train"  # name of a vocabulary that is trained on the corpus
 
 
@@ -116,6 +118,18 @@ def _normalizer(lowercase: bool, strip_accents: Optional[bool]) -> normalizers.N
 
 
 def _checked_ids(vocabulary: Sequence[str]) -> Dict[str, int]:
+    for number, token in enumerate(vocabulary):
+        try:
+            token.encode("utf-8")
+        except UnicodeEncodeError:  # JSON can write half of a pair of escapes
+            raise DataError(
+                f"the token {token[:60]!a}, id {number}, has half of a surrogate pair, which is no text. Use "
+                "an undamaged copy."
+            ) from None
+        if "\n" in token:
+            raise DataError(
+                f"the token {token[:60]!r}, id {number}, has a line break, which no vocab.txt can."
+            )
     ids = {token: i for i, token in enumerate(vocabulary)}
     if len(ids) != len(vocabulary):
         token = next(token for i, token in enumerate(vocabulary) if ids[token] != i)
@@ -211,11 +225,13 @@ def _load_folder(folder: Path, lowercase: bool) -> Tokenizer:
             "Name a folder that a BERT tokeniser was saved in, or a vocabulary file."
         )
     config_file = folder / "tokenizer_config.json"
-    config = _read_json(config_file) if config_file.is_file() else {}
-    if not config.get("tokenize_chinese_chars", True):
+    config = _read_object(config_file) if config_file.is_file() else {}
+    if not _boolean(config_file, config, "tokenize_chinese_chars", True):
         raise _unsupported(config_file, "tokenize_chinese_chars: false")
     return _load_vocabulary(
-        folder / "vocab.txt", config.get("do_lower_case", lowercase), config.get("strip_accents")
+        folder / "vocab.txt",
+        _boolean(config_file, config, "do_lower_case", lowercase),
+        _strip_accents(config_file, config),
     )
 
 
@@ -227,21 +243,61 @@ def _load_vocabulary(file: Path, lowercase: bool, strip_accents: Optional[bool])
 
 
 def _load_json(file: Path) -> Tokenizer:
-    content = _read_json(file)
-    model = content.get("model") or {}
+    content = _read_object(file)
+    model = _object(file, content, "model")
     if model.get("type") != "WordPiece" or model.get("continuing_subword_prefix") != CONTINUATION:
-        raise _unsupported(file, f"a {model.get('type')} model")
-    normalizer = content.get("normalizer") or {}
+        raise _unsupported(file, f"a {str(model.get('type'))[:60]} model")
+    normalizer = _object(file, content, "normalizer")
     if normalizer.get("type") != "BertNormalizer" or not (
-        normalizer.get("clean_text") and normalizer.get("handle_chinese_chars")
+        _boolean(file, normalizer, "clean_text", False)
+        and _boolean(file, normalizer, "handle_chinese_chars", False)
     ):
-        raise _unsupported(file, f"the normaliser {json.dumps(normalizer)}")
-    ids: Dict[str, int] = {added["content"]: added["id"] for added in content.get("added_tokens") or ()}
-    ids.update(model["vocab"])
+        raise _unsupported(file, f"the normaliser {json.dumps(normalizer)[:200]}")
+    ids = {**_added_tokens(file, content), **_object(file, model, "vocab")}
+    wrong = next((token for token, number in ids.items() if type(number) is not int), None)
+    if wrong is not None:
+        raise _damaged(file, f"the id of {wrong[:60]!r} is {json.dumps(ids[wrong])[:60]}, not a whole number")
     vocabulary = sorted(ids, key=lambda token: ids[token])
     if [ids[token] for token in vocabulary] != list(range(len(vocabulary))):
         raise DataError(f"{str(file)!r} does not number its {len(vocabulary)} tokens from 0 without gaps.")
-    return _named(file, vocabulary, normalizer["lowercase"], normalizer["strip_accents"])
+    lowercase = _boolean(file, normalizer, "lowercase", None)
+    return _named(file, vocabulary, lowercase, _strip_accents(file, normalizer))
+
+
+def _added_tokens(file: Path, content: Dict[str, Any]) -> Dict[str, Any]:
+    added = content.get("added_tokens")
+    added = [] if added is None else added
+    if not isinstance(added, list):
+        raise _damaged(file, f"added_tokens is {json.dumps(added)[:60]}, not a list")
+    for entry in added:
+        named = isinstance(entry, dict) and isinstance(entry.get("content"), str)
+        if not named or type(entry.get("id")) is not int:
+            raise _damaged(file, f"added_tokens has {json.dumps(entry)[:60]}, without content or id")
+    return {entry["content"]: entry["id"] for entry in added}
+
+
+def _object(file: Path, content: Dict[str, Any], key: str) -> Dict[str, Any]:
+    value = content.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise _damaged(file, f"{key} is {json.dumps(value)[:60]}, not an object")
+    return value
+
+
+def _boolean(file: Path, content: Dict[str, Any], key: str, default: Optional[bool]) -> bool:
+    value = content.get(key, default)
+    if not isinstance(value, bool):
+        raise _damaged(file, f"{key} is {json.dumps(value)[:60]}, not true or false")
+    return value
+
+
+def _strip_accents(file: Path, content: Dict[str, Any]) -> Optional[bool]:
+    return None if content.get("strip_accents") is None else _boolean(file, content, "strip_accents", None)
+
+
+def _damaged(file: Path, what: str) -> DataError:
+    return DataError(f"{str(file)!r} is damaged: {what}. Use an undamaged copy.")
 
 
 def _named(
@@ -264,7 +320,11 @@ def _unsupported(file: Path, what: str) -> DataError:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_bytes().decode("utf-8")
+        with open_plain(file) as stream:
+            content = stream.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise DataError(f"{str(file)!r} has more than {_MOST_BYTES} bytes, which no vocabulary has.")
+        return content.decode("utf-8")
     except OSError as error:
         raise DataError(
             f"cannot read {str(file)!r}: {error.strerror}. Check that you may read it."
@@ -273,11 +333,8 @@ def _read(file: Path) -> str:
         raise DataError(f"{str(file)!r} is not UTF-8 text (byte {error.start}): not a vocabulary.") from error
 
 
-def _read_json(file: Path) -> Dict[str, Any]:
-    try:
-        content = json.loads(_read(file))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{str(file)!r} is not JSON: {error}. Use an undamaged copy.") from error
+def _read_object(file: Path) -> Dict[str, Any]:
+    content = read_json(file, most_bytes=_MOST_BYTES)
     if not isinstance(content, dict):
         raise DataError(f"{str(file)!r} isn't a JSON object, so it isn't a tokeniser.")
     return content

@@ -22,6 +22,7 @@ from torch import Tensor
 from .config import ModelConfig
 
 CONFIG_FILE = "config.json"
+_MOST_CONFIG_BYTES = 1 << 24
 WEIGHTS_FILE = "model.safetensors"
 PICKLED_WEIGHTS_FILE = "pytorch_model.bin"
 VOCABULARY_FILE = "vocab.txt"
@@ -37,8 +38,15 @@ def read_config(folder: Path) -> Dict[str, Any]:
     if not path.is_file():
         raise ConversionError(f"{folder} has no {CONFIG_FILE}: use the folder of a saved model")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        with path.open("rb") as file:
+            text = file.read(_MOST_CONFIG_BYTES + 1)
+        if len(text) > _MOST_CONFIG_BYTES:
+            raise ConversionError(f"{path} has more than {_MOST_CONFIG_BYTES} bytes: it is no configuration")
+        content = json.loads(text.decode("utf-8"))
+    # Besides malformed JSON: nested brackets, numbers of thousands of digits.
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, ConversionError):
+            raise
         raise ConversionError(f"{path} can't be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise ConversionError(f"{path} holds a {type(content).__name__}, but must hold an object of settings")

@@ -9,7 +9,7 @@ import lzma
 import os
 import zlib
 from pathlib import Path
-from typing import IO, Any, Callable, Iterable, Iterator, List, Optional, Protocol, Sequence, Union
+from typing import IO, Any, Callable, Iterable, Iterator, List, Optional, Protocol, Sequence, Tuple, Union
 
 from ..files import DataError
 
@@ -139,8 +139,13 @@ def _lines_of(file: Path) -> Iterator[str]:
     number = 0
     try:
         with _open_bytes(file) as stream:
-            for number, raw in enumerate(stream, 1):
-                yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            rest = b""
+            for raw in iter(lambda: stream.readline(MAX_DOCUMENT_CHARACTERS), b""):
+                number += not rest
+                piece, rest = _whole_words(rest + raw)
+                yield piece.decode("utf-8-sig" if number == 1 else "utf-8")
+            if rest:
+                yield rest.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{str(file)!r} is not UTF-8 text: line {number} has byte 0x{error.object[error.start]:02x} "
@@ -153,6 +158,17 @@ def _lines_of(file: Path) -> Iterator[str]:
         ) from error
     except OSError as error:
         raise _unreadable(file, error) from error
+
+
+def _whole_words(raw: bytes) -> Tuple[bytes, bytes]:
+    """A line, or the part of an endless one that ends before its last space; and the rest, if any."""
+    if raw.endswith(b"\n") or len(raw) < MAX_DOCUMENT_CHARACTERS:
+        return raw, b""
+    cut = raw.rfind(b" ") + 1
+    if not cut:  # no space anywhere: between two characters of UTF-8
+        starts = (n for n in range(len(raw) - 1, len(raw) - 5, -1) if raw[n] & 0xC0 != 0x80)
+        cut = next(starts, len(raw))
+    return raw[:cut], raw[cut:]
 
 
 def _unreadable(file: Path, error: OSError) -> DataError:

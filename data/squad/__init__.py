@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ..json_files import read_json
 from .answers import Answered, AnswerOptions, Candidate, find_answers, prediction_files
-from .files import PUBLISHED, Answer, Question, QuestionSet, open_questions, read_json, read_questions
+from .files import PUBLISHED, Answer, Question, QuestionSet, open_questions, read_questions
 from .prepare import (
     PreparedQuestions,
     SquadDataOptions,

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from ..files import DataError
-
-GZIP_MAGIC = b"\x1f\x8b"
+from ..json_files import read_json
 
 
 @dataclass(frozen=True)
@@ -73,49 +70,6 @@ def read_questions(file: Path, *, answers: str = "located") -> QuestionSet:
     if not questions:
         raise DataError(f"{str(file)!r} has no questions: check that it is the file you meant.")
     return QuestionSet(file.name, tuple(questions), has_impossible)
-
-
-def read_json(file: Path) -> Any:
-    """The content of a JSON file, gzipped or not (by its first bytes). DataError says where it is invalid."""
-    file = Path(file)
-    try:
-        raw = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {str(file)!r}: {error.strerror}. Check the path.") from error
-    if raw.startswith(GZIP_MAGIC):
-        try:
-            raw = gzip.decompress(raw)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(
-                f"{str(file)!r} is a damaged gzip file: {error}. Take an undamaged copy."
-            ) from error
-
-    def refuse_repeated(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
-        content = dict(pairs)
-        if len(content) < len(pairs):
-            keys = [key for key, _ in pairs]
-            repeated = next(key for key in keys if keys.count(key) > 1)
-            raise DataError(
-                f"{str(file)!r} has the key {repeated!r} {keys.count(repeated)} times in one object, and one "
-                "value only could be used: remove the others."
-            )
-        return content
-
-    try:
-        return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=refuse_repeated)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{str(file)!r} is not UTF-8 text (byte {error.start}): JSON files are. Convert it."
-        ) from error
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{str(file)!r} is not JSON: {error.msg} at line {error.lineno}, column {error.colno} "
-            f"(character {error.pos} of {len(error.doc)}). Use an undamaged copy, or fix it there."
-        ) from error
-    except (RecursionError, ValueError) as error:  # deeply nested brackets, or numbers of thousands of digits
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{str(file)!r} can't be read as JSON: {error}. Take an undamaged copy.") from error
 
 
 def _entries(file: Path, content: Any) -> Iterator[Tuple[str, str, Optional[str], Dict[str, Any]]]:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from ..files import DataError
-from .files import QuestionSet, read_json, read_questions
+from ..json_files import read_json
+from .files import QuestionSet, read_questions
 from .scores import evaluate
 
 _SEED = 0

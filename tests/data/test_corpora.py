@@ -59,6 +59,26 @@ def test_a_file_without_blank_lines_is_cut_so_that_memory_stays_bounded(tmp_path
     assert "\n".join(found).split("\n") == lines
 
 
+@pytest.mark.parametrize("opener", [open, gzip.open])
+@pytest.mark.parametrize(
+    "line",
+    ["ordinary words of a line " * 40, "日本語" * 200, "x" * 999, " " + "é" * 700, "ab " * 33 + "c" * 300],
+)
+def test_an_endless_line_is_cut_between_words_so_that_memory_stays_bounded(
+    tmp_path, monkeypatch, line, opener
+):
+    monkeypatch.setattr(text, "MAX_DOCUMENT_CHARACTERS", 100)
+    file = tmp_path / ("a.txt.gz" if opener is gzip.open else "a.txt")
+    with opener(file, "wb") as stream:
+        stream.write(f"first\n\n{line}\n\nlast".encode())
+    found = documents(file)
+    assert found[0] == "first" and found[-1] == "last" and max(map(len, found)) <= 200
+    words = "\n".join(found[1:-1]).split()
+    assert "".join(words) == line.replace(" ", "")
+    if line.startswith("ordinary"):
+        assert words == line.split()
+
+
 @pytest.mark.parametrize("limit", [0, 10**6])  # a large file's stat, a small one's content
 def test_the_fingerprint_changes_with_content_and_set_of_files(tmp_path, monkeypatch, limit):
     monkeypatch.setattr(text, "HASH_CONTENT_UP_TO_BYTES", limit)

@@ -228,6 +228,76 @@ def test_other_kinds_of_tokenizer_json_are_refused(trained, tmp_path, change, me
         load_tokenizer(str(tmp_path))
 
 
+def without(key):
+    return lambda content: content.pop(key)
+
+
+def put(value, *path):
+    def change(content):
+        for key in path[:-1]:
+            content = content[key]
+        content[path[-1]] = value
+
+    return change
+
+
+DAMAGE = {
+    "tokenizer.json": [
+        *(put(value, "model") for value in ([], "WordPiece", 3)),
+        *(
+            put(value, "model", "vocab")
+            for value in ([], "x", {"[PAD]": "0"}, {"[PAD]": 0.5}, {"[PAD]": True})
+        ),
+        *(put(value, "model", "vocab", "more") for value in (-1, None, 10**30, 3, [])),
+        put(1000, "model", "vocab", "\ud800"),
+        put(1000, "model", "vocab", "a\nb"),
+        *(
+            put(value, "added_tokens")
+            for value in ({}, "x", [3], [[]], [{"content": 3, "id": 0}], [{"id": 3}])
+        ),
+        put([{"content": "[PAD]"}], "added_tokens"),
+        put([{"content": "[PAD]", "id": "0"}], "added_tokens"),
+        *(put(value, "normalizer") for value in ([], "x")),
+        *(put(value, "normalizer", "lowercase") for value in ("true", 1, None, [])),
+        *(put(value, "normalizer", "strip_accents") for value in ("true", 1, {})),
+        put("yes", "normalizer", "clean_text"),
+        *(without(key) for key in ("model", "normalizer")),
+    ],
+    "tokenizer_config.json": [
+        *(put(value, "do_lower_case") for value in ("true", 1, None, [])),
+        *(put(value, "strip_accents") for value in ("false", 0, [])),
+        *(put(value, "tokenize_chinese_chars") for value in ("false", 0, None)),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [(name, number) for name, changes in DAMAGE.items() for number in range(len(changes))]
+)
+def test_a_damaged_field_is_named(trained, tmp_path, name, number):
+    trained.save(tmp_path)
+    content = json.loads((tmp_path / name).read_text())
+    DAMAGE[name][number](content)
+    (tmp_path / name).write_text(json.dumps(content))
+    if name == "tokenizer_config.json":
+        (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match=r"vocabulary|damaged|normaliser|model|tokens|token"):
+        load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "vocab.txt"])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a": ' * 100_000, "9" * 5000, "[]", '{"a": 1, "a": 2}', "\0", "x" * 300_000_000]
+)
+def test_a_file_that_is_no_tokeniser_is_an_error_of_ours(trained, tmp_path, name, text):
+    trained.save(tmp_path)
+    (tmp_path / name).write_text(text)
+    if name != "tokenizer.json":
+        (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match=name.replace(".", r"\.")):
+        load_tokenizer(str(tmp_path))
+
+
 def test_a_cut_off_tokenizer_json_is_told(trained, tmp_path):
     trained.save(tmp_path)
     file = tmp_path / "tokenizer.json"

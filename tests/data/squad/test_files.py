@@ -137,6 +137,15 @@ def test_half_a_character_is_placed(tmp_path: Path) -> None:
         read_questions(file)
 
 
+def test_a_bomb_is_refused_at_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "bomb.json"
+    file.write_bytes(gzip.compress(b'{"data": ["' + b"a" * 2_000_000 + b'"]}'))
+    assert file.stat().st_size < 4000
+    with pytest.raises(DataError, match="more than 1000000 bytes when decompressed"):
+        read_json(file, most_bytes=1_000_000)
+    assert read_json(file, most_bytes=3_000_000)["data"]
+
+
 def test_a_cut_gzip_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "cut.json.gz"
     file.write_bytes(gzip.compress(b'{"data": []}' * 100)[:-20])
