@@ -101,3 +101,53 @@ def test_another_object_for_the_same_elements_has_those_of_each_run(wrapped):
     executor = poptorch.inferenceModel(Model())
     for value in (1.0, 2.0, 3.0):
         assert torch.equal(executor(torch.full((2,), value)), torch.full((2,), 2 * value))
+
+
+class ReadsStatistics(torch.nn.Module):
+    """Reads a norm's running mean before and after the norm; the weight's gradient is the mean."""
+
+    def __init__(self, norm, beside):
+        super().__init__()
+        self.norm = norm
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+        self.beside = beside
+
+    def forward(self, x):
+        before = self.norm.running_mean * 1
+        y = self.beside(self.norm(x))
+        after = self.norm.running_mean + 0 * y.mean()
+        loss = poptorch.identity_loss(self.weight * self.norm.running_mean, "sum")
+        return before, after, self.norm.running_mean, self.norm.running_var, loss
+
+
+@pytest.mark.parametrize("beside", [lambda y: y, Twice.apply], ids=["replayed", "called"])
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("norm", [torch.nn.BatchNorm1d, torch.nn.InstanceNorm1d])
+def test_running_statistics_read_after_their_norm_are_those_from_before(norm, narrow, beside):
+    norm = norm(2, affine=True, track_running_stats=True)
+    model = ReadsStatistics(norm.half() if narrow else norm, beside)
+    optimizer = poptorch.optim.SGD(model.parameters(), lr=1.0)
+    options = poptorch.Options().deviceIterations(2)
+    options.outputMode(poptorch.OutputMode.All)
+    executor = poptorch.trainingModel(model, options, optimizer)
+    x = torch.tensor([[[1.0, 3.0], [4.0, 8.0]]]).repeat(4, 1, 1)  # means of 2 and 6
+    mean, mean_sum = torch.zeros(2), torch.zeros(2)
+    for _ in range(2):
+        found = executor(x.half() if narrow else x)
+        for iteration in range(2):
+            for read in found[:3]:
+                torch.testing.assert_close(read.view(2, -1, 2)[iteration, 0].float(), mean, rtol=2e-3, atol=0)
+            mean_sum += mean
+            mean = 0.9 * mean + 0.1 * torch.tensor([2.0, 6.0])
+    executor.copyWeightsToHost()
+    torch.testing.assert_close(norm.running_mean.float(), mean, rtol=2e-3, atol=0)
+    torch.testing.assert_close(model.weight.detach(), -mean_sum, rtol=2e-3, atol=0)
+    assert float(norm.running_var[0]) != 1
+
+
+def test_mixed_statistics_of_replicas_are_no_change_of_a_buffer():
+    """The implicit casts copy them back, inside the norm."""
+    norm = torch.nn.BatchNorm1d(2)
+    norm.running_mean.data, norm.running_var.data = norm.running_mean.half(), norm.running_var.half()
+    executor = poptorch.inferenceModel(torch.nn.Sequential(norm), poptorch.Options().replicationFactor(2))
+    assert executor(torch.randn(4, 2)).shape == (4, 2)

@@ -27,7 +27,7 @@ from .rounding import (
     host_generator_kept,
     to_device_dtype,
 )
-from .saved_tensors import SavedTensors
+from .saved_tensors import SavedTensors, storage_of
 from .step import StepProgram, run_inference, run_training
 from .update_rules import GroupSettings
 from .updater import Rule, Updater, UpdateSettings
@@ -61,5 +61,6 @@ __all__ = [
     "host_generator_kept",
     "run_inference",
     "run_training",
+    "storage_of",
     "to_device_dtype",
 ]

@@ -53,7 +53,7 @@ class SavedTensors(TorchDispatchMode):
 
     def _pack(self, tensor: torch.Tensor) -> _Saved:
         saved = _Saved(tensor)
-        storage = _storage_of(tensor)
+        storage = storage_of(tensor)
         if storage is not None:
             self._in_storage.setdefault(storage, weakref.WeakSet()).add(saved)
         return saved
@@ -72,7 +72,7 @@ class SavedTensors(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _give_way(self, written: torch.Tensor) -> None:
-        storage = _storage_of(written)
+        storage = storage_of(written)
         copies: Dict[int, torch.Tensor] = {}
         for saved in self._in_storage.pop(storage, ()) if storage is not None else ():
             key = id(saved.tensor)
@@ -82,8 +82,8 @@ class SavedTensors(TorchDispatchMode):
             self.has_copied = True
 
 
-def _storage_of(tensor: torch.Tensor) -> Optional[int]:
-    """Identifies a tensor's storage while that lives; None for a tensor without one."""
+def storage_of(tensor: torch.Tensor) -> Optional[int]:
+    """Identifies a tensor's storage, which it shares with its views, while that lives; None if it has none."""
     if tensor.layout is not torch.strided or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return None
     return int(tensor.untyped_storage()._cdata)

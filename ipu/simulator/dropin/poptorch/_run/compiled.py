@@ -23,6 +23,7 @@ from .._trace.checks import Checks
 from .._trace.losses import Losses, LossPlace, find_loss
 from .._trace.patches import trusted_kernels
 from .._trace.replay import Replay
+from .._trace.running_statistics import RunningStatistics
 from .._trace.tape import Tape
 from ..poptorch_core import createBackendError, createPoptorchError
 from . import anchors as _anchors
@@ -115,6 +116,8 @@ class Executable:
         self._calls: Replay | None = None  # replays the forward; None: each run calls the forward
         self.anchored: dict[str, torch.Tensor] = {}  # of the last run, by short name
         self.num_ipus = self.plan.replicas  # of all replicas in this process
+        self._reads_statistics = False  # whether the forward reads running statistics after their norm
+        self._statistics: RunningStatistics | None = None  # of the micro batch that runs
         self._may_overwrite = False  # whether an in-place operation may overwrite what a gradient needs
         self._is_traced = isinstance(compiled, Arguments)  # otherwise the first run traces
         if isinstance(compiled, Arguments):
@@ -193,14 +196,20 @@ class Executable:
             saved or contextlib.nullcontext(),
         ):
             yield
+        if self._statistics is not None:
+            self._statistics.update()
         if saved is not None and self._calls is not None:
             self._may_overwrite = saved.has_copied  # all replays are alike
 
     def _watched(
-        self, device: Listener | None = None, losses: Losses | None = None
+        self,
+        statistics: RunningStatistics | None,
+        device: Listener | None = None,
+        losses: Losses | None = None,
     ) -> contextlib.AbstractContextManager[None]:
         """The listeners of a forward after compilation. A replay needs neither `device` nor `losses`."""
         return watch.later_run(
+            statistics,
             device,
             widen_indices if self._narrow_indices else None,
             ImplicitCasts() if self._mixes_types else None,
@@ -235,6 +244,7 @@ class Executable:
                 known = [*inputs, *self._model.parameters(), *self._model.buffers()]
                 checks, losses = Checks(known), Losses()
                 casts = ImplicitCasts()
+                statistics = RunningStatistics(defers=False)
                 buffers = SharedBuffers(self.weights.shared_buffers, self.plan.replicas)
 
                 def mark_on_device(*made: list[torch.Tensor]) -> None:
@@ -247,7 +257,7 @@ class Executable:
                 with (
                     places_added(poptorch_core.Error),
                     recorder.in_modules(),
-                    watch.compilation(trace, tape, casts, checks, losses, buffers, recorder),
+                    watch.compilation(trace, tape, casts, checks, losses, statistics, buffers, recorder),
                 ):
                     output = self._model(*args, **kwargs)
             check_types(output, "An output")
@@ -255,6 +265,8 @@ class Executable:
             self._names_ipu = checks.names_ipu
             self._mixes_types = casts.has_cast
             self._may_overwrite = self._training and checks.writes_in_place
+            statistics.look_at(tensors(output))
+            self._reads_statistics = statistics.are_read
             for tensor in tensors(output):
                 if not checks.is_on_device(tensor):
                     warnings.warn("Output expected to be on the IPU but is on cpu", stacklevel=2)
@@ -352,9 +364,12 @@ class Executable:
 
         def forward(inputs: list[torch.Tensor]) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
             kept = anchors.micro_batch(inputs) if anchors else contextlib.nullcontext()
+            statistics = RunningStatistics(defers=True) if self._reads_statistics else None
+            self._statistics = statistics
             if calls is not None and order is not None:
-                with _trace.running(self._mixes_types), kept, self._watched():
-                    return calls([inputs[i] for i in order])
+                with _trace.running(self._mixes_types), kept, self._watched(statistics):
+                    loss, outputs = calls([inputs[i] for i in order])
+                return loss, outputs if statistics is None else statistics.returned(outputs)
             args, kwargs = arguments.replaced(inputs)
             losses = Losses() if self._loss is not None and self._loss.kind == "function" else None
             device = place_on_ipu if self._names_ipu else None
@@ -362,12 +377,13 @@ class Executable:
                 places_added(poptorch_core.Error),
                 _trace.running(self._mixes_types) as run,
                 kept,
-                self._watched(device, losses),
+                self._watched(statistics, device, losses),
             ):
                 output = self._model(*args, **kwargs)
             outputs = tensors(output)
             called = losses.found if losses is not None else []
-            return self._final_loss(outputs, run.identity_losses, called), outputs
+            loss = self._final_loss(outputs, run.identity_losses, called)
+            return loss, outputs if statistics is None else statistics.returned(outputs)
 
         return forward
 

@@ -230,7 +230,7 @@ def _computed_in(
     result = proceed(func, cast_args, cast_kwargs)
     for (original, copy), version in zip(copies.values(), versions):
         # Writes to running statistics don't increment their version.
-        if version_of(copy) != version or any(original is one for one in _statistics(func, args, kwargs)):
+        if version_of(copy) != version or any(original is one for one in statistics_of(func, args, kwargs)):
             proceed(torch.Tensor.copy_, (original, copy), {})
         if result is copy:
             result = original
@@ -250,7 +250,7 @@ def _is_mixture(dtypes: set[torch.dtype]) -> bool:
     return torch.float16 in dtypes and torch.float32 in dtypes
 
 
-def _statistics(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+def statistics_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """Running means and variances; torch.nn.functional's functions take them before the weights."""
     if getattr(func, "__name__", "") not in _WITH_STATISTICS:
         return []

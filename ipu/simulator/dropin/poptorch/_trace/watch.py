@@ -8,10 +8,11 @@ semantics, and is defined only here.
 
 Compilation, calls:
 1. tape: records the call as the program made it, and its final result
-2. casts: implicit casts; float16 operands mixed with float32 ones become float32
-3. checks: tracks the device's tensors; refuses what a graph can't hold; device "ipu"; narrow indices
-4. losses: results of loss functions
-5. buffers: notices norms, which may change their statistics
+2. statistics: whether the forward reads running statistics after their norm
+3. buffers: notices norms, which may change their statistics
+4. casts: implicit casts of mixed float16 and float32 operands
+5. checks: tracks the device's tensors; refuses what a graph can't hold; device "ipu"; narrow indices
+6. losses: results of loss functions
 
 Compilation, operations:
 1. checks: refuses operations that PopTorch lacks, and reads of values
@@ -26,11 +27,12 @@ call first.
 Capture for the cost model, calls: casts, the weights' stand-ins, checks, losses. Operations, also of the
 backward pass: recorder, blocks.
 
-Later runs, only listeners that the compilation found necessary, calls: device "ipu", narrow indices, casts,
-losses, strided group norm. Operations: recorder, for results that options.anchorTensor names.
+Later runs, only listeners that the compilation found necessary, calls: running statistics, device "ipu",
+narrow indices, casts, losses, strided group norm. Operations: recorder, for results that options.anchorTensor
+names.
 
-The arithmetic of ipu-float16 (ipu_simulator/numerics) is another dispatch mode, outside this one: it computes
-the operations after all listeners have seen them.
+The arithmetic (ipu_simulator/numerics) is another dispatch mode, outside this one: it computes the operations
+after all listeners have seen them. SavedTensors is one inside.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from .checks import Checks
     from .losses import Losses
     from .run import Trace
+    from .running_statistics import RunningStatistics
     from .tape import Tape
 
 
@@ -134,12 +137,20 @@ def compilation(
     casts: ImplicitCasts,
     checks: Checks,
     losses: Losses,
+    statistics: RunningStatistics,
     buffers: SharedBuffers,
     recorder: Recorder,
 ) -> contextlib.AbstractContextManager[None]:
     """Context of the forward that compiles a model."""
     return watching(
-        calls=(tape.on_call, casts.on_call, checks.on_call, losses.on_call, buffers.on_call),
+        calls=(
+            tape.on_call,
+            statistics.on_call,
+            buffers.on_call,
+            casts.on_call,
+            checks.on_call,
+            losses.on_call,
+        ),
         operations=(
             checks.on_operation,
             buffers.on_operation,
@@ -163,6 +174,7 @@ def captured_operations(trace: Trace, recorder: Recorder) -> contextlib.Abstract
 
 
 def later_run(
+    statistics: RunningStatistics | None,
     device: Listener | None,
     indices: Listener | None,
     casts: ImplicitCasts | None,
@@ -171,6 +183,7 @@ def later_run(
 ) -> contextlib.AbstractContextManager[None]:
     """Context of each forward after compilation; None for a listener that isn't needed."""
     calls = (
+        None if statistics is None else statistics.on_call,
         device,
         indices,
         None if casts is None else casts.on_call,
