@@ -83,7 +83,7 @@ class SavedTensors(TorchDispatchMode):
 
 
 def storage_of(tensor: torch.Tensor) -> Optional[int]:
-    """Identifies a tensor's storage, which it shares with its views, while that lives; None if it has none."""
+    """Identifies the storage that a tensor shares with its views, while it lives; None without one."""
     if tensor.layout is not torch.strided or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return None
     return int(tensor.untyped_storage()._cdata)
