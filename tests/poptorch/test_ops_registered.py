@@ -333,3 +333,90 @@ def test_attributes_end_with_the_forward():
     executor = poptorch.inferenceModel(Program(lambda x: x * 2))
     executor(X)
     assert all("__outline" not in node["attributes"] for node in read_ir(executor)["maingraph"])
+
+
+def doubled_while_counting(x, count):
+    """As poptorch.for_loop does it."""
+    scale = x.abs().max()  # from outside of the loop
+    inputs = [x.clone(), torch.zeros(1)]
+    OPERATORS.start_for_loop(inputs)
+    outputs = [inputs[0] * 2 + scale, inputs[1] + 1]
+    return OPERATORS.end_for_loop(outputs, count)
+
+
+def doubled_while_counting_public(x, count):
+    scale = x.abs().max()
+    return poptorch.for_loop(count, lambda y, n: [y * 2 + scale, n + 1], [x, torch.zeros(1)])
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_loops(count):
+    from poptorch.simulator import capture
+
+    found = []
+    for loop in (doubled_while_counting, doubled_while_counting_public):
+        model = Program(lambda x, loop=loop: loop(x, count))
+        executor = poptorch.inferenceModel(model)
+        runs = [executor(x) for x in (X, X * 2)]
+        graph = capture(model, (X,), {}, poptorch.Options(), training=False)
+        found.append((runs, [op.name for op in graph.ops if op.name in ("mul", "add")]))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=0)
+    assert found[0][0][1][1] == count
+    if count:
+        assert found[0][1] == found[1][1]
+
+
+def test_nested_loops():
+    def forward(x):
+        inputs = [x.clone()]
+        OPERATORS.start_for_loop(inputs)
+        inner = [inputs[0] + 1]
+        OPERATORS.start_for_loop(inner)
+        (doubled,) = OPERATORS.end_for_loop([inner[0] * 2], 2)
+        return OPERATORS.end_for_loop([doubled], 3)
+
+    executor = poptorch.inferenceModel(Program(forward))
+    for x in (X, X - 2):
+        expected = x
+        for _ in range(3):
+            expected = (expected + 1) * 4
+        torch.testing.assert_close(executor(x), [expected])
+
+
+def test_a_loop_that_fails_leaves_nothing_behind():
+    def forward(x):
+        OPERATORS.start_for_loop([x])
+        return OPERATORS.end_for_loop([x[:1] * 2], 2)
+
+    with pytest.raises(poptorch.Error, match="shapes and types are fixed at compilation"):
+        poptorch.inferenceModel(Program(forward))(X)
+    with pytest.raises(poptorch.Error, match="end_for_loop without start_for_loop"):
+        poptorch.inferenceModel(Program(lambda x: OPERATORS.end_for_loop([x], 2)))(X)
+    assert torch.equal(poptorch.inferenceModel(Program(lambda x: x * 2))(X), X * 2)
+    trains = Program(lambda x: poptorch.identity_loss(doubled_while_counting(x * weight, 2)[0], "sum"))
+    trains.weight = weight = torch.nn.Parameter(torch.ones(1))
+    with pytest.raises(poptorch.Error, match=r"poptorch\.for_loop\(\) is only supported in inference"):
+        poptorch.trainingModel(trains, optimizer=torch.optim.SGD([weight], lr=0.1)).compile(X)
+
+
+def test_host_code():
+    seen = []
+
+    def forward(x, fails=False):
+        y = x * 2
+        OPERATORS.call_cpu_op([y], "mine")
+        seen.append((poptorch.isRunningOnIpu(), y.sum().item()))
+        assert not fails
+        (made,) = OPERATORS.end_cpu_op([y + y.sum().item()])
+        assert poptorch.isRunningOnIpu()
+        return made + 1
+
+    executor = poptorch.inferenceModel(Program(forward))
+    for x in (X, X + 1):
+        torch.testing.assert_close(executor(x), x * 2 + (x * 2).sum() + 1)
+    assert not any(on_ipu for on_ipu, _ in seen)
+    with pytest.raises(AssertionError):
+        poptorch.inferenceModel(Program(lambda x: forward(x, fails=True)))(X)
+    assert not poptorch.isRunningOnIpu() and torch.equal(executor(X), executor(X))
+    with pytest.raises(poptorch.Error, match="aten::item is only supported in eager mode"):
+        poptorch.inferenceModel(Program(lambda x: x.sum().item()))(X)

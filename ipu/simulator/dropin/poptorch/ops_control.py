@@ -40,7 +40,7 @@ def for_loop(count: int, body: Callable[..., Any], inputs: list[torch.Tensor]) -
     for _ in range(count if on_device else 1):
         before, values = values, _as_list(body(*values))
         if on_device:
-            _check_same("poptorch.for_loop()", "input", before, "output of the body", values)
+            check_same("poptorch.for_loop()", "input", before, "output of the body", values)
     return values
 
 
@@ -63,7 +63,7 @@ def cond(
     if isinstance(trace.current(), trace.Trace):
         # Compilation traces both branches.
         branches = [_as_list(then_body(*then_inps)), _as_list(else_body(*else_inps))]
-        _check_same("poptorch.cond()", "output of then_body", branches[0], "output of else_body", branches[1])
+        check_same("poptorch.cond()", "output of then_body", branches[0], "output of else_body", branches[1])
         return branches[0 if bool(condition) else 1]
     return _as_list(then_body(*then_inps) if bool(condition) else else_body(*else_inps))
 
@@ -72,12 +72,12 @@ def chosen(
     condition: torch.Tensor, then_outputs: list[torch.Tensor], else_outputs: list[torch.Tensor]
 ) -> list[torch.Tensor]:
     """`then_outputs` if the condition is true, else `else_outputs`. poptorch.Error unless they are alike."""
-    _check_same("poptorch.cond()", "output of then_body", then_outputs, "output of else_body", else_outputs)
+    check_same("poptorch.cond()", "output of then_body", then_outputs, "output of else_body", else_outputs)
     flag = condition.reshape(()).to(torch.bool)
     return [torch.where(flag, one, other) for one, other in zip(then_outputs, else_outputs)]
 
 
-def _check_same(
+def check_same(
     operation: str, what: str, expected: list[torch.Tensor], other: str, found: list[torch.Tensor]
 ) -> None:
     if len(expected) != len(found):

@@ -6,6 +6,7 @@ for enumerations. On the host, outside of a model's run, contexts do nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any, Callable
 
@@ -14,6 +15,7 @@ import torch
 from . import ops, ops_control, ops_custom, ops_points
 from ._trace import run as trace
 from ._trace import watch
+from ._trace.bodies import Loop
 from .enums import MatMulSerializationMode, OverlapMode
 from .poptorch_core import createBackendError, createPoptorchError
 
@@ -336,30 +338,44 @@ def _end_if_block(outputs: list[torch.Tensor], condition: torch.Tensor) -> list[
     return ops_control.chosen(condition, run.branches.pop(), outputs)
 
 
-def _needs_function(name: str, function: str) -> None:
-    if trace.current() is not None:
-        raise createBackendError(
-            f"torch.ops.poptorch.{name}: the simulator needs the code as a function; call {function} instead."
-        )
-
-
 @_operator("start_for_loop(Tensor[] inputs) -> ()")
 def _start_for_loop(inputs: list[torch.Tensor]) -> None:
-    _needs_function("start_for_loop", "poptorch.for_loop(count, body, inputs)")
+    run = trace.current()
+    if run is not None:
+        run.inference_only.append("poptorch.for_loop()")
+        run.open_ends.enter_context(watch.watched())
+        run.loops.append(Loop(inputs))
 
 
 @_operator("end_for_loop(Tensor[] outputs, int trip_count) -> Tensor[]")
 def _end_for_loop(outputs: list[torch.Tensor], trip_count: int) -> list[torch.Tensor]:
-    _needs_function("end_for_loop", "poptorch.for_loop(count, body, inputs)")
-    return [output.clone() for output in outputs]
+    run = trace.current()
+    if run is None:
+        return [output.clone() for output in outputs]
+    if not run.loops:
+        raise createBackendError("torch.ops.poptorch.end_for_loop without start_for_loop")
+    loop = run.loops.pop()
+    ops_control.check_same("poptorch.for_loop()", "input", loop.inputs, "output of the body", outputs)
+    return loop.repeated(trip_count, outputs)
 
 
 @_operator("call_cpu_op(Tensor[] inputs, str name) -> ()")
 def _call_cpu_op(inputs: list[torch.Tensor], name: str) -> None:
-    _needs_function("call_cpu_op", "poptorch.CPU(layer, ID)")
+    run = trace.current()
+    if run is not None:
+        # As poptorch.CPU: the host may do anything that a traced model may not.
+        contexts = contextlib.ExitStack()
+        contexts.enter_context(trace.as_host())
+        contexts.enter_context(torch._C.DisableTorchFunction())
+        run.open_ends.push(contexts)
+        run.host_code = contexts, inputs
 
 
 @_operator("end_cpu_op(Tensor[] output) -> Tensor[]")
 def _end_cpu_op(output: list[torch.Tensor]) -> list[torch.Tensor]:
-    _needs_function("end_cpu_op", "poptorch.CPU(layer, ID)")
-    return [tensor.clone() for tensor in output]
+    run = trace.surrounding()
+    if run is not None and run.host_code is not None:
+        (contexts, inputs), run.host_code = run.host_code, None
+        contexts.close()
+        run.mark_on_device(output, inputs)
+    return output

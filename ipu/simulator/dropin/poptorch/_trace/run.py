@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import threading
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping
 
@@ -24,6 +24,7 @@ from .overlap import Overlaps
 
 if TYPE_CHECKING:
     from ..options import Options
+    from .bodies import Loop
 
 
 def computes(func: Any, args: tuple[Any, ...]) -> bool:
@@ -44,7 +45,11 @@ class Run:
         self.mark_on_device: Callable[[list[torch.Tensor], list[torch.Tensor]], None] = lambda made, of: None
         self.recorder: Recorder | None = None  # where operations are recorded
         self.is_capture = False  # whether only its graph is wanted, forward and backward
+        # Between two registered operators (ops_registered.py):
         self.branches: list[list[torch.Tensor]] = []  # results of the "then" of each open if
+        self.loops: list[Loop] = []  # the open ones
+        self.host_code: tuple[ExitStack, list[torch.Tensor]] | None = None  # its contexts and inputs
+        self.open_ends = ExitStack()  # what else ends with the run
 
     def begin_block(self, user_id: str | None, ipu_id: int | None) -> None:
         """No-op: only the compiling run records blocks."""
@@ -226,6 +231,8 @@ def _as_current(run: Run | None, on_host: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
+        if run is not None and not on_host:
+            run.open_ends.close()
         _thread.run, _thread.on_host, _thread.attributes = outer
 
 

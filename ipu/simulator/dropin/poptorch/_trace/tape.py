@@ -143,10 +143,10 @@ class Tape:
 
 
 def _storage(tensor: torch.Tensor) -> int | None:
-    """Address of a tensor's storage; None for one without a storage (functorch's, zero tensors)."""
+    """Identity of a tensor's storage; None for one without a storage (functorch's, zero tensors)."""
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or tensor._is_zerotensor():
         return None
-    return tensor.untyped_storage().data_ptr()
+    return int(tensor.untyped_storage()._cdata)  # a fake tensor has no address
 
 
 def _autocast() -> Autocast | None:

@@ -6,6 +6,8 @@ through its listeners in order. A listener may inspect, change or answer a call,
 made through `proceed` reach the later listeners; direct calls reach none. The order is therefore part of the
 semantics, and is defined only here.
 
+First of all, loops between two registered operators record what they see (bodies.py).
+
 Compilation, calls:
 1. tape: records the call as the program made it, and its final result
 2. statistics: whether the forward reads running statistics after their norm
@@ -39,12 +41,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence
 
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import Call, Listener
+from . import Call, Listener, bodies
 
 if TYPE_CHECKING:
     from ipu_simulator.graph.recorder import Recorder
@@ -77,7 +80,7 @@ def _through(listeners: Sequence[Listener]) -> Call:
 class _FunctionMode(TorchFunctionMode):
     def __init__(self, listeners: Sequence[Listener]) -> None:
         super().__init__()
-        self._proceed = _through(listeners)
+        self._proceed = _through((bodies.on_call, *listeners))
         self.under_way = False  # whether a call is in progress
 
     def __torch_function__(
@@ -98,7 +101,7 @@ class _DispatchMode(TorchDispatchMode):
 
     def __init__(self, listeners: Sequence[Listener], calls: _FunctionMode | None = None) -> None:
         super().__init__()
-        self._proceed = _through(listeners)
+        self._proceed = _through((bodies.on_operation, *listeners))
         self._calls = calls
         self._asked = False
 
@@ -124,11 +127,31 @@ def watching(calls: Sequence[Listener] = (), operations: Sequence[Listener] = ()
     With both, an operation that belongs to no call is treated as a call first.
     """
     functions = _FunctionMode(calls) if calls else None
-    with (
-        _DispatchMode(operations, functions) if operations else contextlib.nullcontext(),
-        functions or contextlib.nullcontext(),
-    ):
-        yield
+    _thread.function_modes += functions is not None
+    try:
+        with (
+            _DispatchMode(operations, functions) if operations else contextlib.nullcontext(),
+            functions or contextlib.nullcontext(),
+        ):
+            yield
+    finally:
+        _thread.function_modes -= functions is not None
+
+
+class _Thread(threading.local):
+    function_modes = 0  # of ours, open
+
+
+_thread = _Thread()
+
+
+def watched() -> contextlib.AbstractContextManager[None]:
+    """Context: this thread's calls are seen, by open loops. No further mode where there is one already."""
+    return contextlib.nullcontext() if _thread.function_modes else watching((_pass,), (_pass,))
+
+
+def _pass(proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return proceed(func, args, kwargs)
 
 
 def compilation(
