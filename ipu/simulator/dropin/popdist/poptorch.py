@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import NoReturn as _NoReturn
 
 import poptorch
-from poptorch._options.base import OptionsDict
-from poptorch._options.sections import DistributedOptions
+from poptorch._options.base import OptionsDict as _OptionsDict
+from poptorch._options.sections import DistributedOptions as _DistributedOptions
 
 import popdist
 
@@ -18,22 +18,22 @@ def _managed(setter: str) -> RuntimeError:
     )
 
 
-class _Distributed(DistributedOptions):
+class _Distributed(_DistributedOptions):
     """The number of instances and this one's index, which PopRun sets: the setters raise RuntimeError."""
 
     def __init__(self, process_id: int, num_processes: int) -> None:
-        OptionsDict.__init__(self)  # not from the environment
+        _OptionsDict.__init__(self)  # not from the environment
         self.set(distributed_process_id=process_id, num_distributed_processes=num_processes)
 
-    def disable(self) -> NoReturn:
+    def disable(self) -> _NoReturn:
         """Raises RuntimeError."""
         raise _managed("Distributed.disable")
 
-    def setEnvVarNames(self, var_num_processes: str, var_process_id: str) -> NoReturn:
+    def setEnvVarNames(self, var_num_processes: str, var_process_id: str) -> _NoReturn:
         """Raises RuntimeError."""
         raise _managed("Distributed.setEnvVarNames")
 
-    def configureProcessId(self, process_id: int, num_processes: int) -> NoReturn:
+    def configureProcessId(self, process_id: int, num_processes: int) -> _NoReturn:
         """Raises RuntimeError."""
         raise _managed("Distributed.configureProcessId")
 
@@ -56,10 +56,10 @@ class Options(poptorch.Options):
         super().replicationFactor(popdist.getNumLocalReplicas())
         self._distributed = _Distributed(popdist.getInstanceIndex(), popdist.getNumInstances())
 
-    def replicationFactor(self, replication_factor: int) -> NoReturn:
+    def replicationFactor(self, replication_factor: int) -> _NoReturn:
         """Raises RuntimeError."""
         raise _managed("replicationFactor")
 
-    def useIpuId(self, ipu_id: int) -> NoReturn:
+    def useIpuId(self, ipu_id: int) -> _NoReturn:
         """Raises RuntimeError."""
         raise _managed("useIpuId")
