@@ -182,6 +182,25 @@ def test_attributes_of_a_program_are_those_of_its_operations():
     assert "__outline" not in nodes["MatMul"] and "availableMemoryProportion" not in nodes["Add"]
 
 
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda x: poptorch.set_available_memory(poptorch.nop(x @ x), 0.3),
+        lambda x: poptorch.set_available_memory((x @ x).reshape(4, 1).T, 0.3),
+        lambda x: poptorch.set_available_memory(poptorch.set_available_memory(x @ x, 0.1), 0.3),
+        lambda x: poptorch.set_available_memory(x.reshape(2, 2) @ x, 0.3),
+    ],
+)
+def test_a_memory_proportion_is_the_product_s_not_a_view_s(product):
+    class Product(torch.nn.Module):
+        def forward(self, x):
+            return product(x)
+
+    nodes = _graph(Product(), poptorch.Options(), torch.ones(2, 2), training=False)
+    shares = [(node["type"], node["attributes"].get("availableMemoryProportion")) for node in nodes]
+    assert [share for share in shares if share[1] is not None] == [("MatMul", 0.3)]
+
+
 def test_there_is_none_before_the_compilation():
     with pytest.raises(poptorch.Error, match="has not been compiled"):
         poptorch.inferenceModel(Classifier())._debugGetPopartIR()

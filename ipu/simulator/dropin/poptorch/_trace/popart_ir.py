@@ -92,7 +92,8 @@ class _Nodes:
         # What each stage takes from elsewhere, and where it is first used, by address and stage.
         self.entering: dict[tuple[int, int], tuple[Place, dict[str, Any]]] = {}
         self._made: dict[int, _Made] = {}  # by address
-        self._makers: dict[int, _Node] = {}  # by the identity of what they made
+        # By the identity of what they made: nodes, and the identity of what each took first.
+        self._makers: dict[int, tuple[_Node, int | None]] = {}
         names = Names()
         for value, role, name in recording.given:
             self._keep(value, name, -1, is_weight=role != "input")
@@ -112,8 +113,9 @@ class _Nodes:
             node.inputs.append(made.tensor)
             if not made.is_weight and made.stage != place.stage:
                 self.entering.setdefault((value.address, place.stage), (place, made.tensor))
+        first = named.taken[0].identity if named.taken else None
         for index, value in enumerate(named.made):
-            self._makers[value.identity] = node
+            self._makers[value.identity] = node, first
             node.outputs.append(self._keep(value, f"{named.name}:{index}", place.stage, is_weight=False))
         self.nodes.append(node)
 
@@ -125,9 +127,13 @@ class _Nodes:
         return described
 
     def _limit_memory(self, mark: Mark) -> None:
-        maker, share = self._makers.get(mark.tensor.identity), "available_memory_proportion"
-        if maker is not None and share in mark.marks:
-            maker.attributes["availableMemoryProportion"] = mark.marks[share]
+        share = mark.marks.get("available_memory_proportion")
+        identity: int | None = mark.tensor.identity
+        while share is not None and identity is not None and identity in self._makers:
+            maker, identity = self._makers[identity]
+            if maker.type not in _VIEWS:  # of a view, the operation that computed it is meant
+                maker.attributes["availableMemoryProportion"] = share
+                return
 
 
 def as_json(
