@@ -336,28 +336,6 @@ def test_an_unknown_precision_is_refused(monkeypatch):
         run(given(1), lr=1.0)
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_sparse_gradient_trains_as_a_dense_one(accumulation):
-    class Bags(torch.nn.Module):
-        def __init__(self, sparse):
-            super().__init__()
-            self.sparse = sparse
-            self.weight = torch.nn.Parameter(torch.arange(32.0).reshape(8, 4).half() / 32)
-
-        def forward(self, x):
-            words = torch.nn.functional.embedding(x, self.weight, sparse=self.sparse)
-            bags = torch.nn.functional.embedding_bag(x, self.weight, sparse=self.sparse)
-            return poptorch.identity_loss((words.sum(1) * bags).float().sum(), "sum")
-
-    x, weights = torch.tensor([[1, 2], [3, 4], [5, 6], [7, 1]]), []
-    for sparse in (False, True):
-        model = Bags(sparse)
-        optimizer = poptorch.optim.SGD(model.parameters(), lr=0.125)
-        poptorch.trainingModel(model, options(accumulation=accumulation), optimizer)(x)
-        weights.append(model.weight.detach().clone())
-    torch.testing.assert_close(*weights, rtol=2**-10, atol=0)
-
-
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_gelu_is_the_tanh_form_on_an_ipu_only(approximate, monkeypatch):
     """Whatever the program asks for; the default precision keeps PyTorch's."""

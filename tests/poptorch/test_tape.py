@@ -124,7 +124,7 @@ def _in_place(x, calls):
 def _tangent(x):
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x, torch.ones_like(x))
-        return forward_ad.unpack_dual(torch.sin(dual) * 3).tangent
+        return forward_ad.unpack_dual(torch.sin(dual)).tangent
 
 
 def _narrow(x, calls):

@@ -64,10 +64,9 @@ def test_one_hot_needs_the_number_of_classes():
         run(lambda x: torch.nn.functional.one_hot(x[0].abs().long()))
 
 
-@pytest.mark.parametrize("function", [torch.fft.fft, lambda x: x.to(torch.complex64)])
-def test_complex_numbers(function):
+def test_complex_numbers():
     with pytest.raises(poptorch.Error, match="Complex numbers are unsupported"):
-        run(function)
+        run(lambda x: x.to(torch.complex64))
 
 
 @pytest.mark.parametrize(
@@ -110,6 +109,7 @@ SQUARE = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
         (torch.digamma, "digamma"),
         (lambda x: x.digamma_(), "digamma"),
         (lambda x: x.to_sparse(), "_?to_sparse"),
+        (torch.fft.rfft, "_fft_r2c"),
     ],
 )
 @pytest.mark.parametrize("folder", ["site-packages", "program"])
@@ -135,15 +135,7 @@ def test_the_same_with_a_fixed_shape_runs():
         y = x.clone()
         y[y < 0] = 0.5
         one_hot = torch.nn.functional.one_hot(x[0].abs().long(), 4)
-        repeated = x.repeat_interleave((x[:, 0] + 1).int(), dim=0, output_size=3)
-        return (
-            y,
-            torch.where(x > 0, x, 0.0),
-            one_hot,
-            repeated,
-            x[:, [True, False, True]],
-            x.repeat_interleave(2),
-        )
+        return y, torch.where(x > 0, x, 0.0), one_hot, x[:, [True, False, True]], x.repeat(2, 1)
 
     for result, expected in zip(run(fixed), fixed(X)):
         assert torch.equal(result, expected.to(result.dtype))
@@ -158,12 +150,15 @@ def test_what_returns_by_name_keeps_its_names():
     assert isinstance(shape, torch.Size) and shape == X.shape
 
 
-def test_a_library_may_need_what_a_program_may_not():
+def test_a_library_may_need_what_a_program_may_not(tmp_path):
     """Libraries newer than PopTorch read values, and create empty temporary tensors."""
     layer = torch.nn.AdaptiveLogSoftmaxWithLoss(3, 8, [2, 5])
     labels = torch.tensor([1, 6])  # no label is in the second cluster
-    loss = run(lambda x: layer(x, labels.to(x.device)).loss)
+    function = _library(tmp_path, "def function(layer, x, labels):\n    return layer(x, labels).loss\n")
+    loss = run(lambda x: function(layer, x, labels.to(x.device)))
     torch.testing.assert_close(loss, layer(X, labels).loss.detach())
+    with pytest.raises(poptorch.Error, match=r"Unsupported ops .*\[aten::nonzero\]"):
+        run(lambda x: layer(x, labels.to(x.device)).loss)
 
 
 def test_the_hosts_own_tensors_may_be_read():
@@ -177,10 +172,9 @@ def test_the_hosts_own_tensors_may_be_read():
             part,
             x[:, constant > 0],
             x[: constant[0].int()],
-            x.repeat_interleave(constant[:2].int(), dim=0),
         )
 
-    expected = X[:, [0, 2]] * 3, X[:, [0, 2]], X[:1], X[:1]
+    expected = X[:, [0, 2]] * 3, X[:, [0, 2]], X[:1]
     assert all(torch.equal(*pair) for pair in zip(run(reads), expected))
     with pytest.raises(poptorch.Error, match="Illegal move to CPU"):
         run(lambda x: x + (x * constant).cpu())

@@ -1,6 +1,7 @@
 """The table of operations, ops.json: a row holds every fact about an operation that the simulator goes by.
 
-Its readers decide what follows: graphs, the cost model, float16 arithmetic, PopTorch's IR and its refusals.
+Its readers decide what follows: graphs, the cost model, float16 arithmetic and PopTorch's IR. What PopTorch
+compiles is in poptorch/_trace/supported.json.
 Python functions that programs call (torch.nn.functional.linear) and that dispatch operations aren't in it.
 """
 
@@ -47,7 +48,6 @@ class OpRow:
     slow_in_float16: bool = False
     signals_nan: bool = False
     popart_type: str = ""
-    unsupported: str = ""
 
 
 _EMPTY = OpRow()

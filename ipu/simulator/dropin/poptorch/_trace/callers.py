@@ -66,6 +66,16 @@ def caller() -> Caller:
     return Caller.LIBRARY if _is_library(frame) else Caller.PROGRAM
 
 
+def author() -> Caller:
+    """Whose code asked for the operation that a mode is intercepting: PyTorch's counts as its caller's."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _is_ours_or_pytorchs(frame):
+        if frame.f_code.co_filename.startswith(_OPERATIONS):
+            return Caller.POPTORCH
+        frame = frame.f_back
+    return Caller.LIBRARY if _is_library(frame) else Caller.PROGRAM
+
+
 def called_by_library() -> bool:
     """Whether the caller isn't the user's program."""
     return caller() is not Caller.PROGRAM

@@ -12,12 +12,11 @@ from typing import Any, Callable, Iterable
 import torch
 from ipu_simulator import variables
 from ipu_simulator.graph.operations import schema_of
-from ipu_simulator.op_table import row_of
 
 from .._logging import logger
 from .._run.structure import tensors
 from ..poptorch_core import createBackendError
-from . import Call, callers
+from . import Call, callers, supported
 from . import run as trace
 from .callers import Caller, called_by_library
 from .casts import asks_for_device, device_answer, placed, version_of, widened
@@ -95,6 +94,13 @@ _NO_VALUES = "aten::item is only supported in eager mode, but was called while t
 _COMPARES_VALUES = frozenset({torch.allclose, torch.equal, torch.Tensor.allclose, torch.Tensor.equal})
 
 
+def _in_module() -> str:
+    """The module whose forward runs, as the end of a sentence."""
+    recorder = trace.recorder()
+    path = None if recorder is None else recorder.module_path
+    return f" It is in the module {path}." if path else ""
+
+
 class Checks:
     """Checks of one compilation. `sources`: the tensors that each tensor was computed from, by its id.
 
@@ -105,6 +111,8 @@ class Checks:
     def __init__(self, on_device: Iterable[torch.Tensor] = ()) -> None:
         """`on_device`: inputs, weights and buffers, which are on the device from the start."""
         self.computes = False  # whether the call in progress takes a device tensor
+        self._makes = False  # whether it makes one of none
+        self._call = ""  # the latest call's function
         self._on_device = {id(tensor) for tensor in on_device}
         self.has_narrow_indices = False
         self.names_ipu = False
@@ -134,13 +142,15 @@ class Checks:
         func, args, kwargs, moved = placed(func, args, kwargs)
         self.names_ipu |= moved
         inputs = tensors((list(args), dict(kwargs)))
+        self._makes = not inputs and (moved or not self._names_cpu((), kwargs))
+        self.computes = any(self.is_on_device(tensor) for tensor in inputs)
+        self._call = getattr(func, "__name__", "")
         self._refuse_unsupported(func, args, kwargs)
         args, kwargs, changed = widened(func, args, kwargs)
         self.has_narrow_indices |= changed
-        self.computes = any(self.is_on_device(tensor) for tensor in inputs)
         versions = [version_of(tensor) for tensor in inputs]
         result = proceed(func, args, kwargs)
-        self.computes = False
+        self.computes = self._makes = False
         self.writes_in_place |= any(
             version_of(tensor) != version and tensor.is_floating_point()
             for tensor, version in zip(inputs, versions)
@@ -175,14 +185,21 @@ class Checks:
         if why is not None:
             self._refuse(why)
             self._follow_values()
+        elif self.computes or self._makes:
+            self._refuse_for(supported.refused_call(func, args, kwargs))
 
-    def _refuse(self, why: str) -> None:
+    def _refuse_for(self, why: str | None) -> None:
+        """As `_refuse`, for an operation, which PyTorch's newer versions don't excuse."""
+        if why is not None:
+            self._refuse(f"{why}{_in_module()}", callers.author())
+
+    def _refuse(self, why: str, caller: Caller | None = None) -> None:
         """Raises poptorch.Error for what PopTorch refuses, unless a library newer than PopTorch does it.
 
         Such libraries read values (transformers: whether a mask is all ones) and create empty temporary
         tensors. Older releases didn't, so a program shouldn't fail here because of a newer one.
         """
-        caller = callers.caller()
+        caller = caller or callers.caller()
         if caller is Caller.PROGRAM or (caller is Caller.LIBRARY and variables.strict()):
             raise createBackendError(why)
         if caller is Caller.LIBRARY and not self._has_warned:
@@ -204,16 +221,19 @@ class Checks:
 
     def on_operation(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Listener for operations (watch.py)."""
-        self._refuse_operation(schema_of(func).name, args)
+        self._refuse_operation(func, args, kwargs)
         return proceed(func, args, kwargs)
 
-    def _refuse_operation(self, name: str, args: tuple[Any, ...]) -> None:
+    def _refuse_operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raises poptorch.Error for an operation that PopTorch lacks, and for a read of a value."""
         if not trace.isRunningOnIpu():
             return  # host code in the middle of a run
+        name = schema_of(func).name
         on_device = [self.is_on_device(arg) for arg in args if isinstance(arg, torch.Tensor)]
-        if row_of(name).unsupported and (self.computes or any(on_device)):
-            raise createBackendError(f"Unsupported ops found in compiled model: [aten::{name}].")
+        if self.computes or self._makes or any(on_device):
+            lacking = supported.missing(func, self._call)
+            why = supported.unsupported(lacking) if lacking else None
+            self._refuse_for(why or supported.refused_operation(func, args, kwargs))
         if name == "index" and any(is_mask(part) and self.is_on_device(part) for part in args[1]):
             self._refuse(MASK_AS_INDEX)  # in older PyTorch the function mode doesn't see __getitem__
             self._follow_values()
