@@ -381,6 +381,14 @@ def test_a_library_newer_than_poptorch_may(body, tmp_path, monkeypatch, caplog):
         compiled(program)
 
 
+def test_inference_mode_which_takes_composites_as_a_whole_changes_nothing():
+    with torch.inference_mode():
+        with pytest.raises(poptorch.Error, match=r"\[aten::_linalg_svd\]"):
+            compiled(lambda x: x + torch.linalg.svdvals(x))
+        expected = F.linear(F.layer_norm(X, (4,)), X)
+        torch.testing.assert_close(compiled(lambda x: F.linear(F.layer_norm(x, (4,)), x))(X), expected)
+
+
 def test_the_host_may_do_anything():
     triangle = torch.tril(torch.ones(4, 4))
     model = Runs(lambda x: x * triangle.to(x.device))

@@ -44,6 +44,7 @@ import functools
 import threading
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence
 
+import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -75,6 +76,13 @@ def _through(listeners: Sequence[Listener]) -> Call:
     for listener in reversed(listeners):
         proceed = functools.partial(listener, proceed)
     return proceed
+
+
+@functools.cache
+def _is_composite(func: Any) -> bool:
+    """Whether PyTorch's own code for an operation, on every device, calls other operations."""
+    composite: bool = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    return composite
 
 
 class _FunctionMode(TorchFunctionMode):
@@ -110,6 +118,10 @@ class _DispatchMode(TorchDispatchMode):
     ) -> Any:
         if func in COMPOSED:  # without tensors: the others come apart above the dispatch mode
             return COMPOSED[func](*args, **(kwargs or {}))
+        if torch.is_inference_mode_enabled() and _is_composite(func):
+            # Without autograd, PyTorch dispatches these whole; PopTorch gets their parts here too.
+            with self:
+                return func.decompose(*args, **(kwargs or {}))
         if self._calls is None or self._calls.under_way or self._asked:
             return self._proceed(func, args, kwargs or {})
         self._asked = True  # PyTorch may skip the function mode: then the operation comes back here
