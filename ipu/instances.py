@@ -45,6 +45,12 @@ class Instances:
         """True for the instance that logs and writes."""
         return self.index == 0
 
+    @property
+    def on_this_host(self) -> int:
+        """How many of them share this host."""
+        local = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE")
+        return int(local) if self.count > 1 and local else self.count
+
     def sum(self, values: Sequence[float]) -> List[float]:
         """Each value summed over all instances (all-reduce), in float64."""
         if self.count == 1:

@@ -23,13 +23,14 @@ from .checkpoints import (
 from .errors import TrainingError, is_worker_death
 from .evaluation import Evaluator
 from .folder import write_atomically
+from .loading import training_batches
 from .loop import LoopPlan, Progress, refuse_bad_weights, train
 from .metrics import Task
 from .metrics_file import plain
 from .optimizer import OptimizerPlan, Schedule, build_optimizer
 from .report import NoReporter, Reporter
 from .rotation import Rotation, move_damaged_aside, sweep
-from .signals import StopRequest, ignore_interrupts
+from .signals import StopRequest
 from .start import check_weights_folder, checkpoint_to_resume, progress_of, random_state
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def fit(
 
     `arguments` are those of the command line. With several instances, each trains its share of the replicas
     on its share of the data, and the first writes. Raises the errors of `train` and `save_checkpoint`, and
-    TrainingError if a DataLoader worker dies.
+    TrainingError if a DataLoader worker dies or shared memory is too small for the workers.
     """
     loop, resumed = config.section(LoopPlan), start.resumed
     place(job.model, config, config.layers_per_ipu, device=device)
@@ -140,25 +141,14 @@ def fit(
         torch.set_num_threads(resumed.state["host_threads"])
         optimizer.load_state_dict({**optimizer.state_dict(), **resumed.optimizer_state()})
     evaluate = job.evaluator(executor)
-    modes = ipu.poptorch.DataLoaderMode
-    calls_left = -(-(config.training_steps - begin.step) // loop.device_iterations)
-    batches = ipu.poptorch.DataLoader(
+    batches = training_batches(
+        config,
         options,
         job.examples,
-        batch_size=config.micro_batch_size,
-        sampler=data.SampleStream(
-            start_sample,
-            loop.samples_per_call // instances.count,
-            calls_left,
-            slice_size=config.micro_batch_size * options.replication_factor,
-            rank=instances.index,
-            world_size=instances.count,
-        ),
-        num_workers=config.dataloader_workers,
-        mode=modes.Async if config.async_dataloader else modes.Sync,
-        collate_fn=data.collate,
-        worker_init_fn=ignore_interrupts,
-        auto_distributed_partitioning=False,
+        start_sample=start_sample,
+        calls=-(-(config.training_steps - begin.step) // loop.device_iterations),
+        device=device,
+        instances=instances,
     )
 
     rotation = Rotation(output, config.checkpoints_to_keep)

@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Iterable, List, Optional, Sequence
+from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence
 
 import torch
 
@@ -20,7 +20,7 @@ from .metrics import Task
 from .metrics_file import Record
 from .optimizer import Schedule, set_learning_rate
 from .report import Reporter
-from .signals import StopRequest
+from .signals import RunInterrupted, StopRequest
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ def train(
     `rng_state` is this instance's random state in the checkpoint that the run resumes.
 
     Raises DivergenceError if the loss of an update is NaN or infinite; nothing is saved then, so the last
-    valid checkpoint stays the newest. A stop during an update takes effect after it; a stop during an
-    evaluation aborts it, and the resumed run repeats it. With several instances, all call this, compute
-    metrics from the outputs of all and stop together.
+    valid checkpoint stays the newest. A stop during an update takes effect after it, one during a wait for
+    data at once; a stop during an evaluation aborts it, and the resumed run repeats it. With several
+    instances, all call this, compute metrics from the outputs of all and stop together.
     """
     now, saved_step = start, start.step
     if start.evaluation_due:
@@ -114,10 +114,13 @@ def train(
             reporter.write(now.record)
     iterator = iter(batches)
     is_warm = False
-    while now.step < plan.training_steps and not _agreed(stop, instances):
+    while now.step < plan.training_steps:
         began = time.perf_counter()
-        batch = next(iterator)
+        batch = _next_batch(iterator, stop)
         data_wait_s = time.perf_counter() - began
+        if _agreed(stop, instances):
+            break
+        assert batch is not None, "only a stop ends the wait for a batch"
         set_learning_rate(optimizer, schedule.at(now.step))
         executor.setOptimizer(optimizer)
         if not executor.isCompiled():
@@ -151,6 +154,18 @@ def train(
     if now.step != saved_step:
         now = replace(now, checkpoint=save(now))
     return now
+
+
+def _next_batch(
+    iterator: Iterator[Sequence[torch.Tensor]], stop: StopRequest
+) -> Optional[Sequence[torch.Tensor]]:
+    """The next batch; None if a stop was requested before it came."""
+    try:
+        with stop.at_once():
+            return next(iterator)
+    except RunInterrupted as interrupt:
+        stop.signal_name = str(interrupt)
+        return None
 
 
 def _agreed(stop: StopRequest, instances: ipu.Instances) -> bool:

@@ -35,6 +35,20 @@ class StopRequest:
         finally:
             self._deferring = False
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside the block, a signal raises RunInterrupted also within `deferred`: for waits without an end.
+
+        Raises RunInterrupted at the start if the request is true already.
+        """
+        before, self._deferring = self._deferring, False
+        try:
+            if self.signal_name is not None:
+                raise RunInterrupted(self.signal_name)
+            yield
+        finally:
+            self._deferring = before
+
     def _handle(self, number: int, _frame: Optional[FrameType]) -> None:
         name = signal.Signals(number).name
         if self or not self._deferring:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pydoc
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,11 +47,10 @@ class StandIn:
     """Starts programs; their core's calls go to a file each in `folder`."""
 
     def __init__(self, folder, corpus, cache):
-        self.folder, self.corpus, self.cache, self._count = folder, corpus, cache, 0
+        self.folder, self.corpus, self.cache, self.started = folder, corpus, cache, []
 
     def start(self, words, **environment):
-        self._count += 1
-        log = self.folder / f"calls-{self._count}.jsonl"
+        log = self.folder / f"calls-{len(self.started)}.jsonl"
         ours = ("POPTORCH", "PYTHON", "POPDIST", "OMPI", "MASTER", "IPU_SIMULATOR", "STAND_IN")
         keep = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         process = subprocess.Popen(
@@ -67,6 +69,7 @@ class StandIn:
             start_new_session=True,
         )
         process.log = log
+        self.started.append(process)
         return process
 
     def end(self, process, timeout=120):
@@ -75,6 +78,19 @@ class StandIn:
         if process.log.exists():
             calls = [json.loads(line) for line in process.log.read_text(encoding="utf-8").splitlines()]
         return Ended(process.returncode, out, err, calls)
+
+    def left_by(self, process):
+        """The processes of an ended program's session: those that outlive it by more than two seconds."""
+        for _ in range(20):
+            left = []
+            for entry in Path("/proc").iterdir():
+                with contextlib.suppress(OSError, ValueError):
+                    if os.getsid(int(entry.name)) == process.pid:
+                        left.append((entry / "cmdline").read_text().replace("\0", " "))
+            if not left:
+                return []
+            time.sleep(0.1)
+        return left
 
     def code(self, program, **environment):
         """Runs the text of a program, which must succeed."""
@@ -138,4 +154,8 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def stand_in(tmp_path, corpus, cache):
-    return StandIn(tmp_path, corpus, cache)
+    programs = StandIn(tmp_path, corpus, cache)
+    yield programs
+    for process in programs.started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

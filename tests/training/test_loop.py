@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -108,3 +111,35 @@ def test_the_mean_is_that_of_all_processes_of_a_run(monkeypatch: pytest.MonkeyPa
     resumed = Progress(2, {"step": 2}, False, None, Speed(1, data_wait_s=1, device_s=2))
     summary = trained(resumed, [10, 7], monkeypatch)[-1].summary(PLAN)
     assert (summary["samples_per_s"], summary["data_wait_fraction"]) == (12 / 12, 8 / 12)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_during_a_wait_for_data_takes_effect_at_once(number: int) -> None:
+    clock, saved = Clock(), []
+
+    def endless() -> Iterator[List[torch.Tensor]]:
+        yield from batches(clock, [0, 0])
+        os.kill(os.getpid(), number)
+        while True:
+            time.sleep(0.01)
+
+    def save(now: Progress) -> Path:
+        saved.append(now.step)
+        return Path("nowhere")
+
+    with training.stop_on_signals() as stop, stop.deferred():
+        end = training.train(
+            PLAN,
+            FRESH,
+            task=training.SQUAD,
+            rng_state=None,
+            executor=Executor(clock),
+            optimizer=types.SimpleNamespace(param_groups=[]),
+            schedule=training.Schedule(1e-3, "constant", 0, 1.0, 0.0, 4),
+            batches=endless(),
+            evaluate=lambda stop: {},
+            save=save,
+            reporter=training.report.NoReporter(Path()),
+            stop=stop,
+        )
+    assert end.step == 2 and saved == [2] and stop.signal_name == signal.Signals(number).name

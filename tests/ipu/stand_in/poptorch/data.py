@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import time
 
 import torch
 import torch.multiprocessing
 
 from .options import DataLoaderMode
-from .poptorch_core import Error
+from .poptorch_core import Error, record
 
 # So long PopTorch waits for its process, and that for its workers.
 PATIENCE_S = float(os.environ.get("STAND_IN_PATIENCE_S", "10"))
@@ -73,6 +74,7 @@ class Accessor:
         self._batches, self._stop = context.Queue(maxsize=2), context.Event()
         self._process = context.Process(target=_load, args=(loader, self._batches, self._stop), daemon=False)
         self._process.start()
+        record("accessor", pid=self._process.pid)
 
     def __iter__(self):
         previous = ()
@@ -100,7 +102,10 @@ class Accessor:
 
 def _load(loader, batches, stop):
     iterator = iter(loader)
-    for batch in iterator:
+    stall_at = int(os.environ.get("STAND_IN_STALL_AT", "0"))
+    for number, batch in enumerate(iterator, 1):
+        while number == stall_at and not stop.is_set():
+            time.sleep(0.05)
         while not stop.is_set():
             try:
                 batches.put(batch, timeout=0.05)
@@ -116,4 +121,6 @@ def _load(loader, batches, stop):
     for worker in getattr(iterator, "_workers", ()):
         worker.terminate()
     for worker in getattr(iterator, "_workers", ()):
-        worker.join()
+        worker.join(PATIENCE_S)
+        if worker.is_alive():
+            raise RuntimeError("a loader's worker survived SIGTERM")
