@@ -120,7 +120,10 @@ def BeginBlock(
 
 
 def removeBlocks(module: torch.nn.Module) -> None:
-    """Removes BeginBlock's hooks from a module and its submodules; other hooks remain."""
+    """Removes BeginBlock's hooks from a module and its submodules; other hooks remain.
+
+    Raises AssertionError for anything but a module.
+    """
     assert isinstance(module, torch.nn.Module), "removeBlocks needs a torch.nn.Module"
     for part in module.modules():
         for key in _hooks(part):

@@ -149,7 +149,10 @@ class PoplarExecutor(Measured):
         return self._run(arguments)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compiles for these inputs without running; a warning if the model is compiled already."""
+        """Compiles for these inputs without running; a warning if the model is compiled already.
+
+        Raises AssertionError and poptorch.Error as a call does, and the errors of the model's forward.
+        """
         arguments = self._parser.parse(args, kwargs)
         if self._executable is not None:
             logger.warning("Call to compile() ignored: the executable is already compiled")
@@ -277,7 +280,10 @@ class PoplarExecutor(Measured):
 
     @outside_inference_mode
     def copyNamedBuffersToDevice(self) -> None:
-        """Uploads the buffers of options.updatableNamedBuffers. Raises poptorch.Error if it lists none."""
+        """Uploads the buffers of options.updatableNamedBuffers.
+
+        Raises poptorch.Error if it lists none, and if the model isn't compiled.
+        """
         names = self._options.updatable_named_buffers
         if not names:
             raise createPoptorchError("No named buffers marked as updatable via updatableNamedBuffers option")
@@ -302,7 +308,10 @@ class PoplarExecutor(Measured):
         return self._attached
 
     def detachFromDevice(self) -> None:
-        """Downloads weights and optimizer state and releases the device. poptorch.Error if not attached."""
+        """Downloads weights and optimizer state and releases the device.
+
+        Raises poptorch.Error if the model isn't compiled or isn't attached.
+        """
         self._compiled()
         if not self._attached:
             raise createPoptorchError("Device is not attached")
@@ -314,7 +323,8 @@ class PoplarExecutor(Measured):
     def attachToDevice(self) -> None:
         """Acquires a device again and uploads everything.
 
-        Raises poptorch.Error if it is attached already, and if other models hold the IPUs that it needs.
+        Raises poptorch.Error if the model isn't compiled or is attached already, and if other models hold the
+        IPUs that it needs; AssertionError for an offline device.
         """
         executable = self._compiled()
         assert not self._offline, "Can't attach to an offline device (ConnectionType.Never)"
@@ -342,8 +352,9 @@ class PoplarExecutor(Measured):
     def setOptimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Applies the optimizer's current attributes; without it, a scheduler's changes have no effect.
 
-        Raises AssertionError for an unsupported class, ValueError if it would change the mean reduction
-        strategy of a compiled model, poptorch.Error for a changed constant.
+        Raises AssertionError for an unsupported class and for an inference model, ValueError for amsgrad and
+        if it would change the mean reduction strategy of a compiled model, poptorch.Error for a changed
+        constant.
         """
         assert self._training, "setOptimizer is only for training models"
         if isinstance(optimizer, Optimizer):
@@ -390,7 +401,10 @@ class PoplarExecutor(Measured):
     # ---- tensors and graph
 
     def getTensorNames(self) -> list[str]:
-        """The names that options.anchorTensor accepts: weights, their gradients and updates, results."""
+        """The names that options.anchorTensor accepts: weights, their gradients and updates, results.
+
+        Raises AssertionError if the model isn't compiled.
+        """
         assert self._executable is not None, "Model must be compiled first"
         return self._executable.tensor_names
 
@@ -407,7 +421,10 @@ class PoplarExecutor(Measured):
     # ---- executable files
 
     def compileAndExport(self, filename: str, *args: Any, export_model: bool = True, **kwargs: Any) -> None:
-        """Compiles for these inputs, unless the model is compiled already, and saves as `save` does."""
+        """Compiles for these inputs, unless the model is compiled already, and saves as `save` does.
+
+        Raises AssertionError and poptorch.Error as `compile` and `save` do.
+        """
         arguments = self._parser.parse(args, kwargs)
         if self._executable is None:
             self._compile(arguments)

@@ -24,8 +24,9 @@ def trainingModel(
     The model is wrapped in place: any access to its weights first downloads newer ones from the device.
     Freezes the options. The default optimizer is poptorch.optim.SGD(lr=0.01).
 
-    Raises poptorch.Error for options of another type and for a model created in torch.inference_mode,
-    RuntimeError for a model that is wrapped already.
+    Raises poptorch.Error for options of another type, for a buffer of another class than torch.Tensor and for
+    a model created in torch.inference_mode, RuntimeError for a model that is wrapped already, AssertionError
+    for anything but a module and for an unsupported optimizer, ValueError for amsgrad.
     """
     model = _user_model(model)
     host_weights.check_not_wrapped(model)
@@ -52,7 +53,8 @@ def inferenceModel(model: torch.nn.Module | PoplarExecutor, options: Options | N
     The copy shares weights and submodules with the model; `.model`, `.eval()` and plain attributes are the
     copy's. If the weights are also being trained, each call first uploads the latest ones.
 
-    Raises poptorch.Error for options of another type, and for gradient accumulation.
+    Raises poptorch.Error for options of another type, for a buffer of another class than torch.Tensor and for
+    gradient accumulation, AssertionError for anything but a module.
     """
     model = _user_model(model)
     executor_options = _resolved(options, enums.OutputMode.All)

@@ -174,7 +174,7 @@ class MultiConv:
         return self
 
     def availableMemoryProportions(self, value: float | list[float]) -> MultiConv:
-        """The proportion of memory available to each convolution, 0 to 1."""
+        """The proportion of memory available to each convolution, 0 to 1. AssertionError unless a float."""
         return self._set("availableMemoryProportions", value, float)
 
     def partialsTypes(self, value: torch.dtype | list[torch.dtype]) -> MultiConv:
@@ -185,19 +185,19 @@ class MultiConv:
         return self._set("partialsTypes", value, torch.dtype)
 
     def enableConvDithering(self, value: bool | list[bool]) -> MultiConv:
-        """Starts convolutions on pseudorandom tiles."""
+        """Starts convolutions on pseudorandom tiles. AssertionError unless a bool."""
         return self._set("enableConvDithering", value, bool)
 
     def planType(self, value: MultiConvPlanType) -> MultiConv:
-        """Whether the convolutions run in parallel or one after another."""
+        """Whether the convolutions run in parallel. AssertionError unless a poptorch.MultiConvPlanType."""
         return self._set("planType", value, MultiConvPlanType, single=True)
 
     def perConvReservedTiles(self, value: int) -> MultiConv:
-        """The number of tiles reserved for each convolution."""
+        """The number of tiles reserved for each convolution. AssertionError unless an int."""
         return self._set("perConvReservedTiles", value, int, single=True)
 
     def cycleBackOff(self, value: float) -> MultiConv:
-        """The proportion of cycles that may be traded for memory."""
+        """The proportion of cycles that may be traded for memory. AssertionError unless a float."""
         return self._set("cycleBackOff", value, float, single=True)
 
     def __enter__(self) -> None:

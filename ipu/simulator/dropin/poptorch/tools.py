@@ -46,9 +46,20 @@ def _is_tensor(value: Any) -> bool:
 def reconstructTensorStructure(
     structure: Any, values: Iterable[Any], filter_fn: Callable[[Any], bool] = _is_tensor
 ) -> Any:
-    """The structure with the leaves selected by `filter_fn` replaced by `values`, in order."""
+    """The structure with the leaves selected by `filter_fn` replaced by `values`, in order.
+
+    Raises ValueError if there are fewer values than such leaves.
+    """
     remaining = iter(values)
-    return map_leaves(structure, lambda leaf: next(remaining) if filter_fn(leaf) else leaf)
+    missing = object()
+
+    def replaced(leaf: Any) -> Any:
+        value = next(remaining, missing) if filter_fn(leaf) else leaf
+        if value is missing:
+            raise ValueError("The structure has more leaves to replace than there are values")
+        return value
+
+    return map_leaves(structure, replaced)
 
 
 def combine_batch_tensors_gen(tensors: Iterable[Iterable[torch.Tensor]]) -> Iterator[torch.Tensor]:

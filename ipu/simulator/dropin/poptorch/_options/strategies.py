@@ -33,7 +33,7 @@ class Stage:
         self._ipu: int | None = None
 
     def ipu(self, ipu: int) -> Stage:
-        """Places the stage on an IPU; takes precedence over its blocks' IPUs."""
+        """Places the stage on an IPU, whatever IPUs its blocks have. AssertionError unless an int."""
         assert isinstance(ipu, int), "ipu must be an int"
         self._ipu = ipu
         return self
@@ -89,7 +89,10 @@ class PipelinedExecution(_IExecutionStrategy):
     """Pipelined execution: stages process successive micro batches in parallel.
 
     PipelinedExecution(): one stage per IPU. PipelinedExecution(AutoStage): stages by that rule.
-    PipelinedExecution("A", ["B", "C"], Stage("D").ipu(3)): these stages; any other block is an error.
+    PipelinedExecution("A", ["B", "C"], Stage("D").ipu(3)): these stages.
+
+    Raises AssertionError for a block in two stages and for an id that isn't a string; when a model is
+    compiled, for a block that has no stage, or no IPU if its IPU decides the stage.
     """
 
     def __init__(self, *args: enums.AutoStage | str | list[str] | Stage):
@@ -164,7 +167,10 @@ class PipelinedExecution(_IExecutionStrategy):
 
 
 class ShardedExecution(PipelinedExecution):
-    """Sharded execution: the stages run one after another, so there is no minimum pipeline depth."""
+    """Sharded execution: the stages run one after another, so there is no minimum pipeline depth.
+
+    Raises AssertionError as PipelinedExecution does.
+    """
 
     def backendOptions(self) -> dict[str, Any]:
         """See PipelinedExecution."""
@@ -178,7 +184,7 @@ class ShardedExecution(PipelinedExecution):
 
 class Phase:
     """Stages that run in parallel. Phase("A", "B") is one stage of two blocks; Phase(Stage("A"), Stage("B"))
-    and Phase(["A"], ["B"]) are two stages.
+    and Phase(["A"], ["B"]) are two stages. Raises AssertionError for an id that isn't a string.
     """
 
     def __init__(self, *arg: str | list[str] | Stage):
@@ -247,7 +253,7 @@ class _IPhasedExecution(_IExecutionStrategy):
         return self._stage_of[block_id]
 
     def useSeparateBackwardPhase(self, use: bool = True) -> Self:
-        """Runs the backward pass of the last phase in a separate phase."""
+        """Runs the backward pass of the last phase in a separate phase. AssertionError unless a bool."""
         assert isinstance(use, bool), "use must be a bool"
         self._separate_backward_phase = use
         return self
@@ -277,10 +283,14 @@ class _IPhasedExecution(_IExecutionStrategy):
 
 
 class ParallelPhasedExecution(_IPhasedExecution):
-    """Two groups of IPUs alternate: even phases run on even IPUs, odd phases on odd ones."""
+    """Two groups of IPUs alternate: even phases run on even IPUs, odd phases on odd ones.
+
+    Raises AssertionError without phases, and for a block in two of them; when a model is compiled, for a
+    block of no phase, and for one on an IPU of the other group.
+    """
 
     def sendTensorsOffChipAfterFwd(self, off_chip: bool = True) -> Self:
-        """Moves a phase's tensors off chip after its forward pass."""
+        """Moves a phase's tensors off chip after its forward pass. AssertionError unless a bool."""
         assert isinstance(off_chip, bool), "off_chip must be a bool"
         self._liveness = enums.Liveness.OffChipAfterFwd if off_chip else enums.Liveness.AlwaysLive
         return self
@@ -302,10 +312,14 @@ class ParallelPhasedExecution(_IPhasedExecution):
 
 
 class SerialPhasedExecution(_IPhasedExecution):
-    """All phases run on the same IPUs, one after another."""
+    """All phases run on the same IPUs, one after another.
+
+    Raises AssertionError without phases, and for a block in two of them; when a model is compiled, for a
+    block of no phase.
+    """
 
     def setTensorsLiveness(self, liveness: enums.Liveness) -> Self:
-        """Sets when a phase's tensors leave the chip."""
+        """Sets when a phase's tensors leave the chip. AssertionError unless a poptorch.Liveness."""
         assert isinstance(liveness, enums.Liveness), "liveness must be a poptorch.Liveness"
         self._liveness = liveness
         return self

@@ -258,13 +258,15 @@ def _mismatch(text: str) -> None:
 def _compare(name: str, expected: Any, value: Any) -> None:
     if isinstance(expected, _TensorSpec):
         if not isinstance(value, torch.Tensor):
-            _mismatch(f"Type mismatch for {name}: expected {torch.Tensor} but got {type(value)}.")
+            _mismatch(f"Type mismatch for {name}: expected Tensor but got {type(value).__name__}.")
         if value.shape != expected.shape:
             _mismatch(f"Shape mismatch for {name}: expected {expected.shape} but got {value.shape}.")
         if value.dtype != expected.dtype:
             _mismatch(f"Data type mismatch for {name}: expected {expected.dtype} but got {value.dtype}.")
     elif type(value) is not type(expected):
-        _mismatch(f"Type mismatch for {name}: expected {type(expected)} but got {type(value)}.")
+        _mismatch(
+            f"Type mismatch for {name}: expected {type(expected).__name__} but got {type(value).__name__}."
+        )
     elif isinstance(expected, (tuple, list)):
         if len(value) != len(expected):
             _mismatch(f"Length mismatch for {name}: expected {len(expected)} but got {len(value)}.")

@@ -21,11 +21,17 @@ class ICustomArgParser:
     """Flattens values of a custom type into tensors and rebuilds them; both use the same tensor order."""
 
     def yieldTensors(self, struct: Any) -> Iterator[torch.Tensor]:
-        """Every tensor in `struct`, in an order that depends only on its structure."""
+        """Every tensor in `struct`, in an order that depends only on its structure.
+
+        Raises NotImplementedError unless a subclass implements it.
+        """
         raise NotImplementedError
 
     def reconstruct(self, original_structure: Any, tensor_iterator: Iterator[torch.Tensor]) -> Any:
-        """A copy of `original_structure` whose tensors are the iterator's next ones."""
+        """A copy of `original_structure` whose tensors are the iterator's next ones.
+
+        Raises NotImplementedError unless a subclass implements it.
+        """
         raise NotImplementedError
 
 
