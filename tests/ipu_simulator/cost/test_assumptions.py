@@ -29,6 +29,7 @@ BOW = target("bow-pod16")
 CACHES = (
     operation_numbers.content,
     operation_numbers.operation_constants,
+    operation_numbers.matrix_unit_constants,
     operation_numbers.vertices,
     convolution.plan_convolution,
 )
@@ -70,7 +71,7 @@ def shown(made):
 
 def changes_of(value):
     """Other values of a number: capacities act when cut, thresholds when raised."""
-    return value * 2, value / 2, value * 1e-7, value * 1e7
+    return value * 2, value / 2, value * 1e-7, value * 1e7, value * 1.25, value / 1.25
 
 
 def all_numbers():
@@ -84,8 +85,9 @@ def all_numbers():
 def with_numbers(name, change, monkeypatch, tmp_path):
     """The numbers of operations with another value of one number."""
     file = json.loads(operation_numbers.FILE.read_text(encoding="utf-8"))
-    if name in file["constants"]:
-        entry, key = file["constants"][name], "value"
+    section = next((section for section in ("constants", "matrix_unit") if name in file[section]), None)
+    if section is not None:
+        entry, key = file[section][name], "value"
     else:
         vertex, _, what = name.rpartition(", ")
         keys = {"float16": "half_cycles", "float32": "float_cycles", "compute sets": "compute_sets"}
@@ -138,8 +140,10 @@ def test_what_is_counted_acts_and_what_is_not_does_not(program_name, monkeypatch
     counted = {assumption.name for assumption in base.details.assumptions}
     wrong = []
     for kind, name in all_numbers():
-        # What isn't counted may still decide against a plan that wasn't chosen: no large changes there.
-        at = range(4) if name in counted else range(2)
+        # What isn't counted may still decide against a plan that wasn't chosen: no large changes there,
+        # and small ones of what decides most, the other branches of a formula.
+        other_branches = (4, 5) if "_vertex_" in name else (0, 1)
+        at = range(4) if name in counted else other_branches
         moved = False
         for which in at:
             with monkeypatch.context() as patch:
@@ -158,6 +162,7 @@ def test_names_are_unique_and_every_number_is_listed_by_some_verdict():
     assert {field.name for field in fields(Constants)} <= set(names)
     assert {field.name for field in fields(MemoryConstants)} <= set(names)
     assert {field.name for field in fields(operation_numbers.OperationConstants)} <= set(names)
+    assert {field.name for field in fields(operation_numbers.MatrixUnitConstants)} <= set(names)
 
 
 def test_a_verdict_says_how_many_there_are():

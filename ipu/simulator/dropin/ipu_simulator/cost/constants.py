@@ -134,9 +134,8 @@ def memory_assumptions() -> tuple[Assumption, ...]:
 def assumptions_of(names: Collection[str], target: Target) -> tuple[Assumption, ...]:
     """The numbers of these names, with value, unit and source.
 
-    They are constants of time and memory, costs of vertices, and facts of `target`. The models of time and
-    memory name those that affect a program. Coefficients of poplibs' formulas (matrix_unit.py) aren't listed:
-    each has its source beside it in the code.
+    They are constants of time and memory, costs of vertices, coefficients of the matrix unit's formulas, and
+    facts of `target`. The models of time and memory name those that affect a program.
     """
     found = tuple(
         each

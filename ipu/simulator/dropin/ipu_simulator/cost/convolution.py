@@ -15,7 +15,17 @@ import numpy as np
 
 from ..environment import Target
 from .matmul import Product, plan, tight_splits
-from .matrix_unit import BLOCK, Counts, ceil_div, kernel_cycles, product_cycles, slic_cycles, unit_of
+from .matrix_unit import (
+    BLOCK,
+    NUMBERS_OF_SLIC,
+    Counts,
+    ceil_div,
+    kernel_cycles,
+    numbers_of_kernel,
+    product_cycles,
+    slic_cycles,
+    unit_of,
+)
 
 
 @dataclass(frozen=True)
@@ -65,19 +75,19 @@ class Convolution:
 class ConvolutionPlan:
     """Cycles of the fullest tile, temporary bytes of one tile.
 
-    :param constants: names of the constants that it depends on.
+    :param numbers: names of the coefficients and constants that its cycles depend on.
     """
 
     cycles: float
     temporary_bytes: int
-    constants: frozenset[str] = frozenset()
+    numbers: frozenset[str] = frozenset()
 
 
 @functools.cache
 def plan_convolution(convolution: Convolution, target: Target, proportion: float) -> ConvolutionPlan:
     """The plan of a forward pass, or of an input's gradient, which is a convolution too."""
     product = plan(convolution.as_product, target, proportion)
-    expanded = ConvolutionPlan(product.cycles, product.temporary_bytes, product.serial_constants)
+    expanded = ConvolutionPlan(product.cycles, product.temporary_bytes, product.numbers)
     if convolution.taps == 1:
         return expanded
     in_place = _in_place(convolution, target, proportion * target.bytes_per_tile)
@@ -110,22 +120,39 @@ def _in_place(convolution: Convolution, target: Target, bound: float) -> Convolu
     temporary = inputs + weights + partials
     fitting = np.flatnonzero(temporary <= max(bound, temporary.min()))
     index = int(fitting[np.argmin(cycles[fitting])])
-    return ConvolutionPlan(float(cycles[index]), int(temporary[index]))
+    by_window = _is_by_window(convolution, target, int(groups[index]), int(here[index]), int(columns[index]))
+    numbers = NUMBERS_OF_SLIC if by_window else numbers_of_kernel(convolution.in_channels)
+    return ConvolutionPlan(float(cycles[index]), int(temporary[index]), numbers)
 
 
 def _compute(
     convolution: Convolution, target: Target, groups: Counts, positions: Counts, out_channels: Counts
 ) -> np.ndarray:
     """Cycles of one tile, with the faster vertex."""
+    by_tap, by_window = _by_vertex(convolution, target, groups, positions, out_channels)
+    faster: np.ndarray = by_tap if by_window is None else np.minimum(by_tap, by_window)
+    return faster
+
+
+def _is_by_window(
+    convolution: Convolution, target: Target, groups: int, positions: int, out_channels: int
+) -> bool:
+    """Whether the SLIC vertex is the faster one."""
+    by_tap, by_window = _by_vertex(convolution, target, groups, positions, out_channels)
+    return by_window is not None and bool(by_window < by_tap)
+
+
+def _by_vertex(
+    convolution: Convolution, target: Target, groups: Counts, positions: Counts, out_channels: Counts
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Cycles of one tile with the nx1 vertex, and with the SLIC vertex, which takes float16 only."""
     unit = unit_of(target, convolution.input_bytes, convolution.half_partials)
     row_length, in_channels = convolution.field[1], convolution.in_channels
     kernel = convolution.kernel
     by_tap = kernel_cycles(unit, groups, positions, row_length, in_channels, out_channels, kernel)
     if convolution.input_bytes > 2:
-        return by_tap
-    by_window = slic_cycles(target, groups, positions, row_length, in_channels, out_channels, kernel)
-    faster: np.ndarray = np.minimum(by_tap, by_window)
-    return faster
+        return by_tap, None
+    return by_tap, slic_cycles(target, groups, positions, row_length, in_channels, out_channels, kernel)
 
 
 def tile_cycles(convolution: Convolution, target: Target) -> float:

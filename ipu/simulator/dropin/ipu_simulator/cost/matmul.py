@@ -15,7 +15,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..environment import Target
-from .matrix_unit import BLOCK, Unit, ceil_div, product_cycles, reduction_cycles, unit_of
+from .matrix_unit import (
+    BLOCK,
+    NUMBERS_OF_REDUCTION,
+    Unit,
+    ceil_div,
+    numbers_of_product,
+    product_cycles,
+    reduction_cycles,
+    unit_of,
+)
 from .vertices import OperationConstants, operation_constants
 
 # Numbers of slices that the planner tries: a search space, not a hardware property.
@@ -46,6 +55,7 @@ class MatmulPlan:
     :param swapped: the operand [m, k] is the weights, so `split_m` and `split_n` split n and m.
     :param temporary_bytes: on one tile, in one product of the series.
     :param within_bound: False if no plan was within the proportion.
+    :param numbers: names of the coefficients and constants that its cycles depend on.
     """
 
     compute_cycles: float
@@ -61,6 +71,7 @@ class MatmulPlan:
     swapped: bool
     temporary_bytes: int
     within_bound: bool
+    numbers: frozenset[str] = frozenset()
 
     @property
     def cycles(self) -> float:
@@ -73,14 +84,6 @@ class MatmulPlan:
     @property
     def serial_splits(self) -> int:
         return self.serial_n * self.serial_k
-
-    @property
-    def serial_constants(self) -> frozenset[str]:
-        """Names of the constants that `serial_cycles` depends on."""
-        names = {"serial_cycles", "slice_cycles"} if self.serial_splits > 1 else set()
-        names |= {"update_cycles"} if self.serial_n > 1 else set()
-        names |= {"add_cycles"} if self.serial_k > 1 else set()
-        return frozenset(names)
 
 
 def plan(product: Product, target: Target, proportion: float) -> MatmulPlan:
@@ -99,7 +102,19 @@ def plan(product: Product, target: Target, proportion: float) -> MatmulPlan:
     while least > bound and bound <= 2 * target.bytes_per_tile:
         bound *= 2
     fitting = front if least > bound else [made for made in front if made.temporary_bytes <= bound]
-    return replace(fitting[-1], within_bound=within)
+    chosen = fitting[-1]
+    return replace(chosen, within_bound=within, numbers=_numbers(chosen, product, unit))
+
+
+def _numbers(made: MatmulPlan, product: Product, unit: Unit) -> frozenset[str]:
+    """Names of the coefficients and constants that the cycles of a plan depend on."""
+    rows = ceil_div(product.n if made.swapped else product.m, made.split_m)
+    in_blocks = ceil_div(ceil_div(ceil_div(product.k, made.serial_k), BLOCK), made.split_k)
+    names = numbers_of_product(unit, ceil_div(product.groups, made.split_groups), rows, in_blocks)
+    names |= NUMBERS_OF_REDUCTION if made.split_k > 1 else frozenset()
+    names |= {"serial_cycles", "slice_cycles"} if made.serial_splits > 1 else frozenset()
+    names |= {"update_cycles"} if made.serial_n > 1 else frozenset()
+    return names | ({"add_cycles"} if made.serial_k > 1 else frozenset())
 
 
 @functools.cache

@@ -122,7 +122,7 @@ def _numbers_of_product(product: Product, made: MatmulPlan, target: Target) -> f
     names = {unit_of(target, product.input_bytes, product.half_partials).fact}
     if made.split_k > 1:
         names.add("reduction_compute_sets")
-    return _OF_PLANS | names | made.serial_constants
+    return _OF_PLANS | names | made.numbers
 
 
 def _rearranged(op: Op, number: int, graph: Graph) -> int:
@@ -196,7 +196,7 @@ def convolution_cost(op: Op, graph: Graph, target: Target, proportion: float, ha
             working_set_bytes=made.temporary_bytes * target.tiles_per_ipu,
             flops=convolution.flops,
             rule="convolution planner",
-            numbers=numbers | made.constants | (_BIAS if biased else frozenset()),
+            numbers=numbers | made.numbers | (_BIAS if biased else frozenset()),
         )
     wanted = tuple(op.attributes.get("output_mask", (True, True, False)))
     cycles, working_set, passes = 0.0, 0, 0
@@ -204,11 +204,11 @@ def convolution_cost(op: Op, graph: Graph, target: Target, proportion: float, ha
         backward = _gradient_of_input(convolution, _plane(source.shape[2:]))
         made = plan_convolution(backward, target, proportion)
         cycles, working_set, passes = made.cycles, made.temporary_bytes, 1
-        numbers |= made.constants
+        numbers |= made.numbers
     if wanted[1]:
         made = _gradient_of_weights(convolution, target, proportion)
         cycles, working_set, passes = cycles + made.cycles, max(working_set, made.temporary_bytes), passes + 1
-        numbers |= made.constants
+        numbers |= made.numbers
     return OpCost(
         "convolution",
         matmul_cycles=cycles,
@@ -252,10 +252,10 @@ def _gradient_of_weights(convolution: Convolution, target: Target, proportion: f
             convolution.half_partials,
         )
         made = plan(product, target, proportion)
-        return ConvolutionPlan(made.cycles, made.temporary_bytes, made.serial_constants)
+        return ConvolutionPlan(made.cycles, made.temporary_bytes, made.numbers)
     forward = plan_convolution(convolution, target, proportion)
     cycles = operation_constants().weight_gradient_factor * forward.cycles
-    return replace(forward, cycles=cycles, constants=forward.constants | {"weight_gradient_factor"})
+    return replace(forward, cycles=cycles, numbers=forward.numbers | {"weight_gradient_factor"})
 
 
 def _tile_share(elements: int, target: Target) -> int:

@@ -1,4 +1,5 @@
-"""The numbers that operations cost, vertices.json; an operation's row (op_table.py) names the ones it takes.
+"""The numbers that operations cost, vertices.json; an operation's row (op_table.py) names the ones it takes,
+and the planners name the coefficients of the matrix unit that act on their plans.
 
 The file explains its entries, and gives each number's unit, origin and source.
 """
@@ -90,6 +91,37 @@ class OperationConstants:
     unknown_compute_sets: int
 
 
+@dataclass(frozen=True)
+class MatrixUnitConstants:
+    """Coefficients of poplibs' formulas for the matrix unit (matrix_unit.py)."""
+
+    product_vertex_cycles: int
+    product_vertex_worker_cycles: int
+    product_vertex_state_cycles: int
+    product_vertex_group_cycles: int
+    product_vertex_first_block_cycles: int
+    product_vertex_block_cycles: int
+    product_vertex_weights_cycles: int
+    product_vertex_positions_cycles: int
+    product_vertex_two_positions_cycles: int
+    product_vertex_one_position_cycles: int
+    nx1_vertex_cycles: int
+    nx1_vertex_block_cycles: int
+    nx1_vertex_step_cycles: int
+    nx1_vertex_8_channels_cycles: int
+    nx1_vertex_4_channels_cycles: int
+    nx1_vertex_worker_cycles: int
+    nx1_vertex_row_cycles: int
+    slic_vertex_cycles: int
+    slic_vertex_block_cycles: int
+    slic_vertex_worker_cycles: int
+    slic_vertex_row_cycles: int
+    reduction_vertex_cycles: int
+    reduction_vertex_worker_cycles: int
+    reduction_vertex_vector_cycles: int
+    reduction_vertex_partial_cycles: int
+
+
 @functools.cache
 def content() -> Mapping[str, Mapping[str, Any]]:
     """The file, as it is."""
@@ -103,6 +135,11 @@ def operation_constants() -> OperationConstants:
 
 
 @functools.cache
+def matrix_unit_constants() -> MatrixUnitConstants:
+    return MatrixUnitConstants(**{name: entry["value"] for name, entry in content()["matrix_unit"].items()})
+
+
+@functools.cache
 def vertices() -> Mapping[str, Vertex]:
     """By name."""
     return {name: Vertex(name, **entry) for name, entry in content()["vertices"].items()}
@@ -112,6 +149,7 @@ def operation_assumptions() -> tuple[Assumption, ...]:
     """All numbers of the file, for reports."""
     of_rules = [
         Assumption(name, float(entry["value"]), entry["unit"], entry["origin"], entry["source"])
-        for name, entry in content()["constants"].items()
+        for section in ("constants", "matrix_unit")
+        for name, entry in content()[section].items()
     ]
     return (*of_rules, *(each for vertex in vertices().values() for each in vertex.assumptions))
