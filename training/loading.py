@@ -49,7 +49,7 @@ def training_batches(
         ring=_RING if asynchronous and device.name != "simulator" else 0,
         instances=instances.on_this_host,
     )
-    sampler: Sampler = data.SampleStream(
+    sampler: Sampler[int] = data.SampleStream(
         start_sample,
         samples,
         calls,
@@ -95,12 +95,12 @@ def _follow_parent() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-class _OfAccessor(Sampler):
+class _OfAccessor(Sampler[int]):
     """The samples of another sampler. The process that draws them, PopTorch's accessor, ends on Ctrl-C, but
     without a traceback: the run ends then too, and PopTorch sends this signal to an accessor that hangs.
     """
 
-    def __init__(self, sampler: Sampler) -> None:
+    def __init__(self, sampler: Sampler[int]) -> None:
         self._sampler, self._home = sampler, os.getpid()
 
     def __iter__(self) -> Iterator[int]:
