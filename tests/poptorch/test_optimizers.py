@@ -326,6 +326,69 @@ def test_the_update_rule_cannot_change_after_compiling():
         executor.setOptimizer(optim.AdamW(model.parameters(), lr=0.5))
 
 
+@pytest.mark.parametrize(
+    ("kind", "arguments", "change", "problem"),
+    [
+        ("SGD", {}, {"lr": -0.5}, r"lr of group 0 is -0\.5"),
+        ("SGD", {"weight_decay": 0.0}, {"weight_decay": -1.0}, r"weight_decay of group 0 is -1\.0"),
+        ("SGD", {"momentum": 0.9}, {"momentum": -0.5}, "momentum of group 0"),
+        ("Adam", {"betas": (0.9, 0.9)}, {"betas": (0.9, 1.0)}, r"betas of group 0 is \(0\.9, 1\.0\)"),
+        ("RMSprop", {"eps": 1e-8}, {"eps": -1.0}, "eps of group 0"),
+        ("LAMB", {"max_weight_norm": 1.0}, {"max_weight_norm": -1.0}, "max_weight_norm of group 0"),
+    ],
+)
+def test_values_out_of_range_are_refused_when_they_reach_the_device(kind, arguments, change, problem):
+    def make(model):
+        return getattr(optim, kind)(model.parameters(), **{"lr": 0.1, **arguments})
+
+    _, executor, optimizer = start(make)
+    optimizer.param_groups[0].update(change)
+    executor.setOptimizer(optimizer)
+    with pytest.raises(poptorch.Error, match=f"Invalid {kind.upper()}.* optimizer: {problem}"):
+        executor(*batch(4))
+    _, executor, optimizer = start(make, calls=1)
+    optimizer.param_groups[0].update(change)
+    with pytest.raises(poptorch.Error, match=problem):
+        executor.setOptimizer(optimizer)
+
+
+@pytest.mark.parametrize("scaling", [0.0, -1.0])
+def test_a_loss_is_scaled_by_more_than_0(scaling):
+    _, executor, _ = start(lambda model: optim.SGD(model.parameters(), lr=0.1, loss_scaling=scaling))
+    with pytest.raises(poptorch.Error, match=f"loss_scaling is {scaling}"):
+        executor(*batch(4))
+
+
+@pytest.mark.parametrize("value", [None, "fast", [0.1]])
+def test_an_attribute_is_a_number(value):
+    _, executor, optimizer = start(lambda model: optim.SGD(model.parameters(), lr=0.1))
+    optimizer.param_groups[0]["lr"] = value
+    with pytest.raises(ValueError, match="lr of parameter group 0 must be a number, it is"):
+        executor.setOptimizer(optimizer)
+    del optimizer.param_groups[0]["lr"]
+    with pytest.raises(ValueError, match=r"Parameter group 0 lacks lr\."):
+        executor.setOptimizer(optimizer)
+    if value is not None:  # None is "not given"
+        with pytest.raises(ValueError, match="loss_scaling must be a number"):
+            start(lambda model: optim.SGD(model.parameters(), lr=0.1, loss_scaling=value))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        ("Adam", "first_order_momentum_accum_type", torch.float16),
+        ("Adam", "second_order_momentum_accum_type", torch.float16),
+        ("SGD", "velocity_accum_type", torch.float16),
+        ("RMSprop", "use_tf_variant", True),
+    ],
+)
+def test_types_of_the_state_cannot_change_after_compiling(kind, name, value):
+    _, executor, optimizer = start(lambda model: getattr(optim, kind)(model.parameters(), lr=0.1), calls=1)
+    setattr(optimizer, name, value)
+    with pytest.raises(poptorch.Error, match=f"Can't replace the compiled optimizer: its {name} is"):
+        executor.setOptimizer(optimizer)
+
+
 def test_float16_accumulators_switch_to_the_running_mean():
     running = poptorch.MeanReductionStrategy.Running
 

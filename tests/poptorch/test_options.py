@@ -285,3 +285,18 @@ def test_options_are_declared_once_and_each_object_has_its_own():
     one.outputMode(poptorch.OutputMode.All).modelName("named").useIpuId(3)
     one.TensorLocations.numIOTiles(32).setWeightLocation(poptorch.TensorLocationSettings())
     poptorch.poptorch_core._validateOptions(one.toDict())
+
+
+@pytest.mark.parametrize("value", [1, "on"])
+@pytest.mark.parametrize(
+    ("section", "setter"),
+    [("Training", "setAutomaticLossScaling"), ("Precision", "enableStochasticRounding")],
+)
+def test_a_switch_of_popart_takes_a_bool(section, setter, value):
+    options = poptorch.Options()
+    getattr(getattr(options, section), setter)(value)
+    executor = poptorch.inferenceModel(torch.nn.Linear(1, 1), options)
+    with pytest.raises(
+        poptorch.Error, match=rf"Unknown {type(value).__name__} option '.*' for value .*a bool"
+    ):
+        executor(torch.ones(1, 1))

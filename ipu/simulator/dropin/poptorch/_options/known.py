@@ -10,7 +10,7 @@ from typing import Any
 from ipu_simulator import variables
 
 from ..poptorch_core import createBackendError, usesIpuModel
-from . import sections
+from . import popart, sections
 from .strategies import STRATEGY_OPTIONS
 
 # In addition to those that Options and its sections declare.
@@ -58,6 +58,8 @@ _POPART_GROUPS = frozenset(
 # POPTORCH_IPU_MODEL_VERSION: 1216, 1472 and 1472 tiles.
 _IPU_MODELS = ("ipu1", "ipu2", "ipu21")
 
+# PopART's options of Training and Precision that PopTorch hands on as they were given.
+_BOOLS = (popart.AUTOMATIC_LOSS_SCALING, popart.STOCHASTIC_ROUNDING, popart.FLOATING_POINT_CHECKS)
 _VALUE_TYPES = (bool, float, int, str, list, tuple, set, dict)
 
 
@@ -85,6 +87,10 @@ def validate(options: dict[str, Any]) -> None:
     for name, value in options.items():
         if not isinstance(value, _VALUE_TYPES):
             raise createBackendError(f"Unknown value type {type(value)} for option {name}")
+        if name in _BOOLS and not isinstance(value, bool):
+            raise createBackendError(
+                f"Unknown {type(value).__name__} option '{name}' for value {value!r}: it is a bool"
+            )
         if name in known or name.split(".")[0] in _POPART_GROUPS:
             continue
         raise createBackendError(f"Unknown {type(value).__name__} option '{name}' for value {value!r}")

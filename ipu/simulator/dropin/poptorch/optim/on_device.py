@@ -15,6 +15,15 @@ from .base import Optimizer
 from .hyperparameters import FINAL_LOSS_SCALE, LOSS_SCALING, SCALE_FACTOR, Hyperparameters
 from .settings import Extracted
 
+# Arguments of the device that are never variable.
+_COMPILED_IN = (
+    "accum_type",
+    "velocity_accum_type",
+    "first_order_momentum_accum_type",
+    "second_order_momentum_accum_type",
+    "use_tf_variant",
+)
+
 
 class OptimizerOnDevice:
     """One executable's updater, and the optimizer whose attributes it uses.
@@ -34,6 +43,7 @@ class OptimizerOnDevice:
         automatic_scale: bool = False,
         processes: numerics.Processes | None = None,
     ) -> None:
+        _check_values(found)
         self._ids = [id(weights.parameters[i]) for i in weights.trainable]
         self._names = [weights.names[i] for i in weights.trainable]
         self._weights = [weights.device_parameters[i] for i in weights.trainable]
@@ -142,8 +152,9 @@ class OptimizerOnDevice:
     def follow(self, optimizer: torch.optim.Optimizer, found: Extracted) -> None:
         """Applies an optimizer's attributes. A new optimizer object continues with the device's state.
 
-        Raises poptorch.Error if the update rule or a compiled-in constant would change.
+        Raises poptorch.Error for an invalid value, and if the update rule or a constant would change.
         """
+        _check_values(found)
         self._check_replacement(found)
         if optimizer is not self._optimizer:
             self.release()
@@ -185,6 +196,14 @@ class OptimizerOnDevice:
                     f"Can't replace the compiled optimizer: {what} was compiled in as the constant {value}, "
                     f"the new one has {now}. Mark it with variable_attrs.markAsVariable before the model is "
                     "compiled.",
+                    "popart_exception",
+                )
+        for name in _COMPILED_IN:
+            value, now = getattr(compiled.device, name), getattr(found.device, name)
+            if now != value:
+                raise createBackendError(
+                    f"Can't replace the compiled optimizer: its {name} is {value}, the new one has {now}. "
+                    "Call destroy() and wrap the model again.",
                     "popart_exception",
                 )
 
@@ -235,6 +254,16 @@ class OptimizerOnDevice:
             missing.append(SCALE_FACTOR)
         self._report = None
         _warn_of_missing(missing)
+
+
+def _check_values(found: Extracted) -> None:
+    invalid = found.invalid()
+    if invalid:
+        raise createBackendError(
+            f"Invalid {found.type_name} optimizer: {', '.join(invalid)}. Loss and velocity scaling must be "
+            "above 0, betas from 0 to below 1, all others at least 0.",
+            "popart_exception",
+        )
 
 
 def _warn_of_missing(names: list[str]) -> None:

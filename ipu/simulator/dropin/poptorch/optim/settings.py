@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +92,22 @@ class Extracted:
         """The variable attributes of a group, in the rule's order."""
         return [name for index, name in self.values if index == group and (index, name) not in self.constants]
 
+    def invalid(self) -> list[str]:
+        """The values that PopART refuses, e.g. 'lr of group 0 is -0.1'."""
+        named = [(f"{name} of group {i}", name, value) for (i, name), value in self.values.items()]
+        named += [(name, name, getattr(self.device, name)) for name in MAY_VARY]
+        found = []
+        for what, name, value in named:
+            if name == "betas":
+                valid = all(0 <= beta < 1 for beta in value)
+            elif name in ("loss_scaling", "velocity_scaling"):
+                valid = value > 0
+            else:
+                valid = value >= 0
+            if not valid:
+                found.append(f"{what} is {value}")
+        return found
+
     def unexpected(self, first: Extracted) -> list[str]:
         """Warnings about attributes that the program's `first` optimizer didn't have."""
         new = self.extra_keys - first.extra_keys
@@ -123,7 +140,8 @@ class Extracted:
 def extract(optimizer: torch.optim.Optimizer) -> Extracted:
     """Reads an optimizer's current attributes.
 
-    Raises AssertionError for an unsupported class, ValueError for amsgrad and maximize.
+    Raises AssertionError for an unsupported class, ValueError for amsgrad, maximize, and an attribute that is
+    missing or no number.
     """
     kind, rule, attributes = _kind(optimizer)
     groups = optimizer.param_groups
@@ -132,17 +150,19 @@ def extract(optimizer: torch.optim.Optimizer) -> Extracted:
     if any(group.get("maximize") for group in groups):
         raise ValueError("maximize=True is not supported: negate the loss instead.")
     device = device_arguments(optimizer)
+    for name in MAY_VARY:
+        _checked_number(name, getattr(device, name))
     if rule is Rule.LAMB and not device.bias_correction:
         rule = Rule.LAMB_NO_BIAS
     if rule is Rule.RMSPROP and any(group["centered"] for group in groups):
         rule = Rule.RMSPROP_CENTERED
-    values = {(i, name): _value(group, name) for i, group in enumerate(groups) for name in attributes}
+    values = {(i, name): _value(i, group, name) for i, group in enumerate(groups) for name in attributes}
     constants = {
         (i, name): value for (i, name), value in values.items() if _is_constant(optimizer, groups[i], name)
     }
     settings = numerics.UpdateSettings(
         rule=rule,
-        groups=tuple(_group_settings(group, attributes) for group in groups),
+        groups=tuple(_group_settings(i, group, attributes) for i, group in enumerate(groups)),
         max_grad_norm=device.max_grad_norm,
         with_momentum="momentum" in attributes
         and any(group["momentum"] or (i, "momentum") not in constants for i, group in enumerate(groups)),
@@ -187,22 +207,34 @@ def _subclass_warning(subclass: type, kind: type) -> str:
     )
 
 
-def _value(group: dict[str, Any], name: str) -> Any:
+def _value(index: int, group: dict[str, Any], name: str) -> Any:
     if name == "max_weight_norm" and group.get(name) is None:
         return NO_WEIGHT_NORM_LIMIT
+    if name not in group:
+        raise ValueError(f"Parameter group {index} lacks {name}.")
     value = group[name]
-    return tuple(value) if name == "betas" else value
+    if name == "betas":
+        return tuple(value)
+    # A learning rate may be a 0-d tensor.
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return value
+    return _checked_number(f"{name} of parameter group {index}", value)
 
 
-def _group_settings(group: dict[str, Any], attributes: tuple[str, ...]) -> numerics.GroupSettings:
-    values = {name: _value(group, name) for name in attributes}
+def _checked_number(what: str, value: Any) -> Any:
+    if not isinstance(value, numbers.Real):
+        raise ValueError(f"{what} must be a number, it is {value!r}.")
+    return value
+
+
+def _group_settings(index: int, group: dict[str, Any], attributes: tuple[str, ...]) -> numerics.GroupSettings:
+    values = {name: _value(index, group, name) for name in attributes}
     if "betas" in values:
         values["beta1"], values["beta2"] = values.pop("betas")
-    # A learning rate may be a 0-d tensor.
-    numbers: dict[str, Any] = {
+    plain: dict[str, Any] = {
         name: value if isinstance(value, bool) else float(value) for name, value in values.items()
     }
-    return numerics.GroupSettings(**numbers)
+    return numerics.GroupSettings(**plain)
 
 
 def _is_device_constant(optimizer: torch.optim.Optimizer, name: str) -> bool:
