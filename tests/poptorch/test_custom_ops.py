@@ -20,6 +20,8 @@ FUNCTIONS = """
 
     CUSTOM_OPS = {
         ("Cube", "com.acme", 1): cube,
+        ("Sum", "com.acme", 1): lambda inputs, attributes: inputs[0].sum(),
+        ("Text", "com.acme", 1): lambda inputs, attributes: [inputs[0], "text"],
         ("Split", "com.acme", 2): lambda inputs, attributes: [inputs[0] + 1, inputs[0].argmax().int()],
     }
 """
@@ -90,13 +92,84 @@ def test_several_outputs_of_several_types(functions):
     assert place == 1 and place.dtype is torch.int32
 
 
-def test_outputs_are_checked_against_the_examples(functions):
-    for example, message in (
-        (torch.zeros(3), r"example_outputs\[0\] is \[3\] of torch\.float32, but .* returns \[2\]"),
-        (torch.zeros(2, dtype=torch.int32), r"\[2\] of torch\.int32, but .* returns \[2\] of torch\.float32"),
-    ):
-        with pytest.raises(poptorch.Error, match=message):
-            poptorch.inferenceModel(Cubed(example=example))(torch.ones(2))
+class Custom(torch.nn.Module):
+    """One custom operation of one input."""
+
+    def __init__(self, name, examples, **attributes):
+        super().__init__()
+        self.name, self.examples, self.attributes = name, examples, attributes
+
+    def forward(self, x):
+        examples = [x if example is None else example for example in self.examples]
+        return poptorch.custom_op([x], self.name, "com.acme", 1, examples, attributes=self.attributes)
+
+
+def test_shapes_and_types_are_the_operations_not_the_examples(functions):
+    for example in (None, torch.zeros(7), torch.zeros(1, dtype=torch.int32)):
+        executor = poptorch.inferenceModel(Custom("Sum", [example]))
+        for _ in range(2):  # the first call compiles
+            (total,) = executor(torch.tensor([1.0, 2.0, 4.0]))
+            assert total.shape == () and total == 7.0 and total.dtype is torch.float32
+    (cubed,) = poptorch.inferenceModel(Custom("Cube", [torch.zeros(5).half()]))(torch.ones(2, 2))
+    assert torch.equal(cubed, torch.ones(2, 2))
+
+
+def test_the_number_of_outputs_is_the_examples(functions):
+    with pytest.raises(poptorch.Error, match=r"has 2 example_outputs, but its function returns 1"):
+        poptorch.inferenceModel(Custom("Sum", [None, None]))(torch.ones(2))
+    with pytest.raises(poptorch.Error, match=r"output 1 of its function is a <class 'str'>"):
+        poptorch.inferenceModel(Custom("Text", [None, None]))(torch.ones(2))
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (1e39, poptorch.Error, r"1e\+39 is too high for a Popart float attribute\."),
+        ([0.5, -1e39], poptorch.Error, r"-1e\+39 is too low for a Popart float attribute\."),
+        (float("inf"), poptorch.Error, "inf is too high"),
+        ("naïve", ValueError, "aren't ASCII"),
+        (["plain", "größer"], ValueError, "aren't ASCII"),
+        (2**63, ValueError, "beyond 64 bits"),
+    ],
+)
+def test_attributes_are_what_popart_can_hold(functions, value, error, message, on_device):
+    call = poptorch.inferenceModel(Custom("Cube", [None], scale=value)) if on_device else None
+    with pytest.raises(error, match=message):
+        (call or Custom("Cube", [None], scale=value))(torch.ones(2))
+
+
+def test_attributes_at_the_limits_pass(functions):
+    limits = {
+        "low": -3.4028234e38,
+        "tiny": 1e-300,
+        "nan": float("nan"),
+        "big": 2**63 - 1,
+        "text": "~",
+        "yes": True,
+    }
+    (cubed,) = poptorch.inferenceModel(Custom("Cube", [None], **limits))(torch.ones(2))
+    assert torch.equal(cubed, torch.ones(2))
+    with pytest.raises(ValueError, match="aren't ASCII"):
+        poptorch.custom_op([torch.ones(1)], "Cube", "com.acme", 1, [torch.ones(1)], attributes={"é": 1})
+
+
+@pytest.mark.parametrize(
+    ("data", "indices", "message"),
+    [
+        (torch.ones(2, 3), torch.zeros(3, dtype=torch.int32), r"got \[2, 3\] and \[3\]"),
+        (torch.ones(2, 3), torch.zeros(1, 3, dtype=torch.int32), r"got \[2, 3\] and \[1, 3\]"),
+        (torch.ones(2, 4, 3), torch.zeros(2, 3, 3, dtype=torch.int32), r"\[2, 4, 3\] and \[2, 3, 3\]"),
+        (torch.ones(2, 3), torch.zeros(2, 3), "indices must be integers, not torch.float32"),
+    ],
+)
+def test_the_gather_takes_equal_dimensions_but_the_last(data, indices, message):
+    class Gathers(torch.nn.Module):
+        def forward(self, table, places):
+            return poptorch.custom_op([table, places], "FastGatherLastDim", "poptorch.custom_ops", 1, [table])
+
+    with pytest.raises(poptorch.Error, match=message):
+        poptorch.inferenceModel(Gathers())(data, indices)
 
 
 def test_without_a_function_the_error_says_how_to_bring_one(functions, monkeypatch):

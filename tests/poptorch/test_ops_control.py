@@ -61,7 +61,7 @@ def test_a_branch_follows_its_condition_at_every_run():
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1])
-@pytest.mark.parametrize("start, size, step", [(0, 4, 1), (1, 3, 2), (2, 2, 1)])
+@pytest.mark.parametrize("start, size, step", [(0, 4, 1), (0, 4, 2), (2, 2, 1), (1, 2, 2), (3, 1, 1)])
 def test_slices_are_pythons(dim, start, size, step):
     x = torch.randn(4, 4, requires_grad=True)
     where = [slice(None)] * 2
@@ -79,10 +79,56 @@ def test_updates_are_pythons():
     expected = x.clone()
     expected[1:3] = src
     assert torch.equal(poptorch.dynamic_update(x, src, 0, torch.tensor([1]), 2), expected)
-    with pytest.raises(ValueError, match="elements along dimension 0"):
-        poptorch.dynamic_update(x, src, 0, torch.tensor([1]), 3)
-    with pytest.raises(ValueError, match="one integer"):
-        poptorch.dynamic_slice(x, 0, torch.tensor([1.5]), 2, 1)
+
+
+ONE = torch.tensor([1])
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda x: poptorch.dynamic_slice(x, 0, ONE.to(x.device), 7, 1),
+            r"The size of the slice \(7\) must be a factor of the slicing dimension \(8\)\.",
+        ),
+        (lambda x: poptorch.dynamic_slice(x, -1, ONE.to(x.device), 3, 1), r"\(3\) .* dimension \(4\)\."),
+        (lambda x: poptorch.dynamic_slice(x, 0, ONE.to(x.device), 16, 1), r"\(16\) .* dimension \(8\)\."),
+        (lambda x: poptorch.dynamic_update(x, x[:3], 0, ONE.to(x.device), 3), r"\(3\) .* dimension \(8\)\."),
+        (
+            lambda x: poptorch.dynamic_slice(x, 0, 1, 2, 1),
+            r"start of the slice must be a tensor, not 1 \(int\)",
+        ),
+        (lambda x: poptorch.dynamic_update(x, x[:2], 0, 1, 2), "start of the slice must be a tensor"),
+        (lambda x: poptorch.dynamic_slice(x, 0, x[0, :1], 2, 1), "one integer, not .* of torch.float32"),
+        (lambda x: poptorch.dynamic_slice(x, 0, x[0].int(), 2, 1), r"one integer, not \[4\]"),
+        (lambda x: poptorch.dynamic_slice(x, 0, ONE.to(x.device), 2, 0), "positive integers, not 2 and 0"),
+        (
+            lambda x: poptorch.dynamic_update(x, x[:2], 0, ONE.to(x.device), 4),
+            "has 2 elements .* its size is 4",
+        ),
+        (lambda x: poptorch.dynamic_update(x, x[0], 0, ONE.to(x.device), 4), "as many dimensions"),
+        (lambda x: poptorch.dynamic_update(x, x[:2].half(), 0, ONE.to(x.device), 2), "torch.float16 for"),
+    ],
+)
+def test_a_dynamic_slice_has_a_start_of_the_device_and_a_size_that_divides(call, message, on_device):
+    x = torch.randn(8, 4)
+    with pytest.raises(poptorch.Error, match=message):
+        poptorch.inferenceModel(Program(call)).compile(x) if on_device else call(x)
+
+
+def test_dynamic_slices_start_anew_in_every_run():
+    class Window(torch.nn.Module):
+        def forward(self, x, start):
+            part = poptorch.dynamic_slice(x, 1, start, 2, 1)
+            return part, poptorch.dynamic_update(x, part * 10, 1, start, 2)
+
+    x, model = torch.arange(8.0).reshape(2, 4), poptorch.inferenceModel(Window())
+    for start in (0, 2, 1):
+        part, updated = model(x, torch.tensor([start]))
+        expected = x.clone()
+        expected[:, start : start + 2] *= 10
+        assert torch.equal(part, x[:, start : start + 2]) and torch.equal(updated, expected)
 
 
 def test_a_custom_operation_is_zeros_on_the_host():

@@ -97,14 +97,24 @@ def check_same(
 
 
 def _positions(tensor: torch.Tensor, dim: int, start: Any, size: int, step: int) -> torch.Tensor:
+    """The positions of a slice. Raises poptorch.Error for one that a device can't take."""
     if not isinstance(start, torch.Tensor):
-        start = torch.tensor(start)
-    if start.is_floating_point() or start.numel() != 1:
-        raise ValueError("start must be one integer; pass it as a tensor if it changes between runs")
+        raise createBackendError(
+            f"The start of the slice must be a tensor, not {start!r} ({type(start).__name__}). If it never "
+            f"changes, slice as Python does: tensor[{start!r}:...]."
+        )
+    if start.is_floating_point() or start.dtype is torch.bool or start.numel() != 1:
+        raise createBackendError(
+            f"The start of the slice must be one integer, not {list(start.shape)} of {start.dtype}."
+        )
     if not isinstance(size, int) or not isinstance(step, int) or size < 1 or step < 1:
-        raise ValueError(f"size and step must be positive integers: got {size} and {step}")
-    if size > tensor.shape[dim]:
-        raise ValueError(f"size {size} exceeds the {tensor.shape[dim]} elements of dimension {dim}")
+        raise createBackendError(
+            f"The size and the step of the slice must be positive integers, not {size!r} and {step!r}."
+        )
+    if tensor.shape[dim] % size:
+        raise createBackendError(
+            f"The size of the slice ({size}) must be a factor of the slicing dimension ({tensor.shape[dim]})."
+        )
     first: torch.Tensor = start.reshape(()).to(torch.int64)
     return first + torch.arange(0, size, step)
 
@@ -112,7 +122,8 @@ def _positions(tensor: torch.Tensor, dim: int, start: Any, size: int, step: int)
 def dynamic_slice(tensor: torch.Tensor, dim: int, start: torch.Tensor, size: int, step: int) -> torch.Tensor:
     """tensor[start : start + size : step] along `dim`; `start` is an integer tensor of one element.
 
-    Raises ValueError for another `start`, `size` or `step` below 1, and a `size` beyond the dimension.
+    Raises poptorch.Error for another `start`, for `size` or `step` below 1, and for a `size` that doesn't
+    divide the dimension.
     """
     return torch.index_select(tensor, dim, _positions(tensor, dim, start, size, step))
 
@@ -122,13 +133,18 @@ def dynamic_update(
 ) -> torch.Tensor:
     """A copy of `input` whose elements [start : start + size] along `dim` are those of `src`.
 
-    Raises ValueError if number of dimensions, dtype or size of `src` don't fit, and as `dynamic_slice` does.
+    Raises poptorch.Error if number of dimensions, dtype or size of `src` don't fit, and as `dynamic_slice`
+    does.
     """
     if src.dim() != input.dim() or src.dtype != input.dtype:
-        raise ValueError(
-            f"src must have as many dimensions as input, and its type: got {src.dim()} of {src.dtype} for "
-            f"{input.dim()} of {input.dtype}"
+        raise createBackendError(
+            f"The source of an update must have as many dimensions as its input, and its type: got "
+            f"{src.dim()} of {src.dtype} for {input.dim()} of {input.dtype}."
         )
+    positions = _positions(input, dim, start, size, 1)
     if src.shape[dim] != size:
-        raise ValueError(f"src has {src.shape[dim]} elements along dimension {dim}, but size is {size}")
-    return torch.index_copy(input, dim, _positions(input, dim, start, size, 1), src)
+        raise createBackendError(
+            f"The source of an update has {src.shape[dim]} elements along dimension {dim}, but its size is "
+            f"{size}."
+        )
+    return torch.index_copy(input, dim, positions, src)
