@@ -79,12 +79,10 @@ def _outcomes(operation, samples=3):
         )
     )
     for sample in itertools.islice(usable, samples):
-        leaves, structure = torch.utils._pytree.tree_flatten((sample.input, sample.args, sample.kwargs))
+        given = [sample.input, list(sample.args), dict(sample.kwargs)]
 
-        def call(*tensors, leaves=leaves, structure=structure):
-            given = iter(tensors)
-            filled = [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-            first, args, kwargs = torch.utils._pytree.tree_unflatten(filled, structure)
+        def call(*tensors, given=given):
+            first, args, kwargs = _filled(given, iter(tensors))
             return operation.op(first, *args, **kwargs)
 
         try:
@@ -96,8 +94,28 @@ def _outcomes(operation, samples=3):
 
 
 def _tensors(sample):
-    leaves = torch.utils._pytree.tree_flatten((sample.input, sample.args, sample.kwargs))[0]
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    found = []
+
+    def find(part):
+        if isinstance(part, torch.Tensor):
+            found.append(part)
+        elif isinstance(part, (list, tuple)):
+            for one in part:
+                find(one)
+
+    find([sample.input, sample.args, list(sample.kwargs.values())])
+    return found
+
+
+def _filled(part, tensors):
+    """A nest of lists, tuples and dictionaries with other tensors in the places of its own."""
+    if isinstance(part, torch.Tensor):
+        return next(tensors)
+    if isinstance(part, dict):
+        return {key: _filled(value, tensors) for key, value in part.items()}
+    if type(part) in (list, tuple):
+        return type(part)(_filled(one, tensors) for one in part)
+    return part
 
 
 # Refused for another reason than a missing handler: values, sizes, complex numbers, restrictions.
