@@ -460,3 +460,37 @@ def test_a_data_set_that_any_index_fits_ends_at_its_length():
     rebatched = poptorch.AsynchronousDataAccessor(Endless(), rebatched_size=2)
     assert [tuple(element.shape) for element in rebatched] == [(2,), (2,), (2,)]
     rebatched.terminate()
+
+
+@pytest.mark.parametrize("asynchronous", ["loader", "accessor"])
+def test_strictly_a_background_worker_needs_data_that_can_be_pickled(monkeypatch, asynchronous):
+    def one_by_one(samples):  # a local function
+        return torch.stack([first for first, _ in samples])
+
+    def load(collate=None, dataset=None, strategy=poptorch.SharingStrategy.ForkServer):
+        dataset = Numbers(4) if dataset is None else dataset
+        if asynchronous == "accessor":
+            loader = torch.utils.data.DataLoader(dataset, collate_fn=collate)
+            return poptorch.AsynchronousDataAccessor(loader, sharing_strategy=strategy)
+        return poptorch.DataLoader(
+            options(),
+            dataset,
+            collate_fn=collate,
+            mode=poptorch.DataLoaderMode.Async,
+            async_options={"sharing_strategy": strategy},
+        )
+
+    def ends(loader):
+        assert len(list(loader)) == 4
+        loader.terminate()
+
+    local = Numbers(4)
+    local.function = lambda: None
+    ends(load(one_by_one))
+    monkeypatch.setenv("IPU_SIMULATOR_STRICT", "1")
+    ends(load())
+    ends(load(one_by_one, strategy=poptorch.SharingStrategy.Fork))
+    with pytest.raises(poptorch.Error, match="The collate_fn of type function can't be pickled"):
+        load(one_by_one)
+    with pytest.raises(poptorch.Error, match="The dataset of type Numbers can't be pickled"):
+        load(dataset=local)

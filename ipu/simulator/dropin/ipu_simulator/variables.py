@@ -15,7 +15,7 @@ TARGET = "IPU_SIMULATOR_TARGET"  # the machine to simulate
 PRECISION = "IPU_SIMULATOR_PRECISION"  # the arithmetic: float32 or ipu-float16
 PROFILE = "IPU_SIMULATOR_PROFILE"  # a folder for reports; set by --profile
 CUSTOM_OPS = "IPU_SIMULATOR_CUSTOM_OPS"  # a file of functions; set by --custom-ops
-STRICT = "IPU_SIMULATOR_STRICT"  # 1: PopTorch's restrictions apply to libraries newer than PopTorch too
+STRICT = "IPU_SIMULATOR_STRICT"  # 1: errors where the simulator otherwise does what PopTorch refuses
 # The announcement was printed. Set by environment.set_announced.
 ANNOUNCED = "IPU_SIMULATOR_ANNOUNCED"
 # Read by PopTorch too.
@@ -71,7 +71,7 @@ def asks_for_ipu_model() -> bool:
 
 
 def strict() -> bool:
-    """Whether PopTorch's restrictions on compiled code apply to libraries newer than PopTorch too."""
+    """Whether what PopTorch refuses is refused also where the simulator need not."""
     return whole_number(STRICT, 0) != 0
 
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import pickle
 import threading
 import traceback
 import weakref
 from typing import Any, Iterator, Mapping, MutableMapping, Sequence
 
 import torch
+from ipu_simulator import variables
 from torch.overrides import TorchFunctionMode
 
 from ._logging import logger
@@ -158,8 +160,8 @@ class AsynchronousDataAccessor:
     :param early_preload: start to fill the buffer immediately instead of at the first iteration.
     :param rebatched_size: rebatch to batches of this size, above 1.
 
-    Raises poptorch.Error for an asynchronous DataLoader, and for an invalid `buffer_size` or
-    `rebatched_size`.
+    Raises poptorch.Error for an asynchronous DataLoader, for an invalid `buffer_size` or `rebatched_size`,
+    and, with IPU_SIMULATOR_STRICT=1, for a data set that PopTorch's worker process couldn't be given.
     """
 
     def __init__(
@@ -181,6 +183,8 @@ class AsynchronousDataAccessor:
             raise createPoptorchError("rebatched_size must be None or greater than 1")
         if buffer_size < 1:
             raise createPoptorchError(f"buffer_size must be at least 1: it is {buffer_size}")
+        if variables.strict() and sharing_strategy is not SharingStrategy.Fork:
+            _check_picklable(dataset)
         by_index = not hasattr(dataset, "__iter__") and hasattr(dataset, "__len__")
         elements = _Indexed(dataset) if by_index else dataset
         self._dataset = (
@@ -230,6 +234,27 @@ class AsynchronousDataAccessor:
             raise createPoptorchError("The AsynchronousDataAccessor has been terminated") from stopped
         # With load_indefinitely, the next pass is already being loaded; otherwise a restart requests it.
         self._begun = not self._load_indefinitely
+
+
+# What PopTorch's worker process gets of a torch loader.
+_PARTS_OF_LOADER = ("dataset", "batch_sampler", "collate_fn", "worker_init_fn")
+
+
+def _check_picklable(dataset: Any) -> None:
+    """Raises poptorch.Error if the data set, or a part of a loader, can't be pickled."""
+    loader = dataset.loader if isinstance(dataset, Rebatched) else dataset
+    parts = {"data set": loader}
+    if isinstance(loader, torch.utils.data.DataLoader):
+        parts = {name: getattr(loader, name) for name in _PARTS_OF_LOADER}
+    for name, part in parts.items():
+        try:
+            pickle.dumps(part)
+        except Exception as error:
+            raise createPoptorchError(
+                f"The {name} of type {type(part).__name__} can't be pickled ({error}). PopTorch's worker is "
+                "a process, which gets it by pickling, unless sharing_strategy is SharingStrategy.Fork; "
+                f"without {variables.STRICT} the simulator's worker is a thread."
+            ) from error
 
 
 class _Indexed:
