@@ -27,6 +27,13 @@ def scripted(x):
     return torch.tanh(x * 0.5)
 
 
+@torch.jit.script
+def scripted_in_place(x):
+    y = torch.exp(x)
+    y.mul_(2.0)
+    return y
+
+
 def slices(x):
     x = x.exp()
     x[:, 1:] += 1
@@ -66,6 +73,7 @@ FORWARDS = {
     "after activations": after_activations,
     "masked": lambda x: x.exp().masked_fill_(x > 0, 0.5),
     "copied": lambda x: x.exp().copy_(x),
+    "in TorchScript": scripted_in_place,
     "out of a softmax": lambda x: x.softmax(-1).mul_(3),
 }
 BESIDE = {"alone": lambda x: x, "a function": Doubled.apply, "TorchScript": scripted}

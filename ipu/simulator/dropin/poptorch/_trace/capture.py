@@ -150,7 +150,7 @@ def capture(
 
 
 class _Overwritten(Exception):
-    """An in-place operation overwrote a tensor that the backward pass needs."""
+    """The backward pass failed, maybe as an in-place operation overwrote a tensor that it needs."""
 
 
 def _captured(
@@ -214,7 +214,7 @@ def _captured(
                 try:
                     recorder.backward(loss, weights.parameters.values())
                 except RuntimeError as error:
-                    if in_place or not checks.writes_in_place:
+                    if in_place:
                         raise
                     raise _Overwritten from error
         return graph_of(recorder, trace.stage_ipus, inputs.values(), outputs)

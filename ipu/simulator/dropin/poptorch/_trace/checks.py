@@ -151,7 +151,9 @@ class Checks:
         versions = [version_of(tensor) for tensor in inputs]
         result = proceed(func, args, kwargs)
         self.computes = self._makes = False
-        self.writes_in_place |= any(
+        # An operation of TorchScript comes from below autograd, which counts versions.
+        is_mutable = isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable
+        self.writes_in_place |= is_mutable or any(
             version_of(tensor) != version and tensor.is_floating_point()
             for tensor, version in zip(inputs, versions)
         )
