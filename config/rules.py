@@ -133,6 +133,8 @@ def _squad(config: Keys) -> Iterator[Problem]:
             f"{config.embedding_serialization_factor}: a {config.task} model has no vocabulary projection to "
             "serialize; use 1",
         )
+    if config.one_hot_masked_positions:
+        yield Problem("one_hot_masked_positions", f"a {config.task} model has no masked positions; omit it")
     layers = config.resolved_validation_layers_per_ipu
     if sum(layers) != config.num_layers:
         yield _wrong_sum("validation_layers_per_ipu", layers, config.num_layers)

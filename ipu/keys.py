@@ -93,6 +93,9 @@ class DeviceKeys(KeyGroup):
     embedding_serialization_factor: int = key(
         "weights", "number of slices in which the vocabulary projection is computed", 1, AT_LEAST_1
     )
+    one_hot_masked_positions: bool = key(
+        "weights", "pick the masked positions by a one-hot product, not by a gather", False
+    )
     replicated_tensor_sharding: bool = key("options", "shard the optimizer state over replicas", False)
     optimizer_state: Literal["on_chip", "off_chip"] = key(
         "options", "where the optimizer state is stored", "on_chip"

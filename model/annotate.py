@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple
 import ipu
 from ipu.placement import EMBEDDING, StagesError, layer_block, nearest_divisors, placement
 
-from .heads import TaskModel
+from .heads import TaskModel, one_hot_positions
 
 
 class Annotations:
@@ -32,13 +32,15 @@ def annotate(
     *,
     embedding_serialization_factor: int = 1,
     recompute_checkpoint_every_layer: bool = True,
+    one_hot_masked_positions: bool = False,
 ) -> Annotations:
     """Annotates `model` in place, for PopTorch. Parameters and state dict keys don't change.
 
     Each block of `ipu.placement.placement` begins at its module (PreNorm's last LayerNorm belongs to the last
     layer's block). With `recompute_checkpoint_every_layer` each layer's output is stored for the backward
     pass instead of recomputed. `embedding_serialization_factor` is the number of slices of the vocabulary
-    projection. The model's loss is marked as PopTorch's final loss. Raises StagesError before any change.
+    projection. `one_hot_masked_positions` picks the positions of a pretraining model's loss by a product. The
+    model's loss is marked as PopTorch's final loss. Raises StagesError before any change.
     """
     blocks = placement(model.config.num_layers, layers_per_ipu, model.place)
     projection = model.vocabulary_projection
@@ -66,6 +68,10 @@ def annotate(
             _serialized_matmul, factor=embedding_serialization_factor
         )
         annotations.add(functools.partial(setattr, projection, "serialized_matmul", None))
+    if one_hot_masked_positions:
+        heads: Any = model.head
+        heads.gather, gather = one_hot_positions, heads.gather
+        annotations.add(functools.partial(setattr, heads, "gather", gather))
     annotations.add(model.register_forward_hook(_final_loss).remove)
     return annotations
 

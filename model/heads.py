@@ -26,6 +26,16 @@ def gather_positions(x_bsh: Tensor, positions_bm: Tensor) -> Tensor:
     return x_bsh.reshape(batch * tokens, hidden).index_select(0, rows)
 
 
+def one_hot_positions(x_bsh: Tensor, positions_bm: Tensor) -> Tensor:
+    """As `gather_positions`, by a product with one-hot rows [B, M, S], as in Graphcore's BERT.
+
+    Its gradient is a product too; that of a gather adds up rows of [B * S, h].
+    """
+    tokens_s = torch.arange(x_bsh.shape[1], device=x_bsh.device)
+    one_hot_bms = (positions_bm.unsqueeze(2) == tokens_s).to(x_bsh.dtype)
+    return torch.matmul(one_hot_bms, x_bsh).flatten(0, 1)
+
+
 class MaskedLmHead(nn.Module):
     """Dense layer, GELU, LayerNorm, then logits by the tied word embeddings and a bias.
 
@@ -50,10 +60,14 @@ class MaskedLmHead(nn.Module):
 
 class PretrainingHeads(nn.Module):
     """Masked language modelling at the masked positions only, and next sentence prediction from the first
-    token."""
+    token.
+
+    `gather(x_bsh, positions_bm)` picks the masked positions.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.gather: Callable[[Tensor, Tensor], Tensor] = gather_positions
         self.masked_lm = MaskedLmHead(config)
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.next_sentence = nn.Linear(config.hidden_size, 2)
@@ -62,7 +76,7 @@ class PretrainingHeads(nn.Module):
         self, x_bsh: Tensor, masked_lm_positions: Tensor, word_embeddings_vh: Tensor
     ) -> Tuple[Tensor, Tensor]:
         """[B, S, h], [B, M], [V, h] -> masked LM logits [B * M, V], next sentence logits [B, 2]."""
-        masked_lm_logits = self.masked_lm(gather_positions(x_bsh, masked_lm_positions), word_embeddings_vh)
+        masked_lm_logits = self.masked_lm(self.gather(x_bsh, masked_lm_positions), word_embeddings_vh)
         pooled_bh = torch.tanh(self.pooler(x_bsh[:, 0]))
         return masked_lm_logits, self.next_sentence(pooled_bh)
 
@@ -88,7 +102,8 @@ def real_labels(labels_n: Tensor) -> Tensor:
 
 def correct_and_count(logits_nc: Tensor, labels_n: Tensor) -> Tuple[Tensor, Tensor]:
     """The numbers of correct predictions and of labels that aren't ignored, 0-d float32 each."""
-    correct_n = logits_nc.detach().argmax(dim=-1) == labels_n  # an ignored label equals no class
+    # An ignored label equals no class. (argmax has no gradient; a detach would copy the logits on an IPU.)
+    correct_n = logits_nc.argmax(dim=-1) == labels_n
     return correct_n.float().sum(), real_labels(labels_n)
 
 

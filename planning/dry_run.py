@@ -189,6 +189,7 @@ def program_of(config: Config, *, layers_per_ipu: Optional[Sequence[float]] = No
             config.layers_per_ipu if layers_per_ipu is None else layers_per_ipu,
             embedding_serialization_factor=config.embedding_serialization_factor,
             recompute_checkpoint_every_layer=config.recompute_checkpoint_every_layer,
+            one_hot_masked_positions=config.one_hot_masked_positions,
         )
         optimizer = training.build_optimizer(model, config.section(training.OptimizerPlan))
         plan = config.section(DevicePlan)

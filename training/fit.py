@@ -108,6 +108,7 @@ def place(model: models.TaskModel, config: Config, layers_per_ipu: Any, *, devic
         layers_per_ipu,
         embedding_serialization_factor=config.embedding_serialization_factor,
         recompute_checkpoint_every_layer=config.recompute_checkpoint_every_layer,
+        one_hot_masked_positions=config.one_hot_masked_positions,
     )
 
 

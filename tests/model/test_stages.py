@@ -9,6 +9,7 @@ import torch
 import ipu
 from ipu.placement import placement
 from model import PretrainingModel, SquadModel, StagesError, annotate
+from model.heads import gather_positions
 from tests.model.builders import BERT, GROUPBERT, batch, perturb
 
 ipu.select_device("simulator")
@@ -198,3 +199,22 @@ def test_trained_on_the_simulator_and_restored(config: object) -> None:
     assert list(trained) == list(plain.state_dict())
     for name, expected in plain.state_dict().items():
         torch.testing.assert_close(trained[name], expected, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("config", [BERT, GROUPBERT])
+def test_one_hot_positions_pick_what_a_gather_picks(config: object) -> None:
+    """Losses are equal to the bit, as a product with one-hot rows adds zeros; gradients up to rounding."""
+    found = []
+    for one_hot in (False, True):
+        model = PretrainingModel(config, seed=3)
+        perturb(model)
+        annotations = annotate(model, (1, 1), one_hot_masked_positions=one_hot)
+        outputs = model(*batch(config))
+        outputs[0].backward()
+        found.append((outputs, {name: weight.grad for name, weight in model.named_parameters()}))
+        annotations.undo()
+        assert model.heads.gather is gather_positions
+    (outputs, gradients), (of_product, gradients_of_product) = found
+    for one, other in zip(outputs, of_product):
+        assert torch.equal(one, other)
+    torch.testing.assert_close(gradients_of_product, gradients, rtol=1e-4, atol=1e-7)
