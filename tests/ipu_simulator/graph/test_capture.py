@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from ipu_simulator.graph.recorder import Place, Recorder
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -219,3 +220,15 @@ def test_errors_of_a_compilation_are_those_of_a_capture() -> None:
     too_shallow.Training.gradientAccumulation(2)
     with pytest.raises(Exception, match="must be greater than or equal to the number of pipeline stages"):
         captured(pretraining(BERT), *batch(BERT), made=too_shallow)
+
+
+def test_storages_tell_memories_apart_even_where_elements_have_none():
+    """Empty tensors, those of the meta device and forward-mode's zeros all have elements at address 0."""
+    recorder = Recorder(lambda: Place(0, 0), {})
+    whole = torch.arange(6.0)
+    views = [whole, whole[2:], whole.view(2, 3), whole.detach()]
+    assert len({recorder.value(view).address for view in views}) == 1
+    others = [torch.empty(0), torch.empty(0), torch.ones(0, 3)]
+    others += [torch.empty(3, device="meta"), torch.empty(3, device="meta")]
+    others += [torch._efficientzerotensor((2,)), torch._efficientzerotensor((2,))]
+    assert len({recorder.value(tensor).address for tensor in [whole, *others]}) == 1 + len(others)

@@ -30,7 +30,7 @@ class Value(NamedTuple):
     """A tensor as it was when an operation took or made it.
 
     :param identity: of the Python object.
-    :param address: of its memory; tensors that share it are views of one another.
+    :param address: of its storage; tensors that share it are views of one another.
     """
 
     identity: int
@@ -160,8 +160,6 @@ class Recorder:
     :param place: says, whenever it is asked, where operations run now.
     :param module_paths: paths of the modules by their id(); without any, modules are no scopes.
     :param on_event: see OnEvent.
-    :param address_of: tells tensors' memories apart; by default by their storages, which fake tensors have
-        too.
     """
 
     def __init__(
@@ -169,13 +167,11 @@ class Recorder:
         place: Callable[[], Place],
         module_paths: Mapping[int, str],
         on_event: OnEvent | None = None,
-        address_of: Callable[[torch.Tensor], int] | None = None,
     ) -> None:
         self.recording = Recording([], [], [])
         self._place = place
         self._module_paths = module_paths
         self._on_event = on_event
-        self._address_of = address_of or _storage_of
         self._scopes: tuple[Scope, ...] = ()
         self._marks = _NOTHING
         self._phase: Phase = "forward"
@@ -294,13 +290,14 @@ class Recorder:
         """A tensor as it is now."""
         identity = id(tensor)
         self._alive[identity] = tensor
-        return Value(identity, self._address_of(tensor), tuple(tensor.shape), tensor.dtype)
+        return Value(identity, _storage_of(tensor), tuple(tensor.shape), tensor.dtype)
 
     def _values(self, tensors: list[torch.Tensor]) -> list[Value]:
         return [self.value(tensor) for tensor in tensors]
 
 
 def _storage_of(tensor: torch.Tensor) -> int:
+    """The storage's own address: that of its elements is 0 if it is empty, fake, or forward-mode's zeros."""
     address: int = tensor.untyped_storage()._cdata
     return address
 

@@ -234,9 +234,7 @@ class Executable:
             self._randomness.seed_micro_batch(0, 0)
             tape = Tape(inputs)
             with _trace.tracing(self._options, inputs, tape.leave) as trace:
-                recorder = trace.recorder = Recorder(
-                    trace.place, self._module_paths(), address_of=popart_ir.address_of
-                )
+                recorder = trace.recorder = Recorder(trace.place, self._module_paths())
                 for name, weight in zip(self.weights.names, self.weights.of_replica(0)):
                     recorder.declare(weight, "parameter", name)
                 for index, tensor in enumerate(inputs):

@@ -13,7 +13,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
 from ipu_simulator.graph.recorder import Mark, Operation, Place, RecomputationCheckpoint, Recording, Value
 from ipu_simulator.op_table import row_of
 
@@ -30,11 +29,6 @@ class _Node:
     inputs: list[dict[str, Any]] = field(default_factory=list)
     outputs: list[dict[str, Any]] = field(default_factory=list)
     attributes: dict[str, Any] = field(default_factory=dict)
-
-
-def address_of(tensor: torch.Tensor) -> int:
-    """Of a tensor's elements; forward-mode derivatives have zeros that take no memory."""
-    return id(tensor) if tensor._is_zerotensor() else tensor.untyped_storage().data_ptr()
 
 
 class Named(NamedTuple):
