@@ -343,7 +343,7 @@ def _start_for_loop(inputs: list[torch.Tensor]) -> None:
     run = trace.current()
     if run is not None:
         run.inference_only.append("poptorch.for_loop()")
-        run.open_ends.enter_context(watch.watched())
+        run.has_loops = True
         run.loops.append(Loop(inputs))
 
 

@@ -14,7 +14,7 @@ from ipu_simulator.host import keep_freed_memory
 from .. import enums, poptorch_core
 from .._options.known import validate
 from .._options.popart import Obeyed
-from .._trace import Listener, popart_ir, strided_norm, watch
+from .._trace import Listener, bodies, popart_ir, strided_norm, watch
 from .._trace import run as _trace
 from .._trace.buffers import SharedBuffers
 from .._trace.callers import places_added
@@ -113,6 +113,7 @@ class Executable:
         self.weights = DeviceWeights(model, self.plan.replicas, options.broadcast_buffers, groupings)
         self.weights.check_buffer_names(options.updatable_named_buffers)
         self._loss: LossPlace | None = None
+        self._has_loops = False  # between registered operators
         self._calls: Replay | None = None  # replays the forward; None: each run calls the forward
         self.anchored: dict[str, torch.Tensor] = {}  # of the last run, by short name
         self.num_ipus = self.plan.replicas  # of all replicas in this process
@@ -209,6 +210,7 @@ class Executable:
     ) -> contextlib.AbstractContextManager[None]:
         """The listeners of a forward after compilation. A replay needs neither `device` nor `losses`."""
         return watch.later_run(
+            bodies.on_call if self._has_loops else None,
             statistics,
             device,
             widen_indices if self._narrow_indices else None,
@@ -262,6 +264,7 @@ class Executable:
             self._narrow_indices = checks.has_narrow_indices
             self._names_ipu = checks.names_ipu
             self._mixes_types = casts.has_cast
+            self._has_loops = trace.has_loops
             self._may_overwrite = self._training and checks.writes_in_place
             statistics.look_at(tensors(output))
             self._reads_statistics = statistics.are_read

@@ -48,8 +48,9 @@ class Run:
         # Between two registered operators (ops_registered.py):
         self.branches: list[list[torch.Tensor]] = []  # results of the "then" of each open if
         self.loops: list[Loop] = []  # the open ones
+        self.has_loops = False
         self.host_code: tuple[ExitStack, list[torch.Tensor]] | None = None  # its contexts and inputs
-        self.open_ends = ExitStack()  # what else ends with the run
+        self.open_ends = ExitStack()  # ends with the run
 
     def begin_block(self, user_id: str | None, ipu_id: int | None) -> None:
         """No-op: only the compiling run records blocks."""

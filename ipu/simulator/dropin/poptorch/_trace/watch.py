@@ -6,32 +6,31 @@ through its listeners in order. A listener may inspect, change or answer a call,
 made through `proceed` reach the later listeners; direct calls reach none. The order is therefore part of the
 semantics, and is defined only here.
 
-First of all, loops between two registered operators record what they see (bodies.py).
-
 Compilation, calls:
 1. tape: records the call as the program made it, and its final result
-2. statistics: whether the forward reads running statistics after their norm
-3. buffers: notices norms, which may change their statistics
-4. casts: implicit casts of mixed float16 and float32 operands
-5. checks: tracks the device's tensors; refuses what a graph can't hold; device "ipu"; narrow indices
-6. losses: results of loss functions
+2. bodies: loops between two registered operators do the same
+3. statistics: whether the forward reads running statistics after their norm
+4. buffers: notices norms, which may change their statistics
+5. casts: implicit casts of mixed float16 and float32 operands
+6. checks: tracks the device's tensors; refuses what a graph can't hold; device "ipu"; narrow indices
+7. losses: results of loss functions
 
 Compilation, operations:
 1. checks: refuses operations that PopTorch lacks, and reads of values
 2. buffers: refuses changes of buffers that replicas share
-3. tape: notices operations that belong to no recorded call
+3. tape, bodies: notice operations that belong to no recorded call
 4. recorder: what _debugGetPopartIR and getTensorNames export
 5. blocks: the block of each operation
 
 During compilation, an operation that belongs to no call (TorchScript's, a C++ extension's) is treated as a
 call first.
 
-Capture for the cost model, calls: casts, the weights' stand-ins, checks, losses. Operations, also of the
-backward pass: recorder, blocks.
+Capture for the cost model, calls: bodies, casts, the weights' stand-ins, checks, losses. Operations, also of
+the backward pass: recorder, blocks.
 
-Later runs, only listeners that the compilation found necessary, calls: running statistics, device "ipu",
-narrow indices, casts, losses, strided group norm. Operations: recorder, for results that options.anchorTensor
-names.
+Later runs, only listeners that the compilation found necessary, calls: bodies, running statistics, device
+"ipu", narrow indices, casts, losses, strided group norm. Operations: recorder, for results that
+options.anchorTensor names.
 
 The arithmetic (ipu_simulator/numerics) is another dispatch mode, outside this one: it computes the operations
 after all listeners have seen them. SavedTensors is one inside.
@@ -41,7 +40,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence
 
 import torch
@@ -88,7 +86,7 @@ def _is_composite(func: Any) -> bool:
 class _FunctionMode(TorchFunctionMode):
     def __init__(self, listeners: Sequence[Listener]) -> None:
         super().__init__()
-        self._proceed = _through((bodies.on_call, *listeners))
+        self._proceed = _through(listeners)
         self.under_way = False  # whether a call is in progress
 
     def __torch_function__(
@@ -109,15 +107,16 @@ class _DispatchMode(TorchDispatchMode):
 
     def __init__(self, listeners: Sequence[Listener], calls: _FunctionMode | None = None) -> None:
         super().__init__()
-        self._proceed = _through((bodies.on_operation, *listeners))
+        self._proceed = _through(listeners)
         self._calls = calls
         self._asked = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in COMPOSED:  # without tensors: the others come apart above the dispatch mode
-            return COMPOSED[func](*args, **(kwargs or {}))
+        if func in COMPOSED:  # outside of inference mode only those without tensors
+            with self:
+                return COMPOSED[func](*args, **(kwargs or {}))
         if torch.is_inference_mode_enabled() and _is_composite(func):
             # Without autograd, PyTorch dispatches these whole; PopTorch gets their parts here too.
             with self:
@@ -139,31 +138,11 @@ def watching(calls: Sequence[Listener] = (), operations: Sequence[Listener] = ()
     With both, an operation that belongs to no call is treated as a call first.
     """
     functions = _FunctionMode(calls) if calls else None
-    _thread.function_modes += functions is not None
-    try:
-        with (
-            _DispatchMode(operations, functions) if operations else contextlib.nullcontext(),
-            functions or contextlib.nullcontext(),
-        ):
-            yield
-    finally:
-        _thread.function_modes -= functions is not None
-
-
-class _Thread(threading.local):
-    function_modes = 0  # of ours, open
-
-
-_thread = _Thread()
-
-
-def watched() -> contextlib.AbstractContextManager[None]:
-    """Context: this thread's calls are seen, by open loops. No further mode where there is one already."""
-    return contextlib.nullcontext() if _thread.function_modes else watching((_pass,), (_pass,))
-
-
-def _pass(proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return proceed(func, args, kwargs)
+    with (
+        _DispatchMode(operations, functions) if operations else contextlib.nullcontext(),
+        functions or contextlib.nullcontext(),
+    ):
+        yield
 
 
 def compilation(
@@ -180,6 +159,7 @@ def compilation(
     return watching(
         calls=(
             tape.on_call,
+            bodies.on_call,
             statistics.on_call,
             buffers.on_call,
             casts.on_call,
@@ -190,6 +170,7 @@ def compilation(
             checks.on_operation,
             buffers.on_operation,
             tape.on_operation,
+            bodies.on_operation,
             recorder.on_operation,
             trace.on_operation,
         ),
@@ -200,7 +181,7 @@ def captured_calls(
     casts: ImplicitCasts, stand_ins: Listener, checks: Checks, losses: Losses
 ) -> contextlib.AbstractContextManager[None]:
     """Context of the forward whose graph is captured, inside `captured_operations`."""
-    return watching(calls=(casts.on_call, stand_ins, checks.on_call, losses.on_call))
+    return watching(calls=(bodies.on_call, casts.on_call, stand_ins, checks.on_call, losses.on_call))
 
 
 def captured_operations(trace: Trace, recorder: Recorder) -> contextlib.AbstractContextManager[None]:
@@ -209,6 +190,7 @@ def captured_operations(trace: Trace, recorder: Recorder) -> contextlib.Abstract
 
 
 def later_run(
+    loops: Listener | None,
     statistics: RunningStatistics | None,
     device: Listener | None,
     indices: Listener | None,
@@ -218,6 +200,7 @@ def later_run(
 ) -> contextlib.AbstractContextManager[None]:
     """Context of each forward after compilation; None for a listener that isn't needed."""
     calls = (
+        loops,
         None if statistics is None else statistics.on_call,
         device,
         indices,
