@@ -129,7 +129,7 @@ def train(
             if rng_state is not None:
                 executor.rng_state = rng_state
         began = time.perf_counter()
-        outputs = executor(*batch)
+        outputs = _called(executor, batch, plan, now)
         device_s = time.perf_counter() - began
         outputs = _joined(instances.gather(outputs))
         step = now.step + plan.device_iterations
@@ -168,6 +168,22 @@ def _next_batch(
         return None
 
 
+def _called(executor: Any, batch: Sequence[torch.Tensor], plan: LoopPlan, now: Progress) -> Any:
+    """One call of the device. Raises DivergenceError for a floating-point exception, if they are enabled."""
+    try:
+        return executor(*batch)
+    except ipu.poptorch.Error as error:
+        if not plan.floating_point_exceptions:
+            raise
+        updates = f"update {now.step + 1}"
+        if plan.device_iterations > 1:
+            updates = f"updates {now.step + 1} to {now.step + plan.device_iterations}"
+        raise DivergenceError(
+            f"the device stopped in {updates}, with floating_point_exceptions on: {error}"
+            f"{_intact(now.checkpoint)}"
+        ) from error
+
+
 def _agreed(stop: StopRequest, instances: ipu.Instances) -> bool:
     """True if any instance received a stop signal; the same on all instances."""
     if not instances.any(bool(stop)):
@@ -198,13 +214,17 @@ def _due(step: int, every: Optional[int], device_iterations: int) -> bool:
 def _refuse_divergence(record: Record, checkpoint: Optional[Path]) -> None:
     if math.isfinite(record["loss"]):
         return
-    remedy = "Use a lower learning_rate, a longer lr_warmup or, in float16, a lower loss_scaling"
-    if checkpoint is not None:
-        remedy += f"; the last valid checkpoint is intact: --checkpoint {checkpoint} with another --output"
     raise DivergenceError(
         f"the loss of update {int(record['step'])} is {record['loss']} at learning rate "
-        f"{record['learning_rate']:.3g}. {remedy}"
+        f"{record['learning_rate']:.3g}. Use a lower learning_rate, a longer lr_warmup or, in float16, a "
+        f"lower loss_scaling{_intact(checkpoint)}"
     )
+
+
+def _intact(checkpoint: Optional[Path]) -> str:
+    if checkpoint is None:
+        return ""
+    return f"; the last valid checkpoint is intact: --checkpoint {checkpoint} with another --output"
 
 
 def refuse_bad_weights(model: torch.nn.Module, step: int) -> None:

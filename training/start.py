@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any, List, Mapping, Optional, Sequence
 
+import torch
+
 import data
 import ipu
 import model as models
@@ -156,10 +158,17 @@ def initial_model(
     """
     if folder is None:
         return models.TASKS[head](config, seed=seed)
-    return models.from_pretrained(
+    model = models.from_pretrained(
         folder,
         head=head,
         hidden_dropout=config.hidden_dropout,
         attention_dropout=config.attention_dropout,
         seed=seed,
     )
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(
+                f"the checkpoint {folder}: its weight {name} holds NaN or infinity, so the run that wrote it "
+                "had diverged, or the file is damaged. Start from an earlier checkpoint or from another copy"
+            )
+    return model

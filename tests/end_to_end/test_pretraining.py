@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,34 @@ def test_a_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, flags):
     for name in kept:
         weights = load_file(str(tmp_path / "nan" / "checkpoints" / name / "model.safetensors"))
         assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
+
+
+DIVERGING = ("--learning-rate", "1e30", "--lr-schedule", "constant", "--lr-warmup", 0, "--training-steps", 4)
+
+
+def test_a_floating_point_exception_names_the_update_the_operation_and_the_layer(tmp_path, flags):
+    with pytest.raises(
+        DivergenceError, match=r"stopped in update 2, .* in \w+ of layer '[\w.]+', at encoder\.py:\d+"
+    ):
+        run_pretraining.main(flags(tmp_path / "run", *DIVERGING, "--floating-point-exceptions"))
+
+
+def test_a_nan_loss_is_explained(tmp_path, flags, capfd):
+    with pytest.raises(DivergenceError, match="the loss of update 2 is nan"):
+        run_pretraining.main(flags(tmp_path / "run", *DIVERGING))
+    assert re.search(r"The loss of micro batch \d .* is nan: .*(layer|the weight)", capfd.readouterr().err)
+
+
+def test_nan_in_the_weights_to_start_from_is_blamed_on_them(tmp_path, flags):
+    run_pretraining.main(flags(tmp_path / "run", *FEW))
+    (folder,) = (tmp_path / "run" / "checkpoints").iterdir()
+    weights = load_file(str(folder / "model.safetensors"))
+    name = next(iter(weights))
+    weights[name].view(-1)[3] = torch.nan
+    save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    (folder / "state.json").unlink()  # a folder of weights, as from elsewhere
+    with pytest.raises(CheckpointError, match=r"its weight .* holds NaN or infinity"):
+        run_pretraining.main(flags(tmp_path / "again", *FEW, "--checkpoint", folder))
 
 
 def test_synthetic_data_has_no_loss_to_judge(tmp_path, flags):

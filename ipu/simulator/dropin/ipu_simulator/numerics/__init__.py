@@ -21,6 +21,7 @@ from .plan import MicroBatch, OutputCollector, Returned, StepPlan
 from .processes import Processes
 from .rounding import (
     FloatingPointException,
+    InvalidOperation,
     KeyedRandomness,
     StateRounding,
     device_dtype,
@@ -42,6 +43,7 @@ __all__ = [
     "FloatingPointException",
     "FloatingPointExceptions",
     "GroupSettings",
+    "InvalidOperation",
     "KeyedRandomness",
     "MicroBatch",
     "OutputCollector",

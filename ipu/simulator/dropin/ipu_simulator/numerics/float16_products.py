@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from ..op_table import OpRow, row_of
-from .rounding import FloatingPointException, fact
+from .rounding import FloatingPointException, InvalidOperation, fact
 
 # Rounds partial results in place: float32 tensors with float16 values.
 PartialRounding = Callable[[torch.Tensor], Any]
@@ -211,14 +211,14 @@ def check(operator: Operator, operands: Any, result: Any) -> None:
     made = [leaf for leaf in tree_flatten(result)[0] if _is_floating(leaf)]
     if operator.row.signals_nan:
         if any(_has_nan(leaf) for leaf in tree_flatten(operands)[0]):
-            raise FloatingPointException(f"floating point exception, invalid operation, in {operator.name}")
+            raise InvalidOperation(f"floating point exception, invalid operation, in {operator.name}")
         return
     if all(_is_finite(tensor) for tensor in made):
         return
     given: List[Any] = tree_flatten(operands)[0]
     if any(_has_nan(tensor) for tensor in made):
         if not any(_has_nan(leaf) for leaf in given):
-            raise FloatingPointException(f"floating point exception, invalid operation, in {operator.name}")
+            raise InvalidOperation(f"floating point exception, invalid operation, in {operator.name}")
     elif all(_is_finite(leaf) for leaf in given):
         raise FloatingPointException(
             f"floating point exception, division by zero or overflow, in {operator.name}"
@@ -257,5 +257,12 @@ class FloatingPointExceptions(TorchDispatchMode):
         if operator.writes or operator.writes_named:
             given = tree_map_only(torch.Tensor, torch.Tensor.clone, given)
         result = func(*args, **kwargs)
-        check(operator, given, result)
+        try:
+            check(operator, given, result)
+        except FloatingPointException as exception:
+            self.found(exception)
         return result
+
+    def found(self, exception: FloatingPointException) -> None:
+        """Called for each exception, by the operation that made it."""
+        raise exception

@@ -175,6 +175,10 @@ class FloatingPointException(ArithmeticError):
     """A floating-point exception in a program that has turned them on."""
 
 
+class InvalidOperation(FloatingPointException):
+    """An operation on the device made NaN from operands without it."""
+
+
 def to_nearest(values: torch.Tensor) -> torch.Tensor:
     """float32 -> float16, to nearest, ties to even; overflow gives the largest number.
 

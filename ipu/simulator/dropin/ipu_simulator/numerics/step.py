@@ -6,6 +6,7 @@ the gradients of replicas in other processes.
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Callable, ContextManager, List, Optional, Sequence, Tuple, Union
@@ -15,7 +16,7 @@ import torch
 from .gradients import BackwardSums, TypedAccumulators
 from .plan import MicroBatch, OutputCollector, StepPlan
 from .processes import Gradients
-from .rounding import KeyedRandomness, host_generator_kept
+from .rounding import FloatingPointException, KeyedRandomness, host_generator_kept
 
 # One micro batch's inputs -> (its loss or None, the tensors it returns).
 Forward = Callable[[List[torch.Tensor]], Tuple[Optional[torch.Tensor], List[torch.Tensor]]]
@@ -28,6 +29,8 @@ class StepProgram:
 
     `enter_replica(r)` switches the tensors that differ between replicas (running statistics) to those of r.
     `arithmetic()` is a context around forward and backward passes, for float16 arithmetic.
+    `on_bad_loss(which, loss)` is called if a micro batch's loss is NaN or infinite, before weights change.
+    `origin(which)` says where in a micro batch's forward a floating-point exception arises.
     """
 
     plan: StepPlan
@@ -35,6 +38,8 @@ class StepProgram:
     randomness: KeyedRandomness
     enter_replica: Callable[[int], None]
     arithmetic: Callable[[], ContextManager[Any]] = nullcontext
+    on_bad_loss: Callable[[MicroBatch, float], None] = lambda which, loss: None
+    origin: Callable[[MicroBatch], Optional[str]] = lambda which: None
 
     def micro_batch(
         self, inputs: Sequence[torch.Tensor], which: MicroBatch
@@ -64,10 +69,16 @@ def run_training(
                 program.enter_replica(replica)
                 for step in range(plan.gradient_accumulation):
                     which = MicroBatch(iteration, step, replica)
-                    with program.arithmetic():
-                        loss, outputs = program.micro_batch(inputs, which)
-                        if loss is not None and loss.requires_grad:
-                            loss.backward(gradients.seed(loss))
+                    try:
+                        with program.arithmetic():
+                            loss, outputs = program.micro_batch(inputs, which)
+                            if loss is not None and loss.requires_grad:
+                                loss.backward(gradients.seed(loss))
+                    except FloatingPointException as exception:
+                        where = program.origin(which) or f"{exception}, in the backward pass"
+                        raise FloatingPointException(where) from exception
+                    if loss is not None and not math.isfinite(value := loss.detach().sum().item()):
+                        program.on_bad_loss(which, value)
                     collector.add(which, outputs)
                     del loss, outputs
                     with torch.no_grad():

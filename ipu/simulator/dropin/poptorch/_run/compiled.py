@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from typing import TYPE_CHECKING, Any, Callable, Iterator
 
@@ -12,6 +13,7 @@ from ipu_simulator.graph.recorder import Recorder
 from ipu_simulator.host import keep_freed_memory
 
 from .. import enums, poptorch_core
+from .._logging import logger
 from .._options.known import validate
 from .._options.popart import Obeyed
 from .._trace import Listener, bodies, popart_ir, strided_norm, watch
@@ -32,6 +34,7 @@ from .arguments import Arguments, FrozenArguments, check_batch_dimension
 from .arithmetic import arithmetic, computes_as_ipu, exceptions, reduction, state_rounding
 from .compilation import compile_lock, leave_note
 from .device_weights import DeviceWeights, ReplicaGrouping
+from .divergence import first_non_finite
 from .structure import check_types, map_leaves, tensors, with_tensors
 
 if TYPE_CHECKING:
@@ -120,6 +123,7 @@ class Executable:
         self._reads_statistics = False  # whether the forward reads running statistics after their norm
         self._statistics: RunningStatistics | None = None  # of the micro batch that runs
         self._may_overwrite = False  # whether an in-place operation may overwrite what a gradient needs
+        self._has_warned = False  # of a loss that is NaN or infinite
         self._is_traced = isinstance(compiled, Arguments)  # otherwise the first run traces
         if isinstance(compiled, Arguments):
             self._inputs = compiled.frozen()
@@ -321,6 +325,8 @@ class Executable:
             self._randomness,
             self.weights.enter_replica,
             self._in_run,
+            functools.partial(self._warn_of_bad_loss, arguments, inputs),
+            functools.partial(self._origin, arguments, inputs),
         )
         with (
             self.weights.swapped_in(),
@@ -344,6 +350,29 @@ class Executable:
             _outputs.mark(result)
         return with_tensors(self._output, results)
 
+    def _warn_of_bad_loss(
+        self, arguments: Arguments, inputs: list[torch.Tensor], which: numerics.MicroBatch, loss: float
+    ) -> None:
+        """Once: what made the loss NaN or infinite. Runs the micro batch again, before the weights change."""
+        if self._has_warned:
+            return
+        self._has_warned = True
+        where = self._origin(arguments, inputs, which)
+        batch = f"micro batch {which.step} of replica {which.replica}"
+        logger.warning("The loss of %s is %s: %s.", batch, loss, where or "its forward, run again, has none")
+
+    def _origin(
+        self, arguments: Arguments, inputs: list[torch.Tensor], which: numerics.MicroBatch
+    ) -> str | None:
+        """The operation, layer and line of this micro batch's first NaN and infinity, if there are any."""
+        forward = self._forward(arguments, None)
+        weights = [(f"the weight {name}", w) for name, w in zip(self.weights.names, self.weights.parameters)]
+        batch = [self.plan.micro_input(tensor, which).clone() for tensor in inputs]
+        named = [(f"input {index}", tensor) for index, tensor in enumerate(batch)]
+        self._randomness.seed_micro_batch(which.replica, which.step)
+        with self._arithmetic:
+            return first_non_finite(self._model, [*weights, *named], lambda: forward(batch))
+
     def _gradients(self, optimizer: OptimizerOnDevice) -> numerics.BackwardSums | numerics.TypedAccumulators:
         """The accumulator that sums the micro batches' gradients."""
         groups = [self.weights.groups.get(i) for i in self.weights.trainable]
@@ -358,9 +387,9 @@ class Executable:
         return numerics.TypedAccumulators(self.plan, settings, self.processes, self.rounding, names, groups)
 
     def _forward(
-        self, arguments: Arguments, anchors: _anchors.Anchors
+        self, arguments: Arguments, anchors: _anchors.Anchors | None
     ) -> Callable[[list[torch.Tensor]], tuple[torch.Tensor | None, list[torch.Tensor]]]:
-        calls = None if anchors.need_operations else self._calls
+        calls = None if anchors is None or anchors.need_operations else self._calls
         order = _order(self._paths, arguments.paths) if calls is not None else None
 
         def forward(inputs: list[torch.Tensor]) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
