@@ -41,7 +41,8 @@ def training_batches(
     """
     samples = config.samples_per_call // instances.count
     workers, asynchronous = config.dataloader_workers, config.async_dataloader
-    sample_bytes = sum(field.numel() * field.element_size() for field in examples.padding(1))
+    # Of any sample: all have the same shapes.
+    sample_bytes = sum(field.numel() * field.element_size() for field in examples[0]) if workers else 0
     check_shared_memory(
         samples * sample_bytes,
         workers=workers,
