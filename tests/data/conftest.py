@@ -1,4 +1,4 @@
-"""Real text for the tests of data: the topics that `help()` knows, part of every Python."""
+"""Real text for the data tests: the topics of `help()`, which every Python has."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data.tokenizer import Tokenizer, train_tokenizer
 
 
 def topic_documents() -> List[str]:
-    """About eighty documents of English prose and code, 0.5 MB, with blanks as corpora normalise them."""
+    """About eighty documents of English prose and code, 0.5 MB, with whitespace normalised as in a corpus."""
     texts = (text.split("\n") for _, text in sorted(pydoc_data.topics.topics.items()))
     return ["\n".join(" ".join(line.split()) for line in lines if line.strip()) for lines in texts]
 

@@ -1,6 +1,6 @@
-"""Run by test_preprocessing: prepares a text file, but its documents stop coming at some point.
+"""Run as a process by the tests: prepares a text file whose corpus hangs after some documents.
 
-Arguments: corpus file, vocabulary folder, cache folder, workers, how many documents come (-1: all).
+Arguments: corpus file, vocabulary folder, cache folder, workers, documents before it hangs (-1: never).
 """
 
 import signal

@@ -1,4 +1,4 @@
-"""The order is a function of the sample number alone; evaluation pads without being seen."""
+"""The sample order depends on the sample number alone; padding doesn't affect an evaluation."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_without_shuffling_the_order_is_the_datas() -> None:
 
 
 def test_any_access_gives_the_same_sample() -> None:
-    """One by one, in batches of any size and order, across epochs: the sample number decides."""
+    """One at a time, in batches of any size and order, and across epochs."""
     dataset = Numbered(7, seed=3, shuffle=True)
     whole = collate(dataset.__getitems__(range(40)))
     numbers = [39, 0, 8, 8, 20, 6, 7]
@@ -97,7 +97,7 @@ def test_processes_share_a_global_batch_in_slices(world_size: int) -> None:
 
 
 def test_slices_are_dealt_out_in_turn() -> None:
-    """Two processes of one replica see what the two replicas of one process see: [D, A, R, b] numbers."""
+    """Two processes with one replica each get the samples of two replicas in one process: [D, A, R, b]."""
     streams = [list(SampleStream(6, 12, 2, slice_size=3, rank=rank, world_size=2)) for rank in range(2)]
     whole = np.arange(6, 6 + 48).reshape(8, 2, 3)
     for rank, stream in enumerate(streams):

@@ -1,4 +1,4 @@
-"""A cache folder that can't be used, a full disk, a damaged vocabulary: said clearly, or put right."""
+"""An unusable cache folder, a full disk and a damaged vocabulary: a clear error, or repaired."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_an_error_of_writing_names_the_file_across_processes(tmp_path: Path) -> 
 def test_a_damaged_vocabulary_is_never_used(
     tmp_path: Path, tokenizer: Tokenizer, file: str, how: str
 ) -> None:
-    """What is loaded is what was kept, or nothing is: then it is made anew."""
+    """A damaged file is never loaded; the vocabulary is trained again."""
     keep_tokenizer(tokenizer, tmp_path)
     path = tmp_path / file
     content = path.read_bytes()

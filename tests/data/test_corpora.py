@@ -1,4 +1,4 @@
-"""open_corpus: what each form gives, what changes its fingerprint, and what each mistake is told."""
+"""open_corpus: the documents of each form, what changes the fingerprint, and the error for each mistake."""
 
 from __future__ import annotations
 

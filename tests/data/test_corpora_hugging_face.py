@@ -1,4 +1,4 @@
-"""hf: corpora, on real datasets that the test writes."""
+"""hf: corpora, read from real datasets that the tests write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Examples as the model gets them: layout, masks, the text that they came from; the unigram entropy."""
+"""Examples as the model gets them: layout, masks, source text; and the unigram entropy."""
 
 from __future__ import annotations
 

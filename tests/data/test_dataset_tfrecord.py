@@ -1,4 +1,4 @@
-"""TFRecord examples keep their own masks; what doesn't fit the configuration is refused."""
+"""TFRecord examples keep the masks of the file; those that contradict the configuration are refused."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_split_parts_the_records(tmp_path: Path) -> None:
 
 
 def test_token_counts_put_masked_tokens_back(tmp_path: Path) -> None:
-    """More records than are counted at once, and one of padding alone."""
+    """More records than one counting pass, and one that is only padding."""
     padding = {name: [0] * len(values) for name, values in make_features(0).items()}
     records = write(tmp_path / "a.tfrecord", [padding, *(make_features(n % 4) for n in range(400))])
     counts = open_dataset(records).token_counts()
@@ -130,7 +130,7 @@ def test_a_later_record_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 def test_impossible_values_are_refused_by_file_and_record(
     tmp_path: Path, feature: str, place: int, value: int
 ) -> None:
-    """With valid checksums: the writer made the mistake. Records are numbered per file."""
+    """The checksums are valid: the writer made the mistake. Records are numbered per file."""
     bad = make_features(1)
     bad[feature][place] = value
     write(tmp_path / "a.tfrecord", [make_features(0)])

@@ -1,4 +1,4 @@
-"""Files replaced atomically: killed writers leave nothing for ever, links aren't followed."""
+"""Files are replaced atomically: leftovers of killed writers are removed, links aren't followed."""
 
 import os
 import signal

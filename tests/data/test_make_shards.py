@@ -1,4 +1,4 @@
-"""Chunks keep whole documents; shards are the same with any number of workers, and after any kill."""
+"""Chunks have whole documents; shards don't depend on the number of workers or on earlier kills."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def vocabulary(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def large(documents: List[str], tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """A corpus of several chunks: the documents eight times, numbered so that they differ."""
+    """A corpus of several chunks: the documents eight times, numbered to make them distinct."""
     copies = [f"Copy {copy}.\n{document}" for copy in range(8) for document in documents]
     return write_text_corpus(tmp_path_factory.mktemp("large") / "large.txt", copies)
 
@@ -51,7 +51,7 @@ def expected(
 
 
 def contents(folder: Path) -> Dict[str, bytes]:
-    """The folder's name and files, lock and all: two runs must agree in every byte."""
+    """The folder's name and files, including the lock: two runs must agree in every byte."""
     return {f"{folder.name}/{path.name}": path.read_bytes() for path in folder.iterdir()}
 
 
@@ -72,7 +72,7 @@ def start(
 def test_a_signal_to_all_processes_ends_them(
     large: Corpus, vocabulary: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """At once, and with one traceback at most: that of the interrupt, which the runners turn into words."""
+    """Immediately, and with at most one traceback: that of the interrupt, which the runners catch."""
     process = start(large, vocabulary, tmp_path, workers=2, documents=450)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("pairs-*/*.shard")):
@@ -193,7 +193,7 @@ def test_a_finished_folder_is_not_written_again(corpus: Corpus, tokenizer: Token
 
 
 def test_a_failing_worker_is_reported(large: Corpus, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """A folder that can't be written to: the worker's own error arrives, and the run ends."""
+    """The folder isn't writable: the run ends with the worker's error."""
     folder = prepare_shards(large, tokenizer, PARAMETERS, tmp_path, workers=0, progress=False)
     (folder / MANIFEST).unlink()
     for path in folder.glob("*.shard"):
@@ -206,7 +206,7 @@ def test_a_failing_worker_is_reported(large: Corpus, tokenizer: Tokenizer, tmp_p
 def test_shards_hold_the_documents_text(
     corpus: Corpus, tokenizer: Tokenizer, documents: List[str], tmp_path: Path
 ) -> None:
-    """Each segment of an example is a run of tokens of a document in the same split."""
+    """Each segment of an example is a contiguous part of a document of the same split."""
     folder = prepare_shards(corpus, tokenizer, PARAMETERS, tmp_path, workers=0, progress=False)
     for split, held_out in ((TRAIN, False), (VALIDATION, True)):
         mine = [
@@ -274,7 +274,7 @@ def test_what_is_held_out_grows_with_the_share() -> None:
 
 
 def test_chunks_have_documents_to_choose_from() -> None:
-    """Books of a megabyte: several a chunk, for a random next; a corpus of small ones: many chunks."""
+    """Large books: several per chunk, so that there is a random next one. Small documents: many chunks."""
     books = cut(make_documents(60, 1_000_000))
     assert all(len(chunk.documents) >= 4 for chunk in books[:-1]) and len(books[-1].documents) >= 2
     pages = cut(make_documents(4000, 1000))

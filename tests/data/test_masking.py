@@ -1,4 +1,4 @@
-"""Masks: how many, where, with what, and that they depend on their key alone."""
+"""Masks: their number, positions and replacements; they depend on the key alone."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_every_position_is_as_likely() -> None:
 
 
 def test_what_is_seen_is_independent_of_where() -> None:
-    """Whether the first token is predicted says nothing about what replaces any prediction."""
+    """Whether the first token is predicted is independent of the replacement of any predicted token."""
     rows, length, slots = 20_000, 32, 5
     ids = np.random.default_rng(0).integers(5, VOCABULARY, (rows, length), dtype=np.int32)
     masked, positions, _ = make_masker(slots)(ids, np.full(rows, length), derive_key(8, np.arange(rows)))
@@ -141,7 +141,7 @@ def test_whole_words_are_masked_whole() -> None:
 
 
 def test_words_that_do_not_fit_are_skipped() -> None:
-    """One word of one piece among words of four, and room for two: only it can be masked."""
+    """One single-piece word among words of four pieces, at most two masks: only that word can be masked."""
     ids = np.array([[CLS, 10, 800, 801, 802, 11, 12, 803, 804, 805, SEP, PAD]], dtype=np.int32)
     for key in range(20):
         _, positions, labels = make_masker(2, whole_word=True)(

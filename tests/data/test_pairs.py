@@ -1,4 +1,4 @@
-"""Sentences lose no text; pairs: what A and B may be, and how often B is random."""
+"""Sentences lose no text; pairs: legal segments A and B, and how often B is random."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_segments_stay_within_a_document_and_random_means_another() -> None:
 
 
 def test_a_continuation_follows_its_segment() -> None:
-    """B begins where A ends, unless truncation has opened a gap between them."""
+    """B begins where A ends, unless truncation leaves a gap between them."""
     documents = make_documents(3, 40)
     continuations = [
         pair for pair in build(documents, max_tokens=10_000, short=0.0) if not pair.is_random_next
@@ -83,7 +83,7 @@ def test_a_single_document_is_never_its_own_random_next(document: List[int]) -> 
 
 
 def test_sentences_that_a_random_next_replaces_are_used_again() -> None:
-    """Without truncation and short targets, the A segments and true Bs of a document cover all of it."""
+    """Without truncation and short targets, the A segments and true B segments cover the whole document."""
     documents = make_documents(5, 30)
     covered = set()
     for pair in build(documents, max_tokens=10_000, short=0.0):
@@ -102,7 +102,7 @@ def test_sequences_are_filled_but_for_the_short_ones() -> None:
 
 
 def test_both_ends_are_truncated() -> None:
-    """The sentences are 100 tokens long, so a segment that doesn't begin at a multiple has lost its front."""
+    """Sentences have 100 tokens: a segment that doesn't begin at a multiple of 100 was cut at the front."""
     documents = [[100] * 50, [100] * 50]
     pairs = build(documents, max_tokens=150, short=0.0)
     cut_front = [pair.a_start % 100 != 0 for pair in pairs]

@@ -1,4 +1,4 @@
-"""From options to data, end to end on real text: what is held out, what is cached, what is refused."""
+"""From options to data, end to end on real text: held-out documents, caching, refused options."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_validation_is_the_same_in_every_epoch(options: PretrainingDataOptions, 
 
 
 def test_other_runs_hold_out_the_same_documents(options: PretrainingDataOptions, cache: Path) -> None:
-    """Another seed and sequence length, as in a second phase: the same documents, so as many tokens."""
+    """Another seed and sequence length, as in phase 2: the same documents, and so as many tokens."""
     one = prepare(options, cache).statistics
     two = prepare(options, cache, seed=2, sequence_length=32, mask_tokens=5).statistics
     assert one.validation.tokens == two.validation.tokens and one.train.tokens == two.train.tokens
@@ -187,7 +187,7 @@ def test_an_unknown_corpus_is_refused(options: PretrainingDataOptions, cache: Pa
 def test_the_longest_sequences_survive(
     options: PretrainingDataOptions, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """Nearly all of an example's tokens in one segment: its length takes all 16 bits."""
+    """Nearly all tokens are in one segment, whose length needs all 16 bits."""
     corpus, vocabulary = tmp_path / "long.txt", tmp_path / "vocabulary"
     tokenizer.save(vocabulary)
     corpus.write_text("\n\n".join("\n".join([word] + [f"{word} " * 65531] * 2) for word in ("a", "b")))
@@ -282,7 +282,7 @@ def test_prepared_data_is_found_by_its_identity_without_the_corpus(
 
 
 def test_identities_are_of_content(options: PretrainingDataOptions, cache: Path, tmp_path: Path) -> None:
-    """The same in another cache and for a copy of the corpus; another for anything that changes the data."""
+    """Equal in another cache and for a copy of the corpus; different for anything that changes the data."""
     first = prepare(options, cache).identity
     copy = tmp_path / "copy.txt"
     copy.write_bytes(Path(options.corpus).read_bytes())

@@ -1,4 +1,4 @@
-"""The embedded corpus: what is kept of documentation, and that it is the same at every run."""
+"""The built-in corpus: the parts of the documentation that it keeps; it is the same in every run."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ if True:
 
 @pytest.fixture
 def installation(tmp_path, monkeypatch):
-    """An installation of our own: a library of one module, and one package."""
+    """A minimal installation: a standard library of one module, and one package."""
     library, site = tmp_path / "lib", tmp_path / "site"
     for folder in (library / "test", site / "thing" / "tests", site / "thing-1.0.dist-info"):
         folder.mkdir(parents=True)

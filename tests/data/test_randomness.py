@@ -1,4 +1,4 @@
-"""Keyed draws and orders depend on their key alone, and look random."""
+"""Keyed draws and permutations depend on the key alone, and pass statistical tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from data.randomness import IndexPermutation, below, derive_key, draws, unit_int
 
 
 def splitmix64(state: int) -> int:
-    """One output of the published generator, in Python's integers."""
+    """One output of the published generator, with Python integers."""
     mask = (1 << 64) - 1
     z = (state + 0x9E3779B97F4A7C15) & mask
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
@@ -71,7 +71,7 @@ def test_keys_give_unrelated_orders() -> None:
 
 
 def test_every_index_goes_everywhere() -> None:
-    """Over many keys the image of each index of a small range is uniform: a chi-squared test."""
+    """Chi-squared test: over many keys, the image of each index of a small range is uniform."""
     n, keys = 12, 6000
     counts = np.zeros((n, n))
     for key in range(keys):

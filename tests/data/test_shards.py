@@ -1,4 +1,4 @@
-"""A shard is read as it was written, or refused: never half of it."""
+"""A shard is read exactly as it was written, or refused as a whole."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from data.shards import (
 
 
 def write_folder(folder: Path, sizes: List[int], token_type: str = "<u2") -> None:
-    """Shards whose example n has n % 5 + 1 tokens of value n in A and one of value n + 1 in B."""
+    """Shards whose example n has n % 5 + 1 tokens n in segment A and one token n + 1 in B."""
     headers, n = [], 0
     for number, size in enumerate(sizes):
         records, tokens = np.zeros(size, dtype=RECORD), []
@@ -103,7 +103,7 @@ def test_a_damaged_shard_is_refused_by_name(tmp_path: Path, how: str) -> None:
 
 
 def test_large_data_is_verified_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A flipped byte beyond what one opening verifies is found by another; sizes and headers by every one."""
+    """Each opening verifies another part, so a flipped byte is found later; sizes and headers at once."""
     write_folder(tmp_path, [5, 5, 5])
     path = tmp_path / shard_name("train", 1)
     content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""TFRecord files: Graphcore's sample as it is, and files written here with an encoder of the test's own."""
+"""TFRecord files: Graphcore's sample, and files written with the test's encoder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXTREME = [0, 1, 127, 128, 300, 2**14, 2**31 - 1, 2**63 - 1, -1, -(2**63)]
 
 
 def bitwise_crc32c(data: bytes) -> int:
-    """The definition, bit by bit."""
+    """The definition of the checksum, bit by bit."""
     remainder = 0xFFFFFFFF
     for byte in data:
         remainder ^= byte
@@ -207,7 +207,7 @@ def test_damage_after_opening_is_noticed_at_reading(tmp_path):
 
 
 def test_damage_is_found_in_any_of_many_records(tmp_path, monkeypatch):
-    """Verified in groups, of records of any length: each group's first and last, and the file's."""
+    """Records are verified in groups: damages the first and last of each group, and of the file."""
     monkeypatch.setattr(tfrecord, "VERIFIED_AT_ONCE_BYTES", 2000)
     file = tmp_path / "a.tfrecord"
     examples = [example(seed, length=8 + 37 * (seed % 5)) for seed in range(30)]

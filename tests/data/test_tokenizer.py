@@ -1,4 +1,4 @@
-"""The tokeniser: BERT's own behaviour, training, saving for transformers, and damaged vocabularies."""
+"""The tokenizer: BERT's behaviour, training, saving for transformers, damaged vocabularies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Machines: what their data files say, against datasheets' totals."""
+"""Machines: their data files, compared with the datasheets' totals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DROP_IN = Path(environment.__file__).parents[1]
 
 
 def test_configurations_and_simulator_know_the_same_machines():
-    """In the same order, which errors and --help list them in."""
+    """In the same order, in which errors and --help list them."""
     names = "pod4 pod16 pod64 pod128 pod256 bow-pod4 bow-pod16 bow-pod64 bow-pod128 bow-pod256".split()
     assert list(environment.TARGETS) == list(machine_ipus()) == names
     assert {name: environment.target(name).num_ipus for name in names} == machine_ipus()
@@ -41,7 +41,7 @@ def test_every_fact_has_unit_source_and_confidence(name):
     ("name", "peak_petaflops"), [("pod64", 15.978), ("bow-pod16", 5.578), ("bow-pod64", 22.31)]
 )
 def test_peak_is_the_datasheets(name, peak_petaflops):
-    """POD64's is the source of its clock; Bow's follow from the clock in MLPerf's system descriptions."""
+    """POD64's peak is the source of its clock; Bow's follows from the clock in MLPerf's system descriptions."""
     target = environment.target(name)
     assert target.peak_flops_per_s * target.num_ipus / 1e15 == pytest.approx(peak_petaflops, rel=1e-3)
 

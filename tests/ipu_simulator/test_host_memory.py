@@ -1,4 +1,4 @@
-"""Memory that one micro batch frees is the next one's: no page is fetched from the system a second time."""
+"""The next micro batch reuses freed memory: no page is requested from the system twice."""
 
 from __future__ import annotations
 

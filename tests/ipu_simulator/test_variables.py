@@ -1,4 +1,4 @@
-"""Environment variables are read in one module, and a bad value is named."""
+"""Environment variables are read in one module; errors name those with bad values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SQuAD-format content for tests, and where the real files are."""
+"""SQuAD-format content for tests, and the location of the real files."""
 
 from __future__ import annotations
 

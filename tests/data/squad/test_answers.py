@@ -1,4 +1,4 @@
-"""Answers from logits against a plain search through every span of every window."""
+"""Answers from logits, compared with a brute-force search over every span of every window."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def searched(
     ends: np.ndarray,
     options: AnswerOptions,
 ) -> dict[str, tuple[list[tuple[float, str]], float]]:
-    """By question: (score, text) of all distinct texts, best first, and the null score; from the windows."""
+    """For each question: (score, text) of every distinct text, best first, and the null score."""
     spans: dict[int, list[tuple[float, str]]] = {}
     nulls: dict[int, list[float]] = {}
     for row, window in enumerate(make_windows(data, tokenizer, WindowOptions(20, 5, 6))):
@@ -109,7 +109,7 @@ def test_answers_are_those_of_an_exhaustive_search(
 
 
 def test_one_window_that_sees_an_answer_is_enough(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """The null score is the smallest over the windows, not the largest or the last."""
+    """The null score is the minimum over the windows, not the maximum or the last one."""
     data = question_set(1)
     features = features_of(data, tokenizer, tmp_path)
     zeros = np.zeros((len(features), 20), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Questions from files and from Hugging Face datasets: what is read, and what each mistake is told."""
+"""Questions from files and Hugging Face datasets: what is read, and the error for each mistake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scores: against the figures known for real predictions, torchmetrics, and a search by brute force."""
+"""Scores, compared with published figures for real predictions, torchmetrics, and brute force."""
 
 from __future__ import annotations
 

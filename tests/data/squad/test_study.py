@@ -1,4 +1,4 @@
-"""Parts of SQuAD files, and what answers without reading score."""
+"""Subsets of SQuAD files, and the scores of baselines that don't read the context."""
 
 from __future__ import annotations
 

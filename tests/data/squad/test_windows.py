@@ -1,4 +1,4 @@
-"""Windows: their coverage, the positions of answers, and a plain implementation of BERT's rules."""
+"""Windows: coverage, answer positions, and a comparison with a plain implementation of BERT's rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Windows in the cache equal those that are made; what is damaged or changed is made again; their batches."""
+"""Cached windows equal fresh ones; damaged or outdated caches are rebuilt; batches of windows."""
 
 from __future__ import annotations
 

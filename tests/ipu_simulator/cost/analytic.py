@@ -1,9 +1,8 @@
-"""A layer's cost from formulas, without any graph: an independent way to the cost of the captured one.
+"""A layer's cost from formulas, without a graph: an independent check of the captured graph's cost.
 
-Written from the architecture's description: which products, vertices, compute sets and copies a layer of BERT
-or GroupBERT has. Only the matmul planner and the convolution's are shared with the model.
-
-Letters: T tokens of a micro batch, h hidden size, E = T h, S sequence length, A scores (heads S T).
+The formulas come from the architecture: the products, vertices, compute sets and copies of a layer of BERT or
+GroupBERT. Only the planners of matmuls and convolutions are shared with the model. Letters: T tokens of a
+micro batch, h hidden size, E = T h, S sequence length, A scores (heads S T).
 """
 
 from __future__ import annotations
@@ -113,7 +112,7 @@ class Layer:
         self.dense(4 * self.h, self.h)
 
     def convolution(self, groups, in_channels, out_channels, taps):
-        """Between rearrangements of what goes in and out; with a bias."""
+        """With a bias, and rearrangements of its inputs and outputs."""
         moved = self.t * groups * (in_channels + out_channels)
         batch = self.t // self.s
         forward = Convolution(batch, groups, in_channels, out_channels, (1, self.s), (1, taps))
@@ -186,6 +185,6 @@ def groupbert_layer(hidden, heads, tokens, length, target, proportion):
 
 
 def stash_cycles(layers, hidden, tokens, target, constants):
-    """The stage's input and each layer's output but the last go into the stash and out of it."""
+    """The stage's input and every layer's output except the last are stashed and restored."""
     on_a_tile = -(-tokens * hidden // target.tiles_per_ipu)
     return layers * 2 * (constants.stash_cycles * on_a_tile + constants.compute_set_cycles)

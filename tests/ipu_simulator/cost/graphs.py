@@ -9,7 +9,7 @@ from ipu_simulator.graph.ir import Graph, Op, Phase, Role, Tensor
 
 
 class Builder:
-    """Collects tensors and operations; `stage` and `segment` are those of the operations to come."""
+    """Collects tensors and operations; `stage` and `segment` apply to the operations added next."""
 
     def __init__(self, stage_ipus: Sequence[int]) -> None:
         self.stage_ipus = tuple(stage_ipus)

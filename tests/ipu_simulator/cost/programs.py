@@ -1,4 +1,4 @@
-"""Published configurations as captured programs, once for all tests of a process."""
+"""Captured programs of published configurations, one capture per process."""
 
 from __future__ import annotations
 

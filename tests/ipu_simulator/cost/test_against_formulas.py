@@ -1,4 +1,4 @@
-"""The cost of the captured graph against that of formulas for a layer (analytic.py)."""
+"""The cost of the captured graph, compared with the formulas for a layer (analytic.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a verdict says that it rests on: every number that can change it, and none that can't."""
+"""The numbers that a verdict lists: every one that can change it, and none that can't."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CACHES = (
 
 @functools.cache
 def programs():
-    """Training on several IPUs, state off the chip; on one, with a convolution; inference in float32."""
+    """Training on several IPUs with state off the chip; on one with a convolution; inference in float32."""
     small = {"sequence_length": 32, "mask_tokens": 4, "micro_batch_size": 1}
     pipeline = settings(2, replicas=2, matmul_proportions=(0.01, 0.01))
     sharded = replace(pipeline.optimizer, location="off_chip", sharded=True)
@@ -63,19 +63,19 @@ def verdict(name, machine=BOW):
 
 
 def shown(made):
-    """All that is in a verdict and its details, but the list of numbers."""
+    """A verdict and its details without the list of numbers."""
     return json_text(replace(made, details=replace(made.details, assumptions=()))), replace(
         made.details, assumptions=()
     )
 
 
 def changes_of(value):
-    """Other values of a number: capacities act when cut, thresholds when raised."""
+    """Other values of a number: a capacity shows when it is cut, a threshold when it is raised."""
     return value * 2, value / 2, value * 1e-7, value * 1e7, value * 1.25, value / 1.25
 
 
 def all_numbers():
-    """Names of all numbers there are, with the kind of thing that has them."""
+    """The kind and name of every number."""
     yield from (("fact", each.name) for each in facts("bow-pod16"))
     yield from (("time", each.name) for each in time_assumptions())
     yield from (("memory", each.name) for each in memory_assumptions())
@@ -83,7 +83,7 @@ def all_numbers():
 
 
 def with_numbers(name, change, monkeypatch, tmp_path):
-    """The numbers of operations with another value of one number."""
+    """Replaces one of the operations' numbers."""
     file = json.loads(operation_numbers.FILE.read_text(encoding="utf-8"))
     section = next((section for section in ("constants", "matrix_unit") if name in file[section]), None)
     if section is not None:
@@ -99,7 +99,7 @@ def with_numbers(name, change, monkeypatch, tmp_path):
 
 
 def changed(kind, name, program_name, at, monkeypatch, tmp_path):
-    """The verdict with the number's `at`-th other value."""
+    """The verdict with the number's alternative value `at`."""
     machine = BOW
     if kind == "fact":
         value = changes_of(getattr(BOW, name))[at]
@@ -123,7 +123,7 @@ def changed(kind, name, program_name, at, monkeypatch, tmp_path):
 
 
 def reread():
-    """Forgets the numbers, and the plans that were made from them but not cached by them."""
+    """Clears the caches of the numbers, and of plans whose keys don't include them."""
     for cache in CACHES:
         cache.cache_clear()
 

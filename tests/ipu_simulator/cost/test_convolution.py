@@ -1,4 +1,4 @@
-"""Convolutions: against measured cycles of vertices, matmuls, and what a group of channels wastes."""
+"""Convolutions: measured vertex cycles, equivalence to matmuls, and the waste of small channel groups."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GROUPED = Convolution(8, 48, 16, 16, (1, 128), (1, 7))
     not MEASURED.exists(), reason="measured vertex cycles (../shared/vertex_cycles.csv) are not here"
 )
 def test_rules_are_near_measured_cycles_of_one_tile():
-    """Nothing is fitted to these 113 rows; fields and kernels are taken as squares. float32 partial sums."""
+    """Nothing was fitted to these 113 rows. Fields and kernels are assumed square; float32 partial sums."""
     errors = []
     with MEASURED.open() as file:
         for row in csv.DictReader(file):
@@ -59,7 +59,7 @@ def test_groupberts_convolution_is_a_small_part_of_a_layer():
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 8])
 def test_smaller_groups_waste_the_amp(channels):
-    """They are less work, but never in the same measure less time."""
+    """The time shrinks less than the work."""
     small = replace(GROUPED, groups=768 // channels, in_channels=channels, out_channels=channels)
     share = small.flops / GROUPED.flops
     assert plan_convolution(small, CHIP, 0.2).cycles > share * plan_convolution(GROUPED, CHIP, 0.2).cycles

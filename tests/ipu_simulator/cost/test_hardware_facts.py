@@ -1,4 +1,4 @@
-"""Every hardware fact of a machine acts: a change of it changes some verdict."""
+"""Every hardware fact of a machine is used: changing it changes a verdict."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHANGED = {"name": "bow-pod64", "num_ipus": 4, "streaming_memory_bytes": 1e6}
 
 
 def programs():
-    """BERT in float16; the same with float32 partial sums; products of float32."""
+    """BERT in float16; the same with float32 partial sums; float32 products."""
     graph, made = program("bert-medium")
     yield graph, made
     yield graph, replace(made, half_partials=False)
@@ -30,7 +30,7 @@ def programs():
 
 
 def verdicts(machine):
-    """As reported, without the list of facts itself."""
+    """The reports, without their lists of facts."""
     for graph, made in programs():
         verdict = assess(graph, made, machine, name="p")
         yield json_text(replace(verdict, details=replace(verdict.details, assumptions=())))
@@ -45,7 +45,7 @@ def test_a_change_of_any_fact_changes_a_verdict(fact):
 
 @pytest.mark.parametrize("replicas", [1, 2, 4])
 def test_state_off_the_chip_is_held_against_the_streaming_memory_of_each_m2000(replicas):
-    """Two replicas of two IPUs share an M2000, and one replica has it for itself."""
+    """Two replicas of two IPUs share an M2000; a single replica has it alone."""
     graph = chain((0, 1, 0), [[16], [16, 16], [16]])
     made = settings(2, replicas=replicas)
     off_chip = replace(made, optimizer=replace(made.optimizer, location="off_chip"))

@@ -1,6 +1,6 @@
-"""Lifetimes against a replay of the schedule that knows nothing of them.
+"""Lifetimes, compared with an independent replay of the schedule.
 
-Every tensor has a different power of two as its width, so the live bytes identify the live tensors.
+Every tensor's width is a different power of two, so the live bytes identify the live tensors.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def test_a_timeline_behind_another_keeps_its_own_order():
 
 
 def unique_sizes(graph: Graph) -> Graph:
-    """The same graph, but each tensor that owns memory has one element more than all before it together."""
+    """The same graph, but each tensor with memory has one element more than all earlier ones together."""
     from dataclasses import replace
 
     tensors = tuple(
@@ -73,9 +73,9 @@ def unique_sizes(graph: Graph) -> Graph:
 
 
 def replay(graph: Graph, steps: list[Scheduled], kept: set[int]) -> list[int]:
-    """Bytes of what must exist at each step: made, received or restored by then, and still to be read.
+    """Bytes of the tensors that must exist at each step: already made, received or restored, and read later.
 
-    What another stage reads stays until the end; what comes from elsewhere is there from the beginning.
+    Tensors that another stage reads stay until the end; received ones exist from the beginning.
     """
     made: dict[tuple[int, int], int] = {}
     needed: dict[tuple[int, int], set[int]] = {}
@@ -151,7 +151,7 @@ def test_every_operation_finds_its_inputs(checkpoints, reads_outputs):
 @pytest.mark.parametrize("reads_outputs", [True, False])
 @pytest.mark.parametrize("index, segments", [(0, {0, 1, 2}), (1, {0, 1})])
 def test_segments_are_recomputed_just_before_they_are_needed(index, segments, reads_outputs):
-    """In the last stage, what lies behind the last checkpoint runs once."""
+    """In the last stage, operations after the last checkpoint run once."""
     graph = chain((0, 1), [[4, 4, 4], [4, 4, 4]], reads_outputs=reads_outputs)
     stage = stages_of(graph, settings(2))[index]
     steps = [step for step in schedule(graph, [stage], pipelined=True) if step.phase != "forward"]

@@ -1,4 +1,4 @@
-"""Tensors of PyTorch's graph whose memory on an IPU differs from their size."""
+"""Tensors whose memory on an IPU differs from their size in PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The matmul planner: against a slow exhaustive search, poplibs' published behaviour and properties."""
+"""The matmul planner: exhaustive search, poplibs' published behaviour, and properties."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BERT_LARGE_PRODUCTS = [
 
 
 def exhaustive(product, tiles, bound):
-    """(cycles, bytes) of the best plan within `bound`, by trying them all: formulas restated from poplibs."""
+    """(cycles, bytes) of the best plan within `bound`, by brute force; poplibs' formulas written again."""
     best = (inf, inf)
     for m, n in {(product.m, product.n), (product.n, product.m)}:
         for sn, sk in itertools.product(SERIAL_N, SERIAL_K):
@@ -107,7 +107,7 @@ def test_float32_never_faster_than_the_amp_allows():
 
 @pytest.mark.parametrize("product", BERT_LARGE_PRODUCTS)
 def test_more_memory_tiles_or_bandwidth_never_hurt(product):
-    """Memory within plans that fit: where none does, the bound is doubled, so less may become more."""
+    """For memory only where a plan fits: otherwise the bound is doubled, so that less may become more."""
     fitting = [
         made for made in (plan(product, CHIP, step / 40) for step in range(1, 41)) if made.within_bound
     ]
@@ -131,7 +131,7 @@ def test_the_proportion_bounds_temporary_memory(product):
 
 
 def test_a_tight_proportion_serialises_a_large_product():
-    """As Poplar does at 0.15 in the published recipes for BERT Large."""
+    """As Poplar does at 0.15 in BERT Large's published recipes."""
     product = Product(1, 1024, 1024, 4096)
     assert plan(product, CHIP, 0.25).serial_splits == 1
     assert plan(product, CHIP, 0.15).serial_splits > 1
@@ -160,7 +160,7 @@ def test_an_impossible_bound_is_doubled_until_a_plan_fits():
     ],
 )
 def test_cycles_are_those_of_an_earlier_independent_run_of_the_same_rules(product, proportion, cycles):
-    """That run searched fewer splits, so it may have found a little less good ones."""
+    """The earlier run searched fewer splits, so its plans may be slightly worse."""
     assert plan(product, CHIP, proportion).cycles == pytest.approx(cycles, rel=0.025)
 
 

@@ -1,4 +1,4 @@
-"""Memory of small programs made by hand, on a machine of few small tiles."""
+"""Memory of small hand-made programs, on a machine with few small tiles."""
 
 from __future__ import annotations
 

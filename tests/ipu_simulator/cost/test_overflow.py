@@ -1,4 +1,4 @@
-"""The proof of an overflow, against all sets of buffers."""
+"""The proof of an overflow, compared with every set of buffers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cost rules, operation by operation, on graphs of one operation."""
+"""Cost rules, on graphs with a single operation."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ SETTINGS = Settings(
 def graph_of(
     name, inputs, outputs, *, phase="forward", dtype="float16", integers=(), roles=(), ipu=0, **attributes
 ):
-    """One operation; tensors by shape, inputs activations unless `roles` says otherwise; `integers`: which
-    inputs are."""
+    """A graph of one operation.
+
+    Inputs are activations unless `roles` says otherwise; `integers` lists integer inputs.
+    """
     roles = [*roles, *["activation"] * len(inputs)]
     tensors = [
         Tensor(
@@ -137,7 +139,7 @@ def test_an_unknown_operation_is_bounded_by_the_dearest_vertex():
 
 
 def test_a_lookup_costs_every_index_on_every_tile():
-    """8 cycles an index at least, by the six workers in turn (popops MultiSlice)."""
+    """At least 8 cycles per index, with six workers in turn (popops MultiSlice)."""
     few = cost("embedding", [(30522, 768), (8, 128)], [(8, 128, 768)], integers=(1,))
     many = cost("embedding", [(30522, 768), (64, 128)], [(64, 128, 768)], integers=(1,))
     assert few.vertex_cycles >= 1024 * 8 and many.vertex_cycles >= 8192 * 8

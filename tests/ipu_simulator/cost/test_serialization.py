@@ -1,4 +1,4 @@
-"""poptorch.serializedMatMul: mode and factor name the dimension of a product that is cut, and its slices."""
+"""poptorch.serializedMatMul: mode and factor select the dimension that is sliced, and the slices."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CUT = {Mode.InputChannels: "m", Mode.ReducingDim: "k", Mode.OutputChannels: "n",
 
 
 class Projection(torch.nn.Module):
-    """The loss of x w, by a weight that is kept as [K, N] or as [N, K], with x on either side."""
+    """The loss of x w, with the weight stored as [K, N] or [N, K] and x on either side."""
 
     def __init__(self, mode, transposed, factor=FACTOR, weight_first=False):
         super().__init__()
@@ -63,7 +63,7 @@ def products(mode, **how):
 
 
 def expected(letters, dimension):
-    """(slices, one slice's plan) of a product, of which `dimension` ("m", "k", "n" or none) is cut."""
+    """(slices, plan of one slice) of a product that is sliced along `dimension` ("m", "k", "n" or none)."""
     sizes = {"m": M, "k": K, "n": N}
     if dimension:
         sizes[dimension] //= FACTOR
@@ -84,7 +84,7 @@ def test_the_dimension_that_the_mode_names_is_cut_forward_and_backward(mode, tra
 
 @pytest.mark.parametrize("mode", CUT)
 def test_a_weight_on_the_left_has_the_rows(mode):
-    """w [N, K] x [K, M]: the rows, which InputChannels cuts, are the weight's."""
+    """w [N, K] x [K, M]: InputChannels slices the rows, which are the weight's."""
     cut = {"m": "n", "n": "m"}.get(CUT[mode], CUT[mode])
     graph, found = products(mode, transposed=False, weight_first=True)
     for letters, cost in found.items():
@@ -95,7 +95,7 @@ def test_a_weight_on_the_left_has_the_rows(mode):
 
 @pytest.mark.parametrize("mode", CUT)
 def test_a_slice_of_the_weights_gradient_lives_where_the_weight_is_cut(mode):
-    """Where rows of activations are cut, every slice adds to the whole gradient."""
+    """If rows of activations are sliced, every slice adds to the whole gradient."""
     graph, _ = products(mode, transposed=False)
     (weight,) = (parameter.id for parameter in graph.parameters if parameter.shape == (K, N))
     slices = FACTOR if CUT[mode] in ("k", "n") and CUT[mode] else 1

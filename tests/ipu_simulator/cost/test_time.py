@@ -1,4 +1,4 @@
-"""Time: the pipeline against a simulation by events, bounds that nothing beats, and what never hurts."""
+"""Time: the pipeline, compared with an event simulation; lower bounds; and monotonicity."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def estimate(graph, settings, machine=BOW):
 
 
 def by_events(stages, micro_batches):
-    """(seconds, cycles) until all went forth and back through [(forward, backward)], each on its own IPU.
+    """(seconds, cycles) until every micro batch has passed [(forward, backward)] stages, one per IPU.
 
-    Each pipeline cycle ends for all when the slowest of those that have work is done. A micro batch is in
-    stage s one cycle after stage s - 1, and in its backward pass one cycle after that of stage s + 1; the
-    last stage does both at once.
+    A pipeline cycle ends when the slowest busy stage is done. A micro batch is in stage s one cycle after
+    stage s - 1, and in its backward pass one cycle after that of stage s + 1; the last stage does both in one
+    cycle.
     """
     last = len(stages) - 1
     time, cycle, left = 0.0, 0, len(stages) * micro_batches
@@ -96,7 +96,7 @@ def test_work_adds_up_to_the_stages(model):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_forward_flops_are_torchs(model):
-    """Torch's counter counts the backward of grouped convolutions as if they were dense: forward alone."""
+    """Forward only: torch's counter takes the backward pass of grouped convolutions for a dense one."""
     graph, settings = program(model)
     counted = sum(op_cost(op, graph, settings, BOW).flops for op in graph.ops if op.phase == "forward")
     preset = PRESETS[model.replace("-", "_")]
@@ -168,7 +168,7 @@ def test_more_work_takes_longer():
 
 
 def test_the_update_by_hand():
-    """IPU 0, with the embeddings, has most weights."""
+    """IPU 0 has the embeddings, and so most weights."""
     graph, settings = program("bert-medium")
     program_ = program_of(graph, stages_of(graph, settings), settings, BOW, constants())
     hidden, vocabulary, positions = 512, 30522, 512
@@ -196,7 +196,7 @@ def test_the_update_by_hand():
 
 
 def test_ipus_of_an_m2000_share_its_ways():
-    """One replica of an IPU has the streaming memory and the host's link for itself, four share them."""
+    """A single replica of one IPU has streaming memory and host link to itself; four replicas share them."""
     graph, settings = program("bert-medium", layers_per_ipu=(8,), matmul_proportion=(0.2,))
     adam = replace(settings.optimizer, sharded=False)
     one, four, eight = (

@@ -1,4 +1,4 @@
-"""What weights take, in bytes worked out by hand: two weights of 128 x 128 and one of 16 x 128 on an IPU."""
+"""Memory of weights, computed by hand: two of 128 x 128 and one of 16 x 128 on one IPU."""
 
 from __future__ import annotations
 

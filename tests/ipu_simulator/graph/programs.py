@@ -1,4 +1,4 @@
-"""Programs for the tests of this room, and a check that any captured graph must pass."""
+"""Programs for these tests, and a check that every captured graph must pass."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GROUPBERT = VARIANTS["pre-convolution-grouped_projected"]
 
 
 def options(strategy: Any = None, **popart: Any) -> Any:
-    """Options of a pipeline deep enough for every program here."""
+    """Options with enough gradient accumulation for every program here."""
     made = poptorch.Options()
     made.setExecutionStrategy(strategy or poptorch.PipelinedExecution(poptorch.AutoStage.AutoIncrement))
     made.deviceIterations(16)

@@ -1,4 +1,4 @@
-"""Graphs of what other people write: convolutions, recurrence, in-place changes, closures, own gradients."""
+"""Graphs of other people's programs: convolutions, recurrence, in-place changes, closures, custom gradients."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_what_comes_before_the_first_block_stands_on_the_first_ipu() -> None:
 
 def test_a_layer_on_the_host_needs_values() -> None:
     class Host(nn.Module):
-        """Looks at values, and so decides which operation comes next."""
+        """Its control flow depends on values."""
 
         def forward(self, x):
             return torch.tanh(x) if bool((x > -1e9).all()) else torch.sigmoid(x)

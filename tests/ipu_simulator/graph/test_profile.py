@@ -1,4 +1,4 @@
-"""--profile: reports on somebody else's program, which runs as without it."""
+"""--profile: reports on a foreign program, whose run stays the same."""
 
 from __future__ import annotations
 

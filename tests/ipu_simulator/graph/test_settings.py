@@ -1,4 +1,4 @@
-"""What the cost model reads off a program's options and optimizer."""
+"""The cost model's settings, from a program's options and optimizer."""
 
 from __future__ import annotations
 

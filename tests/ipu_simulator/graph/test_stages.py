@@ -1,4 +1,4 @@
-"""Stages, checked by playing them: whatever a backward pass reads must be there, and nothing must be idle."""
+"""Stages, checked by executing them: a backward pass finds every tensor it reads, and keeps no other."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def settings(execution: str = "pipelined", recompute: bool = True) -> SimpleName
 
 
 def lacks(graph, stage: Stage, without: int | None = None) -> bool:
-    """Plays a stage's backward pass, from its stash on: does any operation lack a tensor?
+    """Whether an operation of a stage's backward pass lacks a tensor, starting from the stash.
 
     :param without: a stashed tensor, or the first output of a recomputed operation, to be left out.
     """

@@ -1,6 +1,6 @@
-"""Operations on float16 as an IPU has them: partial sums, one rounding an operation, overflow, exceptions.
+"""float16 operations as on an IPU: partial sums, one rounding per operation, overflow, exceptions.
 
-Products are compared with loops over numpy's float16 and float32 that share nothing with the simulator. Their
+Products are compared with loops over numpy's float16 and float32 that share no code with the simulator. Their
 operands are small multiples of powers of two, so that sums inside a block are exact in any order.
 """
 
@@ -108,7 +108,7 @@ def test_convolutions_and_their_gradients_with_float32_partials(name):
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions_with_half_partials(name):
-    """Forward and the weight's gradient against products of what each output position sees."""
+    """The forward pass and the weight's gradient, compared with products of the receptive fields."""
     x_shape, weight_shape, settings = CONVOLUTIONS[name]
     x, weight = operands(*x_shape, seed=1), operands(*weight_shape, seed=2)
     leaves = [tensor.clone().requires_grad_() for tensor in (x, weight)]
@@ -181,7 +181,7 @@ def test_an_operation_rounds_its_result_once(name):
 
 
 def test_gradients_are_rounded_once_too():
-    """Of each operation in a chain: here one, so that float32's gradient is the one to round."""
+    """A chain of one operation, so that float32's gradient, rounded once, is the expected one."""
     x = torch.randn(50, 32, generator=torch.Generator().manual_seed(1)).half()
     weight, bias = (1 + x[0] / 8).clone(), (x[1] / 8).clone()
     gradient = torch.randn(50, 32, generator=torch.Generator().manual_seed(2)).half()

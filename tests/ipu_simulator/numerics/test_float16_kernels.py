@@ -1,4 +1,4 @@
-"""float16 in the default precision: as PyTorch's, but in float32 where its float16 kernels are slow."""
+"""float16 in the default precision: PyTorch's results, computed in float32 where its kernels are slow."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def numbers(*shapes):
 
 
 def distance_ulp(found, expected):
-    """In units in the last place of float16, but at least of its numbers near 1/16: sums that cancel."""
+    """In float16 units in the last place, at least those of 1/16, because sums cancel."""
     spacing = torch.exp2(expected.abs().clamp(min=2**-4).log2().floor() - 10)
     return float(((found.double() - expected).abs() / spacing).max().detach())
 
 
 class Kernels(TorchDispatchMode):
-    """Outside the mode under test: the slow operations that reach PyTorch with float16 operands."""
+    """Counts the slow operations that reach PyTorch with float16 operands, outside the tested mode."""
 
     def __init__(self):
         super().__init__()

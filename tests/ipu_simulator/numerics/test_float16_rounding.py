@@ -1,4 +1,4 @@
-"""float16 by its definition: every one of the 65,536, around it, and between it and its neighbour."""
+"""float16 by definition: all 65,536 values, the numbers around each, and the midpoints."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_definition_is_numpys():
 
 
 def points_around_every_half() -> dict[str, np.ndarray]:
-    """float32: each finite float16, the midpoint to the next one away from 0, and an ulp to either side."""
+    """float32: each finite float16 and the midpoint to the next one away from 0, with one ulp on either side."""
     values = values_by_definition(FINITE)
     next_magnitude = np.append(MAGNITUDES, 65536.0)[(FINITE & 0x7FFF) + 1]
     midpoints = np.copysign((np.abs(values) + next_magnitude) / 2, values)

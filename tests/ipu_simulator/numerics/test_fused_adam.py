@@ -1,4 +1,4 @@
-"""Adam through PyTorch's fused kernel: the same rule as in single operations, whatever lies where."""
+"""Adam with PyTorch's fused kernel equals Adam in single operations, for any memory layout."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_the_number_of_threads_does_not_show():
 
 @pytest.mark.parametrize("odd", range(4), ids=["weight", "gradient", "first moment", "second moment"])
 def test_a_tensor_that_is_not_contiguous_is_updated_too(odd):
-    """And so is the contiguous one after it, each with its own step."""
+    """And so is the contiguous one after it; each has its step count."""
     draw = torch.Generator().manual_seed(1)
     ours = [list(pair) for pair in torch.rand(4, 2, 30, 40, generator=draw)]
     expected = [[tensor.clone() for tensor in pair] for pair in ours]

@@ -1,4 +1,4 @@
-"""Stochastic rounding: exact where its chances can be counted, within 3 sigma where they are drawn."""
+"""Stochastic rounding: exact where probabilities can be enumerated, within 3 sigma where values are drawn."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_half_is_never_moved():
 
 
 def test_only_the_two_neighbours_come_out():
-    """Between every two halves, at the middle and next to either end."""
+    """Between every two adjacent float16 values: the midpoint, and next to either end."""
     halves = torch.sort(FINITE.float().unique()).values
     lower, upper = halves[:-1], halves[1:]
     for share in (2.0**-13, 0.25, 0.5, 1 - 2.0**-13):
@@ -41,7 +41,7 @@ def test_only_the_two_neighbours_come_out():
 @pytest.mark.parametrize("half", [1.0, -1.0, 1.9990234375, 0.1, 1000.0, 2.0**-14, -31000.0])
 @pytest.mark.parametrize("dropped", [1, 2, 1000, 4096, 8000, 8191])
 def test_a_normal_number_goes_up_exactly_as_often_as_it_is_far(half, dropped):
-    """Over all 2^13 values of the bits that decide, whatever the others are."""
+    """Over all 2^13 values of the random bits that matter, for any others."""
     lower = torch.tensor([half]).half().float()
     value = (lower.view(torch.int32) + dropped).view(torch.float32).expand(1 << 13).contiguous()
     every_word = torch.arange(1 << 13, dtype=torch.int32)

@@ -1,4 +1,4 @@
-"""A real browser, where the machine has one."""
+"""A real browser, if the machine has one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COMMANDS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 @pytest.fixture(scope="module")  # it holds an event loop, which no other module's tests shall meet
 def browser() -> Iterator[Browser]:
-    """Headless Chromium as the system has it; nothing is downloaded."""
+    """The system's headless Chromium; nothing is downloaded."""
     path = next((found for command in COMMANDS if (found := shutil.which(command))), None)
     if path is None:
         pytest.skip(f"no browser found (none of {', '.join(COMMANDS)} is on PATH)")

@@ -1,4 +1,4 @@
-"""Verdicts made by hand: BERT Large on a bow-pod16 that fits, and one that doesn't."""
+"""Hand-made verdicts: BERT Large on a bow-pod16 that fits, and one that doesn't."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _liveness(memory: IpuMemory) -> list[LivenessPoint]:
 
 
 def fitting(*, name: str = "bert_large_128_bow_pod16") -> Verdict:
-    """BERT Large, sequence length 128, on a bow-pod16; as plausible as numbers made by hand get."""
+    """BERT Large, sequence length 128, on a bow-pod16, with plausible numbers."""
     ipus = tuple(_memory(ipu, 0.955) for ipu in range(4))
     stages = _stages()
     busy: dict[int, float] = {}
@@ -176,7 +176,7 @@ def fitting(*, name: str = "bert_large_128_bow_pod16") -> Verdict:
 
 
 def overflowing(*, name: str = "bert_large_128_pod4") -> Verdict:
-    """The same with more than the IPUs hold: an overflow with its proof, and remedies."""
+    """The same, but it doesn't fit: an overflow with its proof, and remedies."""
     verdict = fitting(name=name)
     ipus = tuple(_memory(ipu, scale) for ipu, scale in enumerate((1.35, 1.15, 1.08, 1.08)))
     buffers = (

@@ -28,7 +28,7 @@ Open = Callable[..., Page]
 
 @pytest.fixture
 def open_report(browser: Browser, tmp_path: Path) -> Iterator[Open]:
-    """Writes a verdict and opens its page; at the end, nothing may have been logged or asked of a network."""
+    """Writes a verdict and opens its page; fails on console messages and network requests."""
     contexts, complaints = [], []
 
     def open_page(verdict: Verdict, size: tuple[int, int] = DESKTOP, scheme: str = "light") -> Page:

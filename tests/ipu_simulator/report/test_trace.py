@@ -1,4 +1,4 @@
-"""trace.json: whole, and what the verdict says."""
+"""trace.json: complete, and equal to the verdict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What any Chrome trace of complete events has to obey. Knows nothing of pipelines."""
+"""Rules for any Chrome trace of complete events, whatever it shows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ KNOWN_PHASES = {"X", "M", "i", "s", "f"}
 
 
 def check(text: str) -> list[dict[str, Any]]:
-    """The events of a trace; AssertionError where Perfetto would refuse, drop or misplace one."""
+    """The events of a trace; AssertionError if Perfetto would refuse, drop or misplace one."""
     trace = json.loads(text)
     events: list[dict[str, Any]] = trace["traceEvents"]
     for event in events:
@@ -53,7 +53,7 @@ def _slices_nest(events: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]
 
 
 def _arrows_are_whole(events: list[dict[str, Any]], slices: dict[int, list[dict[str, Any]]]) -> None:
-    """Every arrow has one start and one end, later, each on a slice."""
+    """Every arrow has one start and one later end, each on a slice."""
     ends: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for event in events:
         if event["ph"] in ("s", "f"):
