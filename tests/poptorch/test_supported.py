@@ -407,6 +407,28 @@ def test_inference_mode_which_takes_composites_as_a_whole_changes_nothing():
         torch.testing.assert_close(compiled(lambda x: F.linear(F.layer_norm(x, (4,)), x))(X), expected)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.3", reason="a graph needs torch 2.3")
+def test_a_graph_for_a_verdict_is_refused_alike_but_for_its_backward_pass():
+    class Trained(nn.Module):
+        def __init__(self, function):
+            super().__init__()
+            self.layer, self.function = nn.Linear(4, 4), function
+
+        def forward(self, x):
+            return poptorch.identity_loss(self.function(self.layer(x)), "sum")
+
+    def captured(function):
+        from poptorch import simulator
+
+        return simulator.capture(Trained(function), (X,), {}, poptorch.Options(), training=True)
+
+    assert "gelu_backward" in {op.name for op in captured(F.gelu).ops}
+    with pytest.raises(poptorch.Error, match=r"\[aten::tril\].* module "):
+        captured(nn.Sequential(Runs(torch.tril)))
+    with pytest.raises(poptorch.Error, match="aten::gru with num_layers=2"):
+        captured(lambda x: nn.GRU(4, 4, 2)(x)[0])
+
+
 def test_the_host_may_do_anything():
     triangle = torch.tril(torch.ones(4, 4))
     model = Runs(lambda x: x * triangle.to(x.device))

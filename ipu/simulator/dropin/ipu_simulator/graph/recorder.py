@@ -14,13 +14,11 @@ from types import MappingProxyType
 from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules import module as torch_module
 
 from .ir import Phase, Role
 from .operations import Schema, latest_node, running_node, schema_of
 
-_DEVICE = torch.ops.prim.device.default
 # Not known to torch 2.0: there, what follows a module that failed counts as that module's.
 _ALSO_AFTER_ERRORS: dict[str, Any] = {"always_call": True} if torch.__version__ >= "2.1" else {}
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -258,8 +256,6 @@ class Recorder:
         self, proceed: Callable[..., Any], func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Records an operation, which `proceed(func, args, kwargs)` performs; for a dispatch mode."""
-        if func is _DEVICE and isinstance(args[0], FakeTensor):
-            return args[0].fake_device
         schema = schema_of(func)
         call = schema.bind(args, kwargs)
         where = self.where()

@@ -25,8 +25,8 @@ Compilation, operations:
 During compilation, an operation that belongs to no call (TorchScript's, a C++ extension's) is treated as a
 call first.
 
-Capture for the cost model, calls: bodies, casts, the weights' stand-ins, checks, losses. Operations, also of
-the backward pass: recorder, blocks.
+Capture for the cost model, calls: bodies, casts, the weights' stand-ins, checks, losses. Operations: checks, and
+also of the backward pass recorder, blocks.
 
 Later runs, only listeners that the compilation found necessary, calls: bodies, running statistics, device
 "ipu", narrow indices, casts, losses, strided group norm. Operations: recorder, for results that
@@ -43,6 +43,7 @@ import functools
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -74,6 +75,9 @@ def _through(listeners: Sequence[Listener]) -> Call:
     for listener in reversed(listeners):
         proceed = functools.partial(listener, proceed)
     return proceed
+
+
+_DEVICE = torch.ops.prim.device.default
 
 
 @functools.cache
@@ -117,6 +121,8 @@ class _DispatchMode(TorchDispatchMode):
         if func in COMPOSED:  # outside of inference mode only those without tensors
             with self:
                 return COMPOSED[func](*args, **(kwargs or {}))
+        if func is _DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device
         if torch.is_inference_mode_enabled() and _is_composite(func):
             # Without autograd, PyTorch dispatches these whole; PopTorch gets their parts here too.
             with self:
@@ -177,11 +183,16 @@ def compilation(
     )
 
 
+@contextlib.contextmanager
 def captured_calls(
     casts: ImplicitCasts, stand_ins: Listener, checks: Checks, losses: Losses
-) -> contextlib.AbstractContextManager[None]:
+) -> Iterator[None]:
     """Context of the forward whose graph is captured, inside `captured_operations`."""
-    return watching(calls=(bodies.on_call, casts.on_call, stand_ins, checks.on_call, losses.on_call))
+    with (
+        watching(operations=(checks.on_operation,)),
+        watching(calls=(bodies.on_call, casts.on_call, stand_ins, checks.on_call, losses.on_call)),
+    ):
+        yield
 
 
 def captured_operations(trace: Trace, recorder: Recorder) -> contextlib.AbstractContextManager[None]:
