@@ -25,8 +25,8 @@ Compilation, operations:
 During compilation, an operation that belongs to no call (TorchScript's, a C++ extension's) is treated as a
 call first.
 
-Capture for the cost model, calls: bodies, casts, the weights' stand-ins, checks, losses. Operations: checks, and
-also of the backward pass recorder, blocks.
+Capture for the cost model, calls: bodies, casts, the weights' stand-ins, checks, losses. Operations: checks,
+and also of the backward pass recorder, blocks.
 
 Later runs, only listeners that the compilation found necessary, calls: bodies, running statistics, device
 "ipu", narrow indices, casts, losses, strided group norm. Operations: recorder, for results that
