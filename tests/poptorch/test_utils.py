@@ -105,6 +105,23 @@ def test_a_variable_that_is_set_stays():
     assert done.stdout.strip() == "0"
 
 
+def test_it_may_be_imported_again():
+    again = """
+import importlib, sys, torch, poptorch
+importlib.reload(poptorch)
+for name in [name for name in sys.modules if name.split(".")[0] in ("poptorch", "ipu_simulator")]:
+    del sys.modules[name]
+import poptorch as new
+class Model(torch.nn.Module):
+    def forward(self, x):
+        torch.ops.poptorch.begin_ipu_block(1, 0, 1)
+        return torch.ops.poptorch.nop(x) * 2
+model = new.inferenceModel(Model(), new.Options().deviceIterations(2))
+print(new is not poptorch, model(torch.ones(2)).tolist())
+"""
+    assert _run(again).stdout == "True [2.0, 2.0]\n"
+
+
 def test_an_uncaught_error_is_logged_and_still_ends_the_program():
     done = _run("import poptorch\nraise KeyError('lost')")
     assert done.returncode == 1

@@ -20,7 +20,6 @@ from .enums import MatMulSerializationMode, OverlapMode
 from .poptorch_core import createBackendError, createPoptorchError
 
 _functions: dict[str, Callable[..., Any]] = {}  # by schema
-_library: list[torch.library.Library] = []  # kept: the registration ends with the object
 
 
 def _operator(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -32,14 +31,18 @@ def _operator(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def register() -> None:
-    """Registers the operators. Forwards see the operations that they consist of, as from public functions."""
-    library = torch.library.Library("poptorch", "DEF")
-    _library.append(library)
+    """Registers the operators. Forwards see the operations that they consist of, as from public functions.
+
+    PyTorch takes a registration once in a process: if this package is imported again, the first one stays.
+    """
+    operators: Any = torch.ops.poptorch
+    if not hasattr(operators, "_library"):
+        operators._library = library = torch.library.Library("poptorch", "DEF")  # ends with this object
+        for schema, function in _functions.items():
+            library.define(schema)
+            library.impl(schema.partition("(")[0], function, "CompositeImplicitAutograd")
     for schema, function in _functions.items():
-        library.define(schema)
-        name = schema.partition("(")[0]
-        library.impl(name, function, "CompositeImplicitAutograd")
-        packet = getattr(torch.ops.poptorch, name)
+        packet = getattr(operators, schema.partition("(")[0])
         watch.COMPOSED[packet] = watch.COMPOSED[packet.default] = function
 
 
