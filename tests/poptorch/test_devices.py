@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 
 import pytest
@@ -264,3 +266,13 @@ def test_threads_take_different_ipus():
     for thread in threads:
         thread.join()
     assert len(refused) == 4
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_an_attached_model_holds_nothing(copied):
+    model = on(4)
+    model(x(4))
+    other = copied(model)
+    model.detachFromDevice()
+    on(4).compile(x(4))
+    other.detachFromDevice()
