@@ -34,11 +34,12 @@ class Layers(torch.nn.Module):
 
 
 class _Function(torch.nn.Module):
-    """A model that calls a function."""
+    """A model that calls a function, which uses these modules."""
 
-    def __init__(self, function):
+    def __init__(self, function, *modules):
         super().__init__()
         self.function = function
+        self.modules_used = torch.nn.ModuleList(modules)
 
     def forward(self, x):
         return self.function(x)
@@ -204,7 +205,7 @@ def test_what_comes_before_the_first_block_is_stage_0_on_ipu_0():
     assert places(lambda x: x * 2) == [(0, 0)]  # no blocks: all on the first IPU
     for ipus, expected in (([0, 0], [(0, 0)]), ([0, 1], [(0, 0), (1, 1)]), ([1, 1], [(0, 0), (1, 1)])):
         layers = Layers(ipus)
-        early = lambda x, layers=layers: layers((1.0 - x) * 2)  # noqa: E731 (a model of one line)
+        early = _Function(lambda x, layers=layers: layers((1.0 - x) * 2), layers)
         assert places(early) == expected
         depth = len(expected)
         compiled(early, poptorch.Options().deviceIterations(depth))

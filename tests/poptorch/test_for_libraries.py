@@ -125,7 +125,7 @@ def test_tensors_of_a_class_of_their_own_are_made_in_a_forward(precision, monkey
             given, made = Marked(x * self.weight, mark="given"), Marked([3.0, 4.0])
             assert type(given) is type(made) is Marked and given.mark == "given" and made.mark is None
             assert type(Marked(mark=1)) is Marked and type(torch.Tensor([1.0])) is torch.Tensor
-            total = (given + made).as_subclass(torch.Tensor)
+            total = (given + made.to(x.device)).as_subclass(torch.Tensor)
             return total, poptorch.identity_loss(total, "sum")
 
     model = Spiking()

@@ -15,19 +15,20 @@ ROWS = torch.tensor([2, 0])
 
 
 class Runs(torch.nn.Module):
-    """Any function of (float16 tensor, float32 tensor) as a forward."""
+    """Any function of (float16 tensor, float32 tensor) as a forward, which uses these modules."""
 
-    def __init__(self, function):
+    def __init__(self, function, *modules):
         super().__init__()
         self.function = function
+        self.modules_used = torch.nn.ModuleList(modules)
 
     def forward(self, narrow, wide):
         return self.function(narrow, wide)
 
 
-def computed(function, narrow, wide):
+def computed(function, narrow, wide, *modules):
     """The second call's result: the first one compiles."""
-    executor = poptorch.inferenceModel(Runs(function))
+    executor = poptorch.inferenceModel(Runs(function, *modules))
     executor(narrow, wide)
     return executor(narrow, wide)
 
@@ -43,8 +44,8 @@ def operands():
 @pytest.mark.parametrize(
     "function",
     [
-        lambda a, b: a.scatter(0, ROWS.expand(4, 2).t(), b),
-        lambda a, b: a.scatter_add(0, ROWS.expand(4, 2).t(), b),
+        lambda a, b: a.scatter(0, ROWS.to(a.device).expand(4, 2).t(), b),
+        lambda a, b: a.scatter_add(0, ROWS.to(a.device).expand(4, 2).t(), b),
         lambda a, b: torch.inner(a, b),
         lambda a, b: torch.nn.functional.binary_cross_entropy_with_logits(a, b),
         lambda a, b: torch.nn.functional.soft_margin_loss(a, b),
@@ -160,14 +161,14 @@ def test_the_graph_of_a_verdict_has_the_same_types():
 def test_an_index_of_32_bits_scatters(operands):
     narrow, wide = operands
     index = ROWS.expand(4, 2).t()
-    result = computed(lambda _, b: b.scatter(0, index.int(), b[:2]), narrow, wide)
+    result = computed(lambda _, b: b.scatter(0, index.int().to(b.device), b[:2]), narrow, wide)
     assert torch.equal(result, wide.scatter(0, index, wide[:2]))
 
 
 def test_in_place_the_first_operand_keeps_its_type(operands):
     narrow, wide = operands
     index = ROWS.expand(4, 2).t()
-    result = computed(lambda a, b: a.clone().scatter_add_(0, index, b[:2]), narrow, wide)
+    result = computed(lambda a, b: a.clone().scatter_add_(0, index.to(a.device), b[:2]), narrow, wide)
     assert result.dtype is HALF
     assert torch.equal(result, narrow.float().scatter_add(0, index, wide[:2]).half())
 
@@ -249,7 +250,7 @@ def test_a_recurrent_layer_takes_the_other_float_type(layer, weights, operands):
     expected = recurrent(x.float())[0].detach()
     if weights == "float16":
         recurrent.half()
-    result = computed(lambda x, _: recurrent(x)[0], x, wide)
+    result = computed(lambda x, _: recurrent(x)[0], x, wide, recurrent)
     assert result.dtype is torch.float32
     torch.testing.assert_close(result, expected, rtol=1e-2, atol=5e-3)
     with pytest.raises((RuntimeError, ValueError)):

@@ -60,7 +60,7 @@ def nearest(
         raise createPoptorchError("nearest: give both batch_x and batch_y, or neither")
     distance = torch.cdist(_as_points(x), _as_points(y))
     if batch_x is not None:
-        set_x, set_y = torch.as_tensor(batch_x), torch.as_tensor(batch_y)
+        set_x, set_y = (torch.as_tensor(batch, device=x.device) for batch in (batch_x, batch_y))
         if set_x.shape != (len(x),) or set_y.shape != (len(y),):
             raise createPoptorchError(
                 f"nearest: batch_x and batch_y must have one entry for each point, {len(x)} and {len(y)}, "

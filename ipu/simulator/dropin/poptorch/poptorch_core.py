@@ -12,7 +12,11 @@ from ._trace import callers
 
 
 class Error(Exception):
-    """PopTorch's error. `type`: its origin; `message`: the text alone; str() has both."""
+    """PopTorch's error.
+
+    `type`: its origin; `message`: the text alone; `location`: the operation and the module of the forward
+    that raised it, if known. str() has all three.
+    """
 
     type = ""
     message = ""
@@ -29,20 +33,23 @@ class UnrecoverableError(Error):
     """A system error that no reset fixes."""
 
 
+PYTHON_LAYER = "poptorch_py_error"  # the type of errors without a place
+
+
 def createPoptorchError(msg: str) -> Error:
     """An Error of PopTorch's Python layer."""
-    error = Error(f"'poptorch_py_error': {msg}")
-    error.type, error.message, error.location = "poptorch_py_error", msg, ""
+    error = Error(f"'{PYTHON_LAYER}': {msg}")
+    error.type, error.message, error.location = PYTHON_LAYER, msg, ""
     return error
 
 
-def createBackendError(msg: str, type: str = "poptorch_cpp_error") -> Error:
+def createBackendError(msg: str, type: str = "poptorch_cpp_error", place: str | None = None) -> Error:
     """An Error of PopTorch's C++ side.
 
-    PopTorch names a file and line of its C++ source; the simulator names the program's: the innermost one
-    outside PyTorch and the simulator.
+    PopTorch names a file and line of its C++ source; the simulator names the program's: `place`, or the
+    innermost one outside PyTorch and the simulator.
     """
-    where = callers.place() or f"{Path(__file__).name}"
+    where = place or callers.place() or f"{Path(__file__).name}"
     error = Error(f"In {where}: '{type}': {msg}")
     error.type, error.message, error.location = type, msg, ""
     return error

@@ -19,9 +19,10 @@ from .._options.popart import Obeyed
 from .._trace import Listener, bodies, popart_ir, strided_norm, watch
 from .._trace import run as _trace
 from .._trace.buffers import SharedBuffers
-from .._trace.callers import places_added
 from .._trace.casts import ImplicitCasts, place_on_ipu, version_of, widen_indices
 from .._trace.checks import Checks
+from .._trace.constants import Move, Moves
+from .._trace.errors import ORIGIN, UNKNOWN, explained
 from .._trace.losses import Losses, LossPlace, find_loss
 from .._trace.patches import trusted_kernels
 from .._trace.replay import Replay
@@ -117,6 +118,7 @@ class Executable:
         self.weights.check_buffer_names(options.updatable_named_buffers)
         self._loss: LossPlace | None = None
         self._has_loops = False  # between registered operators
+        self._constants: dict[Move, torch.Tensor] = {}
         self._calls: Replay | None = None  # replays the forward; None: each run calls the forward
         self.anchored: dict[str, torch.Tensor] = {}  # of the last run, by short name
         self.num_ipus = self.plan.replicas  # of all replicas in this process
@@ -208,14 +210,18 @@ class Executable:
 
     def _watched(
         self,
+        is_forward: bool,
         statistics: RunningStatistics | None,
+        moves: Moves | None = None,
         device: Listener | None = None,
         losses: Losses | None = None,
     ) -> contextlib.AbstractContextManager[None]:
-        """The listeners of a forward after compilation. A replay needs neither `device` nor `losses`."""
+        """The listeners of a forward after compilation, or of its replay, which needs fewer."""
         return watch.later_run(
+            is_forward,
             bodies.on_call if self._has_loops else None,
             statistics,
+            moves,
             device,
             widen_indices if self._narrow_indices else None,
             ImplicitCasts() if self._mixes_types else None,
@@ -238,16 +244,15 @@ class Executable:
             trusted_kernels(),
         ):
             self._randomness.seed_micro_batch(0, 0)
-            tape = Tape(inputs)
+            checks = Checks([*inputs, *self._model.parameters(), *self._model.buffers()])
+            tape = Tape(inputs, checks.is_on_device)
             with _trace.tracing(self._options, inputs, tape.leave) as trace:
                 recorder = trace.recorder = Recorder(trace.place, self._module_paths())
                 for name, weight in zip(self.weights.names, self.weights.of_replica(0)):
                     recorder.declare(weight, "parameter", name)
                 for index, tensor in enumerate(inputs):
                     recorder.declare(tensor, "input", f"input/{index}")
-                known = [*inputs, *self._model.parameters(), *self._model.buffers()]
-                checks, losses = Checks(known), Losses()
-                casts = ImplicitCasts()
+                losses, casts = Losses(), ImplicitCasts()
                 statistics = RunningStatistics(defers=False)
                 buffers = SharedBuffers(self.weights.shared_buffers, self.plan.replicas)
 
@@ -259,7 +264,7 @@ class Executable:
                 trace.mark_on_device = mark_on_device
                 trace.at_each_run = tape.call_later
                 with (
-                    places_added(poptorch_core.Error),
+                    explained(self._model, compiling=True),
                     recorder.in_modules(),
                     watch.compilation(trace, tape, casts, checks, losses, statistics, buffers, recorder),
                 ):
@@ -267,6 +272,7 @@ class Executable:
             check_types(output, "An output")
             self._narrow_indices = checks.has_narrow_indices
             self._names_ipu = checks.names_ipu
+            self._constants = checks.constants
             self._mixes_types = casts.has_cast
             self._has_loops = trace.has_loops
             self._may_overwrite = self._training and checks.writes_in_place
@@ -397,17 +403,18 @@ class Executable:
             statistics = RunningStatistics(defers=True) if self._reads_statistics else None
             self._statistics = statistics
             if calls is not None and order is not None:
-                with _trace.running(self._mixes_types), kept, self._watched(statistics):
+                with _trace.running(self._mixes_types), kept, self._watched(False, statistics):
                     loss, outputs = calls([inputs[i] for i in order])
                 return loss, outputs if statistics is None else statistics.returned(outputs)
             args, kwargs = arguments.replaced(inputs)
             losses = Losses() if self._loss is not None and self._loss.kind == "function" else None
+            moves = Moves(self._constants) if self._constants else None
             device = place_on_ipu if self._names_ipu else None
             with (
-                places_added(poptorch_core.Error),
+                explained(self._model, compiling=False),
                 _trace.running(self._mixes_types) as run,
                 kept,
-                self._watched(statistics, device, losses),
+                self._watched(True, statistics, moves, device, losses),
             ):
                 output = self._model(*args, **kwargs)
             outputs = tensors(output)
@@ -492,10 +499,12 @@ def _stopping() -> Iterator[None]:
     try:
         yield
     except numerics.FloatingPointException as exception:
+        origin = getattr(exception, ORIGIN, UNKNOWN)
         raise createBackendError(
             f"{exception}. Precision.enableFloatingPointExceptions(True) stops the program here; a lower "
-            "loss_scaling or learning rate may help.",
+            f"loss_scaling or learning rate may help.{origin.stack()}",
             "poplar_application_runtime_error",
+            origin.place,
         ) from exception
 
 

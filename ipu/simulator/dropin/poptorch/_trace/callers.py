@@ -6,19 +6,15 @@ listed here, whose current releases are newer than PopTorch.
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import os
 import sys
 import sysconfig
-import traceback
 from pathlib import Path
 from types import FrameType
 from typing import Iterator
 
 import torch
-
-from .._logging import logger
 
 # With a separator at the end: torchvision is another package.
 _TORCH = str(Path(torch.__file__).parent) + os.sep
@@ -66,11 +62,14 @@ def caller() -> Caller:
     return Caller.LIBRARY if _is_library(frame) else Caller.PROGRAM
 
 
-def author() -> Caller:
-    """Whose code asked for the operation that a mode is intercepting: PyTorch's counts as its caller's."""
+def author(through_poptorch: bool = False) -> Caller:
+    """Whose code asked for the operation that a mode is intercepting: PyTorch's counts as its caller's.
+
+    :param through_poptorch: PopTorch's counts as its caller's too.
+    """
     frame = sys._getframe(1)
     while frame.f_back is not None and _is_ours_or_pytorchs(frame):
-        if frame.f_code.co_filename.startswith(_OPERATIONS):
+        if frame.f_code.co_filename.startswith(_OPERATIONS) and not through_poptorch:
             return Caller.POPTORCH
         frame = frame.f_back
     return Caller.LIBRARY if _is_library(frame) else Caller.PROGRAM
@@ -94,36 +93,35 @@ def place(in_program: bool = False) -> str | None:
     """
     for frame in _outside(sys._getframe(1)):
         if not in_program or not _is_library(frame):
-            return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+            return place_of(frame)
     return None
 
 
-def add_note(error: BaseException, where: str | None) -> None:
-    """Adds the program's FILE:LINE to an error of PyTorch, as a note; before Python 3.11, as a log line."""
-    if where is None:
-        return
-    text = f"in the model's forward, at {where}"
-    if sys.version_info >= (3, 11):
-        error.add_note(text)
-    else:
-        logger.error("%s: %s", text, error)
+def place_of(frame: FrameType, line: int | None = None) -> str:
+    """FILE:LINE of a frame."""
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno if line is None else line}"
 
 
-@contextlib.contextmanager
-def places_added(complete: type[Exception]) -> Iterator[None]:
-    """Inside, errors except those of class `complete` get the program's FILE:LINE as a note."""
-    try:
-        yield
-    except complete:
-        raise
-    except Exception as error:
-        places = [
-            f"{Path(frame.f_code.co_filename).name}:{line}"
-            for frame, line in traceback.walk_tb(error.__traceback__)
-            if not _is_ours_or_pytorchs(frame)
-        ]
-        add_note(error, places[-1] if places else None)
-        raise
+def is_programs(frame: FrameType) -> bool:
+    """Whether a frame is outside PyTorch, the standard library and the simulator."""
+    return not _is_ours_or_pytorchs(frame)
+
+
+def operation_of(frame: FrameType) -> str | None:
+    """The public operation of poptorch that a frame runs, if any."""
+    code = frame.f_code
+    is_one = code.co_filename.startswith(_OPERATIONS) and not code.co_name.startswith(("_", "<"))
+    return f"poptorch.{code.co_name}" if is_one else None
+
+
+def poptorch_operation() -> str | None:
+    """The operation of poptorch that calls torch, if it isn't the program itself."""
+    found = None
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not is_programs(frame):
+        found = operation_of(frame) or found
+        frame = frame.f_back
+    return found
 
 
 def _is_installed(filename: str) -> bool:

@@ -20,6 +20,8 @@ from . import Call, callers, supported
 from . import run as trace
 from .callers import Caller, called_by_library
 from .casts import asks_for_device, device_answer, placed, version_of, widened
+from .constants import Move, Moves
+from .residence import Residence
 
 # The aten operation behind each function name.
 _ATEN = {
@@ -79,9 +81,15 @@ def reason(
     )
 
 
-# Functions that create a tensor; torch's modules pass a device where it matters.
-_NAMES = "arange empty eye full linspace logspace ones rand randint randn randperm tensor zeros"
+# Functions that create a tensor: on the device, unless the program names another.
+_NAMES = (
+    "arange bartlett_window blackman_window empty empty_strided eye full hamming_window hann_window "
+    "kaiser_window linspace logspace normal ones rand randint randn randperm range scalar_tensor tensor "
+    "tril_indices triu_indices zeros"
+)
 _FACTORIES = frozenset(getattr(torch, name) for name in _NAMES.split())
+# What torch.Tensor(3) and torch.LongTensor(3) call: these constructors know no device but the host's.
+_CONSTRUCTOR = torch.ops.aten.empty.memory_format
 # Functions that read a tensor's value, which tracing doesn't have.
 _READS_VALUES = frozenset(
     getattr(torch.Tensor, name)
@@ -92,13 +100,6 @@ _READS_VALUES = frozenset(
 ) | {torch.is_nonzero}
 _NO_VALUES = "aten::item is only supported in eager mode, but was called while the model was traced."
 _COMPARES_VALUES = frozenset({torch.allclose, torch.equal, torch.Tensor.allclose, torch.Tensor.equal})
-
-
-def _in_module() -> str:
-    """The module whose forward runs, as the end of a sentence."""
-    recorder = trace.recorder()
-    path = None if recorder is None else recorder.module_path
-    return f" It is in the module {path}." if path else ""
 
 
 class Checks:
@@ -113,7 +114,10 @@ class Checks:
         self.computes = False  # whether the call in progress takes a device tensor
         self._makes = False  # whether it makes one of none
         self._call = ""  # the latest call's function
-        self._on_device = {id(tensor) for tensor in on_device}
+        self.is_on_host = False  # whether its result is on the host
+        self._residence = Residence(on_device)
+        self.constants: dict[Move, torch.Tensor] = {}
+        self._moves = Moves(self.constants)
         self.has_narrow_indices = False
         self.names_ipu = False
         self.writes_in_place = False  # into floating-point tensors
@@ -126,6 +130,7 @@ class Checks:
     def on_call(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Listener for calls (watch.py)."""
         self._refuse_to_read_values(func, args)
+        move = self._moves.next(func)
         if asks_for_device(func) and self.is_on_device(args[0]):
             if not called_by_library():
                 self.names_ipu = True
@@ -141,36 +146,81 @@ class Checks:
             self._warn_of_factory(func)
         func, args, kwargs, moved = placed(func, args, kwargs)
         self.names_ipu |= moved
+        if not moved:
+            func, args, kwargs, moved = self._moved(func, args, kwargs)
         inputs = tensors((list(args), dict(kwargs)))
-        self._makes = not inputs and (moved or not self._names_cpu((), kwargs))
+        comes_from_host = bool(inputs) and not self.is_on_device(inputs[0])
         self.computes = any(self.is_on_device(tensor) for tensor in inputs)
+        gives_device = moved or self._is_for_device(func, kwargs, bool(inputs))
+        self.is_on_host = not gives_device
+        self._makes = gives_device and not inputs
         self._call = getattr(func, "__name__", "")
         self._refuse_unsupported(func, args, kwargs)
         args, kwargs, changed = widened(func, args, kwargs)
         self.has_narrow_indices |= changed
+        # TorchScript's operations take constants that it folded.
+        if self.computes and not moved and not isinstance(func, torch._ops.OpOverload):
+            self._residence.mark_on_host(inputs)
         versions = [version_of(tensor) for tensor in inputs]
-        result = proceed(func, args, kwargs)
-        self.computes = self._makes = False
+        try:
+            result = proceed(func, args, kwargs)
+        finally:
+            self.computes = self._makes = self.is_on_host = False
         # An operation of TorchScript comes from below autograd, which counts versions.
         is_mutable = isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable
-        self.writes_in_place |= is_mutable or any(
-            version_of(tensor) != version and tensor.is_floating_point()
-            for tensor, version in zip(inputs, versions)
+        self.writes_in_place |= gives_device and (
+            is_mutable
+            or any(
+                version_of(tensor) != version and tensor.is_floating_point()
+                for tensor, version in zip(inputs, versions)
+            )
         )
         if func is torch.Tensor.__setitem__:  # returns nothing
             self.sources.setdefault(id(args[0]), []).extend(inputs)
             self._alive.append(args[0])
-        for made in tensors(result):
+        results = tensors(result)
+        self._alive += results
+        if not gives_device:
+            self._residence.mark_on_host(results)
+            return result
+        self._residence.mark_on_device(results)
+        if comes_from_host:
+            self._moves.keep(move, result)
+        for made in results:
             if 0 in made.shape:  # not numel(), which a subclass may override
                 self._refuse(f"Zero-sized tensors are unsupported (Got shape {list(made.shape)}).")
             self.sources.setdefault(id(made), []).extend(inputs)
             if made.is_complex():
                 raise createBackendError(f"Complex numbers are unsupported (Got {made.dtype}).")
-            # Results of host tensors alone stay on the host.
-            if moved or not inputs or any(self.is_on_device(tensor) for tensor in inputs):
-                self._on_device.add(id(made))
-            self._alive.append(made)
         return result
+
+    def _moved(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, tuple, dict, bool]:
+        """(func, args, kwargs, whether the call moves a host tensor to the device, as a copy).
+
+        A device may be one that a library read of a device tensor, or that of another tensor.
+        """
+        if func not in (torch.Tensor.to, torch.Tensor.type_as) or self.is_on_device(args[0]):
+            return func, args, kwargs, False
+        targets = (*args[1:], *kwargs.values())
+        for target in targets:
+            is_ipu = isinstance(target, torch.Tensor) and self.is_on_device(target)
+            if is_ipu or any(target is device for device in self._ipus):
+                return torch.Tensor.to, args, {**kwargs, "copy": True}, True
+        return func, args, kwargs, False
+
+    def _is_for_device(self, func: Any, kwargs: dict[str, Any], has_inputs: bool) -> bool:
+        """Whether the result of the call in progress is on the device."""
+        if func is _CONSTRUCTOR:
+            return False
+        # An operation outside of calls, such as TorchScript's, which names the CPU where the program doesn't.
+        is_operation = isinstance(func, torch._ops.OpOverload)
+        device = kwargs.get("device")
+        if device is not None and not is_operation:
+            return not self._is_cpu(device)
+        # Functions of the host's numbers, such as torch.div(3, 2), compute on the host.
+        return self.computes or func in _FACTORIES or (is_operation and not has_inputs)
 
     def _refuse_to_read_values(self, func: Any, args: tuple[Any, ...]) -> None:
         if func not in _READS_VALUES | _COMPARES_VALUES or not self.is_on_device(args[0]):
@@ -193,7 +243,7 @@ class Checks:
     def _refuse_for(self, why: str | None) -> None:
         """As `_refuse`, for an operation, which PyTorch's newer versions don't excuse."""
         if why is not None:
-            self._refuse(f"{why}{_in_module()}", callers.author())
+            self._refuse(why, callers.author())
 
     def _refuse(self, why: str, caller: Caller | None = None) -> None:
         """Raises poptorch.Error for what PopTorch refuses, unless a library newer than PopTorch does it.
@@ -224,40 +274,65 @@ class Checks:
     def on_operation(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Listener for operations (watch.py)."""
         self._refuse_operation(func, args, kwargs)
-        return proceed(func, args, kwargs)
+        result = proceed(func, args, kwargs)
+        if not self.is_on_host and trace.isRunningOnIpu():
+            self._residence.follow(args, kwargs, result)
+        return result
 
     def _refuse_operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Raises poptorch.Error for an operation that PopTorch lacks, and for a read of a value."""
+        """Raises poptorch.Error for an operation that PopTorch lacks, for a read of a value, and for a
+        host tensor among device tensors.
+        """
         if not trace.isRunningOnIpu():
             return  # host code in the middle of a run
         name = schema_of(func).name
-        on_device = [self.is_on_device(arg) for arg in args if isinstance(arg, torch.Tensor)]
+        on_device = [self._residence.is_held(arg) for arg in args if isinstance(arg, torch.Tensor)]
         if self.computes or self._makes or any(on_device):
             lacking = supported.missing(func, self._call)
             why = supported.unsupported(lacking) if lacking else None
             self._refuse_for(why or supported.refused_operation(func, args, kwargs))
-        if name == "index" and any(is_mask(part) and self.is_on_device(part) for part in args[1]):
+        if name == "index" and any(is_mask(part) and self._residence.is_held(part) for part in args[1]):
             self._refuse(MASK_AS_INDEX)  # in older PyTorch the function mode doesn't see __getitem__
             self._follow_values()
         if name == "_local_scalar_dense" and all(on_device):
             self._refuse(_NO_VALUES)
+        host = None if self.is_on_host else self._residence.misplaced(name, args, kwargs)
+        if host is not None:
+            self._refuse_host_tensor(host)
+
+    def _refuse_host_tensor(self, tensor: torch.Tensor) -> None:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        self._refuse(
+            f"Expected an IPU tensor but got tensor(device=cpu, shape={list(tensor.shape)}, dtype={dtype}).\n"
+            'Constant tensors should be moved explicitly to the IPU, via cpu_tensor.to("ipu").',
+            callers.author(through_poptorch=True),
+        )
 
     def is_on_device(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor is on the device: from the start, or computed from device tensors."""
-        return id(tensor) in self._on_device or tensor.requires_grad
+        return self._residence.is_on_device(tensor)
 
     def mark_on_device(self, made: list[torch.Tensor], of: list[torch.Tensor]) -> None:
-        """Marks tensors, computed from `of` outside the modes' view, as being on the device."""
-        self._on_device |= {id(tensor) for tensor in made}
+        """Marks tensors, computed from `of` outside the modes' view, as being on the device.
+
+        Raises poptorch.Error if only some of their sources are there.
+        """
+        host = [tensor for tensor in of if not self.is_on_device(tensor)]
+        if host and len(host) < len(of):
+            self._refuse_host_tensor(host[0])
+        self._residence.mark_on_device(made)
         for tensor in made:
             self.sources.setdefault(id(tensor), []).extend(of)
         self._alive += made
 
     def _names_cpu(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        target = kwargs.get("device", args[1] if len(args) > 1 else None)
-        if any(target is device for device in self._ipus) or not isinstance(target, (str, torch.device)):
+        return self._is_cpu(kwargs.get("device", args[1] if len(args) > 1 else None))
+
+    def _is_cpu(self, device: Any) -> bool:
+        """Whether a program names the host; it may hold a device that a library read of a device tensor."""
+        if any(device is ipu for ipu in self._ipus) or not isinstance(device, (str, torch.device)):
             return False
-        return torch.device(target).type == "cpu" and not called_by_library()
+        return torch.device(device).type == "cpu" and not called_by_library()
 
     def _warn_of_factory(self, func: Any) -> None:
         if func.__name__ not in self._warned_of and not called_by_library():

@@ -12,7 +12,7 @@ from typing import Any, Callable, NamedTuple
 import torch
 
 from .._run.structure import tensors
-from . import callers
+from . import errors
 from .casts import placed
 
 # Functions that return their argument itself if there is nothing to do.
@@ -51,7 +51,7 @@ class TapedCall:
     made: tuple[int, ...] = ()
     gives_tensor: bool = False
     is_pure: bool = False  # no side effects: no in-place change, no random numbers
-    place: str | None = None  # FILE:LINE of the program
+    origin: errors.Origin = errors.UNKNOWN
 
     @property
     def taken(self) -> set[int]:
@@ -90,7 +90,7 @@ class Replay:
     def __init__(self, steps: list[TapedCall], num_inputs: int, has_loss: bool, results: list[Any]) -> None:
         self._num_inputs = num_inputs
         self._has_loss = has_loss
-        self._run, self._places = _compiled(_needed(steps, results), num_inputs, results)
+        self._run, self._origins = _compiled(_needed(steps, results), num_inputs, results)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The calls hold the model's tensors, so a copied or pickled executor calls its model's forward.
@@ -104,8 +104,8 @@ class Replay:
             results = self._run(*inputs)
         except Exception as error:
             for frame, line in traceback.walk_tb(error.__traceback__):
-                if frame.f_code.co_filename == _FILE:
-                    callers.add_note(error, self._places.get(line))
+                if frame.f_code.co_filename == _FILE and line in self._origins:
+                    errors.explain(error, self._origins[line])
             raise
         finally:
             torch.set_grad_enabled(outside)
@@ -130,14 +130,14 @@ def _needed(steps: list[TapedCall], results: list[Any]) -> list[TapedCall]:
 
 def _compiled(
     steps: list[TapedCall], num_inputs: int, results: list[Any]
-) -> tuple[Callable[..., list[torch.Tensor]], dict[int, str | None]]:
+) -> tuple[Callable[..., list[torch.Tensor]], dict[int, errors.Origin]]:
     """Generates a function of the inputs: per step, a line for the call and one to free dead tensors.
 
-    Also returns the program's FILE:LINE for each line of the function that calls.
+    Also returns the origin of the call in each line of the function that has one.
     """
     constants: dict[str, Any] = {}
     lines: list[str] = []
-    places: dict[int, str | None] = {}
+    origins: dict[int, errors.Origin] = {}
     grad_enabled: bool | None = None
     autocast: Autocast | None = None
     dying = _dying(steps, results)
@@ -177,7 +177,7 @@ def _compiled(
         elif made:
             call = f"{made}, = {constant(tensors)}({call})"
         lines.append(indent + call)
-        places[len(lines) + _HEADER_LINES] = step.place
+        origins[len(lines) + _HEADER_LINES] = step.origin
         if dead:
             lines.append(f"{indent}{' = '.join(f'v{place}' for place in dead)} = None")
     lines.append(f"return {text(results)}")
@@ -187,7 +187,7 @@ def _compiled(
     namespace: dict[str, Any] = {}
     exec(compile(source, _FILE, "exec"), namespace)
     run: Callable[..., list[torch.Tensor]] = namespace["make"](**constants)
-    return run, places
+    return run, origins
 
 
 def _dying(steps: list[TapedCall], results: list[Any]) -> list[list[int]]:

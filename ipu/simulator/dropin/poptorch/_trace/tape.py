@@ -3,6 +3,9 @@
 On an IPU, the forward's Python runs once, at compilation: its prints and branches happen only then. Replaying
 a tape has the same effect, provided that it recorded everything that was computed. If it didn't
 (`Tape.leave`), later runs call the forward.
+
+Only the device's calls are recorded. The host computes its tensors once, at compilation; those that are moved
+to the device are constants, with the values that they had then.
 """
 
 from __future__ import annotations
@@ -12,11 +15,15 @@ from typing import Any, Callable
 import torch
 from ipu_simulator.op_table import row_of
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .._run.structure import tensors
 from . import Call, callers
+from . import run as trace
+from .casts import version_of
+from .constants import MOVES, copy_of
+from .errors import Origin, operation_name
 from .replay import Autocast, Replay, Slot, TapedCall, mapped
-from .run import computes
 
 _KNOWN_NAMESPACES = frozenset({"aten", "prims"})
 
@@ -25,9 +32,15 @@ class Tape:
     """The calls of the forward that compiles a model.
 
     :param inputs: the first micro batch's.
+    :param is_on_device: whether a tensor is on the device.
     """
 
-    def __init__(self, inputs: list[torch.Tensor]) -> None:
+    def __init__(
+        self, inputs: list[torch.Tensor], is_on_device: Callable[[torch.Tensor], bool] = lambda tensor: True
+    ) -> None:
+        self._is_on_device = is_on_device
+        # The host's tensors and copies of them, by id and version.
+        self._constants: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self._places: dict[int, int] = {}
         self._made_storages: set[int | None] = set()  # of inputs and results
         self._other_storages: set[int | None] = set()  # of weights and constants
@@ -60,6 +73,10 @@ class Tape:
         if torch.is_inference_mode_enabled() or forward_ad._current_level >= 0:
             self.leave()  # not part of the recorded calls
         grad_enabled, autocast = torch.is_grad_enabled(), self._autocast()
+        taken = tensors((list(args), dict(kwargs)))
+        # What is moved may be followed by a tensor of the device that it is to be like.
+        decisive = taken[:1] if func in MOVES else taken
+        takes_host = bool(taken) and not any(map(self._is_on_device, decisive))
         # Before the call, which may change its list arguments.
         encoded_args, encoded_kwargs = mapped((tuple(args), dict(kwargs)), self._encoded)
         self._in_call = self._call_is_pure = True
@@ -68,6 +85,12 @@ class Tape:
         finally:
             self._in_call = False
         made = tensors(result)
+        if takes_host or made:
+            if not any(map(self._is_on_device, made)):
+                return result  # computed on the host
+            if takes_host:
+                self._add_constant(func, result, autocast)
+                return result
         # Reading an attribute changes nothing; any other call may.
         if made or getattr(func, "__name__", "") != "__get__":
             places = tuple([self._place_of(tensor) for tensor in made])
@@ -83,13 +106,27 @@ class Tape:
                     places,
                     gives_tensor,
                     is_pure,
-                    callers.place(in_program=True),
+                    self._origin(func),
                 )
             )
             for tensor in tensors((args, kwargs)):
                 if id(tensor) in self._places:  # maybe changed in place
                     self._needs_grad[self._places[id(tensor)]] = tensor.requires_grad
         return result
+
+    def _origin(self, func: Any) -> Origin:
+        recorder = trace.recorder()
+        module = None if recorder is None else recorder.module_path
+        return Origin(callers.place(in_program=True), operation_name(func), module)
+
+    def _add_constant(self, func: Any, result: Any, autocast: Autocast | None) -> None:
+        """Records that the device has a tensor that the host computed: each run gets a copy."""
+        if not isinstance(result, torch.Tensor):
+            return self.leave()
+        copy, place = copy_of(result), self._place_of(result)
+        self._steps.append(
+            TapedCall(torch.clone, (copy,), {}, torch.is_grad_enabled(), autocast, (place,), True, True)
+        )
 
     def _autocast(self) -> Autocast | None:
         now = _autocast()
@@ -110,13 +147,18 @@ class Tape:
         return self._places[id(tensor)]
 
     def _encoded(self, leaf: Any) -> Any:
+        if isinstance(leaf, slice):
+            return self._encoded_slice(leaf)
         if not isinstance(leaf, torch.Tensor):
-            if isinstance(leaf, slice) and tensors((leaf.start, leaf.stop, leaf.step)):
-                self.leave()
             return leaf
         place = self._places.get(id(leaf))
+        if place is None and not self._is_on_device(leaf):
+            key = id(leaf), version_of(leaf)
+            if key not in self._constants:
+                self._constants[key] = leaf, copy_of(leaf)
+            return self._constants[key][1]
         if place is None:
-            # A weight or a constant, or a tensor from an operation that the tape hasn't seen.
+            # A weight, or a tensor from an operation that the tape hasn't seen.
             storage = _storage(leaf)
             if leaf.grad_fn is not None or storage is None or storage in self._made_storages:
                 self.leave()
@@ -126,11 +168,24 @@ class Tape:
             self.leave()
         return Slot(place)
 
+    def _encoded_slice(self, bounds: slice) -> slice:
+        """The slice with numbers instead of the host's tensors."""
+        if any(map(self._is_on_device, tensors((bounds.start, bounds.stop, bounds.step)))):
+            self.leave()
+            return bounds
+        with _disable_current_modes():
+            return slice(
+                *[
+                    int(bound) if isinstance(bound, torch.Tensor) else bound
+                    for bound in (bounds.start, bounds.stop, bounds.step)
+                ]
+            )
+
     def on_operation(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Listener for operations (watch.py): finds those outside recorded calls, and calls' side effects."""
         if not _is_pure(func):
             self._call_is_pure = False
-        if not self._in_call and computes(func, args):
+        if not self._in_call and trace.computes(func, args):
             self.leave()
         return proceed(func, args, kwargs)
 

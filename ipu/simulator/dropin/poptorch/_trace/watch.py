@@ -7,13 +7,15 @@ made through `proceed` reach the later listeners; direct calls reach none. The o
 semantics, and is defined only here.
 
 Compilation, calls:
-1. tape: records the call as the program made it, and its final result
-2. bodies: loops between two registered operators do the same
+1. errors: the operation that an error comes from
+2. tape: records the call as the program made it, and its final result; bodies: loops between two registered
+   operators do the same
 3. statistics: whether the forward reads running statistics after their norm
 4. buffers: notices norms, which may change their statistics
 5. casts: implicit casts of mixed float16 and float32 operands
 6. checks: tracks the device's tensors; refuses what a graph can't hold; device "ipu"; narrow indices
 7. losses: results of loss functions
+8. values: computes the shape alone if a value prevents the result
 
 Compilation, operations:
 1. checks: refuses operations that PopTorch lacks, and reads of values
@@ -21,6 +23,7 @@ Compilation, operations:
 3. tape, bodies: notice operations that belong to no recorded call
 4. recorder: what _debugGetPopartIR and getTensorNames export
 5. blocks: the block of each operation
+6. values: as for calls
 
 During compilation, an operation that belongs to no call (TorchScript's, a C++ extension's) is treated as a
 call first.
@@ -28,9 +31,9 @@ call first.
 Capture for the cost model, calls: bodies, casts, the weights' stand-ins, checks, losses. Operations: checks,
 and also of the backward pass recorder, blocks.
 
-Later runs, only listeners that the compilation found necessary, calls: bodies, running statistics, device
-"ipu", narrow indices, casts, losses, strided group norm. Operations: recorder, for results that
-options.anchorTensor names.
+Later runs, calls: errors (of a forward, not of a replay), and listeners that the compilation found necessary:
+bodies, running statistics, moved constants, device "ipu", narrow indices, casts, losses, strided group norm.
+Operations: recorder, for results that options.anchorTensor names.
 
 The arithmetic (ipu_simulator/numerics) is another dispatch mode, outside this one: it computes the operations
 after all listeners have seen them. SavedTensors is one inside.
@@ -47,7 +50,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import Call, Listener, bodies
+from . import Call, Listener, bodies, errors
+from .values import Valueless
 
 if TYPE_CHECKING:
     from ipu_simulator.graph.recorder import Recorder
@@ -55,6 +59,7 @@ if TYPE_CHECKING:
     from .buffers import SharedBuffers
     from .casts import ImplicitCasts
     from .checks import Checks
+    from .constants import Moves
     from .losses import Losses
     from .run import Trace
     from .running_statistics import RunningStatistics
@@ -162,8 +167,10 @@ def compilation(
     recorder: Recorder,
 ) -> contextlib.AbstractContextManager[None]:
     """Context of the forward that compiles a model."""
+    values = Valueless(lambda: checks.is_on_host)
     return watching(
         calls=(
+            errors.on_call,
             tape.on_call,
             bodies.on_call,
             statistics.on_call,
@@ -171,6 +178,7 @@ def compilation(
             casts.on_call,
             checks.on_call,
             losses.on_call,
+            values.on_call,
         ),
         operations=(
             checks.on_operation,
@@ -179,6 +187,7 @@ def compilation(
             bodies.on_operation,
             recorder.on_operation,
             trace.on_operation,
+            values.on_call,
         ),
     )
 
@@ -201,8 +210,10 @@ def captured_operations(trace: Trace, recorder: Recorder) -> contextlib.Abstract
 
 
 def later_run(
+    errors_of_forward: bool,
     loops: Listener | None,
     statistics: RunningStatistics | None,
+    moves: Moves | None,
     device: Listener | None,
     indices: Listener | None,
     casts: ImplicitCasts | None,
@@ -211,8 +222,10 @@ def later_run(
 ) -> contextlib.AbstractContextManager[None]:
     """Context of each forward after compilation; None for a listener that isn't needed."""
     calls = (
+        errors.on_call if errors_of_forward else None,
         loops,
         None if statistics is None else statistics.on_call,
+        None if moves is None else moves.on_call,
         device,
         indices,
         None if casts is None else casts.on_call,
