@@ -83,6 +83,12 @@ class DeviceKeys(KeyGroup):
         "arithmetic of the simulator: float32 (fast), or as on an IPU",
         "float32",
     )
+    host_threads: Optional[int] = key(
+        "weights",
+        "threads that compute on the simulator, which change the last bits of sums; none: PyTorch's choice",
+        None,
+        "[1, 1024]",
+    )
     ipus_per_replica: int = key("weights", "IPUs per pipeline", bounds=f"[1, {max(machine_ipus().values())}]")
     layers_per_ipu: Tuple[int, ...] = key(
         "weights", "encoder layers on each IPU; embeddings are on the first", bounds=AT_LEAST_0

@@ -141,6 +141,10 @@ def fit(
         # The number of threads changes the last bits of the simulator's sums.
         torch.set_num_threads(resumed.state["host_threads"])
         optimizer.load_state_dict({**optimizer.state_dict(), **resumed.optimizer_state()})
+    elif config.host_threads is not None:
+        torch.set_num_threads(config.host_threads)
+    if device.name == "simulator" and instances.is_first:
+        print(f"host threads: {torch.get_num_threads()}", flush=True)
     evaluate = job.evaluator(executor)
     batches = training_batches(
         config,

@@ -256,7 +256,7 @@ def test_the_surface_changes_on_purpose_only() -> None:
         device_iterations reduction
         optimizer learning_rate lr_schedule lr_warmup lr_warmup_power lr_end momentum adam_beta1
         adam_beta2 optimizer_eps weight_decay max_grad_norm loss_scaling auto_loss_scaling device
-        target precision simulator_precision ipus_per_replica layers_per_ipu matmul_proportion
+        target precision simulator_precision host_threads ipus_per_replica layers_per_ipu matmul_proportion
         embedding_serialization_factor one_hot_masked_positions replicated_tensor_sharding
         optimizer_state recompute_checkpoint_every_layer enable_half_partials enable_half_first_order_momentum
         stochastic_rounding floating_point_exceptions executable_cache compile_only synthetic_data
