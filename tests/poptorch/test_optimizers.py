@@ -499,6 +499,20 @@ def test_sgd_without_momentum_has_no_state():
     assert "Accl___first.bias" in optimizer.state_dict()["ipu_state"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "slots"),
+    [
+        ({}, {"Accum"}),
+        ({"momentum": 0.9}, {"Accum", "Accl1"}),
+        ({"momentum": 0.9, "use_combined_accum": True}, {"Accl"}),
+    ],
+)
+def test_sgd_accumulates_beside_or_in_its_velocity(arguments, slots):
+    made = options(accumulation=2)
+    _, _, optimizer = start(lambda model: optim.SGD(model.parameters(), 0.5, **arguments), made, calls=1)
+    assert {name.partition("___")[0] for name in optimizer.state_dict()["ipu_state"]} == slots
+
+
 def test_accumulators_can_be_kept_from_the_host():
     made = options(accumulation=2)
     made._Popart.set("disableGradAccumulationTensorStreams", True)

@@ -50,7 +50,9 @@ class OptimizerOnDevice:
         # Of weights that the host gets for every replica: the group of each replica.
         self._every = {weights.names[i]: weights.replicas_returned(i) for i in weights.trainable}
         self._differs = {weights.names[i]: i in weights.groups for i in weights.trainable}
-        self._accumulators = accumulators
+        settings = found.settings
+        # SGD's combined accumulator is its velocity.
+        self._accumulators = accumulators and not (settings.combined_accumulator and settings.with_momentum)
         self._compiled = found
         self._found = found
         self._as_ipu = rounding is not None
