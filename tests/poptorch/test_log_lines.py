@@ -104,3 +104,37 @@ def test_processes_that_share_a_cache_take_turns(tmp_path):
 def test_processes_without_a_cache_are_warned(said):
     compiled_by_one_of_two(poptorch.Options())
     assert "enableExecutableCaching" in said[0]
+
+
+class Own(poptorch.optim.SGD):
+    """A subclass; `Owned` is an indirect one, `Plain` one of PyTorch's."""
+
+
+class Owned(Own):
+    pass
+
+
+class Plain(torch.optim.AdamW):
+    pass
+
+
+@pytest.mark.parametrize(("kind", "rule"), [(Own, "SGD"), (Owned, "SGD"), (Plain, "AdamW")])
+def test_a_subclassed_optimizer_is_warned_of_once(said, kind, rule):
+    model = Linear()
+    optimizer = kind(model.parameters(), lr=0.1)
+    executor = poptorch.trainingModel(model, optimizer=optimizer)
+    executor.setOptimizer(optimizer)
+    assert said == [
+        f"Optimizer `{kind.__name__}` subclassed from classes in poptorch.optim or torch.optim are unlikely "
+        f"to behave as intended. The device runs the update rule of {rule}, and no step()."
+    ]
+
+
+@pytest.mark.parametrize("room", [torch.optim, poptorch.optim])
+def test_other_optimizers_are_not_warned_of(said, room):
+    for name in ("SGD", "Adam", "AdamW", "RMSprop"):
+        model = Linear()
+        poptorch.trainingModel(model, optimizer=getattr(room, name)(model.parameters(), lr=0.1))
+    model = Linear()
+    poptorch.trainingModel(model, optimizer=poptorch.optim.LAMB(model.parameters(), lr=0.1))
+    assert said == []

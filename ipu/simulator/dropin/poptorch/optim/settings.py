@@ -203,7 +203,7 @@ def _kind(optimizer: torch.optim.Optimizer) -> tuple[type, Rule, tuple[str, ...]
 def _subclass_warning(subclass: type, kind: type) -> str:
     return (
         f"Optimizer `{subclass.__name__}` subclassed from classes in poptorch.optim or torch.optim are "
-        f"unlikely to behave as intended: the device runs the update rule of {kind.__name__}."
+        f"unlikely to behave as intended. The device runs the update rule of {kind.__name__}, and no step()."
     )
 
 
