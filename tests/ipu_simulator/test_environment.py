@@ -41,7 +41,7 @@ def test_every_fact_has_unit_source_and_confidence(name):
     ("name", "peak_petaflops"), [("pod64", 15.978), ("bow-pod16", 5.578), ("bow-pod64", 22.31)]
 )
 def test_peak_is_the_datasheets(name, peak_petaflops):
-    """POD64's peak is the source of its clock; Bow's follows from the clock in MLPerf's system descriptions."""
+    """POD64's peak gives its clock; Bow's peak follows from the clock in MLPerf's system descriptions."""
     target = environment.target(name)
     assert target.peak_flops_per_s * target.num_ipus / 1e15 == pytest.approx(peak_petaflops, rel=1e-3)
 

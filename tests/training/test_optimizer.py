@@ -1,4 +1,4 @@
-"""Parameter groups as published, and clipping that doesn't depend on how a batch is split."""
+"""Parameter groups as published, clipping that doesn't depend on how a batch is split, learning rates."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import torch
 import config
 import ipu
 import model as models
-from training import OptimizerPlan, build_optimizer
+from training import OptimizerPlan, Schedule, build_optimizer
 from training.optimizer import parameter_groups, set_learning_rate
 
 ipu.select_device("simulator")
@@ -122,3 +122,48 @@ def test_clipping_is_by_the_norm_of_the_mean_gradient(reduction, accumulation, r
         moment = state[f"Accl1___inner.{name}"] / number  # after the first step
         torch.testing.assert_close(moment, (1 - plan.adam_beta1) * weight.grad, rtol=0, atol=1e-7)
     executor.destroy()
+
+
+def schedule(**changes):
+    values = {
+        "learning_rate": 0.012,
+        "lr_schedule": "linear",
+        "warmup_steps": 10,
+        "lr_warmup_power": 1.0,
+        "lr_end": 0.0,
+        "training_steps": 100,
+    }
+    return Schedule(**{**values, **changes})
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "polynomial"])
+def test_the_peak_is_reached_when_the_warm_up_ends(name):
+    assert schedule(lr_schedule=name, lr_warmup_power=0.5).at(9) == pytest.approx(0.012)
+    assert schedule(lr_schedule=name, lr_warmup_power=0.5).at(10) == pytest.approx(0.012)
+
+
+def test_square_root_warm_up_of_groupbert():
+    rates = [schedule(lr_schedule="polynomial", warmup_steps=4, lr_warmup_power=0.5).at(s) for s in range(4)]
+    assert rates == pytest.approx([0.012 * (n / 4) ** 0.5 for n in (1, 2, 3, 4)])
+
+
+def test_linear_ignores_what_belongs_to_polynomial():
+    linear = schedule(lr_warmup_power=0.5, lr_end=1e-7)
+    assert linear.at(4) == pytest.approx(0.012 * 5 / 10)
+    assert linear.at(55) == pytest.approx(0.012 * 45 / 90)
+    assert linear.at(99) > linear.at(100) == 0
+
+
+def test_polynomial_decays_to_its_end():
+    polynomial = schedule(lr_schedule="polynomial", lr_end=1e-7)
+    assert polynomial.at(55) == pytest.approx(1e-7 + (0.012 - 1e-7) * 45 / 90)
+    assert polynomial.at(99) > polynomial.at(100) == 1e-7
+
+
+def test_every_update_moves_the_weights():
+    for name in ("constant", "linear", "polynomial"):
+        assert all(schedule(lr_schedule=name).at(step) > 0 for step in range(100))
+
+
+def test_no_warm_up_starts_at_the_peak():
+    assert schedule(warmup_steps=0).at(0) == pytest.approx(0.012)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 from dataclasses import replace
 
 import pytest
+from ipu_simulator.cost import memory as memory_model
 from ipu_simulator.cost.constants import memory_constants
 from ipu_simulator.cost.memory import memory_of, plans_of
 from ipu_simulator.cost.ops import OpCost
 from ipu_simulator.cost.settings import OptimizerSettings
-from ipu_simulator.cost.verdict import COMPONENTS
+from ipu_simulator.cost.verdict import COMPONENTS, Buffer
 from ipu_simulator.environment import target
 from ipu_simulator.graph.stages import stages_of
 
@@ -156,3 +159,17 @@ def test_a_program_that_only_infers_keeps_its_weights_alone(execution):
         for part in ("gradient_accumulators", "optimizer_state", "stashes", "recompute"):
             assert memory.components[part] == 0
     assert found.ipus[1].components["stream_buffers"] == 256
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_smaller_set_proves_it(seed):
+    generator = random.Random(seed)
+    buffers = [Buffer(f"b{i}", "temporary", "", generator.randrange(1, 100)) for i in range(10)]
+    usable = generator.randrange(sum(buffer.bytes for buffer in buffers))
+    proof = memory_model.overflow(3, "backward", buffers, usable)
+    sizes = [buffer.bytes for buffer in proof.buffers]
+    assert proof.ipu == 3 and proof.moment == "backward"
+    assert sizes == sorted(sizes, reverse=True) and sum(sizes) > usable
+    assert proof.over_bytes == sum(buffer.bytes for buffer in buffers) - usable
+    for few in itertools.combinations(buffers, len(sizes) - 1):
+        assert sum(buffer.bytes for buffer in few) <= usable

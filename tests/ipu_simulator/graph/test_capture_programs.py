@@ -1,4 +1,4 @@
-"""Graphs of other people's programs: convolutions, recurrence, in-place changes, closures, custom gradients."""
+"""Graphs of foreign programs: convolutions, recurrence, in-place changes, closures, custom gradients."""
 
 from __future__ import annotations
 

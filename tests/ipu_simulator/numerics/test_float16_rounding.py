@@ -65,7 +65,7 @@ def test_the_definition_is_numpys():
 
 
 def points_around_every_half() -> dict[str, np.ndarray]:
-    """float32: each finite float16 and the midpoint to the next one away from 0, with one ulp on either side."""
+    """float32: each finite float16, the midpoint to the next one away from 0, and an ulp on either side."""
     values = values_by_definition(FINITE)
     next_magnitude = np.append(MAGNITUDES, 65536.0)[(FINITE & 0x7FFF) + 1]
     midpoints = np.copysign((np.abs(values) + next_magnitude) / 2, values)
