@@ -32,8 +32,11 @@ class Regression(torch.nn.Module):
 def main():
     popdist.init()
     assert (popdist.getNumInstances(), popdist.getInstanceIndex()) == (1, 0)
-    options = popdist.poptorch.Options(ipus_per_replica=1)
-    options.replicationFactor(4).deviceIterations(2).outputMode(poptorch.OutputMode.Final)
+    if popdist.isPopdistEnvSet():  # PopRun sets the replicas
+        options = popdist.poptorch.Options(ipus_per_replica=1)
+    else:
+        options = poptorch.Options().replicationFactor(4)
+    options.deviceIterations(2).outputMode(poptorch.OutputMode.Final)
     model = Regression()
     training = poptorch.trainingModel(model, options, poptorch.optim.SGD(model.parameters(), lr=0.2))
     loader = poptorch.DataLoader(
