@@ -80,6 +80,29 @@ def test_arguments_are_checked():
         start(lambda model: torch.optim.Adagrad(model.parameters()))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "ignored"),
+    [
+        ({"velocity_scaling": 2.0}, "velocity_scaling is ignored"),
+        ({"use_combined_accum": True, "velocity_scaling": 2.0}, None),
+        (
+            {"use_combined_accum": True, "accum_type": torch.float32},
+            "accum_type and velocity_accum_type are ignored",
+        ),
+        (
+            {"use_combined_accum": True, "velocity_accum_type": torch.float16},
+            "velocity_accum_type are ignored",
+        ),
+        ({"accum_type": torch.float16, "velocity_accum_type": torch.float16}, None),
+    ],
+)
+def test_arguments_of_the_other_sgd_are_told(arguments, ignored, caplog):
+    optim.SGD(Classifier().parameters(), lr=0.1, momentum=0.9, **arguments)
+    assert [ignored in record.getMessage() for record in caplog.records] == (
+        [] if ignored is None else [True]
+    )
+
+
 def test_lamb_steps_on_the_host_as_on_the_device():
     reference = Classifier()
     host = optim.LAMB(reference.parameters(), lr=0.1, weight_decay=0.1)

@@ -78,6 +78,11 @@ class SGD(Optimizer, torch.optim.SGD):
         self._set_up(given, device, ["lr", "momentum", "dampening", "weight_decay", "nesterov"])
         if velocity_scaling is not None and not use_combined_accum:
             logger.warning("velocity_scaling is ignored unless use_combined_accum is True")
+        if use_combined_accum and (accum_type is not None or velocity_accum_type is not None):
+            logger.warning(
+                "accum_type and velocity_accum_type are ignored if use_combined_accum is True: the combined "
+                "accumulator has its weight's type"
+            )
 
 
 class Adam(Optimizer, torch.optim.Adam):
