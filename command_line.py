@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import platform
 import shlex
 import signal
+import subprocess
 import sys
 import traceback
+from dataclasses import dataclass, replace
+from importlib import metadata as importlib_metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import config as configuration
 import ipu
@@ -44,6 +49,12 @@ def parser(description: str, *, required: bool) -> configuration.FlagParser:
         help="don't train: report whether the program fits on the target, how fast it runs, and why",
     )
     made.add_argument(
+        "--simulator-python",
+        metavar="FILE",
+        help="the Python that makes verdicts (--dry-run) where this one, PopTorch's, is too old for them: it "
+        "needs requirements.txt",
+    )
+    made.add_argument(
         "--instances",
         type=int,
         default=1,
@@ -61,6 +72,12 @@ def load_config(flags: argparse.Namespace, task: str) -> Config:
     flags.found = []
     overrides = configuration.overrides_from(flags)
     if configuration.free_keys(flags.config, flags.configs, overrides):
+        lacking = what_a_verdict_lacks()
+        if lacking is not None:
+            raise ConfigError(
+                f"the search for values that are auto needs {lacking}: run it with --dry-run in such a "
+                "Python, and give this one the values that it finds"
+            )
         from planning import placement
 
         config = placement.load(
@@ -115,8 +132,28 @@ def start(config: Config) -> Tuple[ipu.DeviceChoice, ipu.Instances]:
     return device, instances
 
 
-def dry_run(config: Config, flags: argparse.Namespace) -> DryRun:
-    """--dry-run of all runners: prints the verdict and writes it to the output folder."""
+@dataclass(frozen=True)
+class DryRunElsewhere:
+    """The result of a dry run in another Python: the folder with its files, and whether the program fits."""
+
+    output: Path
+    fits: bool
+
+
+def dry_run(config: Config, flags: argparse.Namespace) -> Union[DryRun, DryRunElsewhere]:
+    """--dry-run of all runners: prints the verdict and writes it to the output folder.
+
+    Raises ConfigError if neither this Python nor --simulator-python can make it.
+    """
+    output = flags.output or Path("output") / flags.config
+    if flags.simulator_python is not None:
+        words = ["--dry-run", "--instances", str(flags.instances)]
+        done = run_on_simulator(flags.simulator_python, config, flags.config, output, *words)
+        print(done.stdout, end="", flush=True)
+        return DryRunElsewhere(output, done.returncode == 0)
+    lacking = what_a_verdict_lacks()
+    if lacking is not None:
+        raise ConfigError(f"a verdict needs {lacking}. {_OTHER_PYTHON}")
     from planning.dry_run import dry_run as make_verdict
 
     print(ipu.select_device("simulator").banner(), flush=True)
@@ -124,9 +161,91 @@ def dry_run(config: Config, flags: argparse.Namespace) -> DryRun:
         print(f"the verdict needs no device: --device {config.device} is ignored", flush=True)
     for line in flags.found:
         print(line, flush=True)
-    return make_verdict(
-        config, flags.config, flags.output or Path("output") / flags.config, instances=flags.instances
+    return make_verdict(config, flags.config, output, instances=flags.instances)
+
+
+ROOT = Path(__file__).resolve().parent
+_VERDICTS_PYTHON, _VERDICTS_TORCH = (3, 10), (2, 3)
+_OTHER_PYTHON = (
+    "Name a Python that has both with --simulator-python FILE: docs/ipu_pod.md says how to install it beside "
+    "PopTorch's"
+)
+
+
+def what_a_verdict_lacks() -> Optional[str]:
+    """What a verdict needs that this Python doesn't have, in words; None if it has all."""
+    torch = importlib_metadata.version("torch")
+    major, minor = torch.split(".")[:2]
+    if sys.version_info >= _VERDICTS_PYTHON and (int(major), int(minor)) >= _VERDICTS_TORCH:
+        return None
+    return (
+        f"Python 3.10 and torch 2.3 or newer; this is Python {platform.python_version()} with torch {torch}"
     )
+
+
+def run_on_simulator(
+    python: str, config: Config, name: str, output: Path, *words: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs `config` on the simulator in another Python, with `words` as further arguments.
+
+    A process uses one PopTorch. Raises ConfigError if that Python can't be started or the run fails; status 3
+    (a verdict on a program that doesn't fit) isn't a failure.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    recipe = output / "recipe.yml"
+    recipe.write_text(replace(config, device="simulator").to_yaml(name), encoding="utf-8")
+    command = [python, str(ROOT / f"run_{config.task}.py"), "--configs", str(recipe.resolve())]
+    command += ["--config", name, "--output", str(output.resolve()), *words]
+    # Without the SDK's packages, which are for another Python, and outside of PopRun.
+    apart = ("PYTHONPATH", "PYTHONHOME", "POPDIST_", "OMPI_")
+    try:
+        done = subprocess.run(
+            command,
+            cwd=str(ROOT),
+            env={key: value for key, value in os.environ.items() if not key.startswith(apart)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    except OSError as error:
+        raise ConfigError(f"--simulator-python {python} can't be started: {error.strerror}") from error
+    if done.returncode not in (0, 3):
+        last = "\n".join(done.stdout.splitlines()[-5:])
+        raise ConfigError(
+            f"the simulator's run failed ({' '.join(map(shlex.quote, command))}):\n{last}\nIt needs Python "
+            "3.11 with requirements.txt installed: name such a Python with --simulator-python"
+        )
+    return done
+
+
+@contextlib.contextmanager
+def verdict_if_memory_is_short(
+    config: Config, flags: argparse.Namespace, output: Path, instances: ipu.Instances
+) -> Iterator[None]:
+    """Prints the verdict, with its remedies, if a compilation inside the block runs out of memory on IPUs."""
+    from training import CompilationError
+
+    try:
+        yield
+    except CompilationError as error:
+        if not error.lacks_memory or not instances.is_first:
+            raise
+        python = flags.simulator_python
+        if python is None and what_a_verdict_lacks() is None:
+            python = sys.executable
+        if python is None:
+            advice = "the same command with --dry-run --simulator-python FILE says what saves how much memory"
+            raise ConfigError(f"{error}\n{advice}. {_OTHER_PYTHON}") from error
+        words = ["--dry-run", "--instances", str(instances.count)]
+        done = run_on_simulator(python, config, flags.config, output / "verdict", *words)
+        print(done.stdout, file=sys.stderr)
+        advice = (
+            "take one of the changes above"
+            if done.returncode
+            else "the verdict above is wrong here (please send it with this message). Lower "
+            "--matmul-proportion or --micro-batch-size, or use --optimizer-state off_chip"
+        )
+        raise ConfigError(f"{error}\nThe program doesn't fit into its IPUs' memory: {advice}") from error
 
 
 def print_speed(summary: Mapping[str, float]) -> None:
@@ -147,12 +266,16 @@ def print_verdict(
 
     The run is complete and saved, so an exception here is reported but doesn't fail the run.
     """
-    from planning.dry_run import verdict_beside
-
     if "samples_per_s" not in summary:  # there was nothing left to train
         return
     measured_s = config.global_batch_size / summary["samples_per_s"]
+    lacking = what_a_verdict_lacks()
+    if lacking is not None:
+        print(f"no verdict on this run: it needs {lacking}")
+        return
     try:
+        from planning.dry_run import verdict_beside
+
         verdict_beside(config, flags.config, output, measured_host_s=measured_s, instances=instances.count)
     except Exception:
         traceback.print_exc()

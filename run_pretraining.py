@@ -45,7 +45,9 @@ class PretrainingResult:
     unigram_entropy_nats: float
 
 
-def main(argv: Optional[Sequence[str]] = None) -> Union[PretrainingResult, DryRun]:
+def main(
+    argv: Optional[Sequence[str]] = None,
+) -> Union[PretrainingResult, DryRun, command_line.DryRunElsewhere]:
     """Runs one pretraining, or with --dry-run only its prediction.
 
     Raises ValueError subclasses for mistakes that a user can correct.
@@ -63,7 +65,9 @@ def main(argv: Optional[Sequence[str]] = None) -> Union[PretrainingResult, DryRu
         # Importing torch takes seconds: check the configuration first.
         from training import hold_folder, stop_on_signals
 
-        with stop_on_signals() as stop, hold_folder(output) if instances.is_first else nullcontext():
+        held = hold_folder(output) if instances.is_first else nullcontext()
+        explained = command_line.verdict_if_memory_is_short(config, flags, output, instances)
+        with stop_on_signals() as stop, held, explained:
             return _run(config, device, instances, output, flags, arguments, stop)
 
 

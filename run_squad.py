@@ -48,7 +48,9 @@ class SquadResult:
     interrupted_by: Optional[str]
 
 
-def main(argv: Optional[Sequence[str]] = None) -> Union[SquadResult, DryRun, Dict[str, Any]]:
+def main(
+    argv: Optional[Sequence[str]] = None,
+) -> Union[SquadResult, DryRun, command_line.DryRunElsewhere, Dict[str, Any]]:
     """Runs one fine-tuning, evaluation or prediction; --score prints and returns one JSON object instead.
 
     Raises ValueError subclasses for mistakes that a user can correct.
@@ -71,7 +73,8 @@ def main(argv: Optional[Sequence[str]] = None) -> Union[SquadResult, DryRun, Dic
 
     apart = "-evaluation" if flags.evaluate_only else "-answers" if flags.predict else ""
     output = flags.output or Path("output") / f"{flags.config}{apart}"
-    with stop_on_signals() as stop, hold_folder(output):
+    explained = command_line.verdict_if_memory_is_short(config, flags, output, instances)
+    with stop_on_signals() as stop, hold_folder(output), explained:
         if apart:
             return _answer(config, device, output, flags, stop)
         return _fine_tune(config, device, output, flags, arguments, stop)

@@ -13,6 +13,7 @@ from ipu.device import (
     DROP_IN,
     DeviceChoice,
     DeviceError,
+    is_simulator,
     make_simulator_importable,
     select_device,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "DeviceChoice",
     "DeviceError",
     "Instances",
+    "is_simulator",
     "join_instances",
     "make_simulator_importable",
     "poptorch",

@@ -99,6 +99,11 @@ def make_simulator_importable() -> None:
         sys.path.append(str(DROP_IN))
 
 
+def is_simulator() -> bool:
+    """True if this process uses the simulator's PopTorch."""
+    return _chosen is not None and _chosen.name == "simulator"
+
+
 def resolve() -> ModuleType:
     """The PopTorch of the device in use; `auto` if none was chosen."""
     if _module is None:

@@ -16,7 +16,7 @@ import ipu
 from . import device
 from .instances import ALONE, Instances
 from .keys import REQUIRED, BatchKeys, DeviceKeys
-from .placement import Head, pipeline_stages
+from .placement import Head, device_ipus, pipeline_stages
 
 # Graphcore's recipes always set both. The autoloader spreads the loading of code over tiles; replicas that
 # synchronise independently don't wait for each other during transfers to and from the host.
@@ -98,8 +98,10 @@ def _common(plan: DevicePlan, instances: Instances) -> Any:
     # The device's seed. It also seeds torch's global generator on the host, which this program doesn't use.
     options.randomSeed(plan.seed)
     options.setExecutionStrategy(poptorch.PipelinedExecution(poptorch.AutoStage.AutoIncrement))
+    layers = plan.layers_per_ipu
+    indices = list(range(len(layers))) if device.is_simulator() else device_ipus(layers)
     options.setAvailableMemoryProportion(
-        {f"IPU{index}": share for index, share in enumerate(plan.matmul_proportion)}
+        {f"IPU{index}": share for index, share in zip(indices, plan.matmul_proportion)}
     )
     options.Precision.enableFloatingPointExceptions(plan.floating_point_exceptions)
     options.Precision.setPartialsType(torch.float16 if plan.enable_half_partials else torch.float32)

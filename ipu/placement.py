@@ -77,6 +77,16 @@ def placement(num_layers: int, layers_per_ipu: Sequence[float], head: Head) -> L
     return [*blocks, (head.block, 0 if head.shares_embeddings else blocks[-1][1])]
 
 
+def device_ipus(layers_per_ipu: Sequence[float]) -> List[int]:
+    """The index on a device of each IPU of a replica.
+
+    PopTorch reserves a power of two of IPUs, but compiles for exactly the number that a program uses if no
+    IPU is attached. So that both are one program, the last IPU in use has the last index of the power of two.
+    """
+    last = max([index for index, layers in enumerate(layers_per_ipu) if layers], default=0)
+    return [(1 << last.bit_length()) - 1 if index == last else index for index in range(len(layers_per_ipu))]
+
+
 def pipeline_stages(layers_per_ipu: Sequence[float], head: Head) -> int:
     """Stages of the forward pipeline: one, plus one wherever the next block is on another IPU.
 

@@ -6,7 +6,7 @@ import functools
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import ipu
-from ipu.placement import EMBEDDING, StagesError, layer_block, nearest_divisors, placement
+from ipu.placement import EMBEDDING, StagesError, device_ipus, layer_block, nearest_divisors, placement
 
 from .heads import TaskModel, one_hot_positions
 
@@ -33,14 +33,16 @@ def annotate(
     embedding_serialization_factor: int = 1,
     recompute_checkpoint_every_layer: bool = True,
     one_hot_masked_positions: bool = False,
+    on_device: bool = False,
 ) -> Annotations:
     """Annotates `model` in place, for PopTorch. Parameters and state dict keys don't change.
 
     Each block of `ipu.placement.placement` begins at its module (PreNorm's last LayerNorm belongs to the last
     layer's block). With `recompute_checkpoint_every_layer` each layer's output is stored for the backward
     pass instead of recomputed. `embedding_serialization_factor` is the number of slices of the vocabulary
-    projection. `one_hot_masked_positions` picks the positions of a pretraining model's loss by a product. The
-    model's loss is marked as PopTorch's final loss. Raises StagesError before any change.
+    projection. `one_hot_masked_positions` picks the positions of a pretraining model's loss by a product.
+    `on_device` numbers IPUs as `ipu.placement.device_ipus` does. The model's loss is marked as PopTorch's
+    final loss. Raises StagesError before any change.
     """
     blocks = placement(model.config.num_layers, layers_per_ipu, model.place)
     projection = model.vocabulary_projection
@@ -52,13 +54,14 @@ def annotate(
     _check_serialization(embedding_serialization_factor, model.config.vocab_size)
 
     poptorch = ipu.poptorch
+    indices = device_ipus(layers_per_ipu) if on_device else list(range(len(layers_per_ipu)))
     annotations = Annotations()
     modules: Dict[str, Any] = {EMBEDDING: model.encoder.embeddings, model.place.block: model.head}
     for index, layer in enumerate(model.encoder.layers):
         modules[layer_block(index)] = layer
         modules[layer_block(index, second_half=True)] = layer.second_half
     for name, stage in blocks:
-        poptorch.BeginBlock(modules[name], user_id=name, ipu_id=stage)
+        poptorch.BeginBlock(modules[name], user_id=name, ipu_id=indices[stage])
     annotations.add(functools.partial(poptorch.removeBlocks, model))
     if recompute_checkpoint_every_layer:
         for layer in model.encoder.layers:

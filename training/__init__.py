@@ -2,9 +2,10 @@
 
 from .answering import Answering, Examiner
 from .checkpoints import Checkpoint, resolve_weights_folder, save_checkpoint
+from .compilation import CompilationError, compile_pretraining, place
 from .errors import CheckpointError, DivergenceError, TrainingError, is_worker_death, out_of_memory_bytes
 from .evaluation import Evaluator, build_evaluator
-from .fit import Job, Start, compile_pretraining, find_start, fit, place
+from .fit import Job, Start, find_start, fit
 from .folder import hold_folder, write_atomically
 from .loop import LoopPlan, Progress, Speed, refuse_bad_weights, train
 from .metrics import PRETRAINING, SQUAD, EvaluationMetrics
@@ -28,6 +29,7 @@ __all__ = [
     "Answering",
     "Checkpoint",
     "CheckpointError",
+    "CompilationError",
     "DivergenceError",
     "EvaluationMetrics",
     "Evaluator",

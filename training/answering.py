@@ -24,9 +24,9 @@ from data.squad import (
 )
 from ipu.options import DevicePlan, inference_options
 
+from .compilation import place
 from .errors import DivergenceError
 from .evaluation import Evaluator, build_evaluator
-from .fit import place
 from .metrics_file import Record
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import torch
 import data
 import ipu
 
+from .compilation import compile_program
 from .metrics_file import Record
 from .signals import StopRequest
 
@@ -74,6 +75,8 @@ def build_evaluator(
             stopped = instances.any(bool(stop))
             if stopped:
                 break
+            if not executor.isCompiled():
+                compile_program(executor, batch, "evaluation")
             for outputs in instances.gather(executor(*batch)):
                 gathered.add(outputs)
         stopped = stopped or instances.any(bool(stop))

@@ -1,4 +1,4 @@
-"""A training from its first or resumed update to its last, and ahead-of-time compilation, for all tasks."""
+"""A training from its first or resumed update to its last, for all tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import data
 import ipu
 import model as models
-from ipu.options import DevicePlan, inference_options, training_options
+from ipu.options import DevicePlan, training_options
 
 from .checkpoints import (
     Checkpoint,
@@ -20,6 +20,7 @@ from .checkpoints import (
     resolve_weights_folder,
     save_checkpoint,
 )
+from .compilation import place
 from .errors import TrainingError, is_worker_death
 from .evaluation import Evaluator
 from .folder import write_atomically
@@ -96,20 +97,6 @@ def find_start(
             move_damaged_aside(output, resumed)
         write_atomically(output / "resolved.yml", config.to_yaml())
     return Start(resumed, weights, config.to_dict())
-
-
-def place(model: models.TaskModel, config: Config, layers_per_ipu: Any, *, device: ipu.DeviceChoice) -> None:
-    """Converts a model to the device's precision and annotates its placement."""
-    as_ipu = device.name != "simulator" or config.simulator_precision == "ipu-float16"
-    if as_ipu and config.precision == "float16":
-        model.half()
-    models.annotate(
-        model,
-        layers_per_ipu,
-        embedding_serialization_factor=config.embedding_serialization_factor,
-        recompute_checkpoint_every_layer=config.recompute_checkpoint_every_layer,
-        one_hot_masked_positions=config.one_hot_masked_positions,
-    )
 
 
 def fit(
@@ -242,38 +229,3 @@ def fit(
         reporter.close()
         batches.terminate()
         executor.destroy()
-
-
-def compile_pretraining(
-    config: Config, name: str, model: models.TaskModel, device: ipu.DeviceChoice, instances: ipu.Instances
-) -> List[Path]:
-    """Compiles training and evaluation of `model`, without data and without IPUs; returns the executables.
-
-    They are in `config.executable_cache`, where PopART also caches the executables that a run with the same
-    configuration and the same cache loads instead of compiling.
-    """
-    assert config.executable_cache is not None, "the configuration's rules require one"
-    cache, plan = Path(config.executable_cache), config.section(DevicePlan)
-    place(model, config, config.layers_per_ipu, device=device)
-    optimizer = build_optimizer(model, config.section(OptimizerPlan))
-    options = training_options(plan, instances)
-    executor = ipu.poptorch.trainingModel(model, options, optimizer)
-    files = [cache / f"{name}-{kind}.poptorch" for kind in ("training", "evaluation")]
-    accumulation = config.gradient_accumulation
-    _export(executor, files[0], config, config.micro_batch_size * accumulation * _calls(options))
-    executor.destroy()
-    options = inference_options(plan, instances)
-    model.eval()
-    executor = ipu.poptorch.inferenceModel(model, options)
-    _export(executor, files[1], config, config.micro_batch_size * _calls(options))
-    return files
-
-
-def _calls(options: Any) -> int:
-    return int(options.device_iterations * options.replication_factor)
-
-
-def _export(executor: Any, file: Path, config: Config, rows: int) -> None:
-    print(f"compiling {file.stem}", flush=True)
-    batch = data.blank_batch(rows, config.sequence_length, config.mask_tokens)
-    executor.compileAndExport(str(file), *batch, export_model=False)

@@ -14,6 +14,7 @@ import ipu
 from config import RunKeys
 from ipu.keys import BatchKeys, DeviceKeys
 
+from .compilation import compile_program
 from .errors import DivergenceError
 from .evaluation import Evaluator
 from .metrics import Task
@@ -125,7 +126,7 @@ def train(
         executor.setOptimizer(optimizer)
         if not executor.isCompiled():
             # Separately, or the samples/s of the first update would include minutes of compilation.
-            executor.compile(*batch)
+            compile_program(executor, batch, "training")
             if rng_state is not None:
                 executor.rng_state = rng_state
         began = time.perf_counter()

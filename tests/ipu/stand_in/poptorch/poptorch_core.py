@@ -119,7 +119,10 @@ class Executable:
             constants=constants,
             inputs=inputs,
         )
-        if os.environ.get("STAND_IN_COMPILATION") == f"{kind} out of memory":
+        fault = os.environ.get("STAND_IN_COMPILATION")
+        if fault == f"{kind} failed":
+            raise Error("a pattern made an invalid graph", kind="popart_internal_exception")
+        if fault == f"{kind} out of memory":
             raise Error(
                 "Out of memory: Cannot fit all variable data onto one or more tiles. "
                 "Peak memory 1.3 MiB of 624 KiB on tile 12 (IPU 0)",
