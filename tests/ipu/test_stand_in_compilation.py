@@ -41,8 +41,10 @@ def test_a_verdict_by_another_python(stand_in, tmp_path):
 
 
 AHEAD = ("--compile-only", "--executable-cache")
-THREE = ("--ipus-per-replica", 3, "--num-layers", 3, "--layers-per-ipu", 1, 1, 1, "--gradient-accumulation", 9)
-THREE = (*THREE, "--matmul-proportion", 0.1, 0.2, 0.3)
+THREE = (
+    *("--ipus-per-replica", 3, "--num-layers", 3, "--layers-per-ipu", 1, 1, 1),
+    *("--gradient-accumulation", 9, "--matmul-proportion", 0.1, 0.2, 0.3),
+)
 
 
 def test_an_executable_compiled_ahead_is_the_runs_own(stand_in, tmp_path):
