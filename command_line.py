@@ -237,7 +237,10 @@ def verdict_if_memory_is_short(
             advice = "the same command with --dry-run --simulator-python FILE says what saves how much memory"
             raise ConfigError(f"{error}\n{advice}. {_OTHER_PYTHON}") from error
         words = ["--dry-run", "--instances", str(instances.count)]
-        done = run_on_simulator(python, config, flags.config, output / "verdict", *words)
+        try:
+            done = run_on_simulator(python, config, flags.config, output / "verdict", *words)
+        except ConfigError as no_verdict:
+            raise ConfigError(f"{error}\nThere is no verdict on it: {no_verdict}") from error
         print(done.stdout, file=sys.stderr)
         advice = (
             "take one of the changes above"
