@@ -190,7 +190,7 @@ def _captured(
             for name, tensor in tensors_of_role.items():
                 recorder.declare(tensor, role, name)
         known = (weights.parameters.values(), weights.buffers.values(), inputs.values())
-        checks, losses = Checks(itertools.chain(*known)), Losses()
+        checks, losses = Checks(itertools.chain(*known), hides_devices=mode is not None), Losses()
         trace.on_device = lambda: checks.computes
         trace.mark_on_device = checks.mark_on_device
 

@@ -109,8 +109,11 @@ class Checks:
     host, empty tensors, shapes that depend on values, complex numbers, missing operations.
     """
 
-    def __init__(self, on_device: Iterable[torch.Tensor] = ()) -> None:
-        """`on_device`: inputs, weights and buffers, which are on the device from the start."""
+    def __init__(self, on_device: Iterable[torch.Tensor] = (), hides_devices: bool = False) -> None:
+        """`on_device`: inputs, weights and buffers, which are on the device from the start; `hides_devices`:
+        whether these are fake tensors, whose `device` is always the CPU.
+        """
+        self._hides_devices = hides_devices
         self.computes = False  # whether the call in progress takes a device tensor
         self._makes = False  # whether it makes one of none
         self._call = ""  # the latest call's function
@@ -206,7 +209,8 @@ class Checks:
         targets = (*args[1:], *kwargs.values())
         for target in targets:
             is_ipu = isinstance(target, torch.Tensor) and self.is_on_device(target)
-            if is_ipu or any(target is device for device in self._ipus):
+            is_hidden = self._hides_devices and isinstance(target, torch.device)
+            if is_ipu or is_hidden or any(target is device for device in self._ipus):
                 return torch.Tensor.to, args, {**kwargs, "copy": True}, True
         return func, args, kwargs, False
 
@@ -330,6 +334,8 @@ class Checks:
 
     def _is_cpu(self, device: Any) -> bool:
         """Whether a program names the host; it may hold a device that a library read of a device tensor."""
+        if self._hides_devices and isinstance(device, torch.device):
+            return False
         if any(device is ipu for ipu in self._ipus) or not isinstance(device, (str, torch.device)):
             return False
         return torch.device(device).type == "cpu" and not called_by_library()
