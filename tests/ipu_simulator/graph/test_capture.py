@@ -19,6 +19,7 @@ from tests.ipu_simulator.graph.programs import (
     captured_pretraining,
     names,
     options,
+    poptorch,
     pretraining,
 )
 from tests.model.builders import VARIANTS, batch
@@ -220,6 +221,19 @@ def test_errors_of_a_compilation_are_those_of_a_capture() -> None:
     too_shallow.Training.gradientAccumulation(2)
     with pytest.raises(Exception, match="must be greater than or equal to the number of pipeline stages"):
         captured(pretraining(BERT), *batch(BERT), made=too_shallow)
+
+
+def test_a_tensor_made_on_the_device_of_another_is_on_the_device_in_a_capture_too() -> None:
+    class Offsets(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows = torch.arange(x.shape[0], device=x.device).unsqueeze(1) * 2
+            return poptorch.identity_loss(self.linear(x) + rows, "sum")
+
+    captured(Offsets(), torch.ones(2, 3))
 
 
 def test_storages_tell_memories_apart_even_where_elements_have_none():

@@ -199,7 +199,7 @@ class Checks:
 
     def _moved(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, tuple, dict, bool]:
+    ) -> tuple[Any, tuple[Any, ...], dict[str, Any], bool]:
         """(func, args, kwargs, whether the call moves a host tensor to the device, as a copy).
 
         A device may be one that a library read of a device tensor, or that of another tensor.
@@ -338,6 +338,9 @@ class Checks:
             return False
         if any(device is ipu for ipu in self._ipus) or not isinstance(device, (str, torch.device)):
             return False
+        run = trace.current()
+        if isinstance(run, trace.Trace) and run.is_capture and isinstance(device, torch.device):
+            return False  # a fake tensor's `x.device` is no call that `on_call` could see
         return torch.device(device).type == "cpu" and not called_by_library()
 
     def _warn_of_factory(self, func: Any) -> None:
