@@ -140,7 +140,9 @@ LEFT_OUT = ("signal.windows", "as_strided.partial_views")
 
 
 @pytest.mark.slow
-def test_each_operation_of_pytorch_runs_or_is_refused_as_on_an_ipu():
+def test_each_operation_of_pytorch_runs_or_is_refused_as_on_an_ipu(monkeypatch):
+    # Importing the database would freeze the process's backend flags.
+    monkeypatch.setattr(torch.backends, "disable_global_flags", lambda: None)
     database = pytest.importorskip("torch.testing._internal.common_methods_invocations").op_db
     wrong, seen = {}, 0
     for operation in database:
@@ -423,7 +425,7 @@ def test_a_graph_for_a_verdict_is_refused_alike_but_for_its_backward_pass():
         return simulator.capture(Trained(function), (X,), {}, poptorch.Options(), training=True)
 
     assert "gelu_backward" in {op.name for op in captured(F.gelu).ops}
-    with pytest.raises(poptorch.Error, match=r"\[aten::tril\].* module "):
+    with pytest.raises(poptorch.Error, match=r"\[aten::tril\]"):
         captured(nn.Sequential(Runs(torch.tril)))
     with pytest.raises(poptorch.Error, match="aten::gru with num_layers=2"):
         captured(lambda x: nn.GRU(4, 4, 2)(x)[0])

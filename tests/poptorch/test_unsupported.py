@@ -110,6 +110,7 @@ SQUARE = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
         (lambda x: x.digamma_(), "digamma"),
         (lambda x: x.to_sparse(), "_?to_sparse"),
         (torch.fft.rfft, "_fft_r2c"),
+        (torch.ops.aten.nonzero, "nonzero"),
     ],
 )
 @pytest.mark.parametrize("folder", ["site-packages", "program"])

@@ -26,6 +26,7 @@ _WRAPPERS = tuple(
     str(Path(_TORCH) / name)
     for name in (
         "overrides.py",
+        "_ops.py",  # torch.ops, and operations that belong to no call
         "_tensor.py",
         "functional.py",
         "_jit_internal.py",
