@@ -7,14 +7,14 @@ the simulator. They are read at each call.
 from __future__ import annotations
 
 import os
-from typing import Any, Callable, Collection, TypeVar
+import typing as _typing
 
 from ipu_simulator.environment import target as _target
 from ipu_simulator.host import refuse_to_replace_another_poptorch as _refuse_to_replace
 
 _refuse_to_replace()
 
-_T = TypeVar("_T")
+_T = _typing.TypeVar("_T")
 
 _TOTAL_REPLICAS = "POPDIST_NUM_TOTAL_REPLICAS"
 _LOCAL_REPLICAS = "POPDIST_NUM_LOCAL_REPLICAS"
@@ -90,7 +90,10 @@ def getDeviceId(num_ipus_per_replica: int | None = None) -> int:
 
 
 def execute_on_instances(
-    set_of_instances: Collection[int], function: Callable[..., _T], *args: Any, **kwargs: Any
+    set_of_instances: _typing.Collection[int],
+    function: _typing.Callable[..., _T],
+    *args: _typing.Any,
+    **kwargs: _typing.Any,
 ) -> _T | None:
     """Calls `function(*args, **kwargs)` if this instance's index is in the set; otherwise returns None.
 
