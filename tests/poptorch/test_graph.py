@@ -151,7 +151,15 @@ def test_only_a_pipeline_stashes():
 
 
 def test_operations_know_their_stage_and_ipu():
-    relus = [node["attributes"] for node in _pipelined(False) if node["type"] == "Relu"]
+    graph = _pipelined(False)
+    updated = {
+        node["outputs"][0]["name"]: int(node["attributes"]["__ipu_number"])
+        for node in graph
+        if "Update" in node["type"]
+    }
+    assert [updated[f"UpdatedVar___layers.{index}.weight"] for index in range(STAGES)] == [0, 1, 2]
+    assert updated["UpdatedVar___head.bias"] == STAGES - 1
+    relus = [node["attributes"] for node in graph if node["type"] == "Relu"]
     assert [int(a["__ipu_number"]) for a in relus] == [0, 1, 2]
     assert [int(a["__pipeline_stage"]) for a in relus] == [0, 1, 2]
 

@@ -85,6 +85,7 @@ class _Nodes:
         self.nodes: list[_Node] = []
         # What each stage takes from elsewhere, and where it is first used, by address and stage.
         self.entering: dict[tuple[int, int], tuple[Place, dict[str, Any]]] = {}
+        self.weights_at: dict[str, Place] = {}  # where each weight is first used
         self._made: dict[int, _Made] = {}  # by address
         # By the identity of what they made: nodes, and the identity of what each took first.
         self._makers: dict[int, tuple[_Node, int | None]] = {}
@@ -105,7 +106,9 @@ class _Nodes:
             if made is None:
                 continue
             node.inputs.append(made.tensor)
-            if not made.is_weight and made.stage != place.stage:
+            if made.is_weight:
+                self.weights_at.setdefault(made.tensor["name"], place)
+            elif made.stage != place.stage:
                 self.entering.setdefault((value.address, place.stage), (place, made.tensor))
         first = named.taken[0].identity if named.taken else None
         for index, value in enumerate(named.made):
@@ -154,7 +157,8 @@ def as_json(
         for number, type_ in enumerate(update_types):
             path = f"{type_}/{name}" if type_ not in update_types[:number] else f"{type_}/{name}/{number}"
             outputs = [changed] if number == len(update_types) - 1 else []
-            nodes.append(_Node(path, type_, Place(0, 0), [{"name": name}, gradient], outputs))
+            place = read.weights_at.get(name, Place(0, 0))
+            nodes.append(_Node(path, type_, place, [{"name": name}, gradient], outputs))
     return json.dumps({"maingraph": [_node_as_json(node) for node in nodes]})
 
 
