@@ -5,6 +5,7 @@ Saving and resuming an executor is tested in test_saved_executables.py.
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 
@@ -121,4 +122,20 @@ def test_a_header_that_lacks_a_key_is_not_the_simulators(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("header.json", '{"format": "poptorch simulator executable", "version": "3.4.0"}')
     with pytest.raises(poptorch.Error, match="its header isn't the simulator's"):
+        poptorch.load(str(path))
+
+
+def test_an_executable_of_another_simulator_is_compiled_again(tmp_path):
+    path = tmp_path / "m"
+    _written(path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    contents = torch.load(io.BytesIO(parts["contents.pt"]), weights_only=False)
+    del contents["executable"]["num_ipus"]
+    buffer = io.BytesIO()
+    torch.save(contents, buffer)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in {**parts, "contents.pt": buffer.getvalue()}.items():
+            archive.writestr(name, content)
+    with pytest.raises(poptorch.Error, match="another version of the simulator, without num_ipus: compile"):
         poptorch.load(str(path))

@@ -108,6 +108,7 @@ class Executable:
             if id(parameter) in given
         }
         if isinstance(compiled, dict):
+            _check_saved(compiled)
             groupings = compiled["replica_groupings"]
         if groupings and self.processes.count > 1:
             raise createPoptorchError(
@@ -464,6 +465,16 @@ def _copy_back(callers: list[torch.Tensor], inputs: list[torch.Tensor], versions
         if version_of(tensor) != version and tensor.data_ptr() != caller.data_ptr():
             with torch.inference_mode(caller.is_inference()), torch.no_grad():
                 caller.copy_(tensor)
+
+
+def _check_saved(saved: dict[str, Any]) -> None:
+    """Raises poptorch.Error for the state of an executable that another version of the simulator saved."""
+    missing = sorted({"plan", "weights", "replica_groupings", *_SAVED} - saved.keys())
+    if missing:
+        raise createPoptorchError(
+            "The executable in the file was saved by another version of the simulator, without "
+            f"{', '.join(missing)}: compile the model again."
+        )
 
 
 def _check_target(options: Options) -> None:
