@@ -8,6 +8,7 @@ The processes of a program share the machine in equal parts, as PopRun divides i
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 import weakref
 from dataclasses import dataclass
@@ -47,20 +48,16 @@ class Lease:
     """A model's hold on a device; it ends with `release`, or when the lease is garbage-collected."""
 
     def __init__(self, device: Device, holder: str) -> None:
-        self._entry = device, holder
-        with _lock:
-            _leases.append(self._entry)
-        self.release = weakref.finalize(self, _release, self._entry)
+        number = next(_numbers)
+        _leases[number] = device, holder
+        # Atomic, without the lock: the garbage collector may run it anywhere.
+        self.release = weakref.finalize(self, _leases.pop, number, None)
         self.release.atexit = False
 
 
-_lock = threading.RLock()
-_leases: list[tuple[Device, str]] = []
-
-
-def _release(entry: tuple[Device, str]) -> None:
-    with _lock:
-        _leases[:] = [other for other in _leases if other is not entry]
+_lock = threading.Lock()
+_numbers = itertools.count()
+_leases: dict[int, tuple[Device, str]] = {}  # (device, holder) by number
 
 
 def acquire(options: Options, num_ipus: int, holder: str) -> Lease | None:
@@ -102,7 +99,7 @@ def acquire(options: Options, num_ipus: int, holder: str) -> Lease | None:
 
 
 def _first_free(devices: list[Device]) -> Device | None:
-    taken = [device for device, _ in _leases]
+    taken = [device for device, _ in list(_leases.values())]
     return next((d for d in devices if not any(d.overlaps(other) for other in taken)), None)
 
 
@@ -133,7 +130,7 @@ def _by_id(wanted: int, size: int) -> Device:
 def _in_use(options: Options, size: int, share: str) -> Exception:
     machine = target()
     wanted = f"device Id: {options.ipu_id}" if options.exists("ipu_id") else f"{size} IPU(s)"
-    leases = [(device, holder) for device, holder in _leases if device.machine == machine.name]
+    leases = [lease for lease in list(_leases.values()) if lease[0].machine == machine.name]
     holders = ", ".join(f"{holder} holds {len(device.ipus)} IPU(s)" for device, holder in leases)
     text = (
         f"Failed to acquire {wanted}\n{machine.name} has {machine.num_ipus} IPUs{share}: {holders}. "
