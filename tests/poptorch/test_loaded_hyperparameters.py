@@ -129,6 +129,13 @@ def test_names_that_are_missing_or_not_variable_are_told(caplog):
     assert "eps___specific___first.bias" not in now
 
 
+def test_a_warning_lists_a_few_of_many_names(caplog):
+    _, _, optimizer = start("AdamW", calls=1, eps=0.25)
+    optimizer.load_state_dict({**optimizer.state_dict(), "ipu_param": {}})
+    (record,) = caplog.records
+    assert "___first.bias, " in record.getMessage() and " and 4 more: the device keeps" in record.getMessage()
+
+
 def test_copies_and_later_executors_compute_with_them_too():
     model, executor, optimizer = start("SGD", calls=1)
     state = copy.deepcopy(optimizer.state_dict())

@@ -15,6 +15,7 @@ from .base import Optimizer
 from .hyperparameters import FINAL_LOSS_SCALE, LOSS_SCALING, SCALE_FACTOR, Hyperparameters
 from .settings import Extracted
 
+_SHOWN = 4
 # Arguments of the device that are never variable.
 _COMPILED_IN = (
     "accum_type",
@@ -93,7 +94,7 @@ class OptimizerOnDevice:
         if self._parameters.ignored:
             logger.warning(
                 "Ignoring optimizer hyperparameters %s: they aren't variable in the compiled model",
-                ", ".join(self._parameters.ignored),
+                _listed(self._parameters.ignored),
             )
 
     def update(self, gradients: list[torch.Tensor | None]) -> None:
@@ -270,4 +271,10 @@ def _check_values(found: Extracted) -> None:
 
 def _warn_of_missing(names: list[str]) -> None:
     if names:
-        logger.warning("Optimizer state lacks %s: the device keeps its present values", ", ".join(names))
+        logger.warning("Optimizer state lacks %s: the device keeps its present values", _listed(names))
+
+
+def _listed(names: list[str]) -> str:
+    """The first few names, and how many there are: a state has several for each weight."""
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
