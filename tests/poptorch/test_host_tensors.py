@@ -106,45 +106,53 @@ def test_a_host_tensor_beside_one_of_the_device(function):
         twice(function)
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        # Moved to the device
-        lambda m, x: x + HOST.to(x.device),
-        lambda m, x: x + HOST.to(device=x.device, dtype=torch.float16),
-        lambda m, x: x + HOST.to(x),
-        lambda m, x: x + HOST.type_as(x),
-        lambda m, x: x * PARAMETER.to(x.device),
-        lambda m, x: x + torch.from_numpy(np.ones(3, dtype=np.float32)).to(x.device),
-        lambda m, x: x + torch.as_tensor([1.0, 2.0, 3.0], device=x.device),
-        lambda m, x: x + torch.zeros_like(HOST, device=x.device),
-        lambda m, x: x + F.one_hot(INDEX, 3).to(x.device),
-        lambda m, x: written(x, 0, HOST),
-        lambda m, x: written(x, torch.tensor([0], device=x.device), NUMBER),
-        lambda m, x: x + m.buffer.copy_(HOST),
-        # Made on the device
-        lambda m, x: x + torch.tensor(HOST.tolist()) + torch.tensor([1.0, 2.0, 3.0]),
-        lambda m, x: x + torch.full((3,), NUMBER) + torch.linspace(0, NUMBER, 3),
-        lambda m, x: x + torch.hann_window(3) + 0 * torch.normal(0.0, 1.0, (3,)),
-        lambda m, x: x + torch.meshgrid(torch.arange(2), torch.arange(3), indexing="ij")[0],
-        lambda m, x: x + x.new_tensor([1.0, 2.0, 3.0]) + x.new_zeros(3),
-        lambda m, x: torch.distributions.Normal(torch.zeros(3), torch.ones(3)).log_prob(x).exp(),
-        # Numbers
-        lambda m, x: x * NUMBER.item() * np.float32(2) + np.int64(1) + x / np.sqrt(3),
-        lambda m, x: torch.add(x, x, alpha=NUMBER),
-        lambda m, x: x.expand_as(HOST.expand(2, 3)) + x[INDEX[0]] + x[:, : INDEX[1]].sum(),
-        # Computed without the modes' knowledge
-        lambda m, x: torch.vmap(lambda row: row * 2)(x) + x,
-        lambda m, x: torch.func.grad(lambda row: (row * row).sum())(x) + x,
-        lambda m, x: sum(x) + x + x.data + x.detach(),
-        lambda m, x: F.linear(x, m.weights[0]),
-        lambda m, x: torch.utils.checkpoint.checkpoint(lambda y: y @ m.weight, x, use_reentrant=False) + x,
-    ],
-)
+ON_DEVICE = [
+    # Moved to the device
+    lambda m, x: x + HOST.to(x.device),
+    lambda m, x: x + HOST.to(device=x.device, dtype=torch.float16),
+    lambda m, x: x + HOST.to(x),
+    lambda m, x: x + HOST.type_as(x),
+    lambda m, x: x * PARAMETER.to(x.device),
+    lambda m, x: x + torch.from_numpy(np.ones(3, dtype=np.float32)).to(x.device),
+    lambda m, x: x + torch.as_tensor([1.0, 2.0, 3.0], device=x.device),
+    lambda m, x: x + torch.zeros_like(HOST, device=x.device),
+    lambda m, x: x + F.one_hot(INDEX, 3).to(x.device),
+    lambda m, x: written(x, 0, HOST),
+    lambda m, x: written(x, torch.tensor([0], device=x.device), NUMBER),
+    lambda m, x: x + m.buffer.copy_(HOST),
+    # Made on the device
+    lambda m, x: x + torch.tensor(HOST.tolist()) + torch.tensor([1.0, 2.0, 3.0]),
+    lambda m, x: x + torch.full((3,), NUMBER) + torch.linspace(0, NUMBER, 3),
+    lambda m, x: x + torch.hann_window(3) + 0 * torch.normal(0.0, 1.0, (3,)),
+    lambda m, x: x + torch.meshgrid(torch.arange(2), torch.arange(3), indexing="ij")[0],
+    lambda m, x: x + x.new_tensor([1.0, 2.0, 3.0]) + x.new_zeros(3),
+    lambda m, x: torch.distributions.Normal(torch.zeros(3), 1.0, validate_args=False).log_prob(x).exp(),
+    # Numbers
+    lambda m, x: x * NUMBER.item() * np.float32(2) + np.int64(1) + x / np.sqrt(3),
+    lambda m, x: torch.add(x, x, alpha=NUMBER),
+    lambda m, x: x.expand_as(HOST.expand(2, 3)) + x[INDEX[0]] + x[:, : INDEX[1]].sum(),
+    # Computed without the modes' knowledge
+    lambda m, x: torch.vmap(lambda row: row * 2)(x) + x,
+    lambda m, x: torch.func.grad(lambda row: (row * row).sum())(x) + x,
+    lambda m, x: sum(x) + x + x.data + x.detach(),
+    lambda m, x: F.linear(x, m.weights[0]),
+    lambda m, x: torch.utils.checkpoint.checkpoint(lambda y: y @ m.weight, x, use_reentrant=False) + x,
+]
+
+
+@pytest.mark.parametrize("function", ON_DEVICE)
 @pytest.mark.parametrize("precision", ["float32", "ipu-float16"])
 def test_what_is_on_the_device(function, precision, monkeypatch):
     monkeypatch.setenv("IPU_SIMULATOR_PRECISION", precision)
     torch.testing.assert_close(twice(function), function(Model(None), X.clone()).detach(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.skipif(torch.__version__ < "2.3", reason="predictions need torch 2.3")
+@pytest.mark.parametrize("function", ON_DEVICE)
+def test_a_verdict_finds_it_there_too(function):
+    from poptorch.simulator import verdict_of
+
+    assert verdict_of(Model(function), (X,), poptorch.Options()).fits
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -6,15 +6,17 @@ PopTorch lacks.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Any, Callable, Iterable
 
 import torch
 from ipu_simulator import variables
 from ipu_simulator.graph.operations import schema_of
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .._logging import logger
-from .._run.structure import tensors
+from .._run.structure import map_leaves, tensors
 from ..poptorch_core import createBackendError
 from . import Call, callers, supported
 from . import run as trace
@@ -165,8 +167,13 @@ class Checks:
         if self.computes and not moved and not isinstance(func, torch._ops.OpOverload):
             self._residence.mark_on_host(inputs)
         versions = [version_of(tensor) for tensor in inputs]
+        # The host's tensors have values, which a fake mode wouldn't read.
+        is_real = self._hides_devices and self.is_on_host
+        if self._hides_devices and gives_device and not moved:
+            args, kwargs = map_leaves((tuple(args), dict(kwargs)), self._number)
         try:
-            result = proceed(func, args, kwargs)
+            with _disable_current_modes() if is_real else contextlib.nullcontext():
+                result = proceed(func, args, kwargs)
         finally:
             self.computes = self._makes = self.is_on_host = False
         # An operation of TorchScript comes from below autograd, which counts versions.
@@ -213,6 +220,15 @@ class Checks:
             if is_ipu or is_hidden or any(target is device for device in self._ipus):
                 return torch.Tensor.to, args, {**kwargs, "copy": True}, True
         return func, args, kwargs, False
+
+    def _number(self, leaf: Any) -> Any:
+        """The number in a 0-d tensor of the host, also in a slice; any other argument is kept."""
+        if isinstance(leaf, slice):
+            return slice(*map(self._number, (leaf.start, leaf.stop, leaf.step)))
+        if not isinstance(leaf, torch.Tensor) or leaf.dim() or self.is_on_device(leaf):
+            return leaf
+        with _disable_current_modes():
+            return leaf.item()
 
     def _is_for_device(self, func: Any, kwargs: dict[str, Any], has_inputs: bool) -> bool:
         """Whether the result of the call in progress is on the device."""
