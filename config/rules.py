@@ -18,7 +18,7 @@ from ipu.placement import (
 )
 
 from .recipes import ConfigError, Problem, nearest
-from .schema import FineTuningKeys, Keys
+from .schema import FINE_TUNING, Keys
 
 CLIPPING_OPTIMIZERS = ("adam", "adamw")
 
@@ -100,7 +100,7 @@ def _unread(config: Keys) -> Iterator[Problem]:
 
     task = config.task_model
     unread = {other.dataset_key for other in TASKS.values()} - {task.dataset_key}
-    for entry in fields(FineTuningKeys):
+    for entry in (entry for part in FINE_TUNING for entry in fields(part)):
         key, value = entry.name, getattr(config, entry.name)
         if key == "epochs":  # _length has its rule
             continue

@@ -23,6 +23,7 @@ from typing import (
     get_type_hints,
 )
 
+from data.keys import TOKENS, AnswerKeys, DataKeys, ExampleKeys
 from ipu.keys import (
     ABOVE_0,
     AT_LEAST_0,
@@ -51,12 +52,10 @@ AUTO_KEYS = ("layers_per_ipu", "micro_batch_size", "matmul_proportion")
 
 SEEDS = f"[0, {2**63})"  # the seeds that every generator accepts
 # Far above any model for IPUs, and low enough that no product of sizes overflows 64 bits.
-TOKENS, FEATURES, LAYERS, TOKEN_IDS = "[8, 65535]", "[1, 65536]", "[1, 1000]", "[8, 2000000]"
-WORKERS = "[0, 1024]"  # processes
+FEATURES, LAYERS, TOKEN_IDS = "[1, 65536]", "[1, 1000]", "[8, 2000000]"
 Family = Literal["bert", "groupbert"]
 Norm = Literal["pre", "post"]
 FeedForward = Literal["dense", "grouped", "grouped_projected"]
-GlueTask = Literal["mnli", "qqp", "qnli", "sst2", "cola", "stsb", "mrpc", "rte", "wnli"]
 Optimizer = Literal["sgd", "adam", "adamw", "lamb", "lamb_no_bias_correction"]
 Schedule = Literal["constant", "linear", "polynomial"]
 Section = TypeVar("Section")
@@ -136,73 +135,9 @@ class ModelKeys(KeyGroup):
 
 
 @dataclass(frozen=True)
-class DataKeys(KeyGroup):
-    """Corpus, tokenizer, masking and loading."""
+class ValidationKeys(KeyGroup):
+    """Batch and placement of evaluations in fine-tuning."""
 
-    corpus: str = key(
-        "weights", "python-docs, text files (file, folder, glob), TFRecords or hf:NAME", "python-docs"
-    )
-    corpus_subset: Optional[str] = key("weights", "subset (configuration) of a Hugging Face dataset", None)
-    corpus_split: str = key("weights", "split of a Hugging Face dataset", "train")
-    text_column: str = key("weights", "text column of a Hugging Face dataset", "text")
-    validation_corpus: Optional[str] = key(
-        "weights", "corpus to evaluate on; none: held-out documents of corpus", None
-    )
-    validation_fraction: float = key(
-        "weights", "fraction of corpus's documents held out for evaluation", 0.05, BELOW_1
-    )
-    tokenizer: str = key(
-        "weights", "train (a new one on corpus), a vocab.txt, a folder or a Hugging Face name", "train"
-    )
-    lowercase: bool = key("weights", "lower-case the text", True)
-    sequence_length: int = key(
-        "weights", "tokens per sequence, including special tokens and padding", bounds=TOKENS
-    )
-    mask_tokens: int = key("weights", "maximum number of masked tokens per sequence", 20, AT_LEAST_1)
-    masked_lm_probability: float = key("weights", "fraction of tokens to predict", 0.15, "(0, 1)")
-    dynamic_masking: bool = key("weights", "new masks in each epoch", True)
-    whole_word_masking: bool = key("weights", "mask all pieces of a word together", False)
-    short_sequence_probability: float = key(
-        "weights", "fraction of examples truncated to a random length", 0.1, "[0, 1]"
-    )
-    cache_folder: str = key("nothing", "folder for prepared data", "cache")
-    dataloader_workers: int = key(
-        "nothing", "worker processes that load batches; 0: load in the main process", 0, WORKERS
-    )
-    preprocessing_workers: Optional[int] = key(
-        "nothing", "processes that prepare data; none: one per core", None, WORKERS
-    )
-    async_dataloader: bool = key("nothing", "prefetch the next batch while the device computes", False)
-
-
-@dataclass(frozen=True)
-class FineTuningKeys(KeyGroup):
-    """Fine-tuning on SQuAD and GLUE."""
-
-    squad_version: Literal["1.1", "2.0"] = key(
-        "weights", "version of SQuAD; 2.0 has unanswerable questions", "1.1"
-    )
-    glue_task: GlueTask = key("weights", "task of GLUE", "mnli")
-    train_data: Optional[str] = key(
-        "weights", "SQuAD JSON file or hf:NAME to train on; none: squad_version's from Hugging Face", None
-    )
-    validation_data: Optional[str] = key(
-        "evaluation", "SQuAD JSON file or hf:NAME to evaluate on; none: as for train_data", None
-    )
-    epochs: Optional[float] = key(
-        "weights", "passes over the training set, instead of training_steps", None, ABOVE_0
-    )
-    doc_stride: int = key(
-        "weights", "tokens between the starts of a long document's windows", 128, AT_LEAST_1
-    )
-    max_query_length: int = key(
-        "weights", "maximum tokens per question; longer ones are truncated", 64, AT_LEAST_1
-    )
-    n_best_size: int = key("evaluation", "answers per question in nbest_predictions.json", 20, AT_LEAST_1)
-    max_answer_length: int = key("evaluation", "maximum tokens per answer", 30, AT_LEAST_1)
-    null_score_diff_threshold: float = key(
-        "evaluation", "answer nothing if that scores higher than the best answer by more than this", 0.0
-    )
     validation_micro_batch_size: int = key("evaluation", "micro batch size in evaluation", 20, AT_LEAST_1)
     validation_device_iterations: int = key(
         "evaluation", "micro batches per device call in evaluation", 4, AT_LEAST_1
@@ -259,12 +194,14 @@ class OptimizerKeys(KeyGroup):
     auto_loss_scaling: bool = key("weights", "let PopTorch adjust loss_scaling during training", False)
 
 
+# Pretraining reads none of these.
+FINE_TUNING: Tuple[Type[KeyGroup], ...] = (ExampleKeys, AnswerKeys, ValidationKeys)
 # The groups of flags in --help, by title, in the order of the keys.
 GROUPS: Dict[str, Tuple[Type[KeyGroup], ...]] = {
     "run: task, length, logging and checkpoints": (RunKeys,),
     "model: the encoder": (ModelKeys,),
     "data: corpus, tokenizer, masking and loading": (DataKeys,),
-    "fine-tuning on SQuAD and GLUE": (FineTuningKeys,),
+    "fine-tuning on SQuAD and GLUE": FINE_TUNING,
     "training: batch, optimizer and schedule": (BatchKeys, OptimizerKeys),
     "device: placement and precision on IPUs": (DeviceKeys,),
 }
@@ -272,7 +209,17 @@ GROUPS: Dict[str, Tuple[Type[KeyGroup], ...]] = {
 
 # dataclass collects the fields of the last base first: this order is that of GROUPS, reversed.
 @dataclass(frozen=True)
-class Keys(DeviceKeys, OptimizerKeys, BatchKeys, FineTuningKeys, DataKeys, ModelKeys, RunKeys):
+class Keys(
+    DeviceKeys,
+    OptimizerKeys,
+    BatchKeys,
+    ValidationKeys,
+    AnswerKeys,
+    ExampleKeys,
+    DataKeys,
+    ModelKeys,
+    RunKeys,
+):
     """The keys of a run. The constructor checks types and bounds; ConfigError lists every problem.
 
     Config adds the rules on combinations of keys.

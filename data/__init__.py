@@ -1,52 +1,19 @@
-"""Data: corpora, vocabulary, sentence pairs, masks and batches. The package's interface."""
+"""Data: corpora, vocabulary, sentence pairs, masks and batches.
+
+The package's interface is interface.py. It is imported at its first use, because it needs PyTorch: `config`
+composes the keys of keys.py, and --help must not wait for PyTorch.
+"""
 
 from __future__ import annotations
 
-from .batches import (
-    BATCH_FIELDS,
-    Batch,
-    EvaluationDataset,
-    SampleDataset,
-    SampleStream,
-    blank_batch,
-    collate,
-    require_examples,
-)
-from .corpora import Corpus, open_corpus
-from .dataset import (
-    PretrainingDataset,
-    PretrainingStatistics,
-    SplitStatistics,
-    TfRecordPretrainingDataset,
-    unigram_entropy,
-)
-from .files import DataError
-from .prepare import PretrainingData, PretrainingDataOptions, prepare_pretraining_data
-from .tfrecord import TfRecordFile
-from .tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "BATCH_FIELDS",
-    "Batch",
-    "Corpus",
-    "DataError",
-    "EvaluationDataset",
-    "PretrainingData",
-    "PretrainingDataOptions",
-    "PretrainingDataset",
-    "PretrainingStatistics",
-    "SampleDataset",
-    "SampleStream",
-    "SplitStatistics",
-    "TfRecordFile",
-    "TfRecordPretrainingDataset",
-    "Tokenizer",
-    "blank_batch",
-    "collate",
-    "load_tokenizer",
-    "open_corpus",
-    "prepare_pretraining_data",
-    "require_examples",
-    "train_tokenizer",
-    "unigram_entropy",
-]
+if TYPE_CHECKING:
+    from .interface import *  # noqa: F403
+else:
+
+    def __getattr__(name):
+        import data.interface
+
+        # A module of the package, such as data.files, is an attribute once it is imported.
+        return globals()[name] if name in globals() else getattr(data.interface, name)

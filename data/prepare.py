@@ -11,6 +11,8 @@ from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
 
+from ipu.keys import REQUIRED
+
 from .batches import SampleDataset
 from .cache import (
     EXAMPLES,
@@ -24,6 +26,7 @@ from .cache import (
 from .corpora import Corpus, open_corpus
 from .dataset import PretrainingDataset, PretrainingStatistics, SplitStatistics, TfRecordPretrainingDataset
 from .files import DataError, remove_leftovers
+from .keys import DataKeys
 from .make_shards import PairParameters, prepare_shards
 from .masking import Masker
 from .shards import RECORD, TRAIN, VALIDATION, load_manifest, open_shards
@@ -46,33 +49,21 @@ _NOT_RANDOM = (
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainingDataOptions:
-    """corpus: see open_corpus, or TFRecord files (a .tfrecord file, a glob, a folder of them).
+class PretrainingDataOptions(DataKeys):
+    """The keys of data, with those of the model and the run that data depend on.
+
+    corpus: see open_corpus, or TFRecord files (a .tfrecord file, a glob, a folder of them).
 
     validation_corpus: if given, validation_fraction is ignored; for a Hugging Face dataset its split
     "validation" is used. tokenizer: "train" trains a vocabulary of vocab_size on the corpus, otherwise see
     load_tokenizer. preprocessing_workers: processes; None for all cores, 0 for none.
     """
 
-    corpus: str
-    sequence_length: int
-    mask_tokens: int
-    vocab_size: int
-    tokenizer: str = TRAINED_TOKENIZER
-    corpus_subset: Optional[str] = None
-    corpus_split: str = "train"
-    text_column: str = "text"
-    validation_corpus: Optional[str] = None
-    validation_fraction: float = 0.05
-    lowercase: bool = True
-    masked_lm_probability: float = 0.15
-    dynamic_masking: bool = True
-    whole_word_masking: bool = False
-    short_sequence_probability: float = 0.1
+    vocab_size: int = REQUIRED
     seed: int = 42
-    preprocessing_workers: Optional[int] = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("corpus", "validation_corpus", "tokenizer"):
             if getattr(self, name) == "":
                 raise DataError(f"{name} is empty: name a folder, '.' for the current one")

@@ -14,7 +14,7 @@ import ipu
 import model as models
 from data.squad import (
     Answered,
-    AnswerOptions,
+    AnswerKeys,
     PreparedQuestions,
     QuestionSet,
     SquadDataset,
@@ -40,7 +40,7 @@ class Answering:
     after the last window are padding and change neither loss nor scores.
     """
 
-    def __init__(self, prepared: PreparedQuestions, options: AnswerOptions) -> None:
+    def __init__(self, prepared: PreparedQuestions, options: AnswerKeys) -> None:
         self.answered: List[Answered] = []
         self.is_whole = False
         self._data, self._features, self._options = prepared.questions, prepared.features, options
@@ -149,5 +149,5 @@ class Examiner:
         )
 
     def _begin(self) -> Answering:
-        self.latest = Answering(self._prepared, self._config.section(AnswerOptions))
+        self.latest = Answering(self._prepared, self._config.section(AnswerKeys))
         return self.latest

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..json_files import read_json
-from .answers import Answered, AnswerOptions, Candidate, find_answers, prediction_files
+from ..keys import AnswerKeys
+from .answers import Answered, Candidate, find_answers, prediction_files
 from .files import PUBLISHED, Answer, Question, QuestionSet, open_questions, read_questions
 from .prepare import (
     PreparedQuestions,
@@ -26,7 +27,7 @@ from .windows import Features, SquadDataset, Window, WindowOptions, make_windows
 __all__ = [
     "PUBLISHED",
     "Answer",
-    "AnswerOptions",
+    "AnswerKeys",
     "Answered",
     "Candidate",
     "Features",

@@ -18,17 +18,9 @@ from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 import numpy as np
 
+from ..keys import AnswerKeys
 from .files import Question, QuestionSet
 from .windows import CLS_POSITION, Features
-
-
-@dataclass(frozen=True)
-class AnswerOptions:
-    """`max_answer_length` is in tokens, the threshold in logits."""
-
-    n_best_size: int = 20
-    max_answer_length: int = 30
-    null_score_diff_threshold: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +54,7 @@ def find_answers(
     features: Features,
     start_logits_ns: np.ndarray,
     end_logits_ns: np.ndarray,
-    options: AnswerOptions,
+    options: AnswerKeys,
 ) -> List[Answered]:
     """Answers the questions of the first n windows, in order; logits are finite floats [n, S].
 
@@ -94,7 +86,7 @@ def _best_spans(
     starts_ns: np.ndarray,
     ends_ns: np.ndarray,
     windows: Iterable[int],
-    options: AnswerOptions,
+    options: AnswerKeys,
 ) -> List[Candidate]:
     """The n best spans with different texts, best first; at least one."""
     spans = [_spans_of(features, starts_ns[w], ends_ns[w], w, options.max_answer_length) for w in windows]

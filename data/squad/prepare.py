@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
+from ipu.keys import REQUIRED
+
 from ..files import DataError
+from ..keys import DataKeys, ExampleKeys
 from ..tokenizer import (
     TRAINED_TOKENIZER,
     Tokenizer,
@@ -21,22 +24,14 @@ CHECKPOINTS_TOKENIZER = "checkpoint"
 
 
 @dataclass(frozen=True)
-class SquadDataOptions:
+class SquadDataOptions(ExampleKeys, DataKeys):
     """The configuration's keys that affect questions, vocabulary and windows.
 
     train_data, validation_data: see open_questions; None for the published set of squad_version. tokenizer:
     "checkpoint" for the one saved with the initial weights, otherwise see load_tokenizer.
     """
 
-    squad_version: str
-    train_data: Optional[str]
-    validation_data: Optional[str]
-    tokenizer: str
-    lowercase: bool
-    vocab_size: int
-    sequence_length: int
-    doc_stride: int
-    max_query_length: int
+    vocab_size: int = REQUIRED
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 
 from data.squad import (
     Answer,
-    AnswerOptions,
+    AnswerKeys,
     PreparedQuestions,
     Question,
     QuestionSet,
@@ -68,7 +68,7 @@ def outputs(
 def test_loss_and_scores_are_means_over_real_windows(prepared: PreparedQuestions, micro_batch: int) -> None:
     found = []
     for filling in (0.0, 1e9):
-        answering = Answering(prepared, AnswerOptions())
+        answering = Answering(prepared, AnswerKeys())
         for call in outputs(prepared, 2 * micro_batch, micro_batch, filling):
             answering.add(call)
         found.append((answering.result(), answering.answered))
@@ -83,7 +83,7 @@ def test_loss_and_scores_are_means_over_real_windows(prepared: PreparedQuestions
 
 
 def test_a_limited_evaluation_says_so(prepared: PreparedQuestions) -> None:
-    answering = Answering(prepared, AnswerOptions())
+    answering = Answering(prepared, AnswerKeys())
     answering.add(outputs(prepared, 4, 2, 0.0)[0])
     record = answering.result()
     assert not answering.is_whole and record["eval_total"] < len(prepared.questions.questions)
@@ -92,7 +92,7 @@ def test_a_limited_evaluation_says_so(prepared: PreparedQuestions) -> None:
 
 
 def test_unusable_logits_are_an_error(prepared: PreparedQuestions) -> None:
-    answering = Answering(prepared, AnswerOptions())
+    answering = Answering(prepared, AnswerKeys())
     (call,) = outputs(prepared, 100, 50, 0.0)
     call[2][1, 3] = math.nan
     answering.add(call)

@@ -11,7 +11,7 @@ import pytest
 
 from data.squad import (
     Answer,
-    AnswerOptions,
+    AnswerKeys,
     Features,
     Question,
     QuestionSet,
@@ -58,7 +58,7 @@ def searched(
     tokenizer: Tokenizer,
     starts: np.ndarray,
     ends: np.ndarray,
-    options: AnswerOptions,
+    options: AnswerKeys,
 ) -> dict[str, tuple[list[tuple[float, str]], float]]:
     """For each question: (score, text) of every distinct text, best first, and the null score."""
     spans: dict[int, list[tuple[float, str]]] = {}
@@ -89,7 +89,7 @@ def test_answers_are_those_of_an_exhaustive_search(
     data = question_set(seed)
     features = features_of(data, tokenizer, tmp_path)
     starts, ends = logits(features, seed)
-    options = AnswerOptions(*sizes, null_score_diff_threshold=seed - 2.0)
+    options = AnswerKeys(*sizes, null_score_diff_threshold=seed - 2.0)
     expected = searched(data, tokenizer, starts, ends, options)
     answered = find_answers(data, features, starts, ends, options)
     assert [one.question for one in answered] == list(data.questions)
@@ -119,7 +119,7 @@ def test_one_window_that_sees_an_answer_is_enough(tmp_path: Path, tokenizer: Tok
             continue
         nulls = zeros.copy()
         nulls[windows, 0] = [9, -3, *[5] * (len(windows) - 2)]
-        assert find_answers(data, features, nulls, zeros, AnswerOptions())[number].null_odds == -3
+        assert find_answers(data, features, nulls, zeros, AnswerKeys())[number].null_odds == -3
         break
     else:
         pytest.fail("no question has three windows")
@@ -132,7 +132,7 @@ def test_without_impossible_questions_every_question_is_answered(
     features = features_of(data, tokenizer, tmp_path)
     starts, ends = logits(features, 2)
     starts[:, 0] = 100
-    answered = find_answers(data, features, starts, ends, AnswerOptions())
+    answered = find_answers(data, features, starts, ends, AnswerKeys())
     assert all(one.text and one.null_odds is None for one in answered)
     assert all(candidate.text for one in answered for candidate in one.candidates)
     assert sorted(prediction_files(answered)) == ["nbest_predictions.json", "predictions.json"]
@@ -142,17 +142,17 @@ def test_the_first_windows_answer_the_questions_they_show(tmp_path: Path, tokeni
     data = question_set(3)
     features = features_of(data, tokenizer, tmp_path)
     starts, ends = logits(features, 3)
-    whole = find_answers(data, features, starts, ends, AnswerOptions())
+    whole = find_answers(data, features, starts, ends, AnswerKeys())
     last = int(np.flatnonzero(features.question == 4)[-1])
-    assert find_answers(data, features, starts[: last + 1], ends[: last + 1], AnswerOptions()) == whole[:5]
-    cut = find_answers(data, features, starts[: last + 2], ends[: last + 2], AnswerOptions())
+    assert find_answers(data, features, starts[: last + 1], ends[: last + 1], AnswerKeys()) == whole[:5]
+    cut = find_answers(data, features, starts[: last + 2], ends[: last + 2], AnswerKeys())
     assert cut[:5] == whole[:5] and [one.question.id for one in cut[5:]] == ["q5"]
 
 
 def test_files(tmp_path: Path, tokenizer: Tokenizer) -> None:
     data = question_set(4)
     features = features_of(data, tokenizer, tmp_path)
-    answered = find_answers(data, features, *logits(features, 4), AnswerOptions(n_best_size=4))
+    answered = find_answers(data, features, *logits(features, 4), AnswerKeys(n_best_size=4))
     files = prediction_files(answered)
     ids = [question.id for question in data.questions]
     assert sorted(files) == ["nbest_predictions.json", "null_odds.json", "predictions.json"]

@@ -178,7 +178,9 @@ def test_the_real_files(name: str, questions: int, answers: int, impossible: int
     assert read.has_impossible == (impossible > 0)
 
 
-OPTIONS = SquadDataOptions("1.1", None, None, "checkpoint", True, 100, 64, 16, 16)
+OPTIONS = SquadDataOptions(
+    tokenizer="checkpoint", vocab_size=100, sequence_length=64, doc_stride=16, max_query_length=16
+)
 
 
 def row(id_: str = "q1", answer: str = "Savoy", **changes: Any) -> dict[str, Any]:
