@@ -163,6 +163,47 @@ def test_each_operation_of_pytorch_runs_or_is_refused_as_on_an_ipu(monkeypatch):
     assert not wrong and seen > 900
 
 
+# With the inputs that PyTorch's own tests take first; recurrent layers have two layers there.
+REFUSED_MODULES = set(
+    "AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d FractionalMaxPool2d FractionalMaxPool3d GRU "
+    "HuberLoss LSTM MultiLabelMarginLoss MultiMarginLoss RNN ReflectionPad3d".split()
+)
+
+
+@pytest.mark.slow
+def test_each_module_of_pytorch_runs_or_is_refused_as_on_an_ipu(monkeypatch):
+    monkeypatch.setattr(torch.backends, "disable_global_flags", lambda: None)
+    modules = pytest.importorskip("torch.testing._internal.common_modules").module_db
+    refused, seen = set(), set()
+    for info in modules:
+        given = info.module_inputs_func(
+            info, device="cpu", dtype=torch.float32, requires_grad=False, training=False
+        )
+        inputs = next((one for one in given if one.forward_input is not None), None)
+        if inputs is None or "Lazy" in info.name:
+            continue
+        made = inputs.constructor_input
+        module = info.module_cls(*made.args, **made.kwargs).eval()
+        call = inputs.forward_input
+        name = type(module).__name__
+        seen.add(name)
+        try:
+            poptorch.inferenceModel(module).compile(*call.args, **call.kwargs)
+        except poptorch.Error as error:
+            assert "nsupported" in error.message, name
+            refused.add(name)
+    assert refused == REFUSED_MODULES & seen and len(seen) > 30
+
+
+@pytest.mark.skipif(not READ.exists(), reason=f"{READ} isn't there: what was read from PopTorch's guide")
+def test_what_the_guide_lists_is_never_refused():
+    documented = {
+        name.rpartition(".")[2].removesuffix("_") for name in json.loads(READ.read_text())["documented"]
+    }
+    assert documented & set(MEASURED["runs"]) and not documented & set(MEASURED["refused"])
+    assert documented & REFUSED_MODULES == {"GRU", "LSTM", "RNN"}  # those of two layers
+
+
 # ---- restrictions of handlers
 
 SEQUENCE = torch.ones(3, 2, 4)
