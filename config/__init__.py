@@ -15,7 +15,7 @@ from .config import (
 )
 from .flags import FlagParser
 from .recipes import ConfigError, nearest
-from .schema import ANY, AUTO, AUTO_KEYS, OptimizerKeys, RunKeys, keys_that_alter
+from .schema import ANY, AUTO, AUTO_KEYS, OptimizerKeys, RunKeys, defaults, keys_that_alter
 
 __all__ = [
     "ANY",
@@ -28,6 +28,7 @@ __all__ = [
     "OptimizerKeys",
     "RunKeys",
     "add_flags",
+    "defaults",
     "derived",
     "free_keys",
     "keys_that_alter",

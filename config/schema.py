@@ -302,6 +302,11 @@ def kinds() -> Mapping[str, Any]:
     return get_type_hints(Keys)
 
 
+def defaults() -> Mapping[str, Any]:
+    """The defaults of the keys that have one, by name."""
+    return {name: entry.default for name, entry in entries().items() if entry.default is not REQUIRED}
+
+
 def keys_that_alter(*effects: Effect) -> FrozenSet[str]:
     """The keys whose `alters` is one of `effects`."""
     return frozenset(name for name, entry in entries().items() if entry.metadata["alters"] in effects)

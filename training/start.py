@@ -12,7 +12,7 @@ import torch
 import data
 import ipu
 import model as models
-from config import keys_that_alter
+from config import defaults, keys_that_alter
 
 from .checkpoints import Checkpoint, newest_checkpoint, step_folders, warn_of_bad_checkpoints
 from .errors import CheckpointError, TrainingError
@@ -47,7 +47,10 @@ def refuse_folder_of_a_run(output: Path, remedy: str = "use another --output") -
 def _refuse_another_run(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
     # A longer or shorter training is the same run, but its schedule changes: print a warning.
     may_change = keys_that_alter("nothing", "evaluation", "machine") | {"training_steps"}
-    then, now = checkpoint.state["config"], json.loads(json.dumps(dict(config)))
+    # A key that is newer than the checkpoint had its default's meaning.
+    newer = {key: value for key, value in defaults().items() if key in config}
+    then = {**json.loads(json.dumps(newer)), **checkpoint.state["config"]}
+    now = json.loads(json.dumps(dict(config)))
     for key in sorted(set(then) | set(now)):
         before, after = then.get(key), now.get(key)
         if before == after:

@@ -343,6 +343,15 @@ def test_resume_is_the_same_run_or_an_error_that_names_the_key(tmp_path, capsys)
         checkpoint_to_resume(tmp_path, {**config, "seed": 2}, resume=True)
 
 
+def test_a_key_that_is_newer_than_the_checkpoint_had_its_default(tmp_path):
+    config = {"training_steps": 10, "seed": 1}
+    save(tmp_path, 4, config=config)
+    newer = {**config, "glue_task": "mnli", "matmul_proportion": [0.25]}
+    assert checkpoint_to_resume(tmp_path, newer, resume=True).step == 4
+    with pytest.raises(CheckpointError, match=r'glue_task was "mnli" in .* and is "rte" now'):
+        checkpoint_to_resume(tmp_path, {**newer, "glue_task": "rte"}, resume=True)
+
+
 def test_resuming_arguments_drop_what_started_the_run():
     arguments = ["--config", "a b", "--checkpoint", "x", "--seed", "3"]
     assert resuming_arguments(arguments) == ["--config", "a b", "--seed", "3", "--resume"]
