@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Iterable, Mapping
 
 import torch
+from ipu_simulator import variables
 from ipu_simulator.graph.operations import schema_of
 
 from .._run.structure import tensors
@@ -87,7 +88,7 @@ def unsupported(names: Iterable[str]) -> str:
 
 def _refusal(name: str, rows: list[_Condition], given: Mapping[str, Any]) -> str | None:
     for row in rows:
-        if not _applies(row, given):
+        if (row.get("strictly") and not _is_strict(row, given)) or not _applies(row, given):
             continue
         if "becomes" in row:
             return unsupported([f"aten::{row['becomes']}"])
@@ -97,6 +98,11 @@ def _refusal(name: str, rows: list[_Condition], given: Mapping[str, Any]) -> str
         why = f": {row['why']}" if "why" in row else ""
         return f"aten::{name}{what} is unsupported{why}."
     return None
+
+
+def _is_strict(row: _Condition, given: Mapping[str, Any]) -> bool:
+    """Whether a row about newer PyTorch counts: if it is asked for, and this PyTorch has the arguments."""
+    return variables.strict() and given.keys() >= {*row.get("if", ()), *row.get("if_not", ())}
 
 
 def _applies(row: _Condition, given: Mapping[str, Any]) -> bool:
