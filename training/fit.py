@@ -28,7 +28,7 @@ from .loading import training_batches
 from .loop import LoopPlan, Progress, refuse_bad_weights, train
 from .metrics import Task
 from .metrics_file import plain
-from .optimizer import OptimizerPlan, Schedule, build_optimizer
+from .optimizer import OptimizerPlan, Schedule, build_optimizer, state_at_rate
 from .report import NoReporter, Reporter
 from .rotation import Rotation, move_damaged_aside, sweep
 from .signals import StopRequest
@@ -127,7 +127,9 @@ def fit(
         start_sample = resumed.state["samples"]
         # The number of threads changes the last bits of the simulator's sums.
         torch.set_num_threads(resumed.state["host_threads"])
-        optimizer.load_state_dict({**optimizer.state_dict(), **resumed.optimizer_state()})
+        rate = config.section(Schedule).at(begin.step)
+        saved_state = state_at_rate(resumed.optimizer_state(), rate, config.loss_scaling)
+        optimizer.load_state_dict({**optimizer.state_dict(), **saved_state})
     elif config.host_threads is not None:
         torch.set_num_threads(config.host_threads)
     if device.name == "simulator" and instances.is_first:

@@ -95,6 +95,22 @@ def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
         group["lr"] = learning_rate
 
 
+def state_at_rate(state: Dict[str, Any], learning_rate: float, loss_scaling: float) -> Dict[str, Any]:
+    """A saved optimizer state, by PopART's names, of a run that goes on at this learning rate.
+
+    PopTorch brings a loaded `ipu_param` to the device after `setOptimizer` had its turn, so the first device
+    call of a resumed run would use the learning rate of the call before. SGD's rate, with a momentum, is
+    divided by the loss scaling.
+    """
+    rates = {"learningRate": learning_rate, "scaledLearningRate2": learning_rate / loss_scaling}
+    parameters = dict(state["ipu_param"])
+    for name in parameters:
+        prefix = name.partition("___")[0]
+        if prefix in rates:
+            parameters[name] = torch.tensor(rates[prefix])
+    return {**state, "ipu_param": parameters}
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The learning rate of each update, a pure function of the s updates done before it.

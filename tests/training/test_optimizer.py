@@ -9,7 +9,7 @@ import config
 import ipu
 import model as models
 from training import OptimizerPlan, Schedule, build_optimizer
-from training.optimizer import parameter_groups, set_learning_rate
+from training.optimizer import parameter_groups, set_learning_rate, state_at_rate
 
 ipu.select_device("simulator")
 
@@ -85,6 +85,27 @@ class Loss(torch.nn.Module):
 
     def forward(self, x):
         return ipu.poptorch.identity_loss(self.inner(x).pow(2).mean(), reduction="none")
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw", "lamb", "lamb_no_bias_correction"])
+def test_a_saved_state_goes_on_at_the_rate_of_the_next_update(kind):
+    """As if the saved optimizer had had that rate; nothing else of its state changes."""
+
+    def states(learning_rate):
+        model = torch.nn.Linear(5, 3)
+        plan = dataclasses.replace(PLAN, optimizer=kind, learning_rate=learning_rate)
+        optimizer = build_optimizer(model, plan)
+        ipu.poptorch.trainingModel(Loss(model), None, optimizer).compile(torch.ones(2, 5))
+        state = optimizer.state_dict()
+        return {part: state[part] for part in ("ipu_state", "ipu_param")}
+
+    saved, expected = states(0.5), states(0.125)
+    changed = state_at_rate(saved, 0.125, PLAN.loss_scaling)
+    for part in ("ipu_state", "ipu_param"):
+        assert changed[part].keys() == expected[part].keys()
+        assert all(torch.equal(value, expected[part][name]) for name, value in changed[part].items())
+    rates = [name for name in saved["ipu_param"] if "earningRate" in name]
+    assert len(rates) == 2 and all(saved["ipu_param"][n] != changed["ipu_param"][n] for n in rates)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
