@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import threading
 import types
 
 import pytest
@@ -217,3 +218,24 @@ def test_a_verdict_substitutes_too(substitution):
 
     assert simulator.verdict_of(UsesLibrary(), (torch.ones(1),)).fits
     assert library.scaled is _host_only
+
+
+def test_threads_share_the_substitution(substitution):
+    inside, leave = threading.Event(), threading.Event()
+
+    class Waits(torch.nn.Module):
+        def forward(self, x):
+            inside.set()
+            assert leave.wait(60)
+            return library.scaled(x)
+
+    results = []
+    waiting = threading.Thread(
+        target=lambda: results.append(poptorch.inferenceModel(Waits())(torch.ones(1)).tolist())
+    )
+    waiting.start()
+    assert inside.wait(60)
+    poptorch.inferenceModel(UsesLibrary())(torch.ones(1))  # begins and ends while the other one runs
+    leave.set()
+    waiting.join()
+    assert results == [[3]] and library.scaled is _host_only

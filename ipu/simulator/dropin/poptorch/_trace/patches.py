@@ -162,14 +162,27 @@ class Substitutions:
         if subsitution_manager_type not in cls._managers:
             cls._managers.append(subsitution_manager_type)
 
-    def __enter__(self) -> None:
-        with contextlib.ExitStack() as stack:
-            for make in self._managers:
-                stack.enter_context(make())
-            self._entered = stack.pop_all()
+    # They change the whole process: threads whose forwards overlap share one entry.
+    _lock: ClassVar[threading.RLock] = threading.RLock()
+    _forwards: ClassVar[int] = 0
+    _entered: ClassVar[contextlib.ExitStack] = contextlib.ExitStack()
 
-    def __exit__(self, *error: Any) -> None:
-        self._entered.__exit__(*error)
+    def __enter__(self) -> None:
+        kind = Substitutions
+        with kind._lock:
+            if not kind._forwards:
+                with contextlib.ExitStack() as stack:
+                    for make in kind._managers:
+                        stack.enter_context(make())
+                    kind._entered = stack.pop_all()
+            kind._forwards += 1
+
+    def __exit__(self, *error: object) -> None:
+        kind = Substitutions
+        with kind._lock:
+            kind._forwards -= 1
+            if not kind._forwards:
+                kind._entered.close()
 
 
 @contextlib.contextmanager
