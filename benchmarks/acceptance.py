@@ -12,7 +12,6 @@ import csv
 import io
 import json
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from .results import Column, Result, publish, quartiles
 from .steps import timed_steps
 from .trainings import Budget
 
-# Largest relative difference of a float16 loss from float32 that counts as agreement.
+# Largest relative difference of a loss that counts as agreement: roundings fall differently.
 _LOSS_TOLERANCE = 0.02
 # Tolerance of the cost model: twice its mean error on published results is far less (docs/accuracy.md).
 _PREDICTION_TOLERANCE = 0.15
@@ -75,7 +74,7 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
         raise ConfigError(f"{timed_name} is a {timed.task} recipe; acceptance times pretraining recipes")
     folder = output / "acceptance"
     here = _losses(small, folder / "here", device)
-    expected = _simulated_losses(small, folder / "simulator", flags.simulator_python)
+    expected = _simulated_losses(small, folder / "simulator", flags.simulator_python, device)
     rows = [
         check(f"loss of update {number}", "nats", mine, theirs, "simulator, measured", _LOSS_TOLERANCE)
         for number, (mine, theirs) in enumerate(zip(here, expected), 1)
@@ -122,11 +121,18 @@ def _losses(config: Config, folder: Path, device: ipu.DeviceChoice) -> List[floa
     return _losses_in(folder)
 
 
-def _simulated_losses(config: Config, folder: Path, python: str) -> List[float]:
+def _simulated_losses(config: Config, folder: Path, python: str, device: ipu.DeviceChoice) -> List[float]:
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    _simulator(python, _command(replace(config, device="simulator"), folder, "acceptance"))
+    command_line.run_on_simulator(python, as_on(device, config), "acceptance", folder)
     return _losses_in(folder)
+
+
+def as_on(device: ipu.DeviceChoice, config: Config) -> Config:
+    """The configuration with which the simulator computes as the device does: like is compared with like.
+
+    An IPU rounds to float16 and computes GELU in its tanh form.
+    """
+    return config if device.name == "simulator" else replace(config, simulator_precision="ipu-float16")
 
 
 def _losses_in(folder: Path) -> List[float]:
@@ -141,25 +147,9 @@ def _command(config: Config, folder: Path, name: str) -> List[str]:
     return ["--configs", str(recipe.resolve()), "--config", name, "--output", str(folder.resolve())]
 
 
-def _simulator(python: str, arguments: Sequence[str]) -> None:
-    command = [python, str(ROOT / "run_pretraining.py"), *arguments]
-    try:
-        done = subprocess.run(
-            command, cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-    except OSError as error:
-        raise ConfigError(f"--simulator-python {python} can't be started: {error.strerror}") from error
-    if done.returncode:
-        last = "\n".join(done.stdout.splitlines()[-5:])
-        raise ConfigError(
-            f"the simulator run failed ({' '.join(command)}):\n{last}\nIt needs Python 3.11 with "
-            "requirements.txt installed: name such a Python with --simulator-python"
-        )
-
-
 def _verdict(config: Config, name: str, folder: Path, python: str) -> Dict[str, Any]:
     # A dry run is for the IPU's program, whatever the device; only the simulator can make it.
-    _simulator(python, [*_command(replace(config, device="simulator"), folder, name), "--dry-run"])
+    command_line.run_on_simulator(python, config, name, folder, "--dry-run")
     verdict: Dict[str, Any] = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
     return verdict
 
@@ -299,7 +289,7 @@ def _write_row(
 def _draw(figure: Any, here: Sequence[float], expected: Sequence[float], device: str) -> None:
     axes = figure.subplots()
     updates = range(1, len(expected) + 1)
-    axes.plot(updates, expected, "o-", label="simulator, float32")
+    axes.plot(updates, expected, "o-", label="simulator")
     axes.plot(range(1, len(here) + 1), here, "x--", label=f"this device: {device}")
     axes.set(xlabel="weight updates", ylabel="loss, nats (measured)", title="The first updates")
     axes.grid(alpha=0.3)

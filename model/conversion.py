@@ -57,13 +57,20 @@ _DEFAULTS = {
 _MOST_NAMES_SHOWN = 5
 
 
-def save_pretrained(model: TaskModel, folder: Union[str, Path]) -> None:
+# GELU's exact form, which PyTorch computes, and names of its tanh form, which an IPU computes.
+_EXACT_GELU, _TANH_GELU = "gelu", ("gelu_pytorch_tanh", "gelu_new")
+
+
+def save_pretrained(model: TaskModel, folder: Union[str, Path], *, tanh_gelu: bool = False) -> None:
     """Writes config.json and model.safetensors into `folder`, in the model's dtype.
 
+    `tanh_gelu`: the weights were trained with GELU's tanh form; config.json says so in `hidden_act`.
     transformers can load a BERT saved here. Not atomic: for an atomic save, write to a temporary folder and
     rename it.
     """
-    write(Path(folder), _file_config(model), to_file(model.state_dict(), model.config))
+    activation = _TANH_GELU[0] if tanh_gelu else _EXACT_GELU
+    settings = {**_file_config(model), "hidden_act": activation}
+    write(Path(folder), settings, to_file(model.state_dict(), model.config))
 
 
 def from_pretrained(
@@ -141,10 +148,12 @@ def read_model_config(folder: Path) -> ModelConfig:
         raise ConversionError(f"{path}: {error}") from error
     legal: Dict[str, Any] = {
         "intermediate_size": config.intermediate_size,
-        "hidden_act": "gelu",
         "position_embedding_type": "absolute",
         "is_decoder": False,
     }
+    # The device decides which form of GELU is computed.
+    if settings.get("hidden_act") not in _TANH_GELU:
+        legal["hidden_act"] = _EXACT_GELU
     for name, only in legal.items():
         if settings.get(name, only) != only:
             raise ConversionError(f"{path}: {name} is {settings[name]!r}, but only {only!r} is supported")
@@ -154,7 +163,7 @@ def read_model_config(folder: Path) -> ModelConfig:
 def _file_config(model: TaskModel) -> Dict[str, Any]:
     config = model.config
     settings = {theirs: getattr(config, ours) for ours, theirs in _SETTINGS.items()}
-    settings.update(intermediate_size=config.intermediate_size, hidden_act="gelu", pad_token_id=0)
+    settings.update(intermediate_size=config.intermediate_size, pad_token_id=0)
     kind = "bert" if config.is_bert else "groupbert"
     if not config.is_bert:
         settings.update({name: getattr(config, name) for name in _GROUPBERT_SETTINGS})

@@ -29,10 +29,14 @@ class CompilationError(TrainingError):
         self.lacks_memory = lacks_memory
 
 
+def computes_as_ipu(config: Config, device: ipu.DeviceChoice) -> bool:
+    """True on an IPU, on Poplar's IPU model, and on the simulator with an IPU's arithmetic."""
+    return device.name != "simulator" or config.simulator_precision == "ipu-float16"
+
+
 def place(model: models.TaskModel, config: Config, layers_per_ipu: Any, *, device: ipu.DeviceChoice) -> None:
     """Converts a model to the device's precision and annotates its placement."""
-    as_ipu = device.name != "simulator" or config.simulator_precision == "ipu-float16"
-    if as_ipu and config.precision == "float16":
+    if computes_as_ipu(config, device) and config.precision == "float16":
         model.half()
     models.annotate(
         model,

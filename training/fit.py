@@ -20,7 +20,7 @@ from .checkpoints import (
     resolve_weights_folder,
     save_checkpoint,
 )
-from .compilation import place
+from .compilation import computes_as_ipu, place
 from .errors import TrainingError, is_worker_death
 from .evaluation import Evaluator
 from .folder import write_atomically
@@ -150,7 +150,7 @@ def fit(
         rotation.remove_old()
 
     def save_model(folder: Path) -> None:
-        models.save_pretrained(job.model, folder)
+        models.save_pretrained(job.model, folder, tanh_gelu=computes_as_ipu(config, device))
         if job.tokenizer is not None:
             job.tokenizer.save(folder)
 

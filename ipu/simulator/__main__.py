@@ -11,6 +11,15 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+if sys.version_info < (3, 10):  # noqa: UP036 (an IPU host has 3.8)
+    found = ".".join(map(str, sys.version_info[:3]))
+    print(
+        f"error: the simulator needs Python 3.10 or newer, but this is Python {found}: start it with another "
+        "one in which requirements.txt is installed (docs/ipu_pod.md has the steps)",
+        file=sys.stderr,
+    )
+    sys.exit(2)
+
 sys.path.insert(0, str(Path(__file__).resolve().parent / "dropin"))
 
 from ipu_simulator.command import FrontDoor

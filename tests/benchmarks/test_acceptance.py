@@ -5,7 +5,8 @@ import csv
 import pytest
 
 import config as configuration
-from benchmarks.acceptance import check, published_row
+from benchmarks.acceptance import as_on, check, published_row
+from benchmarks.points import SCALES
 from ipu import DeviceChoice
 from planning.published_rows import COLUMNS, read_rows
 
@@ -30,6 +31,16 @@ def test_the_row_is_one_of_published_rows(name, tmp_path):
     assert read.optimizer_state == config.optimizer_state
     assert read.replicated_tensor_sharding == config.replicated_tensor_sharding
     assert read.step_s == 12.5
+
+
+@pytest.mark.parametrize(
+    ("device", "precision"),
+    [("ipu", "ipu-float16"), ("ipu-model", "ipu-float16"), ("simulator", "float32")],
+)
+def test_like_is_compared_with_like(device, precision):
+    """An IPU's float16, and its tanh form of GELU, with the same arithmetic on the simulator."""
+    config = configuration.load("acceptance", path=SCALES)
+    assert as_on(DeviceChoice(device, "", "3.4.0", ""), config).simulator_precision == precision
 
 
 def test_a_simulators_row_says_so():

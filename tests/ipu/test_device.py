@@ -127,6 +127,23 @@ def test_an_old_python_has_no_simulator(graphcore, device, why):
     assert "the simulator needs Python 3.10 or newer, but this is 3.8" in out and why in out
 
 
+@pytest.mark.parametrize(
+    "start", ["runpy.run_module('ipu.simulator', run_name='__main__')", "import poptorch"]
+)
+def test_an_old_python_is_named_in_one_line(start):
+    program = f"""
+        import runpy, sys
+        sys.stderr, sys.version_info = sys.stdout, (3, 8, 18)
+        try:
+            {start}
+        except (SystemExit, ImportError) as end:
+            print(type(end).__name__, end)
+    """
+    out = run(program, [DROP_IN])
+    assert len(out.splitlines()) <= 2 and "needs Python 3.10 or newer, but this is Python 3.8.18" in out
+    assert out.endswith("SystemExit 2") or out.startswith("ImportError")
+
+
 def test_ipu_needs_an_ipu(graphcore):
     program = """
         import ipu

@@ -98,6 +98,10 @@ def test_a_run_makes_poptorchs_calls_in_order_and_goes_on_to_the_bit(stand_in, t
     assert {"betas", "weight_decay"} <= set(training["constants"]), "streams, not constants"
     assert ended.names() == words(FIRST, RUNS, EVALUATION, AGAIN, RUNS, EVALUATION)
 
+    # An IPU computes GELU's tanh form, whatever the model asks for: the weights were trained with it.
+    saved = json.loads((whole / "checkpoints" / "step_00000004" / "config.json").read_text())
+    assert saved["hidden_act"] == "gelu_pytorch_tanh"
+
     shutil.copytree(whole, parts)
     shutil.rmtree(parts / "checkpoints" / "step_00000004")
     resumed = stand_in.pretraining(parts, *STEPS, "--resume")

@@ -313,3 +313,12 @@ def test_logits_survive(tmp_path: Path) -> None:
     inputs = batch(GROUPBERT)
     again = from_pretrained(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(model(*inputs), again(*inputs)))
+
+
+def test_weights_of_an_ipu_are_read(tmp_path: Path) -> None:
+    """config.json names the form of GELU that they were trained with; the device decides which is computed."""
+    save_pretrained(PretrainingModel(BERT, seed=1), tmp_path, tanh_gelu=True)
+    assert json.loads((tmp_path / "config.json").read_text())["hidden_act"] == "gelu_pytorch_tanh"
+    assert from_pretrained(tmp_path).config == BERT
+    change_config(tmp_path, hidden_act="gelu_new")
+    assert from_pretrained(tmp_path).config == BERT
