@@ -316,7 +316,7 @@ def test_logits_survive(tmp_path: Path) -> None:
 
 
 def test_weights_of_an_ipu_are_read(tmp_path: Path) -> None:
-    """config.json names the form of GELU that they were trained with; the device decides which is computed."""
+    """config.json names the form of GELU that they were trained with; the device computes its own form."""
     save_pretrained(PretrainingModel(BERT, seed=1), tmp_path, tanh_gelu=True)
     assert json.loads((tmp_path / "config.json").read_text())["hidden_act"] == "gelu_pytorch_tanh"
     assert from_pretrained(tmp_path).config == BERT
