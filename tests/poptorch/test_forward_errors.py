@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -135,3 +136,28 @@ def test_a_floating_point_exception_names_the_operation():
     with pytest.raises(poptorch.Error, match=rf"^In {HERE}:{_line_of(divides)}: ") as caught:
         executor(X)
     assert str(caught.value).endswith("[0] torch.Tensor.div\n  [1] module inner")
+
+
+def test_an_error_in_a_library_names_its_line_and_the_program_s(tmp_path, monkeypatch):
+    monkeypatch.setenv("IPU_SIMULATOR_STRICT", "1")
+    path = tmp_path / "library.py"
+    path.write_text("def function(x):\n    return x[x > 0]\n")
+    function = runpy.run_path(str(path), run_name="transformers.library")["function"]
+    calls = lambda x: function(x)  # noqa: E731 (one line)
+    with pytest.raises(poptorch.Error, match=r"^In library\.py:2: ") as caught:
+        poptorch.inferenceModel(Outer(calls)).compile(X)
+    assert str(caught.value).endswith(
+        f"[0] torch.Tensor.__getitem__\n  [1] module inner\n  [2] {HERE}:{_line_of(calls)}"
+    )
+
+
+@pytest.mark.skipif(torch.__version__ < "2.3", reason="predictions need torch 2.3")
+def test_a_verdict_s_errors_are_those_of_a_compilation():
+    from poptorch.simulator import verdict_of
+
+    masks = Outer(lambda x: x[x > 0])
+    with pytest.raises(poptorch.Error) as compiling:
+        poptorch.inferenceModel(masks).compile(X)
+    with pytest.raises(poptorch.Error) as predicting:
+        verdict_of(masks, (X,), poptorch.Options())
+    assert str(predicting.value) == str(compiling.value)

@@ -60,7 +60,7 @@ def caller() -> Caller:
         if frame.f_code.co_filename.startswith(_OPERATIONS):
             return Caller.POPTORCH
         frame = frame.f_back
-    return Caller.LIBRARY if _is_library(frame) else Caller.PROGRAM
+    return Caller.LIBRARY if is_library(frame) else Caller.PROGRAM
 
 
 def author(through_poptorch: bool = False) -> Caller:
@@ -73,7 +73,7 @@ def author(through_poptorch: bool = False) -> Caller:
         if frame.f_code.co_filename.startswith(_OPERATIONS) and not through_poptorch:
             return Caller.POPTORCH
         frame = frame.f_back
-    return Caller.LIBRARY if _is_library(frame) else Caller.PROGRAM
+    return Caller.LIBRARY if is_library(frame) else Caller.PROGRAM
 
 
 def called_by_library() -> bool:
@@ -81,7 +81,7 @@ def called_by_library() -> bool:
     return caller() is not Caller.PROGRAM
 
 
-def _is_library(frame: FrameType) -> bool:
+def is_library(frame: FrameType) -> bool:
     """Whether the code is PyTorch's or that of a library newer than PopTorch, by the name of its package."""
     package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
     return frame.f_code.co_filename.startswith(_TORCH) or package in _NEWER_THAN_POPTORCH
@@ -93,7 +93,7 @@ def place(in_program: bool = False) -> str | None:
     :param in_program: skip libraries newer than PopTorch too.
     """
     for frame in _outside(sys._getframe(1)):
-        if not in_program or not _is_library(frame):
+        if not in_program or not is_library(frame):
             return place_of(frame)
     return None
 

@@ -30,6 +30,7 @@ from . import Call, Listener, watch
 from . import run as _trace
 from .casts import ImplicitCasts
 from .checks import Checks
+from .errors import explained
 from .losses import Losses, find_loss
 from .patches import plain_kernels
 
@@ -205,7 +206,10 @@ def _captured(
             watch.captured_operations(trace, recorder),
             numerics.SavedTensors(copied) if in_place else contextlib.nullcontext(),
         ):
-            with watch.captured_calls(ImplicitCasts(), _stand_in(weights), checks, losses):
+            with (
+                explained(model, compiling=True),
+                watch.captured_calls(ImplicitCasts(), _stand_in(weights), checks, losses),
+            ):
                 outputs = tensors(model(*args, **kwargs))
             trace.validate(training)
             trace.overlaps.check(outputs, checks.sources)

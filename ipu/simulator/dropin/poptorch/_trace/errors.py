@@ -26,17 +26,23 @@ _OPERATION, ORIGIN = "operation_in_forward", "origin_in_forward"
 
 
 class Origin(NamedTuple):
-    """Where an error comes from, as far as it is known; `module`: its path ("" is the model) or class."""
+    """Where an error comes from, as far as it is known.
+
+    `place`: FILE:LINE; `module`: its path ("" is the model) or class; `program`: the program's FILE:LINE if
+    the place is in a library newer than PopTorch.
+    """
 
     place: str | None = None
     operation: str | None = None
     module: str | None = None
+    program: str | None = None
 
     def __str__(self) -> str:
         parts = [
             f"at {self.place}" if self.place else "",
             f"by {self.operation}" if self.operation else "",
             f"in {self._module_text}" if self.module is not None else "",
+            f"called at {self.program}" if self.program else "",
         ]
         return ", ".join(part for part in parts if part)
 
@@ -46,7 +52,7 @@ class Origin(NamedTuple):
 
     def stack(self) -> str:
         """As the end of a PopTorch error."""
-        texts = [self.operation, self._module_text if self.module is not None else None]
+        texts = [self.operation, self._module_text if self.module is not None else None, self.program]
         known = [text for text in texts if text]
         lines = [f"  [{number}] {text}" for number, text in enumerate(known)]
         return "\n".join(["\nError raised in:", *lines]) if lines else ""
@@ -130,13 +136,14 @@ def _add_note(error: BaseException, origin: Origin) -> None:
 
 def _origin(error: Exception, model: torch.nn.Module) -> Origin:
     paths = {id(module): path for path, module in model.named_modules()}
-    place = module = None
-    of_poptorch = None
+    place = module = program = of_poptorch = None
     for frame, line in traceback.walk_tb(error.__traceback__):
         if callers.is_programs(frame):
             place, of_poptorch = callers.place_of(frame, line), None
+            program = program if callers.is_library(frame) else place
         of_poptorch = of_poptorch or callers.operation_of(frame)
         owner = frame.f_locals.get("self")
         if isinstance(owner, torch.nn.Module):
             module = paths.get(id(owner), type(owner).__name__)
-    return Origin(place, getattr(error, _OPERATION, of_poptorch), module)
+    operation = getattr(error, _OPERATION, of_poptorch)
+    return Origin(place, operation, module, None if program == place else program)

@@ -28,8 +28,8 @@ Compilation, operations:
 During compilation, an operation that belongs to no call (TorchScript's, a C++ extension's) is treated as a
 call first.
 
-Capture for the cost model, calls: bodies, casts, the weights' stand-ins, checks, losses. Operations: checks,
-and also of the backward pass recorder, blocks.
+Capture for the cost model, calls: errors, bodies, casts, the weights' stand-ins, checks, losses. Operations:
+checks, and also of the backward pass recorder, blocks.
 
 Later runs, calls: errors (of a forward, not of a replay), and listeners that the compilation found necessary:
 bodies, running statistics, moved constants, device "ipu", narrow indices, casts, losses, strided group norm.
@@ -199,7 +199,9 @@ def captured_calls(
     """Context of the forward whose graph is captured, inside `captured_operations`."""
     with (
         watching(operations=(checks.on_operation,)),
-        watching(calls=(bodies.on_call, casts.on_call, stand_ins, checks.on_call, losses.on_call)),
+        watching(
+            calls=(errors.on_call, bodies.on_call, casts.on_call, stand_ins, checks.on_call, losses.on_call)
+        ),
     ):
         yield
 
