@@ -343,6 +343,35 @@ def test_a_constant_cannot_change_after_compiling():
     torch.testing.assert_close(model.first.weight.detach(), expected.detach(), rtol=1e-6, atol=1e-6)
 
 
+def test_what_is_constant_is_decided_by_compiling():
+    model, executor, optimizer = start(lambda model: optim.AdamW(model.parameters(), lr=0.5), calls=1)
+    compiled = list(optimizer.state_dict()["ipu_param"])
+    assert {name.partition("___")[0] for name in compiled} == {"learningRate"}
+    for attribute in ("weight_decay", "loss_scaling"):
+        optimizer.variable_attrs.markAsVariable(attribute)
+    optimizer.variable_attrs.markAsConstant("lr")
+    optimizer.param_groups[0]["lr"] = 0.25
+    executor.setOptimizer(optimizer)
+    assert list(optimizer.state_dict()["ipu_param"]) == compiled
+    assert float(optimizer.state_dict()["ipu_param"][compiled[0]]) == 0.25
+    other = optim.AdamW(model.parameters(), lr=0.125, weight_decay=0.01, eps=1e-8)
+    executor.setOptimizer(other)
+    assert list(other.state_dict()["ipu_param"]) == compiled
+    other.param_groups[0]["weight_decay"] = 0.5
+    with pytest.raises(poptorch.Error, match="weight_decay of group 0 was compiled in"):
+        executor.setOptimizer(other)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.5])
+def test_so_is_whether_there_is_a_velocity(momentum):
+    model, executor, optimizer = start(lambda model: optim.SGD(model.parameters(), 0.5, momentum), calls=1)
+    compiled = {part: list(optimizer.state_dict()[part]) for part in ("ipu_state", "ipu_param")}
+    executor.setOptimizer(optim.SGD(model.parameters(), 0.5, momentum=0.0))
+    executor.setOptimizer(other := optim.SGD(model.parameters(), 0.5))
+    executor(*batch(4))
+    assert {part: list(other.state_dict()[part]) for part in ("ipu_state", "ipu_param")} == compiled
+
+
 def test_the_update_rule_cannot_change_after_compiling():
     model, executor, _ = start(lambda model: optim.SGD(model.parameters(), lr=0.5), calls=1)
     with pytest.raises(poptorch.Error, match="it is SGD2, the new one is ADAMW"):

@@ -159,6 +159,7 @@ class OptimizerOnDevice:
         """
         _check_values(found)
         self._check_replacement(found)
+        found = found.with_constants_of(self._compiled)
         if optimizer is not self._optimizer:
             self.release()
             self._optimizer = optimizer

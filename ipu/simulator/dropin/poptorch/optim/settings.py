@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -91,6 +91,14 @@ class Extracted:
     def variable(self, group: int) -> list[str]:
         """The variable attributes of a group, in the rule's order."""
         return [name for index, name in self.values if index == group and (index, name) not in self.constants]
+
+    def with_constants_of(self, compiled: Extracted) -> Extracted:
+        """These values, of which those are constants that `compiled` has as constants; its state tensors."""
+        constants = {key: value for key, value in self.values.items() if key in compiled.constants}
+        settings = replace(self.settings, with_momentum=compiled.settings.with_momentum)
+        return replace(
+            self, settings=settings, constants=constants, device_constants=compiled.device_constants
+        )
 
     def invalid(self) -> list[str]:
         """The values that PopART refuses, e.g. 'lr of group 0 is -0.1'."""
