@@ -111,7 +111,8 @@ class Trained(nn.Module):
     def __init__(self):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv1d(2, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
+            *(nn.Conv1d(2, 4, 3), nn.GroupNorm(2, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.LayerNorm(4)),
+            *(nn.Flatten(), nn.Linear(16, 3)),
         )
         self.loss = nn.CrossEntropyLoss()
 
@@ -120,14 +121,16 @@ class Trained(nn.Module):
         return out, self.loss(out.float(), y)
 
 
-def test_float32_weights_train_on_float16_activations():
+@pytest.mark.parametrize("precision", ["float32", "ipu-float16"])
+def test_float32_weights_train_on_float16_activations(precision, monkeypatch):
+    monkeypatch.setenv("IPU_SIMULATOR_PRECISION", precision)
     torch.manual_seed(0)
     model = Trained()
     reference = copy.deepcopy(model)
-    optimizer = poptorch.optim.SGD(model.parameters(), lr=0.5)
+    optimizer = poptorch.optim.SGD(model.parameters(), lr=0.125)
     executor = poptorch.trainingModel(model, optimizer=optimizer)
     x, y = torch.randn(6, 2, 6), torch.arange(6) % 3
-    step = torch.optim.SGD(reference.parameters(), lr=0.5)
+    step = torch.optim.SGD(reference.parameters(), lr=0.125)
     for _ in range(3):
         out, _ = executor(x.half(), y)
         step.zero_grad()
@@ -137,6 +140,8 @@ def test_float32_weights_train_on_float16_activations():
     for found, expected in zip(model.parameters(), reference.parameters()):
         assert found.dtype is torch.float32
         torch.testing.assert_close(found.detach(), expected.detach(), rtol=1e-2, atol=1e-2)
+    for found, expected in zip(model.buffers(), reference.buffers()):
+        torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.skipif(torch.__version__ < "2.3", reason="a graph needs torch 2.3")
@@ -151,10 +156,10 @@ def test_the_graph_of_a_verdict_has_the_same_types():
         return [
             (op.name, [graph.tensors[number].dtype for number in op.outputs])
             for op in graph.ops
-            if op.name in ("convolution", "native_group_norm", "relu", "addmm")
+            if op.name in ("convolution", "native_group_norm", "relu", "native_layer_norm", "addmm")
         ]
 
-    assert len(types(mixed)) == 4
+    assert len(types(mixed)) == 5
     assert types(mixed) == types(narrow)
 
 
