@@ -175,6 +175,26 @@ def test_a_moved_tensor_is_a_constant_of_the_executable(training):
     assert torch.equal(executor(X), X * 45)
 
 
+class Plain(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.plain = torch.ones(1)
+
+    def forward(self, x):
+        return x * self.plain.to(x.device)
+
+
+def test_a_saved_executable_has_its_constants(tmp_path):
+    model = Plain()
+    executor = poptorch.inferenceModel(model)
+    executor(X)
+    model.plain.fill_(5.0)
+    executor.save(str(tmp_path / "model.poptorch"))
+    loaded = poptorch.load(str(tmp_path / "model.poptorch"))
+    assert torch.equal(loaded(X), X) and torch.equal(loaded(X), X)
+    assert loaded.model.plain.tolist() == [5.0]
+
+
 def test_the_host_computes_once_at_compilation():
     def forward(model, x):
         model.calls[0] += 1

@@ -49,6 +49,7 @@ _SAVED = (
     "_mixes_types",
     "_narrow_indices",
     "_names_ipu",
+    "_constants",
     "_loss",
     "_output",
     "ir",
@@ -245,7 +246,7 @@ class Executable:
             trusted_kernels(),
         ):
             self._randomness.seed_micro_batch(0, 0)
-            checks = Checks([*inputs, *self._model.parameters(), *self._model.buffers()])
+            checks = Checks([*inputs, *self._model.parameters(), *self._model.buffers()], self._constants)
             tape = Tape(inputs, checks.is_on_device)
             with _trace.tracing(self._options, inputs, tape.leave) as trace:
                 recorder = trace.recorder = Recorder(trace.place, self._module_paths())
@@ -273,7 +274,6 @@ class Executable:
             check_types(output, "An output")
             self._narrow_indices = checks.has_narrow_indices
             self._names_ipu = checks.names_ipu
-            self._constants = checks.constants
             self._mixes_types = casts.has_cast
             self._has_loops = trace.has_loops
             self._may_overwrite = self._training and checks.writes_in_place

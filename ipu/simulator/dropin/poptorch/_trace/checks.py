@@ -111,9 +111,14 @@ class Checks:
     host, empty tensors, shapes that depend on values, complex numbers, missing operations.
     """
 
-    def __init__(self, on_device: Iterable[torch.Tensor] = (), hides_devices: bool = False) -> None:
-        """`on_device`: inputs, weights and buffers, which are on the device from the start; `hides_devices`:
-        whether these are fake tensors, whose `device` is always the CPU.
+    def __init__(
+        self,
+        on_device: Iterable[torch.Tensor] = (),
+        constants: dict[Move, torch.Tensor] | None = None,
+        hides_devices: bool = False,
+    ) -> None:
+        """`on_device`: inputs, weights and buffers, which are on the device from the start; `constants`: those
+        of a compiled executable; `hides_devices`: whether tensors are fake, whose `device` is always the CPU.
         """
         self._hides_devices = hides_devices
         self.computes = False  # whether the call in progress takes a device tensor
@@ -121,7 +126,7 @@ class Checks:
         self._call = ""  # the latest call's function
         self.is_on_host = False  # whether its result is on the host
         self._residence = Residence(on_device)
-        self.constants: dict[Move, torch.Tensor] = {}
+        self.constants = {} if constants is None else constants
         self._moves = Moves(self.constants)
         self.has_narrow_indices = False
         self.names_ipu = False
@@ -173,7 +178,8 @@ class Checks:
             args, kwargs = map_leaves((tuple(args), dict(kwargs)), self._number)
         try:
             with _disable_current_modes() if is_real else contextlib.nullcontext():
-                result = proceed(func, args, kwargs)
+                constant = self._moves.known(move, args) if comes_from_host else None
+                result = proceed(func, args, kwargs) if constant is None else constant
         finally:
             self.computes = self._makes = self.is_on_host = False
         # An operation of TorchScript comes from below autograd, which counts versions.

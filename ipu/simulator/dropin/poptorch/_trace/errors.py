@@ -92,7 +92,7 @@ def explain(error: Exception, origin: Origin, compiling: bool = False) -> None:
     """
     if isinstance(error, poptorch_core.Error) and error.type != poptorch_core.PYTHON_LAYER:
         _complete(error, origin)
-    elif not compiling and origin.operation and _is_about_values(error):
+    elif not compiling and origin.operation and is_about_values(error):
         raise _about_values(error, origin) from error
     else:
         _add_note(error, origin)
@@ -104,8 +104,8 @@ def _complete(error: poptorch_core.Error, origin: Origin) -> None:
         error.args = (f"{error}{error.location}",)
 
 
-def _is_about_values(error: Exception) -> bool:
-    """Whether an error of an operation, whose shapes and types are right, is about its operands' values."""
+def is_about_values(error: Exception) -> bool:
+    """Whether an error of an operation may be about its operands' values, if shapes and types are right."""
     return isinstance(error, (IndexError, RuntimeError)) and _NO_MEMORY not in str(error)
 
 

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from .._run.structure import map_leaves, tensors
 from ..poptorch_core import Error
 from . import Call
+from .errors import is_about_values
 
 # Integers (indices, divisors) of both attempts; floats may be probabilities or deviations.
 _INTEGERS, _FLOAT = (0, 1), 0.5
@@ -35,8 +36,8 @@ class Valueless:
             return proceed(func, args, kwargs)
         except Error:
             raise
-        except (IndexError, RuntimeError):
-            if self._is_on_host():
+        except (IndexError, RuntimeError) as error:
+            if self._is_on_host() or not is_about_values(error):
                 raise
             for integer in _INTEGERS if tensors((list(args), dict(kwargs))) else ():
                 neutral = _Neutral(integer)
