@@ -117,8 +117,8 @@ class Checks:
         constants: dict[Move, torch.Tensor] | None = None,
         hides_devices: bool = False,
     ) -> None:
-        """`on_device`: inputs, weights and buffers, which are on the device from the start; `constants`: those
-        of a compiled executable; `hides_devices`: whether tensors are fake, whose `device` is always the CPU.
+        """`on_device`: inputs, weights and buffers, which are on the device from the start; `constants`: of a
+        compiled executable; `hides_devices`: whether tensors are fake, whose `device` is always the CPU.
         """
         self._hides_devices = hides_devices
         self.computes = False  # whether the call in progress takes a device tensor
