@@ -129,6 +129,40 @@ def test_names_that_are_missing_or_not_variable_are_told(caplog):
     assert "eps___specific___first.bias" not in now
 
 
+def test_a_state_of_another_model_is_told(caplog):
+    _, _, optimizer = start("Adam", calls=1)
+    mine = optimizer.state_dict()
+    optimizer.load_state_dict({**mine, "ipu_state": {**mine["ipu_state"], "Accl1___third": torch.ones(2)}})
+    assert "Ignoring optimizer state Accl1___third: there is no such tensor" in caplog.text
+    caplog.clear()
+    optimizer.load_state_dict({**mine, "ipu_state": {**mine["ipu_state"], "Accum___third": torch.ones(2)}})
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "problem"),
+    [
+        ("ipu_state", "Accl1___first.bias", [1.0], r"must be a tensor, it is \[1\.0\]"),
+        ("ipu_param", "learningRate___specific___first.bias", "fast", "must be a number, it is 'fast'"),
+        (
+            "ipu_param",
+            "learningRate___specific___first.bias",
+            torch.ones(2),
+            "must be a number, it is tensor",
+        ),
+        ("ipu_param", "lossScaling_FLOAT", torch.tensor(0.0), r"must be above 0, it is 0\.0"),
+    ],
+)
+@pytest.mark.parametrize("calls", [0, 1])
+def test_values_that_no_state_has_are_refused(part, name, value, problem, calls):
+    _, _, source = start("Adam", calls=1, loss_scaling=2.0)
+    state = source.state_dict()
+    _, executor, optimizer = start("Adam", calls=calls, loss_scaling=2.0)
+    with pytest.raises(ValueError, match=f"{name} {problem}"):
+        optimizer.load_state_dict({**state, part: {**state[part], name: value}})
+    executor(*batch(4))
+
+
 def test_a_warning_lists_a_few_of_many_names(caplog):
     _, _, optimizer = start("AdamW", calls=1, eps=0.25)
     optimizer.load_state_dict({**optimizer.state_dict(), "ipu_param": {}})

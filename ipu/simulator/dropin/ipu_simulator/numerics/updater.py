@@ -196,6 +196,12 @@ class Updater:
                     scaled = values * settings.velocity_scaling
                     kept.copy_(self._stored(scaled, kept.dtype, f"{slot}___{self._names[i]}"))
 
+    @property
+    def state_names(self) -> List[str]:
+        """The names in `state`."""
+        prefixes = [*self._slots, *(["Step"] if self._counts_steps else [])]
+        return [f"{prefix}___{name}" for prefix in prefixes for name in self._names]
+
     def state(self) -> Dict[str, torch.Tensor]:
         """Copies of all state by PopART's names, e.g. Accl1___encoder.weight.
 

@@ -178,12 +178,14 @@ class Optimizer(_Mixed):
 
         The device computes with the hyperparameters in `ipu_param` from the next run on, until `setOptimizer`
         brings other attributes. Raises RuntimeError for an empty dictionary, and for one without `ipu_state`
-        and `ipu_param`.
+        and `ipu_param`; ValueError for a state that is no tensor, a hyperparameter that is no number, and a
+        loss scaling that isn't above 0.
         """
         if not state:
             raise RuntimeError("Cannot load optimizer state dictionary because it is empty.")
         if "ipu_state" not in state or "ipu_param" not in state:
             raise RuntimeError("Only IPU optimizer states can be loaded onto the IPU.")
+        _check_tensors(state)
         parameters = state["ipu_param"]
         self._loaded = None if parameters is None else (dict(parameters), self._attributes())
         if self._writer is None:
@@ -216,6 +218,18 @@ class Optimizer(_Mixed):
             "_loaded": self._loaded,
         }
         return {**super().__getstate__(), **kept, **state, **disconnected}
+
+
+def _check_tensors(state: dict[str, Any]) -> None:
+    for name, value in (state["ipu_state"] or {}).items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"Optimizer state {name} must be a tensor, it is {value!r}.")
+    for name, value in (state["ipu_param"] or {}).items():
+        is_number = value.numel() == 1 if isinstance(value, torch.Tensor) else isinstance(value, (int, float))
+        if not is_number:
+            raise ValueError(f"Optimizer hyperparameter {name} must be a number, it is {value!r}.")
+        if name.startswith("lossScaling") and not float(value) > 0:
+            raise ValueError(f"Optimizer hyperparameter {name} must be above 0, it is {float(value)}.")
 
 
 def without_none(**arguments: Any) -> dict[str, Any]:

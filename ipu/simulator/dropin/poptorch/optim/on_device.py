@@ -91,11 +91,7 @@ class OptimizerOnDevice:
         self._parameters = Hyperparameters(found, self._names, self._groups(found), loaded)
         self._updater.group_of = self._parameters.group_of
         _warn_of_missing(self._parameters.missing)
-        if self._parameters.ignored:
-            logger.warning(
-                "Ignoring optimizer hyperparameters %s: they aren't variable in the compiled model",
-                _listed(self._parameters.ignored),
-            )
+        _warn_of_ignored("hyperparameters", self._parameters.ignored, "they aren't variable")
 
     def update(self, gradients: list[torch.Tensor | None]) -> None:
         """Applies one weight update; a gradient is None for a weight that the loss doesn't depend on."""
@@ -249,6 +245,10 @@ class OptimizerOnDevice:
         self._apply(self._found)
         if state is None:
             return
+        known = {*self._updater.state_names, *([] if self._automatic is None else [SCALE_FACTOR])}
+        # An accumulator is zero between updates; a state of a run with more of them may be loaded.
+        ignored = [name for name in state if name not in known and not name.startswith("Accum___")]
+        _warn_of_ignored("state", ignored, "there is no such tensor")
         missing = self._updater.load_state(
             {name: self._of_every_group(name, tensor) for name, tensor in state.items()}
         )
@@ -273,6 +273,11 @@ def _check_values(found: Extracted) -> None:
 def _warn_of_missing(names: list[str]) -> None:
     if names:
         logger.warning("Optimizer state lacks %s: the device keeps its present values", _listed(names))
+
+
+def _warn_of_ignored(what: str, names: list[str], why: str) -> None:
+    if names:
+        logger.warning("Ignoring optimizer %s %s: %s in the compiled model", what, _listed(names), why)
 
 
 def _listed(names: list[str]) -> str:
