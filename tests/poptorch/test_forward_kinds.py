@@ -151,3 +151,20 @@ def test_mixed_statistics_of_replicas_are_no_change_of_a_buffer():
     norm.running_mean.data, norm.running_var.data = norm.running_mean.half(), norm.running_var.half()
     executor = poptorch.inferenceModel(torch.nn.Sequential(norm), poptorch.Options().replicationFactor(2))
     assert executor(torch.randn(4, 2)).shape == (4, 2)
+
+
+def test_statistics_that_the_forward_changes_itself_are_pytorchs():
+    class Clamps(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.BatchNorm1d(2)
+
+        def forward(self, x):
+            y = self.norm(x)
+            self.norm.running_mean.clamp_(max=0.25)
+            return y, self.norm.running_mean * 1
+
+    executor = poptorch.inferenceModel(Clamps())
+    for expected in ([0.2, 0.25], [0.25, 0.25]):
+        found = executor(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))[1]
+        torch.testing.assert_close(found, torch.tensor(expected))

@@ -13,7 +13,7 @@ from ipu_simulator.numerics import storage_of
 
 from .._run.structure import map_leaves, tensors
 from . import Call
-from .casts import statistics_of
+from .casts import statistics_of, version_of
 
 
 class RunningStatistics:
@@ -23,25 +23,39 @@ class RunningStatistics:
     """
 
     def __init__(self, defers: bool) -> None:
-        self.are_read = False
+        self._is_read = False
+        self._is_written = False
         self._defers = defers
         self._updated: dict[int | None, tuple[torch.Tensor, torch.Tensor]] = {}  # old and new, by memory
+
+    @property
+    def are_read(self) -> bool:
+        """Whether the forward reads statistics after their norm, and doesn't change them itself."""
+        return self._is_read and not self._is_written
 
     def on_call(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Listener for calls (watch.py)."""
         statistics = {id(one): one for one in statistics_of(func, args, kwargs) if one is not None}
-        self.look_at([one for one in tensors((args, kwargs)) if id(one) not in statistics])
-        if not statistics:
+        if statistics:
+            copies = {key: self._copy_of(one) for key, one in statistics.items()}
+            if self._defers:
+                args, kwargs = map_leaves(
+                    (tuple(args), dict(kwargs)), lambda leaf: copies.get(id(leaf), leaf)
+                )
             return proceed(func, args, kwargs)
-        copies = {key: self._copy_of(one) for key, one in statistics.items()}
-        if self._defers:
-            args, kwargs = map_leaves((tuple(args), dict(kwargs)), lambda leaf: copies.get(id(leaf), leaf))
-        return proceed(func, args, kwargs)
+        used = self._among(tensors((args, kwargs)))
+        versions = [version_of(one) for one in used]
+        result = proceed(func, args, kwargs)
+        self._is_written |= versions != [version_of(one) for one in used]
+        self._is_read |= bool(used)
+        return result
 
-    def look_at(self, used: list[torch.Tensor]) -> None:
-        """Notes whether one of these, which the forward uses or returns, is among the statistics so far."""
-        if self._updated and not self.are_read:
-            self.are_read = any(storage_of(tensor) in self._updated for tensor in used)
+    def look_at(self, outputs: list[torch.Tensor]) -> None:
+        """Notes whether the forward returns statistics."""
+        self._is_read |= bool(self._among(outputs))
+
+    def _among(self, used: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [one for one in used if storage_of(one) in self._updated] if self._updated else []
 
     def _copy_of(self, statistic: torch.Tensor) -> torch.Tensor:
         key = storage_of(statistic)
@@ -52,7 +66,7 @@ class RunningStatistics:
 
     def returned(self, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
         """What the forward returned, as it is before `update`."""
-        return [tensor.clone() if storage_of(tensor) in self._updated else tensor for tensor in outputs]
+        return [tensor.clone() if self._among([tensor]) else tensor for tensor in outputs]
 
     def update(self) -> None:
         """Updates the statistics, after the backward pass, which may need the old ones."""
