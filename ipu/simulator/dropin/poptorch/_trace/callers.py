@@ -55,12 +55,25 @@ class Caller(enum.Enum):
 
 def caller() -> Caller:
     """The caller of the operation that a mode is intercepting."""
+    frame = _calling()
+    if frame.f_code.co_filename.startswith(_OPERATIONS):
+        return Caller.POPTORCH
+    return Caller.LIBRARY if is_library(frame) else Caller.PROGRAM
+
+
+def caller_module() -> str:
+    """The Python module of that caller's code."""
+    return str(_calling().f_globals.get("__name__", ""))
+
+
+def _calling() -> FrameType:
+    """The innermost frame of an operation of PopTorch, or outside of it and of PyTorch's wrappers."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith((_POPTORCH, *_WRAPPERS)):
         if frame.f_code.co_filename.startswith(_OPERATIONS):
-            return Caller.POPTORCH
+            break
         frame = frame.f_back
-    return Caller.LIBRARY if is_library(frame) else Caller.PROGRAM
+    return frame
 
 
 def author(through_poptorch: bool = False) -> Caller:

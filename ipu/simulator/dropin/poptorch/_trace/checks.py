@@ -100,7 +100,6 @@ _READS_VALUES = frozenset(
         "__index__ __int__"
     ).split()
 ) | {torch.is_nonzero}
-_NO_VALUES = "aten::item is only supported in eager mode, but was called while the model was traced."
 _COMPARES_VALUES = frozenset({torch.allclose, torch.equal, torch.Tensor.allclose, torch.Tensor.equal})
 
 
@@ -254,8 +253,9 @@ class Checks:
         if func is torch.Tensor.__format__ and args[0].dim() > 0:
             return  # prints the whole tensor
         if func is torch.Tensor.item:
-            raise createBackendError(_NO_VALUES)
-        self._refuse(_NO_VALUES)
+            raise createBackendError(supported.NO_VALUES)
+        always = supported.always_reads_values(callers.caller_module())
+        self._refuse(supported.NO_VALUES, callers.author() if always else None)
         self._follow_values()
 
     def _refuse_unsupported(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -321,7 +321,7 @@ class Checks:
             self._refuse(MASK_AS_INDEX)  # in older PyTorch the function mode doesn't see __getitem__
             self._follow_values()
         if name == "_local_scalar_dense" and all(on_device):
-            self._refuse(_NO_VALUES)
+            self._refuse(supported.NO_VALUES)
         host = None if self.is_on_host else self._residence.misplaced(name, args, kwargs)
         if host is not None:
             self._refuse_host_tensor(host)

@@ -18,6 +18,8 @@ _FILE = Path(__file__).with_name("supported.json")
 # Values of `label_smoothing`, `dilation` and the like are compared element by element.
 _Condition = Mapping[str, Any]
 _NOT_GIVEN = object()
+# Why a value can't be read.
+NO_VALUES = "aten::item is only supported in eager mode, but was called while the model was traced."
 
 
 @functools.cache
@@ -64,6 +66,11 @@ def _missing_of_library(func: Any) -> list[str]:
     return [] if known or has_parts else [name]
 
 
+def always_reads_values(module: str) -> bool:
+    """Whether a module of PyTorch reads values in PopTorch's PyTorch too."""
+    return module in table()["reading_modules"]
+
+
 def refused_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
     """Why PopTorch refuses a call of torch with these arguments; None if it doesn't."""
     name = getattr(func, "__name__", "")
@@ -90,6 +97,8 @@ def _refusal(name: str, rows: list[_Condition], given: Mapping[str, Any]) -> str
     for row in rows:
         if (row.get("strictly") and not _is_strict(row, given)) or not _applies(row, given):
             continue
+        if "reads" in row:
+            return NO_VALUES
         if "becomes" in row:
             return unsupported([f"aten::{row['becomes']}"])
         named = [*row.get("if", ()), *row.get("if_not", ())]
