@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+# An IPU host's, to run these tests there or in such an environment: Python 3.8 with torch 2.0.1.
+PYTHON = os.environ.get("STAND_IN_PYTHON", sys.executable)
 STAND_IN = Path(__file__).resolve().parent / "stand_in"
 
 
@@ -54,7 +56,7 @@ class StandIn:
         ours = ("POPTORCH", "PYTHON", "POPDIST", "OMPI", "MASTER", "IPU_SIMULATOR", "STAND_IN")
         keep = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         process = subprocess.Popen(
-            [sys.executable, *map(str, words)],
+            [PYTHON, *map(str, words)],
             cwd=ROOT,
             env={
                 **keep,

@@ -15,7 +15,8 @@ ONE = ("--training-steps", 1, "--eval-batches", 1)
 
 @pytest.mark.parametrize("kind", ["training", "inference"])
 def test_out_of_memory_ends_with_the_verdict_and_without_a_traceback(stand_in, tmp_path, kind):
-    ended = stand_in.pretraining(tmp_path / "run", *ONE, STAND_IN_COMPILATION=f"{kind} out of memory")
+    memory = {"STAND_IN_COMPILATION": f"{kind} out of memory"}
+    ended = stand_in.pretraining(tmp_path / "run", *ONE, "--simulator-python", sys.executable, **memory)
     assert ended.status == 2
     assert "Traceback" not in ended.err
     what = "training" if kind == "training" else "evaluation"
