@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 
 from tests.poptorch.executor_models import poptorch
 
@@ -72,6 +73,9 @@ def gathered(data, index):
         lambda m, x: x + (HOST * 2).view(1, 3).expand(2, 3),
         lambda m, x: x + torch.zeros_like(HOST),
         lambda m, x: x + HOST.new_ones(3),
+        lambda m, x: x + HOST.expand_as(x),
+        lambda m, x: x + HOST.clone().view_as(x[0]),
+        lambda m, x: x + torch.broadcast_tensors(x, HOST)[1],
         lambda m, x: x[:, INDEX],
         lambda m, x: x[:, HOST > 1],
         lambda m, x: HOST[x.long() % 3],
@@ -262,6 +266,20 @@ def test_a_module_that_is_no_part_of_the_model_is_refused_where_it_is_called():
         poptorch.Error, match=rf"^In test_host_tensors\.py:{line}: .*shape=\[3\], dtype=float32"
     ):
         twice(forward)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: x.to(HOST),
+        lambda m, x: x.to(tensor=HOST),
+        lambda m, x: x.type_as(other=HOST),
+        lambda m, x: x.type_as(torch.zeros(1, device="cpu")),
+    ],
+)
+def test_a_move_to_the_host_by_its_tensor(function):
+    with pytest.raises(poptorch.Error, match="Illegal move to CPU"):
+        twice(function)
 
 
 def test_a_result_of_the_host_is_warned_of():

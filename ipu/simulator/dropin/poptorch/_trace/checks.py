@@ -92,6 +92,8 @@ _NAMES = (
 _FACTORIES = frozenset(getattr(torch, name) for name in _NAMES.split())
 # What torch.Tensor(3) and torch.LongTensor(3) call: these constructors know no device but the host's.
 _CONSTRUCTOR = torch.ops.aten.empty.memory_format
+# Functions that give a tensor the type and the device of another one.
+_CONVERTS = frozenset({torch.Tensor.to, torch.Tensor.type_as})
 # Functions that read a tensor's value, which tracing doesn't have.
 _READS_VALUES = frozenset(
     getattr(torch.Tensor, name)
@@ -148,7 +150,7 @@ class Checks:
             answer = proceed(func, args, kwargs)
             self._ipus.append(answer)
             return answer
-        to_host = func is torch.Tensor.cpu or (func is torch.Tensor.to and self._names_cpu(args, kwargs))
+        to_host = func is torch.Tensor.cpu or (func in _CONVERTS and self._names_cpu(args, kwargs))
         if to_host and self.is_on_device(args[0]):
             raise createBackendError("Illegal move to CPU (via .cpu() or .to('cpu')) when tracing a model.")
         if func in _FACTORIES and kwargs.get("device") is None:
@@ -167,8 +169,9 @@ class Checks:
         self._refuse_unsupported(func, args, kwargs)
         args, kwargs, changed = widened(func, args, kwargs)
         self.has_narrow_indices |= changed
-        # TorchScript's operations take constants that it folded.
-        if self.computes and not moved and not isinstance(func, torch._ops.OpOverload):
+        # TorchScript's operations take constants that it folded. Older PyTorch indexes without a call.
+        is_programs = not isinstance(func, torch._ops.OpOverload) or func is torch.ops.aten.index.Tensor
+        if self.computes and not moved and is_programs:
             self._residence.mark_on_host(inputs)
         versions = [version_of(tensor) for tensor in inputs]
         # The host's tensors have values, which a fake mode wouldn't read.
@@ -198,6 +201,8 @@ class Checks:
         if not gives_device:
             self._residence.mark_on_host(results)
             return result
+        if not moved:  # such as host.expand_as(x)
+            results = [made for made in results if not self._residence.is_on_host(made)]
         self._residence.mark_on_device(results)
         if comes_from_host:
             self._moves.keep(move, result)
@@ -216,7 +221,7 @@ class Checks:
 
         A device may be one that a library read of a device tensor, or that of another tensor.
         """
-        if func not in (torch.Tensor.to, torch.Tensor.type_as) or self.is_on_device(args[0]):
+        if func not in _CONVERTS or self.is_on_device(args[0]):
             return func, args, kwargs, False
         targets = (*args[1:], *kwargs.values())
         for target in targets:
@@ -352,7 +357,11 @@ class Checks:
         self._alive += made
 
     def _names_cpu(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        return self._is_cpu(kwargs.get("device", args[1] if len(args) > 1 else None))
+        named = [kwargs[name] for name in ("device", "tensor", "other") if name in kwargs]
+        target = next(iter([*named, *args[1:2]]), None)
+        if isinstance(target, torch.Tensor):
+            return not self.is_on_device(target) and callers.author() is Caller.PROGRAM
+        return self._is_cpu(target)
 
     def _is_cpu(self, device: Any) -> bool:
         """Whether a program names the host; it may hold a device that a library read of a device tensor."""

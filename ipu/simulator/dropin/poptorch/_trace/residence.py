@@ -42,6 +42,10 @@ class Residence:
         storage = _storage(tensor)
         return storage is None or storage in self._device
 
+    def is_on_host(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor that a call took or gave is on the host."""
+        return _storage(tensor) in self._host
+
     def mark_on_device(self, tensors: Iterable[torch.Tensor]) -> None:
         """The program holds these tensors, which are on the device."""
         storages = _storages(tensors)
@@ -61,7 +65,7 @@ class Residence:
         if name == "_pack_padded_sequence":
             return None
         found = tensors((list(args), dict(kwargs)))
-        host = [tensor for tensor in found if _storage(tensor) in self._host]
+        host = [tensor for tensor in found if self.is_on_host(tensor)]
         if len(host) == len(found):
             return None
         if name == "copy" and host and found[0] is not host[0]:
