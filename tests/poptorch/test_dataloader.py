@@ -168,6 +168,26 @@ def test_each_of_a_samplers_batches_is_collated(num_workers):
         assert batch["names"] == [*parts[0]["names"], *parts[1]["names"]]
 
 
+def note_worker(index):
+    torch.utils.data.get_worker_info().dataset.alphabet = "of a worker"
+
+
+class Alphabets(Words):
+    def __getitem__(self, index):
+        return torch.tensor([index, len(self.alphabet)])
+
+
+def test_attributes_of_the_data_set_can_be_set():
+    data = Alphabets(4)
+    loader = poptorch.DataLoader(
+        options(2), data, batch_sampler=[[0, 1], [2, 3]], num_workers=1, worker_init_fn=note_worker
+    )
+    loader.dataset.alphabet = "abcd"
+    assert data.alphabet == "abcd"
+    (batch,) = loader
+    assert batch.tolist() == [[i, len("of a worker")] for i in range(4)]
+
+
 def test_a_samplers_batches_must_fit_together():
     def padded_to_the_longest(samples):
         return torch.nn.utils.rnn.pad_sequence(samples, batch_first=True)

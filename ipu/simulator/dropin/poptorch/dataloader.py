@@ -76,10 +76,13 @@ class _Indices(list[int]):
 
 
 class _Batches(Dataset[Any]):
-    """A data set that also gives whole batches of samples, by their `_Indices`."""
+    """A data set that also gives whole batches of samples, by their `_Indices`.
+
+    Its attributes are the original's: a program's worker_init_fn may set them.
+    """
 
     def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
+        object.__setattr__(self, "_dataset", dataset)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -94,6 +97,9 @@ class _Batches(Dataset[Any]):
         if name.startswith("__") or name == "_dataset":
             raise AttributeError(name)
         return getattr(self._dataset, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._dataset, name, value)
 
 
 class _CollateEach:
