@@ -23,7 +23,7 @@ from typing import (
     get_type_hints,
 )
 
-from data.keys import TOKENS, AnswerKeys, DataKeys, ExampleKeys
+from data.keys import AnswerKeys, DataKeys, ExampleKeys
 from ipu.keys import (
     ABOVE_0,
     AT_LEAST_0,
@@ -37,6 +37,7 @@ from ipu.keys import (
     key,
 )
 from ipu.placement import validation_layers
+from model.config import EncoderKeys, FeedForward, Norm
 
 from .recipes import ConfigError, Problem, convert, describe, nearest
 
@@ -51,11 +52,7 @@ ANY = -1
 AUTO_KEYS = ("layers_per_ipu", "micro_batch_size", "matmul_proportion")
 
 SEEDS = f"[0, {2**63})"  # the seeds that every generator accepts
-# Far above any model for IPUs, and low enough that no product of sizes overflows 64 bits.
-FEATURES, LAYERS, TOKEN_IDS = "[1, 65536]", "[1, 1000]", "[8, 2000000]"
 Family = Literal["bert", "groupbert"]
-Norm = Literal["pre", "post"]
-FeedForward = Literal["dense", "grouped", "grouped_projected"]
 Optimizer = Literal["sgd", "adam", "adamw", "lamb", "lamb_no_bias_correction"]
 Schedule = Literal["constant", "linear", "polynomial"]
 Section = TypeVar("Section")
@@ -94,44 +91,12 @@ class RunKeys(KeyGroup):
 
 
 @dataclass(frozen=True)
-class ModelKeys(KeyGroup):
-    """The encoder; `model.ModelConfig` has the family's defaults resolved."""
+class FamilyKeys(KeyGroup):
+    """The family of the encoder, which sets defaults of its keys."""
 
     model: Family = key(
         "weights", "model family: sets the defaults of norm, convolution and feed_forward", "groupbert"
     )
-    hidden_size: int = key("weights", "features per token", bounds=FEATURES)
-    num_layers: int = key("weights", "encoder layers", bounds=LAYERS)
-    num_heads: int = key("weights", "attention heads; must divide hidden_size", bounds=AT_LEAST_1)
-    vocab_size: int = key("weights", "rows of the embedding table", 30522, TOKEN_IDS)
-    max_position_embeddings: int = key("weights", "longest sequence that the model accepts", 512, TOKENS)
-    norm: Optional[Norm] = key(
-        "weights", "LayerNorm before or after each module; none: the family's default", None
-    )
-    convolution: Optional[bool] = key(
-        "weights", "a convolution module in each layer; none: the family's default", None
-    )
-    feed_forward: Optional[FeedForward] = key(
-        "weights", "dense, grouped, or grouped with an output projection; none: the family's default", None
-    )
-    ffn_groups: int = key("weights", "number of groups of the grouped feed-forward projection", 4, AT_LEAST_1)
-    conv_group_size: int = key("weights", "channels per group of the convolution", 16, AT_LEAST_1)
-    conv_kernel_size: int = key("weights", "width of the convolution in tokens; odd", 7, "[1, 65535]")
-    hidden_dropout: float = key("weights", "dropout of embeddings and residual branches", 0.0, BELOW_1)
-    attention_dropout: float = key("weights", "dropout of attention probabilities", 0.0, BELOW_1)
-    layer_norm_eps: float = key("weights", "added to the variance; 1e-3 is safe in float16", 1e-3, "(0, 1)")
-
-    @property
-    def resolved_norm(self) -> Norm:
-        return self.norm or ("pre" if self.model == "groupbert" else "post")
-
-    @property
-    def resolved_convolution(self) -> bool:
-        return self.model == "groupbert" if self.convolution is None else self.convolution
-
-    @property
-    def resolved_feed_forward(self) -> FeedForward:
-        return self.feed_forward or ("grouped_projected" if self.model == "groupbert" else "dense")
 
 
 @dataclass(frozen=True)
@@ -199,7 +164,7 @@ FINE_TUNING: Tuple[Type[KeyGroup], ...] = (ExampleKeys, AnswerKeys, ValidationKe
 # The groups of flags in --help, by title, in the order of the keys.
 GROUPS: Dict[str, Tuple[Type[KeyGroup], ...]] = {
     "run: task, length, logging and checkpoints": (RunKeys,),
-    "model: the encoder": (ModelKeys,),
+    "model: the encoder": (FamilyKeys, EncoderKeys),
     "data: corpus, tokenizer, masking and loading": (DataKeys,),
     "fine-tuning on SQuAD and GLUE": FINE_TUNING,
     "training: batch, optimizer and schedule": (BatchKeys, OptimizerKeys),
@@ -217,7 +182,8 @@ class Keys(
     AnswerKeys,
     ExampleKeys,
     DataKeys,
-    ModelKeys,
+    EncoderKeys,
+    FamilyKeys,
     RunKeys,
 ):
     """The keys of a run. The constructor checks types and bounds; ConfigError lists every problem.
@@ -241,6 +207,18 @@ class Keys(
             raise ConfigError(problems)
         if len(self.matmul_proportion) == 1:
             object.__setattr__(self, "matmul_proportion", self.matmul_proportion * self.ipus_per_replica)
+
+    @property
+    def resolved_norm(self) -> Norm:
+        return self.norm or ("pre" if self.model == "groupbert" else "post")
+
+    @property
+    def resolved_convolution(self) -> bool:
+        return self.model == "groupbert" if self.convolution is None else self.convolution
+
+    @property
+    def resolved_feed_forward(self) -> FeedForward:
+        return self.feed_forward or ("grouped_projected" if self.model == "groupbert" else "dense")
 
     @property
     def resolved_validation_layers_per_ipu(self) -> Tuple[int, ...]:

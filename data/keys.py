@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Optional
 
-from ipu.keys import ABOVE_0, AT_LEAST_1, BELOW_1, KeyGroup, key
+from ipu.keys import ABOVE_0, AT_LEAST_1, BELOW_1, TOKENS, KeyGroup, key
 
-TOKENS = "[8, 65535]"
 WORKERS = "[0, 1024]"  # processes
 GlueTask = Literal["mnli", "qqp", "qnli", "sst2", "cola", "stsb", "mrpc", "rte", "wnli"]
 

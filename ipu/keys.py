@@ -14,7 +14,7 @@ from .placement import machine_ipus
 
 AT_LEAST_0, AT_LEAST_1, ABOVE_0, BELOW_1 = "[0, inf)", "[1, inf)", "(0, inf)", "[0, 1)"
 # Low enough that no product of sizes overflows 64 bits.
-SEQUENCES, STEPS = "[1, 65536]", f"[1, {2**31})"
+SEQUENCES, STEPS, TOKENS = "[1, 65536]", f"[1, {2**31})", "[8, 65535]"
 Device = Literal["auto", "ipu", "ipu-model", "simulator"]
 # What changing a key may alter, from least to most:
 #   nothing     neither weights nor evaluations: logs, files, processes

@@ -1,33 +1,19 @@
-"""BERT and GroupBERT in plain PyTorch: models, sizes, files, and annotations for IPUs."""
+"""BERT and GroupBERT in plain PyTorch: models, sizes, files, and annotations for IPUs.
+
+The package's interface is interface.py. It is imported at its first use, because it needs PyTorch: `config`
+composes the keys of config.py, and --help must not wait for PyTorch.
+"""
 
 from __future__ import annotations
 
-from ipu.placement import StagesError
+from typing import TYPE_CHECKING
 
-from .annotate import Annotations, annotate
-from .config import PRESETS, ModelConfig, ModelConfigError
-from .conversion import from_pretrained, read_model_config, save_pretrained
-from .files import ConversionError
-from .flops import count_parameters, flops_per_sequence
-from .heads import PRETRAINING_OUTPUTS, TASKS, ClassificationModel, PretrainingModel, SquadModel, TaskModel
+if TYPE_CHECKING:
+    from .interface import *  # noqa: F403
+else:
 
-__all__ = [
-    "PRESETS",
-    "PRETRAINING_OUTPUTS",
-    "TASKS",
-    "Annotations",
-    "ClassificationModel",
-    "ConversionError",
-    "ModelConfig",
-    "ModelConfigError",
-    "PretrainingModel",
-    "SquadModel",
-    "StagesError",
-    "TaskModel",
-    "annotate",
-    "count_parameters",
-    "flops_per_sequence",
-    "from_pretrained",
-    "read_model_config",
-    "save_pretrained",
-]
+    def __getattr__(name):
+        import model.interface
+
+        # A module of the package, such as model.heads, is an attribute once it is imported.
+        return globals()[name] if name in globals() else getattr(model.interface, name)

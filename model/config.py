@@ -1,14 +1,20 @@
-"""The configuration of an encoder: one space that includes BERT and GroupBERT."""
+"""The configuration of an encoder: one space that includes BERT and GroupBERT. It needs no PyTorch."""
 
+# ruff: noqa: RUF009 (key() makes a dataclasses.field)
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Dict, Iterator, List, NamedTuple, Sequence
+from typing import Dict, Iterator, List, Literal, NamedTuple, Optional, Sequence, Tuple
 
+from ipu.keys import AT_LEAST_1, BELOW_1, TOKENS, KeyGroup, key
 from ipu.placement import nearest_divisors, nearest_multiples
 
-NORMS = ("pre", "post")
-FEED_FORWARDS = ("dense", "grouped", "grouped_projected")
+Norm = Literal["pre", "post"]
+FeedForward = Literal["dense", "grouped", "grouped_projected"]
+NORMS: Tuple[Norm, ...] = ("pre", "post")
+FEED_FORWARDS: Tuple[FeedForward, ...] = ("dense", "grouped", "grouped_projected")
+# Far above any model for IPUs, and low enough that no product of sizes overflows 64 bits.
+FEATURES, LAYERS, TOKEN_IDS = "[1, 65536]", "[1, 1000]", "[8, 2000000]"
 
 
 class Fault(NamedTuple):
@@ -30,7 +36,33 @@ class ModelConfigError(ValueError):
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class EncoderKeys(KeyGroup):
+    """The keys of the encoder; none: the family's default."""
+
+    hidden_size: int = key("weights", "features per token", bounds=FEATURES)
+    num_layers: int = key("weights", "encoder layers", bounds=LAYERS)
+    num_heads: int = key("weights", "attention heads; must divide hidden_size", bounds=AT_LEAST_1)
+    vocab_size: int = key("weights", "rows of the embedding table", 30522, TOKEN_IDS)
+    max_position_embeddings: int = key("weights", "longest sequence that the model accepts", 512, TOKENS)
+    norm: Optional[Norm] = key(
+        "weights", "LayerNorm before or after each module; none: the family's default", None
+    )
+    convolution: Optional[bool] = key(
+        "weights", "a convolution module in each layer; none: the family's default", None
+    )
+    feed_forward: Optional[FeedForward] = key(
+        "weights", "dense, grouped, or grouped with an output projection; none: the family's default", None
+    )
+    ffn_groups: int = key("weights", "number of groups of the grouped feed-forward projection", 4, AT_LEAST_1)
+    conv_group_size: int = key("weights", "channels per group of the convolution", 16, AT_LEAST_1)
+    conv_kernel_size: int = key("weights", "width of the convolution in tokens; odd", 7, "[1, 65535]")
+    hidden_dropout: float = key("weights", "dropout of embeddings and residual branches", 0.0, BELOW_1)
+    attention_dropout: float = key("weights", "dropout of attention probabilities", 0.0, BELOW_1)
+    layer_norm_eps: float = key("weights", "added to the variance; 1e-3 is safe in float16", 1e-3, "(0, 1)")
+
+
+@dataclass(frozen=True)
+class ModelConfig(EncoderKeys):
     """The architecture of an encoder. The feed-forward's inner size is always `4 * hidden_size`.
 
     `norm`: "pre" is `x + dropout(f(LN(x)))` with one more LayerNorm after the last layer, "post" is `LN(x +
@@ -40,23 +72,13 @@ class ModelConfig:
     of channels per group, not the number of groups. Raises ModelConfigError.
     """
 
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    vocab_size: int = 30522
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    norm: str = "post"
+    norm: Norm = "post"
     convolution: bool = False
-    feed_forward: str = "dense"
-    ffn_groups: int = 4
-    conv_group_size: int = 16
-    conv_kernel_size: int = 7
-    hidden_dropout: float = 0.0
-    attention_dropout: float = 0.0
-    layer_norm_eps: float = 1e-3
+    feed_forward: FeedForward = "dense"
+    type_vocab_size: int = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         faults = _faults(self)
         if faults:
             raise ModelConfigError(faults)

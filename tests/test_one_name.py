@@ -91,3 +91,13 @@ print(len([file for file in files if file.endswith("cost/verdict.py")]))
             [sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, timeout=120
         )
         assert done.stdout == "1\n", done.stderr
+
+
+@pytest.mark.parametrize("package", ["data", "model"])
+def test_no_name_of_an_interface_is_that_of_a_module(package):
+    """Both packages import their interface at its first use; an imported module would hide the name."""
+    modules = {path.stem for path in (ROOT / package).iterdir()}
+    tree = ast.parse((ROOT / package / "interface.py").read_text(encoding="utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.level]
+    names = {alias.name for node in imports for alias in node.names}
+    assert names and not names & modules
