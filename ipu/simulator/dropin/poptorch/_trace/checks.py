@@ -369,9 +369,6 @@ class Checks:
             return False
         if any(device is ipu for ipu in self._ipus) or not isinstance(device, (str, torch.device)):
             return False
-        run = trace.current()
-        if isinstance(run, trace.Trace) and run.is_capture and isinstance(device, torch.device):
-            return False  # a fake tensor's `x.device` is no call that `on_call` could see
         return torch.device(device).type == "cpu" and not called_by_library()
 
     def _warn_of_factory(self, func: Any) -> None:
