@@ -92,3 +92,61 @@ def test_unknown_names():
     _, executor = trained(None)
     with pytest.raises(AssertionError, match=r"No tensor with name grad found\."):
         executor.getAnchoredTensor("grad")
+
+
+def test_an_optimizers_tensors_are_what_each_micro_batch_finds():
+    made = poptorch.Options().deviceIterations(3).outputMode(poptorch.OutputMode.All)
+    names = {
+        "moment": "Accl1___fc.bias",
+        "step": "Step___fc.bias",
+        "rate": "learningRate___specific___fc.bias",
+        "scaling": "lossScaling_FLOAT",
+    }
+    for short, long in names.items():
+        made.anchorTensor(short, long)
+    model = Model()
+    optimizer = poptorch.optim.Adam(model.parameters(), lr=0.25, betas=(0.5, 0.5), loss_scaling=2.0)
+    executor = poptorch.trainingModel(model, made, optimizer)
+    executor(X[:6], Y[:6])
+    assert executor.getAnchoredTensor("step").tolist() == [0.0, 1.0, 2.0]
+    assert executor.getAnchoredTensor("rate").tolist() == [0.25] * 3
+    assert executor.getAnchoredTensor("scaling").tolist() == [2.0] * 3
+    moments = executor.getAnchoredTensor("moment")
+    assert moments.shape == (6,) and not moments[:2].any() and moments[2:].all()
+    assert {*names.values()} | {"Accl2___fc.weight"} <= {*executor.getTensorNames()}
+    state = optimizer.state_dict()
+    assert {*state["ipu_state"], *state["ipu_param"]} <= {*executor.getTensorNames()}
+
+
+def test_only_variable_hyperparameters_are_tensors():
+    names = trained(None)[1].getTensorNames()
+    assert not any(name.startswith(("momentum", "eps", "lossScal", "finalLoss")) for name in names)
+    inference = poptorch.inferenceModel(Model())
+    inference.compile(X, Y)
+    assert not any("___" in name for name in inference.getTensorNames())
+
+
+@pytest.mark.parametrize("returned", ["OnePerGroup", "AllReplicas"])
+def test_a_state_that_differs_between_replicas_is_each_ones(returned):
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.own = torch.nn.Parameter(torch.ones(2, 3))
+
+        def forward(self, x):
+            return poptorch.identity_loss((self.own * x).sum(), "sum")
+
+    made = poptorch.Options().deviceIterations(2).replicationFactor(4)
+    for short, long in (("moment", "Accl1___own"), ("step", "Step___own")):
+        made.anchorTensor(short, long, poptorch.OutputMode.All)
+    model = Own()
+    optimizer = poptorch.optim.Adam(model.parameters(), lr=0.25, betas=(0.5, 0.5))
+    executor = poptorch.trainingModel(model, made, optimizer)
+    kinds = poptorch.CommGroupType.Consecutive, 2, poptorch.VariableRetrievalMode[returned]
+    executor.own.replicaGrouping(*kinds)
+    executor(torch.arange(8.0).reshape(8, 1).expand(8, 3))
+    # [iterations, replicas, 3]: half of the group's sum over all replicas, (0 + 1) / 4 and (2 + 3) / 4.
+    moments = executor.getAnchoredTensor("moment").reshape(2, 4, 3)
+    assert not moments[0].any()
+    assert moments[1, :, 0].tolist() == [0.125, 0.125, 0.625, 0.625]
+    assert executor.getAnchoredTensor("step").tolist() == [0.0] * 4 + [1.0] * 4

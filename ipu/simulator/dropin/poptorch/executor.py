@@ -23,7 +23,7 @@ from ._run.structure import tensors
 # PopTorch's name, for libraries that register context managers around forwards.
 from ._trace.patches import Substitutions as _OverwriteContextManager  # noqa: F401
 from .optim.base import Optimizer
-from .optim.on_device import OptimizerOnDevice
+from .optim.on_device import OptimizerOnDevice, check_values
 from .optim.settings import Extracted, extract
 from .options import Options
 from .poptorch_core import createPoptorchError
@@ -163,6 +163,8 @@ class PoplarExecutor(Measured):
     def _compile(self, compiled: Arguments | dict[str, Any]) -> None:
         """`compiled`: the arguments to compile for, or the saved state of an executable."""
         compilation.pre_compile.call()
+        if self._found is not None:
+            check_values(self._found)
         start_s = time.perf_counter()
         with host_weights.no_downloads(self._synced()):
             executable = Executable(
@@ -171,7 +173,7 @@ class PoplarExecutor(Measured):
                 self._training,
                 self._randomness,
                 compiled,
-                self._found.update_types if self._found is not None else (),
+                self._found,
                 self.replica_groupings,
             )
         # Before the optimizer's state is on the device, so that a refused model remains as it was.

@@ -31,7 +31,7 @@ from .rounding import (
 from .saved_tensors import SavedTensors, storage_of
 from .step import StepProgram, run_inference, run_training
 from .update_rules import GroupSettings
-from .updater import Rule, Updater, UpdateSettings
+from .updater import Rule, Updater, UpdateSettings, state_names
 
 __all__ = [
     "AccumulatorSettings",
@@ -63,6 +63,7 @@ __all__ = [
     "host_generator_kept",
     "run_inference",
     "run_training",
+    "state_names",
     "storage_of",
     "to_device_dtype",
 ]

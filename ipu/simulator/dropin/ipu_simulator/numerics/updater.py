@@ -27,6 +27,7 @@ class Rule(Enum):
 
 
 _RMSPROPS = (Rule.RMSPROP, Rule.RMSPROP_CENTERED)
+_COUNTING = (Rule.ADAM, Rule.ADAMW, Rule.LAMB)
 
 
 @dataclass(frozen=True)
@@ -196,12 +197,6 @@ class Updater:
                     scaled = values * settings.velocity_scaling
                     kept.copy_(self._stored(scaled, kept.dtype, f"{slot}___{self._names[i]}"))
 
-    @property
-    def state_names(self) -> List[str]:
-        """The names in `state`."""
-        prefixes = [*self._slots, *(["Step"] if self._counts_steps else [])]
-        return [f"{prefix}___{name}" for prefix in prefixes for name in self._names]
-
     def state(self) -> Dict[str, torch.Tensor]:
         """Copies of all state by PopART's names, e.g. Accl1___encoder.weight.
 
@@ -247,7 +242,13 @@ class Updater:
 
     @property
     def _counts_steps(self) -> bool:
-        return self.rule in (Rule.ADAM, Rule.ADAMW, Rule.LAMB)
+        return self.rule in _COUNTING
+
+
+def state_names(settings: UpdateSettings, weights: Sequence[str]) -> List[str]:
+    """The names of the state that an updater with these settings keeps."""
+    prefixes = [*_slots(settings), *(["Step"] if settings.rule in _COUNTING else [])]
+    return [f"{prefix}___{weight}" for prefix in prefixes for weight in weights]
 
 
 def _by_group(tensors: Tensors, differing: Sequence[bool]) -> Tensors:

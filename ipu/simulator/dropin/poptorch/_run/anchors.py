@@ -1,8 +1,9 @@
 """Tensors that `Options.anchorTensor` keeps for `getAnchoredTensor`.
 
 They are named as in `getTensorNames`: `<weight>`, `Gradient___<weight>` (one per micro batch, before
-accumulation), `UpdatedVar___<weight>` (one per weight update), and the results of operations. With automatic
-loss scaling there is the loss scale of each micro batch, `finalLossScale`, and its factors.
+accumulation), `UpdatedVar___<weight>` (one per weight update), the tensors of the optimizer by PopART's names
+(`Accl1___<weight>`, `learningRate___specific___<weight>`, with automatic loss scaling `finalLossScale`), and
+the results of operations. Those of weights and optimizer are what a micro batch finds.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from ipu_simulator.graph.recorder import Operation, Place, RecomputationCheckpoi
 from .. import enums
 from .._trace import popart_ir, watch
 from .._trace import run as _trace
-from ..optim.hyperparameters import LOSS_SCALES
 from ..poptorch_core import createBackendError
 
 if TYPE_CHECKING:
+    from ..optim.on_device import OptimizerOnDevice
     from ..options import Options
 
 # Applies one weight update with these gradients.
@@ -36,16 +37,14 @@ RETURNED = {
 }
 
 
-def names(ir: str, weights: list[str], training: bool, scales_loss: bool) -> list[str]:
-    """All names that can be anchored: weights, in training their gradients and updates, then results.
-
-    `scales_loss`: whether the loss scale is automatic.
+def names(ir: str, weights: list[str], training: bool, of_optimizer: list[str]) -> list[str]:
+    """All names that can be anchored: weights, in training their gradients, updates and the optimizer's
+    tensors, then results.
     """
     found = list(weights)
     if training:
         found += [f"{kind}{name}" for kind in (_GRADIENT, _UPDATED) for name in weights]
-    if scales_loss:
-        found += LOSS_SCALES
+    found += of_optimizer
     for node in json.loads(ir)["maingraph"]:
         found += [tensor["name"] for tensor in node["outputs"] if tensor["name"] not in found]
     return found
@@ -67,7 +66,8 @@ class Anchors:
 
     :param weights: the model's parameters by name, which hold the device's data during the call.
     :param module_paths: the modules' paths by id, the same as during compilation.
-    :param loss_scales: gives the next micro batch's automatic loss scale and its factors, by name.
+    :param of_optimizer: names of the optimizer's tensors.
+    :param optimizer: None in inference.
     """
 
     def __init__(
@@ -76,10 +76,11 @@ class Anchors:
         plan: numerics.StepPlan,
         weights: dict[str, torch.Tensor],
         module_paths: dict[int, str],
-        loss_scales: Callable[[], dict[str, torch.Tensor]] | None = None,
+        of_optimizer: list[str],
+        optimizer: OptimizerOnDevice | None,
     ) -> None:
         self._weights = weights
-        self._loss_scales = loss_scales
+        self._optimizer = optimizer
         self._module_paths = module_paths
         self._each_update = numerics.StepPlan(
             device_iterations=plan.device_iterations, replicas=plan.replicas, processes=plan.processes
@@ -90,6 +91,7 @@ class Anchors:
             counts = self._each_update if long_name.startswith(_UPDATED) else plan
             period = options.output_return_period if mode is None else period
             self._wanted[short_name] = (long_name, numerics.OutputCollector(counts, returned, period))
+        self._of_optimizer = {name for name, _ in self._wanted.values()} & {*of_optimizer}
         self._order = [
             numerics.MicroBatch(iteration, step, replica)
             for iteration in range(plan.device_iterations)
@@ -106,7 +108,7 @@ class Anchors:
     def need_operations(self) -> bool:
         """Whether an operation's result is anchored: its name depends on modules, so the forward must run."""
         kinds = ("", _GRADIENT, _UPDATED)
-        known = {f"{kind}{name}" for kind in kinds for name in self._weights} | {*LOSS_SCALES}
+        known = {f"{kind}{name}" for kind in kinds for name in self._weights} | self._of_optimizer
         return any(long_name not in known for long_name, _ in self._wanted.values())
 
     def _keep(self, name: str, which: numerics.MicroBatch, tensor: torch.Tensor) -> None:
@@ -138,8 +140,9 @@ class Anchors:
         self._next += 1
         for name, weight in self._weights.items():
             self._keep(name, which, weight)
-        for name, scale in (self._loss_scales() if self._loss_scales is not None else {}).items():
-            self._keep(name, which, scale)
+        if self._of_optimizer and self._optimizer is not None:
+            for name, tensor in self._optimizer.tensors(self._of_optimizer, which.replica).items():
+                self._keep(name, which, tensor)
         if not self.need_operations:
             yield
             return

@@ -28,6 +28,7 @@ from .._trace.patches import trusted_kernels
 from .._trace.replay import Replay
 from .._trace.running_statistics import RunningStatistics
 from .._trace.tape import Tape
+from ..optim.hyperparameters import tensor_names
 from ..poptorch_core import createBackendError, createPoptorchError
 from . import anchors as _anchors
 from . import host_weights as _outputs
@@ -40,6 +41,7 @@ from .structure import check_types, map_leaves, tensors, with_tensors
 
 if TYPE_CHECKING:
     from ..optim.on_device import OptimizerOnDevice
+    from ..optim.settings import Extracted
     from ..options import Options
 
 # Results of tracing that a file holds; everything else is rebuilt from the model and its options.
@@ -65,6 +67,8 @@ class Executable:
 
     The constructor traces the model's forward on the first micro batch. That changes no weight, buffer,
     random state or input. Raises poptorch.Error if the model or its options can't be compiled.
+
+    :param optimizer: the attributes at compilation of a training model's optimizer.
     """
 
     def __init__(
@@ -74,14 +78,14 @@ class Executable:
         training: bool,
         randomness: numerics.KeyedRandomness,
         compiled: Arguments | dict[str, Any],
-        update_types: tuple[str, ...] = (),
+        optimizer: Extracted | None = None,
         replica_groupings: dict[int, ReplicaGrouping] | None = None,
     ) -> None:
         self._model = model
         self._options = options
         self._training = training
         self._randomness = randomness
-        self._update_types = update_types
+        self._optimizer = optimizer
         keep_freed_memory()
         # Dispatch modes for the model's arithmetic, and rounding of the training state; None in float32.
         as_ipu = computes_as_ipu()
@@ -148,8 +152,14 @@ class Executable:
     @property
     def tensor_names(self) -> list[str]:
         """The tensor names that options.anchorTensor accepts."""
-        scales = self._training and Obeyed(self._options._Popart).scales_loss_automatically
-        return _anchors.names(self.ir, self.weights.names, self._training, scales)
+        return _anchors.names(self.ir, self.weights.names, self._training, self._optimizer_tensors)
+
+    @property
+    def _optimizer_tensors(self) -> list[str]:
+        if self._optimizer is None:
+            return []
+        weights = {self.weights.names[i]: self.weights.parameters[i] for i in self.weights.trainable}
+        return tensor_names(self._optimizer, weights, Obeyed(self._options._Popart).scales_loss_automatically)
 
     @property
     def num_micro_batches(self) -> tuple[int, int]:
@@ -288,7 +298,7 @@ class Executable:
             self.ir = popart_ir.as_json(
                 recorder.recording,
                 [self.weights.names[i] for i in self.weights.trainable] if self._training else [],
-                self._update_types,
+                () if self._optimizer is None else self._optimizer.update_types,
                 len(trace.stage_ipus) if self._options._execution_strategy._is_pipelined else 1,
                 Obeyed(self._options._Popart).recomputation,
             )
@@ -324,7 +334,8 @@ class Executable:
             self.plan,
             dict(zip(self.weights.names, self.weights.parameters)),
             self._module_paths(),
-            optimizer.loss_scales if optimizer is not None else None,
+            self._optimizer_tensors,
+            optimizer,
         )
         program = numerics.StepProgram(
             self.plan,

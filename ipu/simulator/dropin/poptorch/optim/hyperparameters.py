@@ -76,6 +76,17 @@ def _velocity_scale(found: Extracted, loss_scaling: float) -> float:
     return found.settings.velocity_scaling if _sgd_kind(found) == 1 else loss_scaling
 
 
+def tensor_names(found: Extracted, weights: Mapping[str, torch.Tensor], scales_loss: bool) -> list[str]:
+    """The tensors of an optimizer of these parameters: state, variable hyperparameters, loss scales.
+
+    `scales_loss`: whether the loss scale is automatic.
+    """
+    groups = [found.group_of.get(id(weight)) for weight in weights.values()]
+    names = numerics.state_names(found.settings, [*weights])
+    names += Hyperparameters(found, [*weights], groups).values()
+    return names + [name for name in LOSS_SCALES if scales_loss and name not in names]
+
+
 class Hyperparameters:
     """An optimizer's hyperparameters as the device has them: loaded values replace the optimizer's.
 

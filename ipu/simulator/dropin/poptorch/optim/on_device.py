@@ -12,7 +12,7 @@ from .._logging import logger
 from .._run.device_weights import DeviceWeights
 from ..poptorch_core import createBackendError
 from .base import Optimizer
-from .hyperparameters import FINAL_LOSS_SCALE, LOSS_SCALING, SCALE_FACTOR, Hyperparameters
+from .hyperparameters import FINAL_LOSS_SCALE, SCALE_FACTOR, Hyperparameters
 from .settings import Extracted
 
 _SHOWN = 4
@@ -44,13 +44,13 @@ class OptimizerOnDevice:
         automatic_scale: bool = False,
         processes: numerics.Processes | None = None,
     ) -> None:
-        _check_values(found)
         self._ids = [id(weights.parameters[i]) for i in weights.trainable]
         self._names = [weights.names[i] for i in weights.trainable]
         self._weights = [weights.device_parameters[i] for i in weights.trainable]
         # Of weights that the host gets for every replica: the group of each replica.
         self._every = {weights.names[i]: weights.replicas_returned(i) for i in weights.trainable}
-        self._differs = {weights.names[i]: i in weights.groups for i in weights.trainable}
+        # Of weights that differ between replicas, likewise.
+        self._differing = {weights.names[i]: weights.groups.get(i) for i in weights.trainable}
         settings = found.settings
         # SGD's combined accumulator is its velocity.
         self._accumulators = accumulators and not (settings.combined_accumulator and settings.with_momentum)
@@ -121,16 +121,27 @@ class OptimizerOnDevice:
         """The factor on the loss whose gradients `update` takes: 1 in float32, where it has no effect."""
         return self.loss_scale if self._as_ipu else 1.0
 
-    def loss_scales(self) -> dict[str, torch.Tensor]:
-        """The next micro batch's loss scale and factors, by PopART's names; empty if not automatic."""
-        if self._automatic is None:
-            return {}
-        named = {
-            LOSS_SCALING: self._parameters.loss_scaling,
-            SCALE_FACTOR: self._automatic.factor,
-            FINAL_LOSS_SCALE: self.loss_scale,
-        }
-        return {name: torch.tensor(value) for name, value in named.items()}
+    def tensors(self, names: set[str], replica: int) -> dict[str, torch.Tensor]:
+        """A replica's values before the next update, of state, hyperparameters and loss scales, by PopART's
+        names: at least those in `names` that are tensors of the optimizer.
+        """
+        named: dict[str, torch.Tensor] = {}
+        if self._automatic is not None:
+            named[SCALE_FACTOR] = torch.tensor(self._automatic.factor)
+            named[FINAL_LOSS_SCALE] = torch.tensor(self.loss_scale)
+        if names <= {*named}:
+            return named
+        state, parameters = self._read()
+        named.update((name, self._of_replica(name, tensor, replica)) for name, tensor in state.items())
+        return {**named, **parameters}
+
+    def _of_replica(self, name: str, tensor: torch.Tensor, replica: int) -> torch.Tensor:
+        """A replica's part of a weight's state as `_read` gives it."""
+        weight = name.partition("___")[2]
+        groups = self._differing.get(weight)
+        if self._every.get(weight) is not None:
+            return tensor[replica]
+        return tensor if groups is None else tensor[groups[replica]]
 
     @property
     def watch(self) -> numerics.Watch | None:
@@ -153,7 +164,7 @@ class OptimizerOnDevice:
 
         Raises poptorch.Error for an invalid value, and if the update rule or a constant would change.
         """
-        _check_values(found)
+        check_values(found)
         self._check_replacement(found)
         found = found.with_constants_of(self._compiled)
         if optimizer is not self._optimizer:
@@ -229,7 +240,7 @@ class OptimizerOnDevice:
         groups = self._every.get(weight)
         if groups is None:
             return tensor
-        return tensor[groups] if self._differs[weight] else torch.stack([tensor] * len(groups))
+        return tensor[groups] if self._differing[weight] else torch.stack([tensor] * len(groups))
 
     def _of_every_group(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """The reverse of `_of_every_replica`."""
@@ -238,14 +249,17 @@ class OptimizerOnDevice:
         if groups is None or tensor.shape[:1] != (len(groups),):
             return tensor
         first = [groups.index(group) for group in range(1 + max(groups))]
-        return tensor[first] if self._differs[weight] else tensor[0]
+        return tensor[first] if self._differing[weight] else tensor[0]
 
     def _write(self, state: Mapping[str, torch.Tensor] | None) -> None:
         """Uploads a loaded state; None: the device keeps its own. Loaded hyperparameters apply too."""
         self._apply(self._found)
         if state is None:
             return
-        known = {*self._updater.state_names, *([] if self._automatic is None else [SCALE_FACTOR])}
+        known = {
+            *numerics.state_names(self._found.settings, self._names),
+            *([] if self._automatic is None else [SCALE_FACTOR]),
+        }
         # An accumulator is zero between updates; a state of a run with more of them may be loaded.
         ignored = [name for name in state if name not in known and not name.startswith("Accum___")]
         _warn_of_ignored("state", ignored, "there is no such tensor")
@@ -260,7 +274,8 @@ class OptimizerOnDevice:
         _warn_of_missing(missing)
 
 
-def _check_values(found: Extracted) -> None:
+def check_values(found: Extracted) -> None:
+    """Raises poptorch.Error for values that PopART refuses."""
     invalid = found.invalid()
     if invalid:
         raise createBackendError(
