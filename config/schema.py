@@ -87,6 +87,12 @@ class RunKeys(KeyGroup):
     log_steps: int = key("nothing", "weight updates between log lines", 1, AT_LEAST_1)
     wandb: bool = key("nothing", "also log to Weights & Biases", False)
     wandb_project: str = key("nothing", "Weights & Biases project", "groupbert-ipu")
+    data_timeout_s: int = key(
+        "nothing",
+        "seconds without a batch, or without prepared text, after which a run saves and ends; 0: never",
+        1800,
+        AT_LEAST_0,
+    )
     progress_bar: bool = key("nothing", "show progress bars", True)
 
 

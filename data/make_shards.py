@@ -18,6 +18,7 @@ import multiprocessing.connection
 import os
 import random
 import signal
+import sys
 import threading
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -41,6 +42,7 @@ from .shards import (
     write_shard,
 )
 from .tokenizer import Tokenizer
+from .workers import described, end, process_numbers, started_since
 
 _NUM_SPECIAL_TOKENS = 3  # [CLS] A [SEP] B [SEP]
 # Chunks start small, so that a small corpus is spread over all cores, and double every few chunks.
@@ -68,13 +70,14 @@ def prepare_shards(
     cache_folder: Path,
     *,
     workers: Optional[int] = None,
+    timeout_s: float = 0.0,
     progress: bool = True,
 ) -> Path:
     """The folder of the corpus's shards, which is written if it isn't complete.
 
     workers: processes besides this one; 0 works in this process; None uses all usable cores, but works in
     this process for a small corpus or on two cores. Waits for another process that is preparing the same
-    shards.
+    shards. timeout_s: raises DataError if no worker finishes a shard for so long (0: never).
     """
     description: Dict[str, Any] = dict(
         dataclasses.asdict(parameters),
@@ -94,7 +97,7 @@ def prepare_shards(
             for path in folder.glob(".*"):
                 path.unlink()
         chunks = cut_chunks(corpus.documents(), parameters.validation_fraction)
-        headers = _write_shards(chunks, tokenizer, parameters, folder, workers, progress)
+        headers = _write_shards(chunks, tokenizer, parameters, folder, workers, timeout_s, progress)
         if not any(headers.values()):
             raise DataError(f"the corpus {corpus.name} holds no documents")
         write_manifest(folder, dict(description, corpus_name=corpus.name), headers)
@@ -107,6 +110,7 @@ def _write_shards(
     parameters: PairParameters,
     folder: Path,
     workers: Optional[int],
+    timeout_s: float,
     progress: bool,
 ) -> Dict[str, List[Dict[str, Any]]]:
     """Writes the missing shards; returns the headers of each split's shards, in order."""
@@ -132,7 +136,7 @@ def _write_shards(
             for chunk in missing:
                 finished(chunk.split, chunk.number, write_chunk(chunk, tokenizer, parameters, folder))
         else:
-            _write_in_parallel(missing, tokenizer, parameters, folder, workers, finished)
+            _write_in_parallel(missing, tokenizer, parameters, folder, workers, timeout_s, finished)
     return {split: [by_number[i] for i in sorted(by_number)] for split, by_number in headers.items()}
 
 
@@ -200,8 +204,11 @@ def _write_in_parallel(
     parameters: PairParameters,
     folder: Path,
     workers: int,
+    timeout_s: float,
     finished: _Finished,
 ) -> None:
+    others = process_numbers()
+    patience_s = min(timeout_s or _PATIENCE_S, _PATIENCE_S)
     # Spawned, not forked: a fork would copy locks held by threads of this process (tokenizers, torch).
     pool = concurrent.futures.ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), _start_worker, (tokenizer, parameters, folder)
@@ -210,7 +217,18 @@ def _write_in_parallel(
 
     def collect(limit: int) -> None:
         while len(pending) > limit:
-            done, _ = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
+            done, _ = concurrent.futures.wait(
+                pending, timeout_s or None, return_when=concurrent.futures.FIRST_COMPLETED
+            )
+            if not done:
+                hung = started_since(others)
+                words = described(hung)
+                end(hung)
+                raise DataError(
+                    f"no preprocessing worker finished a shard for {timeout_s:g} s (data_timeout_s): "
+                    f"{words}. They were killed; finished shards are kept. See that the text can be read, "
+                    "then start again"
+                )
             for future in done:
                 chunk = pending.pop(future)
                 finished(chunk.split, chunk.number, future.result())
@@ -230,9 +248,13 @@ def _write_in_parallel(
     finally:
         # Chunks in progress are finished and kept. Cancelling them would save seconds, but if a signal to the
         # process group has killed the workers too, a pool with cancelled work deadlocks (Python 3.11).
-        pool.shutdown()
+        pool.shutdown(wait=False)
+        # A worker that hangs would keep this process for ever.
+        for left in end(started_since(others), patience_s=patience_s):
+            print(f"warning: killed a preprocessing worker that didn't end: {left}", file=sys.stderr)
 
 
+_PATIENCE_S = 30.0  # with workers whose results nobody waits for any more
 _worker: Dict[str, Any] = {}
 
 

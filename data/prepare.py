@@ -61,6 +61,7 @@ class PretrainingDataOptions(DataKeys):
 
     vocab_size: int = REQUIRED
     seed: int = 42
+    data_timeout_s: int = 1800
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -166,6 +167,7 @@ def _prepare_text(options: PretrainingDataOptions, cache_folder: Path, progress:
             _pair_parameters(options),
             cache_folder / EXAMPLES,
             workers=options.preprocessing_workers,
+            timeout_s=options.data_timeout_s,
             progress=progress,
         ).name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional
 import torch
 
 import data
+import data.workers
 import ipu
 import model as models
 from ipu.options import DevicePlan, training_options
@@ -230,4 +232,6 @@ def fit(
     finally:
         reporter.close()
         batches.terminate()
+        # SIGTERM, which the loader sends, doesn't reach a stopped worker.
+        data.workers.end(multiprocessing.active_children(), patience_s=5.0)
         executor.destroy()

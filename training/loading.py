@@ -69,9 +69,16 @@ def training_batches(
         num_workers=workers,
         mode=modes.Async if asynchronous else modes.Sync,
         collate_fn=data.collate,
-        worker_init_fn=end_with_accessor if in_accessor else ignore_interrupts,
+        worker_init_fn=end_with_accessor if in_accessor else end_with_run,
         auto_distributed_partitioning=False,
     )
+
+
+def end_with_run(worker: int) -> None:
+    """For DataLoader workers: they leave Ctrl-C and the first SIGTERM to the run, and end at latest a second
+    after it, even if it was killed while they started."""
+    ignore_interrupts(worker)
+    threading.Thread(target=_follow_parent, daemon=True).start()
 
 
 def end_with_accessor(_worker: int) -> None:
@@ -89,10 +96,11 @@ def _follow_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None and parent.pid is not None, "DataLoader workers are processes"
     # Forked workers hold the pipe that tells of their parent's end open for each other: look at both.
+    is_child = multiprocessing.get_start_method() != "forkserver"
     with contextlib.suppress(ProcessLookupError):
-        while parent.is_alive():
-            time.sleep(1.0)
+        while parent.is_alive() and (not is_child or os.getppid() == parent.pid):
             os.kill(parent.pid, 0)
+            time.sleep(1.0)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,18 +11,19 @@ from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence
 
 import torch
 
+import data.workers
 import ipu
 from config import RunKeys
 from ipu.keys import BatchKeys, DeviceKeys
 
 from .compilation import compile_program
-from .errors import DivergenceError
+from .errors import DivergenceError, TrainingError
 from .evaluation import Evaluator
 from .metrics import Task
 from .metrics_file import Record
 from .optimizer import Schedule, set_learning_rate
 from .report import Reporter
-from .signals import RunInterrupted, StopRequest
+from .signals import RunInterrupted, StopRequest, TimedOut, time_limit
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,16 @@ def train(
         if not now.evaluation_due:
             reporter.write(now.record)
     iterator = iter(batches)
-    is_warm = False
+    is_warm, hung = False, None
     while now.step < plan.training_steps:
         began = time.perf_counter()
-        batch = _next_batch(iterator, stop)
+        try:
+            with time_limit(plan.data_timeout_s):
+                batch = _next_batch(iterator, stop)
+        except TimedOut:
+            batch, stop.signal_name = None, "a wait for data"  # on all instances
+            hung = data.workers.described(multiprocessing.active_children())
+            data.workers.end(multiprocessing.active_children())
         data_wait_s = time.perf_counter() - began
         if _agreed(stop, instances):
             break
@@ -154,6 +162,13 @@ def train(
             now, saved_step = replace(now, checkpoint=save(now)), step
     if now.step != saved_step:
         now = replace(now, checkpoint=save(now))
+    if hung is not None:
+        saved = "nothing was trained yet" if now.checkpoint is None else f"the checkpoint is {now.checkpoint}"
+        again = "rerun" if now.checkpoint is None else "rerun with --resume"
+        raise TrainingError(
+            f"no batch came for {plan.data_timeout_s} s (--data-timeout-s): {hung}. The workers were killed; "
+            f"{saved}. See that the data can be read, then {again}"
+        )
     return now
 
 

@@ -56,6 +56,29 @@ class StopRequest:
         self.signal_name = name
 
 
+class TimedOut(Exception):
+    """Raised inside `time_limit`."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises TimedOut inside the block after `seconds` (0: never). Only the main thread can do this."""
+
+    def expire(_number: int, _frame: Optional[FrameType]) -> None:
+        raise TimedOut
+
+    if not seconds:
+        yield
+        return
+    previous = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, previous)
+
+
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
     """Handles SIGTERM and SIGINT inside the block; only the main thread can do this."""

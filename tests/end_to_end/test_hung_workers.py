@@ -1,0 +1,126 @@
+"""A worker that hangs is named and killed after a time; the run ends with a checkpoint."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import run_pretraining
+from tests.end_to_end.test_resume import STEPS, assert_same_run
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+STOPPING = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import run_pretraining
+from data.dataset import PretrainingDataset
+from torch.utils.data import get_worker_info
+fetch, calls = PretrainingDataset.fetch, []
+def stopping(self, *arguments):
+    calls.extend([1] if get_worker_info() is not None else [])
+    if len(calls) == 4:
+        print("stopped", os.getpid(), flush=True)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return fetch(self, *arguments)
+PretrainingDataset.fetch = stopping
+sys.exit(run_pretraining.run_as_program())
+"""
+
+
+def is_alive(number):
+    try:
+        return "State:\tZ" not in Path(f"/proc/{number}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("mode", [(), ("--async-dataloader",)])
+def test_a_stopped_loader_worker_ends_the_run_with_a_checkpoint(tmp_path, flags, mode):
+    output = tmp_path / "run"
+    arguments = flags(output, *STEPS, "--dataloader-workers", 1, *mode)
+    command = [sys.executable, "-c", STOPPING, *arguments, "--data-timeout-s", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    number = int(re.search(r"stopped (\d+)", done.stdout).group(1))
+    assert f"(process {number}, stopped by a signal)" in done.stderr
+    assert "no batch came for 3 s" in done.stderr and "--resume" in done.stderr
+    assert not is_alive(number)
+    run_pretraining.main([*arguments, "--resume"])
+    run_pretraining.main(flags(tmp_path / "plain", *STEPS))
+    assert_same_run(output, tmp_path / "plain", 8)
+
+
+def test_a_worker_whose_run_is_killed_while_it_starts_ends_too(tmp_path, flags):
+    """Before a worker watches over its parent; PyTorch's own watch would never notice then."""
+    script = STOPPING.replace(
+        "PretrainingDataset.fetch = stopping",
+        """
+import time
+from torch.utils.data._utils.worker import WorkerInfo
+made = WorkerInfo.__init__
+def starting(self, **named):
+    made(self, **named)
+    print("starting", os.getpid(), flush=True)
+    time.sleep(2.0)
+WorkerInfo.__init__ = starting
+""",
+    )
+    command = [sys.executable, "-c", script, *flags(tmp_path / "run", *STEPS, "--dataloader-workers", 1)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        line = next(line for line in run.stdout if line.startswith("starting"))
+        run.kill()
+    number = int(line.split()[1])
+    deadline = time.monotonic() + 30
+    while is_alive(number):
+        assert time.monotonic() < deadline, f"process {number} is left"
+        time.sleep(0.1)
+
+
+def test_a_signal_ends_the_wait_for_a_stopped_worker(tmp_path, flags):
+    command = [sys.executable, "-c", STOPPING, *flags(tmp_path / "run", *STEPS, "--dataloader-workers", 1)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        line = next(line for line in run.stdout if line.startswith("stopped"))
+        number = int(line.split()[1])
+        time.sleep(1.0)  # until the run waits for that batch
+        run.send_signal(signal.SIGTERM)
+        out, err = run.communicate(timeout=60)
+    assert run.returncode == 0, err
+    assert "stopped by SIGTERM" in out
+    assert not is_alive(number)
+
+
+def test_a_stopped_preprocessing_worker_ends_the_preparation(tmp_path, flags):
+    script = f"""
+import os, signal, sys, threading, time
+sys.path.insert(0, {str(ROOT)!r})
+import multiprocessing
+import run_pretraining
+def stop_one():
+    while not multiprocessing.active_children():
+        time.sleep(0.01)
+    child = multiprocessing.active_children()[0]
+    os.kill(child.pid, signal.SIGSTOP)
+    print("stopped", child.pid, flush=True)
+if __name__ == "__main__":
+    threading.Thread(target=stop_one, daemon=True).start()
+    sys.exit(run_pretraining.run_as_program())
+"""
+    file = tmp_path / "program.py"
+    file.write_text(script)
+    cache = ("--cache-folder", tmp_path / "cache", "--preprocessing-workers", 1, "--data-timeout-s", 3)
+    command = [sys.executable, str(file), *flags(tmp_path / "run", *STEPS, *cache)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ})
+    assert done.returncode == 2, done.stderr
+    number = int(re.search(r"stopped (\d+)", done.stdout).group(1))
+    assert f"(process {number}, stopped by a signal)" in done.stderr
+    assert "no preprocessing worker finished a shard for 3 s" in done.stderr
+    assert not is_alive(number)
