@@ -127,6 +127,13 @@ def test_a_value_that_pytorch_refuses_at_run_time(replays):
     assert executor(torch.tensor([4, 1])).shape == (2, 2)
 
 
+def test_a_value_that_pytorch_refuses_in_the_model_itself():
+    executor = poptorch.inferenceModel(Inner(lambda x: torch.ones(3, 2)[x]))
+    executor(torch.tensor([1]))
+    with pytest.raises(poptorch.Error, match="in the model itself: index 3 is out of bounds"):
+        executor(torch.tensor([3]))
+
+
 def test_a_floating_point_exception_names_the_operation():
     options = poptorch.Options()
     options.Precision.enableFloatingPointExceptions(True)

@@ -232,9 +232,8 @@ class Recorder:
 
     @property
     def module_path(self) -> str | None:
-        """The path of the innermost module that runs; None outside of modules, and for the model itself."""
-        paths = [scope.path for scope in self._scopes if scope.is_module]
-        return paths[-1] or None if paths else None
+        """The path of the innermost module that runs ("" is the model); None if it has no path."""
+        return next((scope.path for scope in reversed(self._scopes) if scope.is_module), None)
 
     def backward(self, loss: torch.Tensor, parameters: Iterable[torch.Tensor]) -> None:
         """Inside `in_modules`, under the dispatch mode: follows the gradients of `loss`.
