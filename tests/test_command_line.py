@@ -13,6 +13,7 @@ import pytest
 
 import command_line
 import config as configuration
+from tests.old_hosts import needs_verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 # Sends itself the signal as soon as a module of the given name is looked for.
@@ -89,6 +90,7 @@ raise SystemExit(command_line.run_as_program(main))
     assert done.stderr == "error: broken pipe: the program reading our output has exited\n"
 
 
+@needs_verdict
 def test_a_verdict_that_fails_after_a_run_is_told_with_its_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,7 @@ from config.schema import GROUPS, entries, kinds
 from ipu.keys import REQUIRED, BatchKeys, KeyGroup
 from ipu.options import DevicePlan
 from planning import dry_run
+from tests.old_hosts import needs_verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTIONS = (
@@ -96,6 +97,7 @@ def test_every_key_says_what_it_alters() -> None:
     assert keys_that_alter("nothing", "options") == parts[0] | parts[3]
 
 
+@needs_verdict
 @pytest.mark.parametrize(
     "changes",
     [
@@ -123,6 +125,7 @@ def test_all_options_are_tried() -> None:
     }
 
 
+@needs_verdict
 def test_a_key_of_the_graph_changes_it() -> None:
     assert "embedding_serialization_factor" in keys_that_alter("weights")
     plain = config.load("test_bert", overrides={"device": "simulator"})

@@ -11,6 +11,7 @@ import torch
 import ipu
 import run_pretraining
 import run_squad
+from tests.old_hosts import needs_qualified_names
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +43,7 @@ def public_name(qualified):
     return f"{namespaces.get(owner, owner)}.{method}" if method else owner
 
 
+@needs_qualified_names
 def test_every_call_is_one_of_poptorchs(tmp_path):
     ipu.select_device("simulator")
     text = tmp_path / "text.txt"

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.old_hosts import needs_verdict
+
 from .conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -13,6 +15,7 @@ pytestmark = pytest.mark.slow
 ONE = ("--training-steps", 1, "--eval-batches", 1)
 
 
+@needs_verdict
 @pytest.mark.parametrize("kind", ["training", "inference"])
 def test_out_of_memory_ends_with_the_verdict_and_without_a_traceback(stand_in, tmp_path, kind):
     memory = {"STAND_IN_COMPILATION": f"{kind} out of memory"}
@@ -32,6 +35,7 @@ def test_another_error_of_a_compilation_is_told_as_it_is(stand_in, tmp_path):
     assert "error: PopTorch can't compile the training program:\n  In poptorch/" in ended.err
 
 
+@needs_verdict
 def test_a_verdict_by_another_python(stand_in, tmp_path):
     words = [ROOT / "run_pretraining.py", "--config", "test_groupbert", "--dry-run", "--output", tmp_path]
     ended = stand_in.end(stand_in.start([*words, "--simulator-python", sys.executable]))

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from model import (
     PRESETS,
@@ -14,6 +13,8 @@ from model import (
 )
 from model.config import ModelConfig
 from tests.model.builders import VARIANTS
+
+FlopCounterMode = pytest.importorskip("torch.utils.flop_counter").FlopCounterMode  # torch 2.1
 
 PUBLISHED_PARAMETERS = {
     "bert_tiny": 4_433_468,

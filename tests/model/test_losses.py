@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from model import PRETRAINING_OUTPUTS, PretrainingModel, SquadModel
 from model.heads import mean_cross_entropy
 from tests.model.builders import GROUPBERT, batch, perturb
+from tests.old_hosts import needs_float16_on_cpu
 
 
 def perturbed(head: type) -> torch.nn.Module:
@@ -71,6 +72,7 @@ def test_integers_of_either_width(dtype: torch.dtype) -> None:
     assert all(torch.equal(a, b) for a, b in zip(outputs, expected))
 
 
+@needs_float16_on_cpu
 def test_half_precision_losses_are_those_of_single_precision() -> None:
     model = perturbed(PretrainingModel)
     single = model(*batch(GROUPBERT))
@@ -80,6 +82,7 @@ def test_half_precision_losses_are_those_of_single_precision() -> None:
         torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
 
 
+@needs_float16_on_cpu
 def test_half_precision_sums_in_single_precision() -> None:
     """20,000 labels of log(1000) each: their sum is beyond float16."""
     loss = mean_cross_entropy(torch.zeros(20_000, 1000, dtype=torch.float16), torch.zeros(20_000).int())

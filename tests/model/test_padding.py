@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from model import ModelConfig, PretrainingModel, SquadModel
 from model.encoder import Attention, Convolution, EncoderLayer, FeedForward, Residual, additive_mask
 from tests.model.builders import GROUPBERT, VARIANTS, batch, perturb
+from tests.old_hosts import needs_float16_on_cpu
 
-DTYPES = [torch.float32, torch.float16]
+DTYPES = [torch.float32, pytest.param(torch.float16, marks=needs_float16_on_cpu)]
 LENGTHS = torch.tensor([20, 11, 16, 3])
 
 MODULES: Dict[str, Callable[[ModelConfig], nn.Module]] = {
@@ -113,7 +114,7 @@ def test_a_sequence_of_nothing_but_padding_gives_numbers(dtype: torch.dtype) -> 
         assert torch.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES + [torch.bfloat16])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16])
 def test_the_mask_is_finite_and_exactly_zero_after_the_softmax(dtype: torch.dtype) -> None:
     mask = additive_mask(torch.tensor([[1, 0]], dtype=torch.int32), dtype)
     assert mask.shape == (1, 1, 1, 2) and mask.dtype == dtype

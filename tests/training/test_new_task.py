@@ -19,6 +19,7 @@ from ipu.placement import Head
 from model.config import ModelConfig
 from model.heads import initialise, mean_cross_entropy
 from planning.dry_run import verdict_of
+from tests.old_hosts import needs_verdict
 
 
 class ParityModel(models.TaskModel):
@@ -71,6 +72,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> configuration.Config:
     return configuration.load("test_groupbert", overrides={"task": "parity", "device": "simulator"})
 
 
+@needs_verdict
 def test_it_is_dry_run(recipe: configuration.Config) -> None:
     verdict = verdict_of(recipe, "parity")
     assert verdict.fits and len(verdict.ipus) == 2
