@@ -50,7 +50,7 @@ def timed_steps(config: Config, device: ipu.DeviceChoice, source: str, count: in
         batch = next(batches)
         loaded = time.perf_counter()
         if not executor.isCompiled():
-            executor.compile(*batch)
+            training.compile_program(executor, batch, "training")
             loaded = time.perf_counter()
             began = loaded
         executor(*batch)

@@ -2,7 +2,7 @@
 
 from .answering import Answering, Examiner
 from .checkpoints import Checkpoint, resolve_weights_folder, save_checkpoint
-from .compilation import CompilationError, compile_pretraining, place
+from .compilation import CompilationError, compile_pretraining, compile_program, place
 from .errors import CheckpointError, DivergenceError, TrainingError, is_worker_death, out_of_memory_bytes
 from .evaluation import Evaluator, build_evaluator
 from .fit import Job, Start, find_start, fit
@@ -52,6 +52,7 @@ __all__ = [
     "check_weights_folder",
     "checkpoint_to_resume",
     "compile_pretraining",
+    "compile_program",
     "find_start",
     "fit",
     "hold_folder",
