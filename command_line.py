@@ -72,6 +72,11 @@ def load_config(flags: argparse.Namespace, task: str) -> Config:
     flags.found = []
     overrides = configuration.overrides_from(flags)
     if configuration.free_keys(flags.config, flags.configs, overrides):
+        if flags.instances != 1:
+            raise ConfigError(
+                f"--instances {flags.instances}: values that are auto are searched for one instance; search "
+                "without it, and give the values that it finds"
+            )
         lacking = what_a_verdict_lacks()
         if lacking is not None:
             raise ConfigError(
@@ -98,6 +103,8 @@ def _check_instances(flags: argparse.Namespace, config: Config) -> None:
             f"--instances {flags.instances} is read with --dry-run only: PopRun and torchrun say how many "
             "instances a run has (docs/ipu_pod.md)"
         )
+    if config.task != "pretraining":
+        raise ConfigError(f"--instances {flags.instances}: fine-tuning runs in one instance; omit it")
     replicas = config.replication_factor
     if flags.instances < 1 or replicas % flags.instances:
         legal = " or ".join(map(str, nearest_divisors(replicas, flags.instances)))

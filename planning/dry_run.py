@@ -60,6 +60,9 @@ def dry_run(config: Config, name: str, output: Path, *, instances: int = 1) -> D
         if not step_folders(output):
             write_atomically(output / "resolved.yml", config.to_yaml())
     print(report.text(verdict))
+    if instances > 1 and config.replicated_tensor_sharding:
+        local = config.replication_factor // instances
+        print(f"{instances} instances: the optimiser state is sharded over the {local} replica(s) of each")
     print(f"report {output / 'report.html'}, trace {output / 'trace.json'}")
     return DryRun(output, verdict)
 

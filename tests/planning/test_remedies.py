@@ -144,6 +144,7 @@ def test_an_instance_shards_over_its_own_replicas() -> None:
         ),
         (["--instances", "0", "--dry-run"], "use 1"),
         (["--instances", "4"], "is read with --dry-run only"),
+        (["--instances", "2", "--dry-run", "--micro-batch-size", "auto"], "are searched for one instance"),
     ],
 )
 def test_instances_that_a_run_cannot_have(flags: list, words: str) -> None:
