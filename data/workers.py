@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import signal
+import threading
 import time
 from pathlib import Path
-from typing import Iterable, List, Set
+from typing import Iterable, Iterator, List, Set
 
 # States of proc(5).
 _STATES = {
@@ -36,12 +38,22 @@ def described(children: Iterable[Process]) -> str:
     return ", ".join(words) or "no worker process is left"
 
 
+def is_stopped(child: Process) -> bool:
+    """Whether a signal or a debugger has stopped the process."""
+    return _letter(child.pid) in ("T", "t")
+
+
 def _state(number: object) -> str:
+    letter = _letter(number)
+    return _STATES.get(letter, f"state {letter}") if letter else "ended"
+
+
+def _letter(number: object) -> str:
+    """The state's letter of proc(5); "" if the process has ended."""
     with contextlib.suppress(OSError, IndexError):
         status = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace")
-        letter = status.rpartition(")")[2].split()[0]  # the name before may have blanks and brackets
-        return _STATES.get(letter, f"state {letter}")
-    return "ended"
+        return status.rpartition(")")[2].split()[0]  # the name before may have blanks and brackets
+    return ""
 
 
 def end(children: Iterable[Process], *, patience_s: float = 0.0) -> List[str]:
@@ -52,8 +64,22 @@ def end(children: Iterable[Process], *, patience_s: float = 0.0) -> List[str]:
         child.join(max(0.0, deadline - time.monotonic()))
     left = [child for child in children if child.is_alive()]
     described_as = [described([child]) for child in left]
-    for child in left:
-        child.kill()
-    for child in left:
-        child.join()
+    with _deaths_expected():
+        for child in left:
+            child.kill()
+        for child in left:
+            child.join()
     return described_as
+
+
+@contextlib.contextmanager
+def _deaths_expected() -> Iterator[None]:
+    """PyTorch's handler of SIGCHLD raises an error in the main thread for each killed DataLoader worker."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, previous)

@@ -232,6 +232,6 @@ def fit(
     finally:
         reporter.close()
         batches.terminate()
-        # SIGTERM, which the loader sends, doesn't reach a stopped worker.
-        data.workers.end(multiprocessing.active_children(), patience_s=5.0)
+        # SIGTERM, with which loaders and Python end workers, doesn't reach a stopped one.
+        data.workers.end(filter(data.workers.is_stopped, multiprocessing.active_children()))
         executor.destroy()
