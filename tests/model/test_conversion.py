@@ -322,3 +322,13 @@ def test_weights_of_an_ipu_are_read(tmp_path: Path) -> None:
     assert from_pretrained(tmp_path).config == BERT
     change_config(tmp_path, hidden_act="gelu_new")
     assert from_pretrained(tmp_path).config == BERT
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"a": ' * 100_000, '{"hidden_size": ' + "9" * 5000 + "}", " " * (17 << 20), "\xff"],
+)
+def test_a_configuration_that_no_program_wrote_is_an_error_of_ours(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ConversionError, match=r"config\.json"):
+        from_pretrained(tmp_path, head="squad")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from .. import enums
+from .._logging import logger
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -170,6 +171,7 @@ def apply_file(options: OptionsDict, filepath: str) -> None:
     import poptorch
 
     path = Path(filepath)
+    logger.warning("each line of %s runs as Python: load only files that you trust", filepath)
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         call = line.strip()
         if not call or call.startswith("#"):

@@ -95,6 +95,7 @@ def read(filename: str, version: str) -> Contents:
         f"PopTorch version mismatch: File was created with version: {header['version']} "
         f"and this is version {version}"
     )
+    logger.warning("loading %s runs any code that was put into it: load only files that you trust", filename)
     try:
         with zipfile.ZipFile(filename) as archive:
             pickled = archive.read(_CONTENTS)
