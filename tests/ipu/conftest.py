@@ -89,6 +89,7 @@ class StandIn:
                 with contextlib.suppress(OSError, ValueError):
                     if os.getsid(int(entry.name)) == process.pid:
                         left.append((entry / "cmdline").read_text().replace("\0", " "))
+            left = [command for command in left if command]  # a zombie has none
             if not left:
                 return []
             time.sleep(0.1)

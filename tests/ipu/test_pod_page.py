@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests.old_hosts import needs_verdict
+
 from .conftest import ROOT, poprun
 from .test_stand_in_instances import free_port
 
@@ -41,6 +43,7 @@ def adapted(words, stand_in, folder):
     return [*arguments, *data, *SMALL, "--validation-fraction", "0.2", "--preprocessing-workers", "0"]
 
 
+@needs_verdict
 def test_the_pages_commands_run(stand_in, tmp_path):
     ours = [adapted(words, stand_in, tmp_path) for words in commands() if words[0] == "python"]
     assert len(ours) == 7
