@@ -79,7 +79,7 @@ def test_the_pages_commands_under_poprun(stand_in, tmp_path, words):
         for index in range(count)
     ]
     ended = [stand_in.end(process) for process in processes]
-    assert [one.status for one in ended] == [0] * count, ended[0].err
+    assert [one.status for one in ended] == [0] * count, [one.err for one in ended]
     assert all(one.names() == ended[0].names() for one in ended), (
         "instances whose devices wait for each other"
     )

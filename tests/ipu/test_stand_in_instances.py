@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import shutil
 import socket
 
@@ -17,9 +19,12 @@ TWO = ("--replication-factor", 2)
 
 
 def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A port below those that the kernel gives to connections, so that none gets it before the instances."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def test_each_instance_gets_its_own_random_state_back(stand_in, tmp_path):
