@@ -248,10 +248,15 @@ def _write_in_parallel(
     finally:
         # Chunks in progress are finished and kept. Cancelling them would save seconds, but if a signal to the
         # process group has killed the workers too, a pool with cancelled work deadlocks (Python 3.11).
+        calls: Any = getattr(pool, "_call_queue", None)
         pool.shutdown(wait=False)
         # A worker that hangs would keep this process for ever.
         for left in end(started_since(others), patience_s=patience_s):
             print(f"warning: killed a preprocessing worker that didn't end: {left}", file=sys.stderr)
+        # Python 3.8 to 3.11.4 deadlock otherwise: a thread writes to the pipe of workers that were killed
+        # until it is read (https://github.com/python/cpython/issues/94777).
+        if calls is not None:
+            calls._reader.close()
 
 
 _PATIENCE_S = 30.0  # with workers whose results nobody waits for any more
