@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
 from types import FrameType
 from typing import Iterator, Optional
 
@@ -62,7 +63,10 @@ class TimedOut(Exception):
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises TimedOut inside the block after `seconds` (0: never). Only the main thread can do this."""
+    """Raises TimedOut inside the block after `seconds` (0: never). Only the main thread can do this.
+
+    A timer that runs already goes on after the block; inside it doesn't fire.
+    """
 
     def expire(_number: int, _frame: Optional[FrameType]) -> None:
         raise TimedOut
@@ -70,13 +74,18 @@ def time_limit(seconds: float) -> Iterator[None]:
     if not seconds:
         yield
         return
-    previous = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # Disarmed first: an alarm on its way is for the handler that is still set.
+    left_s, every_s = signal.setitimer(signal.ITIMER_REAL, 0.0)
+    previous, began = signal.signal(signal.SIGALRM, expire), time.monotonic()
     try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, previous)
+        if left_s:
+            elapsed_s = time.monotonic() - began
+            signal.setitimer(signal.ITIMER_REAL, max(left_s - elapsed_s, 1e-6), every_s)
 
 
 @contextlib.contextmanager
