@@ -111,3 +111,27 @@ def test_a_cache_folder_gets_one_file_for_each_program(tmp_path):
         poptorch.inferenceModel(torch.nn.Linear(4, classes), made).compile(torch.ones(2, 4))
     found = list((tmp_path / "cache").iterdir())
     assert len(found) == 2 and {path.suffix for path in found} == {".popef"}
+
+
+def test_a_model_that_cannot_be_pickled_is_saved_without_it(tmp_path):
+    class Local(Classifier):
+        pass
+
+    def hooked(hook):
+        model = Classifier()
+        model.first.register_forward_hook(hook)
+        return model
+
+    x, _ = batch(2)
+    for model in (Local(), hooked(lambda module, inputs, output: output)):
+        path = tmp_path / "run.poptorch"
+        executor = poptorch.inferenceModel(model)
+        executor.compile(x)
+        with pytest.raises(poptorch.Error, match=r"can't be pickled .* export_model=False"):
+            executor.save(str(path))
+        assert not list(tmp_path.iterdir())
+        executor.save(str(path), export_model=False)
+        loaded = poptorch.inferenceModel(model)
+        loaded.loadExecutable(str(path))
+        torch.testing.assert_close(loaded(x), model(x))
+        path.unlink()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from ipu_simulator import POPTORCH_VERSION
 
 from .._logging import logger
-from ..poptorch_core import createBackendError
+from ..poptorch_core import createBackendError, createPoptorchError
 
 if TYPE_CHECKING:
     from ..options import Options
@@ -54,7 +55,7 @@ def destination(filename: str) -> Path:
 
 
 def write(filename: str, contents: Contents) -> Path:
-    """Writes a file atomically; returns its path."""
+    """Writes a file atomically; returns its path. Raises poptorch.Error for a model that can't be pickled."""
     path = destination(filename)
     header = {
         "format": _FORMAT,
@@ -64,7 +65,16 @@ def write(filename: str, contents: Contents) -> Path:
     }
     buffer = io.BytesIO()
     # A single pickle, so that the optimizer still refers to the model's parameters.
-    torch.save(vars(contents), buffer)
+    try:
+        torch.save(vars(contents), buffer)
+    except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
+        if contents.model is None:
+            raise
+        raise createPoptorchError(
+            f"The model, its optimizer or its options can't be pickled into the file: {error}. Define the "
+            "classes and functions that the model holds, such as hooks, at a module's top level, or save the "
+            "executable with export_model=False."
+        ) from error
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with zipfile.ZipFile(partial, "w") as archive:
