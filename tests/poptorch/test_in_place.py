@@ -258,3 +258,42 @@ def test_the_graph_of_a_verdict_is_the_one_without_in_place_operations(beside):
     model.dropout.inplace = False
     names = [op.name for op in operations(model).ops]
     assert [op.name for op in graph.ops] == names
+
+
+def in_place(weight):
+    weight.add_(1)
+
+
+def of_a_view(weight):
+    weight[0] += 1
+
+
+def of_data(weight):
+    weight.data.mul_(2)
+
+
+@pytest.mark.parametrize("change", [in_place, of_a_view, of_data])
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_parameter_that_a_forward_changes_changes_once_a_run(change, trains):
+    # Compiling runs the forward too, which mustn't count.
+    class Changing(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.changed = torch.nn.Parameter(torch.ones(3), requires_grad=False)
+            self.weight = torch.nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            with torch.no_grad():
+                change(self.changed)
+            out = x * self.changed
+            return out, poptorch.identity_loss(out * self.weight, "sum")
+
+    model, x, expected = Changing(), torch.ones(3), torch.ones(3)
+    if trains:
+        ipu = poptorch.trainingModel(model, optimizer=poptorch.optim.SGD([model.weight], lr=0.0))
+    else:
+        ipu = poptorch.inferenceModel(model)
+    ipu.compile(x)
+    for _ in range(3):
+        change(expected)
+        assert torch.equal(ipu(x)[0], expected)

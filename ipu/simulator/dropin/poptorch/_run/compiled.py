@@ -18,7 +18,7 @@ from .._options.known import validate
 from .._options.popart import Obeyed
 from .._trace import Listener, bodies, popart_ir, strided_norm, watch
 from .._trace import run as _trace
-from .._trace.buffers import SharedBuffers
+from .._trace.buffers import SharedBuffers, before_writes
 from .._trace.casts import ImplicitCasts, place_on_ipu, version_of, widen_indices
 from .._trace.checks import Checks
 from .._trace.constants import Move, Moves
@@ -247,7 +247,7 @@ class Executable:
         args, kwargs = arguments.replaced(inputs)
         with (
             self.weights.swapped_in(),
-            self.weights.buffers_kept(),
+            self.weights.kept() as keep,
             numerics.host_generator_kept(),
             _members_kept(self._model),
             torch.set_grad_enabled(self._training),
@@ -278,7 +278,9 @@ class Executable:
                 with (
                     explained(self._model, compiling=True),
                     recorder.in_modules(),
-                    watch.compilation(trace, tape, casts, checks, losses, statistics, buffers, recorder),
+                    watch.compilation(
+                        trace, tape, casts, checks, losses, statistics, buffers, recorder, before_writes(keep)
+                    ),
                 ):
                     output = self._model(*args, **kwargs)
             check_types(output, "An output")

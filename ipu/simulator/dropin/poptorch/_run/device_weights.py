@@ -10,7 +10,7 @@ import contextlib
 import threading
 import weakref
 from dataclasses import dataclass
-from typing import Iterator, Protocol
+from typing import Callable, Iterator, Protocol
 
 import torch
 from ipu_simulator import numerics
@@ -293,13 +293,23 @@ class DeviceWeights:
                     tensor.grad = grad
 
     @contextlib.contextmanager
-    def buffers_kept(self) -> Iterator[None]:
-        """Context: restores the first replica's buffers on exit."""
-        kept = [device.clone() for device in self._device_buffers[0]]
+    def kept(self) -> Iterator[Callable[[torch.Tensor], None]]:
+        """Context: restores the first replica's buffers on exit, and the parameters in written memory.
+
+        It yields the function to call with a tensor that is about to be written to.
+        """
+        kept = [(device, device.clone()) for device in self._device_buffers[0]]
+        parameters = {device.untyped_storage()._cdata: device for device in self.of_replica(0)}
+
+        def keep(written: torch.Tensor) -> None:
+            parameter = parameters.pop(written.untyped_storage()._cdata, None)
+            if parameter is not None:
+                kept.append((parameter, parameter.clone()))
+
         try:
-            yield
+            yield keep
         finally:
-            for device, data in zip(self._device_buffers[0], kept):
+            for device, data in kept:
                 device.copy_(data)
 
 

@@ -7,13 +7,13 @@ statistics of norms are excepted, and so are integer buffers.
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping
 
 import torch
 from ipu_simulator.graph.operations import schema_of
 
 from ..poptorch_core import createBackendError
-from . import Call
+from . import Call, Listener
 from . import run as trace
 
 _NORMS = frozenset({"batch_norm", "instance_norm", "native_batch_norm", "_native_batch_norm_legit"})
@@ -56,6 +56,17 @@ class SharedBuffers:
                         "poptorch.Options.broadcastBuffers(False)."
                     )
         return proceed(func, args, kwargs)
+
+
+def before_writes(keep: Callable[[torch.Tensor], None]) -> Listener:
+    """Listener for operations that calls `keep` with each tensor that one is about to write to."""
+
+    def on_operation(proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        for written in schema_of(func).bind(args, kwargs).written:
+            keep(written)
+        return proceed(func, args, kwargs)
+
+    return on_operation
 
 
 def _memory(tensor: torch.Tensor) -> int:

@@ -165,6 +165,7 @@ def compilation(
     statistics: RunningStatistics,
     buffers: SharedBuffers,
     recorder: Recorder,
+    before_writes: Listener,
 ) -> contextlib.AbstractContextManager[None]:
     """Context of the forward that compiles a model."""
     values = Valueless(lambda: checks.is_on_host)
@@ -183,6 +184,7 @@ def compilation(
         operations=(
             checks.on_operation,
             buffers.on_operation,
+            before_writes,
             tape.on_operation,
             bodies.on_operation,
             recorder.on_operation,
