@@ -165,3 +165,25 @@ def test_a_floating_point_exception_of_the_backward_pass_says_so():
     options.Precision.enableFloatingPointExceptions(True)
     with pytest.raises(poptorch.Error, match="in the backward pass"):
         trained(Made(lambda x: torch.sqrt(x - x)), options)  # 0, whose gradient is infinite
+
+
+def test_the_explanation_changes_no_parameter_or_buffer():
+    class Changing(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.changed = torch.nn.Parameter(torch.zeros(3), requires_grad=False)
+            self.register_buffer("count", torch.zeros(3))
+            self.weight = torch.nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            with torch.no_grad():
+                self.changed.add_(1)
+                self.count.add_(1)
+            return poptorch.identity_loss((x * self.weight).log(), "sum")
+
+    model = Changing()
+    trainer = poptorch.trainingModel(model, optimizer=poptorch.optim.SGD([model.weight], lr=0.0))
+    assert trainer(-torch.ones(3)).isnan()
+    trainer.copyWeightsToHost()
+    assert torch.equal(model.changed.detach(), torch.ones(3))
+    assert torch.equal(model.count, torch.ones(3))

@@ -18,8 +18,8 @@ def first_non_finite(
     """The first NaN and the first infinity of a forward, as a clause; None if it has neither.
 
     :param given: weights and inputs, by name; checked first, since they explain all that follows.
-    :param forward: runs the micro batch in Python, so that layers are entered. Buffers that it changes are
-        restored.
+    :param forward: runs the micro batch in Python, so that layers are entered. Parameters and buffers that it
+        changes are restored.
     """
     for name, tensor in given:
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -27,7 +27,7 @@ def first_non_finite(
             return f"{name} holds {kind} before the forward"
     watch = _Watch(model)
     try:
-        with watch.layers(), _buffers_kept(model), torch.no_grad(), watch:
+        with watch.layers(), torch.no_grad(), _tensors_kept(model), watch:
             forward()
     except Exception as error:  # a forward need not run twice; the run itself isn't concerned
         return f"its forward can't be run again to find out ({type(error).__name__}: {error})"
@@ -79,10 +79,10 @@ class _Watch(numerics.FloatingPointExceptions):
 
 
 @contextlib.contextmanager
-def _buffers_kept(model: torch.nn.Module) -> Iterator[None]:
-    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+def _tensors_kept(model: torch.nn.Module) -> Iterator[None]:
+    kept = [(tensor, tensor.clone()) for tensor in (*model.parameters(), *model.buffers())]
     try:
         yield
     finally:
-        for buffer, before in kept:
-            buffer.copy_(before)
+        for tensor, before in kept:
+            tensor.data.copy_(before)
