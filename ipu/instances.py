@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator, List, Sequence
@@ -25,6 +26,7 @@ _TOTAL_REPLICAS = "POPDIST_NUM_TOTAL_REPLICAS"
 _TORCHRUN = "WORLD_SIZE"
 # Rendezvous address of instances on one host, unless MASTER_ADDR is set; the port is torchrun's default.
 _ADDRESS, _PORT = "127.0.0.1", "29500"
+_LETTING_GO_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -237,4 +239,7 @@ def _part() -> None:
     import torch
 
     if torch.distributed.is_initialized():
+        # Gloo's threads need the GIL to free the tensors of the last collective. One that still waits for it
+        # when the interpreter ends aborts the process ("terminate called without an active exception").
+        time.sleep(_LETTING_GO_S)
         torch.distributed.destroy_process_group()
