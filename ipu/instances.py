@@ -26,7 +26,7 @@ _TOTAL_REPLICAS = "POPDIST_NUM_TOTAL_REPLICAS"
 _TORCHRUN = "WORLD_SIZE"
 # Rendezvous address of instances on one host, unless MASTER_ADDR is set; the port is torchrun's default.
 _ADDRESS, _PORT = "127.0.0.1", "29500"
-_LETTING_GO_S = 0.1
+_LETTING_GO_S = 0.3  # on a busy host a thread may wait for its turn
 
 
 @dataclass(frozen=True)
