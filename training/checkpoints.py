@@ -7,7 +7,7 @@
         state.json                        step, data position, random state, configuration, checksums
 
 A checkpoint is written to a hidden folder, fsynced, then renamed; `state.json` is written last and has the
-SHA-256 of every other file and of its own content. Nothing is pickled.
+SHA-256 of every other file and of its content. Nothing is pickled.
 """
 
 from __future__ import annotations

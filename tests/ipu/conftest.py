@@ -1,4 +1,4 @@
-"""Programs on `--device ipu`, over the stand-in for PopTorch in `stand_in/`. Each is a process of its own."""
+"""Programs on `--device ipu`, over the stand-in for PopTorch in `stand_in/`. Each runs in its own process."""
 
 from __future__ import annotations
 
