@@ -26,8 +26,8 @@ _SPEEDS = ("samples_per_s", "data_wait_fraction")
 _TENSORS = ("model.safetensors", "optimizer.safetensors")
 
 
-def compare(one: Path, other: Path) -> Tuple[List[str], List[str]]:
-    """What two output folders have in common, and their differences in order of steps.
+def compare(one: Path, other: Path) -> Tuple[List[str], List[str], List[str]]:
+    """What two output folders have in common, their first differences, and the settings that differ.
 
     Raises TrainingError if they have no step in common, or a file is damaged.
     """
@@ -37,7 +37,7 @@ def compare(one: Path, other: Path) -> Tuple[List[str], List[str]]:
     checkpoints = sorted(saved[0] & saved[1])
     if not steps and not checkpoints:
         raise TrainingError(f"{one} and {other} have no step in common: nothing to compare")
-    differences = list(_settings(one, other, checkpoints))
+    differences = []
     for step in steps:
         found = _first_key(records[0][step], records[1][step])
         if found is not None:
@@ -49,7 +49,7 @@ def compare(one: Path, other: Path) -> Tuple[List[str], List[str]]:
             differences.append(f"checkpoint of step {step}: {found}")
             break
     common = [f"{len(steps)} records", f"{len(checkpoints)} checkpoints"]
-    return common, differences
+    return common, differences, list(_settings(one, other, checkpoints))
 
 
 def _records(run: Path) -> Dict[int, Record]:
@@ -58,7 +58,7 @@ def _records(run: Path) -> Dict[int, Record]:
 
 
 def _settings(one: Path, other: Path, checkpoints: Sequence[int]) -> Iterator[str]:
-    """Settings that differ and may alter weights: a reason, not yet a difference of the runs."""
+    """Settings that differ and may alter results: a reason, not yet a difference of the runs."""
     if not checkpoints:
         return
     states = [read_checkpoint(checkpoint_folder(run, checkpoints[-1])).state for run in (one, other)]
@@ -105,7 +105,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("runs", type=Path, nargs=2, metavar="RUN", help="output folder of a run")
     runs = parser.parse_args(argv).runs
     try:
-        common, differences = compare(*runs)
+        common, differences, settings = compare(*runs)
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -114,6 +114,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(f"differs: {difference}")
     if not differences:
         print("the runs are the same")
+    for setting in settings:
+        print(f"other settings: {setting}")
     return 1 if differences else 0
 
 

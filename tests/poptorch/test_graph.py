@@ -129,7 +129,7 @@ class _Blocks(torch.nn.Module):
         ([0, 0, 1, 0, 0], 3, [0, 0, 0, 1, 1]),  # the last stage is on the first IPU again
         ([0, 1, 1, 0, 1], 4, [0, 0, 0, 0, 1, 1, 1]),
         ([None, 0, 1], 2, [0, 0, 0]),  # what comes before the first block is part of its stage
-        ([None, 1, 1], 2, [0, 0]),  # or a stage of its own on IPU 0
+        ([None, 1, 1], 2, [0, 0]),  # or a separate stage on IPU 0
         ([1, 1], 2, []),
         ([0, 0, 0], 1, []),
     ],

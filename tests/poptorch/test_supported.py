@@ -109,7 +109,7 @@ def _tensors(sample):
 
 
 def _filled(part, tensors):
-    """A nest of lists, tuples and dictionaries with other tensors in the places of its own."""
+    """A nest of lists, tuples and dictionaries with its tensors replaced."""
     if isinstance(part, torch.Tensor):
         return next(tensors)
     if isinstance(part, dict):

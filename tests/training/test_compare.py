@@ -61,13 +61,22 @@ def test_the_same_but_for_speed_and_what_alters_nothing(tmp_path, capsys):
         ({"loss": 0.75}, "step 2: loss is 0.5 and 0.75"),
         ({"weight": 1.5}, "checkpoint of step 2: model.safetensors: b differs by up to 0.5"),
         ({"weight": 1.0 + 2**-23}, "model.safetensors: b differs by up to 1.19e-07"),
-        ({"config": {"seed": 2, "log_steps": 1}}, "configuration: seed is 1 and 2"),
-        ({"threads": 4}, "host threads: 1 and 4"),
+        (
+            {"loss": 1.0, "config": {"seed": 2, "log_steps": 1}},
+            "other settings: configuration: seed is 1 and 2",
+        ),
+        ({"loss": 1.0, "threads": 4}, "other settings: host threads: 1 and 4"),
     ],
 )
 def test_the_first_difference_is_named(tmp_path, capsys, change, words):
     assert main([made(tmp_path / "a"), made(tmp_path / "b", **change)]) == 1
     assert words in capsys.readouterr().out
+
+
+def test_other_settings_alone_make_no_difference(tmp_path, capsys):
+    runs = [made(tmp_path / "a"), made(tmp_path / "b", threads=4)]
+    assert main(runs) == 0
+    assert "the runs are the same\nother settings: host threads: 1 and 4" in capsys.readouterr().out
 
 
 def test_nothing_in_common_and_damage_are_errors(tmp_path, capsys):
