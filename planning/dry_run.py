@@ -194,12 +194,12 @@ def program_of(config: Config, *, layers_per_ipu: Optional[Sequence[float]] = No
             recompute_checkpoint_every_layer=config.recompute_checkpoint_every_layer,
             one_hot_masked_positions=config.one_hot_masked_positions,
         )
-        optimizer = training.build_optimizer(model, config.section(training.OptimizerPlan))
-        plan = config.section(DevicePlan)
-        # One replica is enough, and avoids the limit of 64 IPUs per process.
-        options = training_options(replace(plan, replication_factor=1, replicated_tensor_sharding=False))
         inputs = tuple(torch.zeros(shape, dtype=torch.int32) for shape in _input_shapes(config))
-        graph = simulator.capture(model, inputs, {}, options, training=True)
+    optimizer = training.build_optimizer(model, config.section(training.OptimizerPlan))
+    plan = config.section(DevicePlan)
+    # One replica is enough, and avoids the limit of 64 IPUs per process.
+    options = training_options(replace(plan, replication_factor=1, replicated_tensor_sharding=False))
+    graph = simulator.capture(model, inputs, {}, options, training=True)
     settings = simulator.settings_of(
         training_options(plan), optimizer, micro_batch_size=config.micro_batch_size
     )

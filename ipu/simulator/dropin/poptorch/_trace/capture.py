@@ -144,10 +144,11 @@ def capture(
     Raises poptorch.Error if the model or its options can't be compiled, but not if the machine has too few
     IPUs.
     """
-    try:
-        return _captured(model, args, kwargs, options, training, with_values, in_place=False)
-    except _Overwritten:
-        return _captured(model, args, kwargs, options, training, with_values, in_place=True)
+    with _stand_ins.without_compiler():
+        try:
+            return _captured(model, args, kwargs, options, training, with_values, in_place=False)
+        except _Overwritten:
+            return _captured(model, args, kwargs, options, training, with_values, in_place=True)
 
 
 class _Overwritten(Exception):

@@ -120,6 +120,11 @@ class _DispatchMode(TorchDispatchMode):
         self._calls = calls
         self._asked = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # True (torch 2.8 and later) makes the first operation import torch._dynamo, which takes a second.
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

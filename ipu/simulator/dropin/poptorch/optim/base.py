@@ -108,6 +108,11 @@ class Optimizer(_Mixed):
     variable_attrs: VariableAttributes
     loss_scaling: float
 
+    def add_param_group(self, param_group: Dict[str, Any]) -> None:
+        """As in PyTorch, whose own method imports its compiler to switch it off here: a second."""
+        add = torch.optim.Optimizer.add_param_group
+        getattr(add, "__wrapped__", add)(self, param_group)
+
     def __init__(self) -> None:
         self._ipu_state: dict[str, torch.Tensor] | None = None
         self._ipu_param: dict[str, torch.Tensor] | None = None
