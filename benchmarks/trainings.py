@@ -196,6 +196,7 @@ def _watched(should_stop: Callable[[], bool]) -> Iterator[_Watch]:
         yield watch
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # discards an alarm that another thread still holds
         signal.signal(signal.SIGALRM, before)
 
 

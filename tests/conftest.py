@@ -1,13 +1,23 @@
 """What every test leaves as it found it."""
 
+import faulthandler
 import gc
 import os
 from collections.abc import Iterator
+from io import FileIO
 
 import pytest
 from ipu_simulator import environment
 
 _OF_THE_DEVICE = ("IPU_SIMULATOR_", "POPTORCH_")
+_terminal = FileIO(os.dup(2), "w")
+
+
+def pytest_configure() -> None:
+    """A process that crashes writes its stack to the terminal, though PopTorch's import sends it elsewhere."""
+    import poptorch  # noqa: F401
+
+    faulthandler.enable(file=_terminal)
 
 
 def pytest_collection_finish() -> None:

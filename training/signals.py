@@ -82,6 +82,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # discards an alarm that another thread still holds
         signal.signal(signal.SIGALRM, previous)
         if left_s:
             elapsed_s = time.monotonic() - began
