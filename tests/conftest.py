@@ -14,7 +14,7 @@ _terminal = FileIO(os.dup(2), "w")
 
 
 def pytest_configure() -> None:
-    """A process that crashes writes its stack to the terminal, though PopTorch's import sends it elsewhere."""
+    """A process that crashes writes its stack to the terminal, though importing PopTorch redirects it."""
     import poptorch  # noqa: F401
 
     faulthandler.enable(file=_terminal)
