@@ -15,7 +15,20 @@ import traceback
 from dataclasses import dataclass, replace
 from importlib import metadata as importlib_metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from types import FrameType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Iterator,
+    List,
+    Mapping,
+    NoReturn,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import config as configuration
 import ipu
@@ -338,55 +351,115 @@ def say_how_to_go_on(
     )
 
 
+class Interruption:
+    """Handles SIGTERM and Ctrl-C: the first raises KeyboardInterrupt, the second ends the process.
+
+    A handler's exception can strike in a finalizer or in a callback of C++ code, which lose it or turn it
+    into another error. So whatever ends the program after the first signal counts as interrupted, and the
+    second signal needs no exception. What a process leaves that ends at any moment is swept at the next
+    start, and its workers follow it.
+    """
+
+    def __init__(self) -> None:
+        self.signal_name: Optional[str] = None
+        self._process = os.getpid()
+
+    def __call__(self, number: int, _frame: Optional[FrameType]) -> NoReturn:
+        self.interrupted(number, again=False)
+        raise KeyboardInterrupt(self.signal_name)
+
+    def interrupted(self, number: int, *, again: bool) -> None:
+        """Notes a signal; ends the process if it is the second, or if `again`."""
+        if os.getpid() != self._process:  # a child, forked a moment ago, without handlers of its own yet
+            os._exit(_INTERRUPTED)
+        if again or self.signal_name is not None:
+            with contextlib.suppress(Exception):  # the signal may have come while these were written
+                sys.stdout.flush()
+            os.write(2, f"{_said_of(_name_of(number))}\n".encode())
+            os._exit(_INTERRUPTED)
+        self.signal_name = _name_of(number)
+        sys.unraisablehook = lambda _: None  # of finalizers that were interrupted
+
+    @contextlib.contextmanager
+    def handled(self) -> Iterator[None]:
+        """Handles the signals inside the block; only the main thread can do this."""
+        before, hook = {}, sys.unraisablehook
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, self)  # the runners start with SIG_DFL
+        try:
+            yield
+        finally:
+            sys.unraisablehook = hook
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+_INTERRUPTED = 130
+
+
+def _name_of(number: int) -> str:
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def _said_of(signal_name: str) -> str:
+    return (
+        f"stopped by {signal_name} at once. Prepared data and checkpoints are kept: the same command "
+        "continues, with --resume if there is a checkpoint"
+    )
+
+
 def run_as_program(main: Callable[[Optional[List[str]]], Any]) -> int:
     """The exit status: 0 success, 2 user error, 3 does not fit, 130 interrupted before or after training.
 
     Any other exception is a bug and keeps its traceback.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the runners start with SIG_DFL
     if isinstance(
         sys.stdout, io.TextIOWrapper
     ):  # the terminal's encoding may lack a character of an answer or a path
         sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        result = main(None)
-    except KeyboardInterrupt as interrupt:
-        print(
-            f"stopped by {str(interrupt) or 'Ctrl-C'} at once. Prepared data and checkpoints are kept: the "
-            "same command continues, with --resume if there is a checkpoint",
-            file=sys.stderr,
-        )
-        return 130
-    except BrokenPipeError:
+    interruption = Interruption()
+    with interruption.handled():
+        try:
+            result = main(None)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) or interruption.signal_name is not None:
+                name = str(error) if isinstance(error, KeyboardInterrupt) else interruption.signal_name
+                print(_said_of(name or "Ctrl-C"), file=sys.stderr)
+                return _INTERRUPTED
+            message = _message(error)
+            if message is None:
+                raise
+            print(f"error: {message}", file=sys.stderr)
+            return 2
+        return 0 if getattr(result, "fits", True) else 3
+
+
+def _message(error: BaseException) -> Optional[str]:
+    """What a user reads about an error that isn't a bug; None for a bug."""
+    if isinstance(error, BrokenPipeError):
         # As in `| head`. Flushing the rest of the buffer would raise it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print("error: broken pipe: the program reading our output has exited", file=sys.stderr)
-        return 2
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except ValueError as error:
+        return "broken pipe: the program reading our output has exited"
+    if isinstance(error, (ConfigError, OSError)):
+        return str(error)
+    if isinstance(error, ValueError):
         from data import DataError
         from model import ConversionError, StagesError
         from training import TrainingError
 
-        if not isinstance(error, (DataError, ConversionError, StagesError, TrainingError, ipu.DeviceError)):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (MemoryError, RuntimeError) as error:
-        more = ""
-        if isinstance(error, RuntimeError):
-            from training import out_of_memory_bytes
+        ours = isinstance(error, (DataError, ConversionError, StagesError, TrainingError, ipu.DeviceError))
+        return str(error) if ours else None
+    if not isinstance(error, (MemoryError, RuntimeError)):
+        return None
+    more = ""
+    if isinstance(error, RuntimeError):
+        from training import out_of_memory_bytes
 
-            size_bytes = out_of_memory_bytes(error)
-            if size_bytes is None:
-                raise
-            more = f", allocating {size_bytes} bytes"
-        print(
-            f"error: out of host memory{more}: use a smaller model or micro_batch_size, or a "
-            "larger host (--dry-run allocates no memory for the model)",
-            file=sys.stderr,
-        )
-        return 2
-    return 0 if getattr(result, "fits", True) else 3
+        size_bytes = out_of_memory_bytes(error)
+        if size_bytes is None:
+            return None
+        more = f", allocating {size_bytes} bytes"
+    return (
+        f"out of host memory{more}: use a smaller model or micro_batch_size, or a larger host (--dry-run "
+        "allocates no memory for the model)"
+    )

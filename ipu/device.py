@@ -6,8 +6,10 @@ There is no silent fallback: a requested device that isn't available raises Devi
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +165,7 @@ def _import_simulator(target: Optional[str], precision: Optional[str]) -> Module
     # First, so that the variables that these replace may have any value.
     environment.stand_for(target=target, precision=precision)
     try:
-        return importlib.import_module("poptorch")
+        return _import_poptorch()
     except environment.BadVariables as error:
         raise DeviceError(str(error)) from error
 
@@ -246,9 +248,18 @@ def _import_graphcore() -> ModuleType:
     path = list(sys.path)
     sys.path[:] = [folder for folder in path if not _is_drop_in_folder(folder)]
     try:
-        return importlib.import_module("poptorch")
+        return _import_poptorch()
     finally:
         sys.path[:] = path
+
+
+def _import_poptorch() -> ModuleType:
+    """Imports it and leaves SIGTERM as it was: PopTorch registers faulthandler there, which writes the stacks
+    of all threads into the log of a run that is only asked to stop."""
+    module = importlib.import_module("poptorch")
+    if hasattr(faulthandler, "unregister"):  # not on Windows
+        faulthandler.unregister(signal.SIGTERM)
+    return module
 
 
 def _started_on_drop_in() -> bool:

@@ -20,13 +20,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
 import os, runpy, signal, sys
 
-module, runner, *arguments = sys.argv[1:]
+module, number, runner, *arguments = sys.argv[1:]
 
 class Interrupt:
     def find_spec(self, name, path=None, target=None):
         if name == module:
             sys.meta_path.remove(self)
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), getattr(signal, number))
 
 sys.meta_path.insert(0, Interrupt())
 sys.path.insert(0, os.path.dirname(runner))
@@ -39,25 +39,76 @@ BENCHMARK = ("run_benchmark.py", "speed", "--only", "accumulation_64_vs_plain_lo
 
 
 @pytest.mark.parametrize(
-    ("module", "arguments", "status"),
+    ("module", "number", "arguments", "status"),
     [
-        ("command_line", PRETRAINING, -signal.SIGINT),
-        ("config.recipes", SQUAD, -signal.SIGINT),
-        ("yaml", BENCHMARK, -signal.SIGINT),
-        ("torch", PRETRAINING, 130),
-        ("data.squad", SQUAD, 130),
-        ("benchmarks.speed", BENCHMARK, 130),
+        ("command_line", "SIGINT", PRETRAINING, -signal.SIGINT),
+        ("config.recipes", "SIGINT", SQUAD, -signal.SIGINT),
+        ("yaml", "SIGINT", BENCHMARK, -signal.SIGINT),
+        ("torch", "SIGINT", PRETRAINING, 130),
+        ("data.squad", "SIGINT", SQUAD, 130),
+        ("benchmarks.speed", "SIGINT", BENCHMARK, 130),
+        ("command_line", "SIGTERM", PRETRAINING, -signal.SIGTERM),
+        ("planning.dry_run", "SIGTERM", (*PRETRAINING, "--dry-run"), 130),
+        # After PopTorch, which makes SIGTERM write the stacks of all threads.
+        ("training", "SIGTERM", PRETRAINING, 130),
     ],
 )
-def test_ctrl_c_while_a_module_is_imported(
-    tmp_path: Path, module: str, arguments: tuple[str, ...], status: int
+def test_a_signal_while_a_module_is_imported(
+    tmp_path: Path, module: str, number: str, arguments: tuple[str, ...], status: int
 ) -> None:
     runner, *words = arguments
-    command = [sys.executable, "-c", PROGRAM, module, str(ROOT / runner), *words]
+    command = [sys.executable, "-c", PROGRAM, module, number, str(ROOT / runner), *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == status, done.stderr
-    assert "Traceback" not in done.stderr
-    assert (done.stderr.startswith("stopped by Ctrl-C at once")) == (status == 130)
+    name = "Ctrl-C" if number == "SIGINT" else number
+    assert (done.stderr.startswith(f"stopped by {name} at once")) == (status == 130)
+    assert len(done.stderr.splitlines()) == (status == 130), done.stderr
+
+
+# Each loses an exception that a signal's handler raises, or turns it into another one.
+LOSERS = {
+    "a finalizer": "class Loser:\n    def __del__(self): tell()\ndef work():\n    Loser()",
+    "a conversion": """
+def work():
+    try:
+        tell()
+    except BaseException as error:
+        raise RuntimeError("converted") from error
+""",
+}
+TWO_SIGNALS = """
+import os, signal, sys
+import command_line
+
+def tell():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+%s
+def main(_):
+    from training import stop_on_signals
+
+    with stop_on_signals() as stop:
+        if times == 1:
+            work()
+        with stop.deferred():
+            tell()
+            print("deferred", flush=True)
+            work()
+
+times = int(sys.argv[1])
+sys.exit(command_line.run_as_program(main))
+"""
+
+
+@pytest.mark.parametrize("loser", LOSERS.values(), ids=LOSERS)
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_signal_ends_the_program_wherever_it_strikes(loser: str, times: int) -> None:
+    command = [sys.executable, "-c", TWO_SIGNALS % loser, str(times)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 130, done.stderr
+    assert done.stdout == ("deferred\n" if times == 2 else "")
+    assert done.stderr.startswith("stopped by SIGTERM at once")
+    assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_a_terminal_without_a_letter_gets_its_number() -> None:

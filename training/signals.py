@@ -1,7 +1,8 @@
 """SIGTERM and Ctrl-C.
 
 Before and after training they end the program immediately. During training the first one stops it after the
-current update; a second one ends it immediately.
+current update; a second one ends it immediately: as an exception (RunInterrupted), or, where the signals had
+a handler with a method `interrupted` (that of a program), by ending the process.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import signal
 import time
 from types import FrameType
-from typing import Iterator, Optional
+from typing import Any, Iterator, Mapping, Optional
 
 
 class RunInterrupted(KeyboardInterrupt):
@@ -20,16 +21,24 @@ class RunInterrupted(KeyboardInterrupt):
 class StopRequest:
     """True once a signal has requested a stop; `signal_name` is its name."""
 
-    def __init__(self) -> None:
+    def __init__(self, handlers: Optional[Mapping[int, Any]] = None) -> None:
+        """`handlers`: those that the signals had before."""
         self.signal_name: Optional[str] = None
-        self._deferring = False
+        self._handlers = handlers or {}
+        self._deferring = self._awaited = False
 
     def __bool__(self) -> bool:
         return self.signal_name is not None
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside the block, the first signal only makes the request true."""
+        """Inside the block, the first signal only makes the request true.
+
+        Raises RunInterrupted at the start if the request is true already: code that a signal interrupted may
+        have lost the exception.
+        """
+        if self.signal_name is not None:
+            raise RunInterrupted(self.signal_name)
         self._deferring = True
         try:
             yield
@@ -42,19 +51,28 @@ class StopRequest:
 
         Raises RunInterrupted at the start if the request is true already.
         """
-        before, self._deferring = self._deferring, False
+        self._awaited = True
         try:
             if self.signal_name is not None:
                 raise RunInterrupted(self.signal_name)
             yield
         finally:
-            self._deferring = before
+            self._awaited = False
+
+    def stop(self, name: str) -> None:
+        """Requests a stop, as a first signal does, in the name of another part of the program."""
+        self.signal_name = name
+        if not self._deferring or self._awaited:
+            raise RunInterrupted(name)
 
     def _handle(self, number: int, _frame: Optional[FrameType]) -> None:
-        name = signal.Signals(number).name
-        if self or not self._deferring:
+        is_first, name = self.signal_name is None, signal.Signals(number).name
+        interrupted = getattr(self._handlers.get(number), "interrupted", None)
+        if interrupted is not None and not (self._deferring and is_first):
+            interrupted(number, again=not is_first)
+        if not is_first:
             raise RunInterrupted(name)
-        self.signal_name = name
+        self.stop(name)
 
 
 class TimedOut(Exception):
@@ -92,8 +110,8 @@ def time_limit(seconds: float) -> Iterator[None]:
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
     """Handles SIGTERM and SIGINT inside the block; only the main thread can do this."""
-    request = StopRequest()
     previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    request = StopRequest({int(number): old for number, old in previous.items()})
     for number in previous:
         signal.signal(number, request._handle)
     try:
