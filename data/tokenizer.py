@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Protocol, Sequence, Tuple
@@ -12,6 +13,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from .added_tokens import AddedToken, add_to, appended, beside_vocabulary, count_after_model, from_list
 from .corpora import Corpus
 from .files import DataError, open_plain, write_atomically
 from .json_files import read_json
@@ -30,29 +32,49 @@ class Tokenizer:
     """
 
     def __init__(
-        self, vocabulary: Sequence[str], *, lowercase: bool = True, strip_accents: Optional[bool] = None
+        self,
+        vocabulary: Sequence[str],
+        *,
+        lowercase: bool = True,
+        strip_accents: Optional[bool] = None,
+        added: Sequence[AddedToken] = (),
     ) -> None:
         """`vocabulary[i]` is the token with id i. `strip_accents` None: only when lowercasing, as BERT does.
+        `added`: tokens of the vocabulary that are found in a text before it is split into words.
 
         Raises DataError for a missing special token and for a duplicate token.
         """
         self.vocabulary: Tuple[str, ...] = tuple(vocabulary)
         self.lowercase = lowercase
         self.strip_accents = strip_accents
+        # In the order of their ids; BERT's own special tokens are ordinary text.
+        places = {token: place for place, token in enumerate(self.vocabulary)}
+        self.added: Tuple[AddedToken, ...] = tuple(
+            sorted(
+                (token for token in added if token.content not in SPECIAL_TOKENS),
+                key=lambda token: places[token.content],
+            )
+        )
         ids = _checked_ids(self.vocabulary)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (ids[t] for t in SPECIAL_TOKENS)
         self.special_ids: Tuple[int, ...] = tuple(sorted(ids[token] for token in SPECIAL_TOKENS))
         # bool [vocab_size]: whether a piece continues a word
         self.is_continuation = np.array([t.startswith(CONTINUATION) for t in self.vocabulary], dtype=bool)
+        in_model = len(self.vocabulary) - count_after_model(self.vocabulary, self.added)
         self._encoder = tokenizers.Tokenizer(
-            models.WordPiece(ids, unk_token="[UNK]", continuing_subword_prefix=CONTINUATION)
+            models.WordPiece(
+                {token: ids[token] for token in self.vocabulary[:in_model]},
+                unk_token="[UNK]",
+                continuing_subword_prefix=CONTINUATION,
+            )
         )
         self._encoder.normalizer = _normalizer(lowercase, strip_accents)
         self._encoder.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         self._encoder.decoder = decoders.WordPiece(prefix=CONTINUATION)
+        add_to(self._encoder, self.added)
 
     def __reduce__(self) -> Tuple[Any, ...]:
-        return _rebuild, (self.vocabulary, self.lowercase, self.strip_accents)
+        return _rebuild, (self.vocabulary, self.lowercase, self.strip_accents, self.added)
 
     @property
     def vocab_size(self) -> int:
@@ -79,6 +101,8 @@ class Tokenizer:
         """A hex digest of everything that affects the encoding of text."""
         digest = hashlib.sha256(f"wordpiece-1 {self.lowercase} {self.strip_accents}\n".encode())
         digest.update("\n".join(self.vocabulary).encode())
+        if self.added:
+            digest.update(json.dumps(self.added).encode())
         return digest.hexdigest()
 
     def save(self, folder: Path) -> None:
@@ -109,8 +133,10 @@ class Tokenizer:
         return other
 
 
-def _rebuild(vocabulary: Sequence[str], lowercase: bool, strip_accents: Optional[bool]) -> Tokenizer:
-    return Tokenizer(vocabulary, lowercase=lowercase, strip_accents=strip_accents)
+def _rebuild(
+    vocabulary: Sequence[str], lowercase: bool, strip_accents: Optional[bool], added: Sequence[AddedToken]
+) -> Tokenizer:
+    return Tokenizer(vocabulary, lowercase=lowercase, strip_accents=strip_accents, added=added)
 
 
 def _normalizer(lowercase: bool, strip_accents: Optional[bool]) -> normalizers.Normalizer:
@@ -213,36 +239,57 @@ def load_tokenizer(source: str, *, lowercase: bool = True) -> Tokenizer:
         return _load_folder(_download(source), lowercase)
     if path.suffix == ".json":
         return _load_json(path)
-    return _load_vocabulary(path, lowercase, None)
+    return _load_vocabulary(path, lowercase, None, {})
 
 
 def _load_folder(folder: Path, lowercase: bool) -> Tokenizer:
+    config_file = folder / "tokenizer_config.json"
+    config = _read_object(config_file) if config_file.is_file() else {}
     if (folder / "tokenizer.json").is_file():
-        return _load_json(folder / "tokenizer.json")
+        # transformers 5 builds BERT's normaliser from tokenizer_config.json alone; its class for any
+        # tokenizer.json takes the normaliser of that.
+        is_berts = config_file.is_file() and config.get("tokenizer_class") not in _ANY_TOKENIZER
+        return _load_json(
+            folder / "tokenizer.json", _normalisation(config_file, config) if is_berts else None
+        )
     if not (folder / "vocab.txt").is_file():
         raise DataError(
             f"no tokeniser in folder {str(folder)!r}: it has neither tokenizer.json nor vocab.txt. "
             "Name a folder that a BERT tokeniser was saved in, or a vocabulary file."
         )
-    config_file = folder / "tokenizer_config.json"
-    config = _read_object(config_file) if config_file.is_file() else {}
-    if not _boolean(config_file, config, "tokenize_chinese_chars", True):
-        raise _unsupported(config_file, "tokenize_chinese_chars: false")
-    return _load_vocabulary(
-        folder / "vocab.txt",
-        _boolean(config_file, config, "do_lower_case", lowercase),
-        _strip_accents(config_file, config),
-    )
+    lowercase, strip_accents = _normalisation(config_file, config, lowercase)
+    added = beside_vocabulary(folder, config)
+    return _load_vocabulary(folder / "vocab.txt", lowercase, strip_accents, added)
 
 
-def _load_vocabulary(file: Path, lowercase: bool, strip_accents: Optional[bool]) -> Tokenizer:
-    lines = _read(file).split("\n")
-    while lines and not lines[-1]:
+_ANY_TOKENIZER = ("PreTrainedTokenizerFast", "TokenizersBackend")
+
+
+def _normalisation(file: Path, config: Dict[str, Any], lowercase: bool = True) -> Tuple[bool, Optional[bool]]:
+    """Whether tokenizer_config.json's tokeniser lower-cases (`lowercase` if it doesn't say), and whether it
+    strips accents."""
+    if not _boolean(file, config, "tokenize_chinese_chars", True):
+        raise _unsupported(file, "tokenize_chinese_chars: false")
+    return _boolean(file, config, "do_lower_case", lowercase), _strip_accents(file, config)
+
+
+def _load_vocabulary(
+    file: Path, lowercase: bool, strip_accents: Optional[bool], added: Dict[AddedToken, int]
+) -> Tokenizer:
+    vocabulary = appended(file, vocabulary_lines(_read(file)), added)
+    return _named(file, vocabulary, lowercase, strip_accents, list(added))
+
+
+def vocabulary_lines(text: str) -> List[str]:
+    """The tokens of a vocab.txt; line ends of Windows and blank lines at the end change nothing."""
+    lines = [line.rstrip("\r") for line in text.split("\n")]
+    while lines and not lines[-1].strip(" \t"):
         lines.pop()
-    return _named(file, [line.rstrip("\r") for line in lines], lowercase, strip_accents)
+    return lines
 
 
-def _load_json(file: Path) -> Tokenizer:
+def _load_json(file: Path, normalisation: Optional[Tuple[bool, Optional[bool]]] = None) -> Tokenizer:
+    """The tokeniser of a tokenizer.json; with another `normalisation` (lower case, accents), if given."""
     content = _read_object(file)
     model = _object(file, content, "model")
     if model.get("type") != "WordPiece" or model.get("continuing_subword_prefix") != CONTINUATION:
@@ -253,27 +300,19 @@ def _load_json(file: Path) -> Tokenizer:
         and _boolean(file, normalizer, "handle_chinese_chars", False)
     ):
         raise _unsupported(file, f"the normaliser {json.dumps(normalizer)[:200]}")
-    ids = {**_added_tokens(file, content), **_object(file, model, "vocab")}
+    own = _boolean(file, normalizer, "lowercase", None), _strip_accents(file, normalizer)
+    added = from_list(file, content.get("added_tokens"))
+    ids = {
+        **{token.content: number for token, number in added.items()},
+        **_object(file, model, "vocab"),
+    }
     wrong = next((token for token, number in ids.items() if type(number) is not int), None)
     if wrong is not None:
         raise _damaged(file, f"the id of {wrong[:60]!r} is {json.dumps(ids[wrong])[:60]}, not a whole number")
     vocabulary = sorted(ids, key=lambda token: ids[token])
     if [ids[token] for token in vocabulary] != list(range(len(vocabulary))):
         raise DataError(f"{str(file)!r} does not number its {len(vocabulary)} tokens from 0 without gaps.")
-    lowercase = _boolean(file, normalizer, "lowercase", None)
-    return _named(file, vocabulary, lowercase, _strip_accents(file, normalizer))
-
-
-def _added_tokens(file: Path, content: Dict[str, Any]) -> Dict[str, Any]:
-    added = content.get("added_tokens")
-    added = [] if added is None else added
-    if not isinstance(added, list):
-        raise _damaged(file, f"added_tokens is {json.dumps(added)[:60]}, not a list")
-    for entry in added:
-        named = isinstance(entry, dict) and isinstance(entry.get("content"), str)
-        if not named or type(entry.get("id")) is not int:
-            raise _damaged(file, f"added_tokens has {json.dumps(entry)[:60]}, without content or id")
-    return {entry["content"]: entry["id"] for entry in added}
+    return _named(file, vocabulary, *(normalisation or own), list(added))
 
 
 def _object(file: Path, content: Dict[str, Any], key: str) -> Dict[str, Any]:
@@ -301,12 +340,16 @@ def _damaged(file: Path, what: str) -> DataError:
 
 
 def _named(
-    file: Path, vocabulary: Sequence[str], lowercase: bool, strip_accents: Optional[bool]
+    file: Path,
+    vocabulary: Sequence[str],
+    lowercase: bool,
+    strip_accents: Optional[bool],
+    added: Sequence[AddedToken],
 ) -> Tokenizer:
     if not vocabulary:
         raise DataError(f"{str(file)!r} is empty: a vocabulary has one token per line.")
     try:
-        return Tokenizer(vocabulary, lowercase=lowercase, strip_accents=strip_accents)
+        return Tokenizer(vocabulary, lowercase=lowercase, strip_accents=strip_accents, added=added)
     except DataError as error:
         raise DataError(f"{str(file)!r}: {error}") from None
 
@@ -324,7 +367,7 @@ def _read(file: Path) -> str:
             content = stream.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
             raise DataError(f"{str(file)!r} has more than {_MOST_BYTES} bytes, which no vocabulary has.")
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")
     except OSError as error:
         raise DataError(
             f"cannot read {str(file)!r}: {error.strerror}. Check that you may read it."
@@ -371,7 +414,25 @@ def named_tokenizer(options: VocabularyOptions) -> Tokenizer:
     """The tokeniser that the options name. Raises DataError if it has more tokens than the model has ids."""
     tokenizer = load_tokenizer(options.tokenizer, lowercase=options.lowercase)
     refuse_larger_vocabulary(tokenizer, options)
+    warn_of_capitals(tokenizer, options.tokenizer)
     return tokenizer
+
+
+def warn_of_capitals(tokenizer: Tokenizer, source: str) -> None:
+    """Prints a warning if the vocabulary has capitals, which lower-cased text never matches."""
+    added = {token.content for token in tokenizer.added}
+    lost = [
+        token
+        for token in tokenizer.vocabulary
+        if token != token.lower() and token not in added and not token.startswith("[")
+    ]
+    if tokenizer.lowercase and lost:
+        print(
+            f"warning: {len(lost)} of the {tokenizer.vocab_size} tokens of {source} have capitals, "
+            f"{lost[0]!r} first, but text is lower-cased, so they never occur: if it is a cased vocabulary, "
+            "use --no-lowercase, or set do_lower_case to false in its tokenizer_config.json",
+            file=sys.stderr,
+        )
 
 
 def refuse_larger_vocabulary(tokenizer: Tokenizer, options: VocabularyOptions) -> None:

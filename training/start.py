@@ -143,13 +143,25 @@ def check_vocabulary(folder: Path, tokenizer: data.Tokenizer) -> None:
     """Raises CheckpointError if `folder` has a vocabulary and it isn't the tokenizer's."""
     if not any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
         return
-    theirs = data.load_tokenizer(str(folder))
-    if theirs.fingerprint() != tokenizer.fingerprint():
+    # A folder with a bare vocab.txt doesn't say whether it lower-cases.
+    theirs = data.load_tokenizer(str(folder), lowercase=tokenizer.lowercase)
+    if theirs.fingerprint() == tokenizer.fingerprint():
+        return
+    if theirs.vocabulary == tokenizer.vocabulary:
+        differences = [
+            f"{name} is {getattr(theirs, name)} there and {getattr(tokenizer, name)} here"
+            for name in ("lowercase", "strip_accents", "added")
+            if getattr(theirs, name) != getattr(tokenizer, name)
+        ]
         raise CheckpointError(
-            f"the vocabulary of the checkpoint {folder} ({theirs.vocab_size} entries) is not the "
-            f"vocabulary of the data ({tokenizer.vocab_size} entries): use the checkpoint's, "
-            f"--tokenizer {folder}"
+            f"the vocabulary of the checkpoint {folder} is that of the data, but it is used in another way: "
+            f"{'; '.join(differences)}. Use the checkpoint's, --tokenizer {folder}"
         )
+    raise CheckpointError(
+        f"the vocabulary of the checkpoint {folder} ({theirs.vocab_size} entries) is not the "
+        f"vocabulary of the data ({tokenizer.vocab_size} entries): use the checkpoint's, "
+        f"--tokenizer {folder}"
+    )
 
 
 def initial_model(

@@ -16,6 +16,7 @@ from ..tokenizer import (
     load_tokenizer,
     named_tokenizer,
     refuse_larger_vocabulary,
+    warn_of_capitals,
 )
 from .files import PUBLISHED, QuestionSet, open_questions
 from .windows import Features, WindowOptions, prepare_features
@@ -73,6 +74,7 @@ def squad_tokenizer(options: SquadDataOptions, checkpoint: Optional[Path]) -> To
         )
     tokenizer = load_tokenizer(str(checkpoint), lowercase=options.lowercase)
     refuse_larger_vocabulary(tokenizer, options)
+    warn_of_capitals(tokenizer, str(checkpoint))
     return tokenizer
 
 

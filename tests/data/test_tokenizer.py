@@ -317,3 +317,160 @@ def test_a_source_that_is_nowhere_is_told(tmp_path, monkeypatch):
         DataError, match=r"'no-such-owner/no-such-model'.* downloading it from the Hugging Face hub failed"
     ):
         load_tokenizer("no-such-owner/no-such-model")
+
+
+WORDS = (*SPECIAL_TOKENS, "hello", "Hello", "é", "e", "É", "a", "##b", "b")
+TEXTS = ["Hello É [ENT] a", "xyzhello XYZ xyz[ENT]hello", "ab[ent] b xyz ab", "[MASK] hello"]
+
+
+def edited(folder, *, json_=None, config=None, without=()):
+    """A saved tokeniser of WORDS whose JSON files were changed, as transformers finds it too."""
+    Tokenizer(WORDS).save(folder)
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    for name, change in (("tokenizer.json", json_), ("tokenizer_config.json", config)):
+        content = json.loads((folder / name).read_text())
+        if change is not None:
+            change(content)
+        (folder / name).write_text(json.dumps(content))
+    for name in without:
+        (folder / name).unlink()
+    return str(folder)
+
+
+def encoded_as_by_transformers(folder, texts):
+    theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(folder)
+    ours = load_tokenizer(folder)
+    assert len(theirs) == ours.vocab_size
+    for text in texts:
+        assert ours.encode_lines([text])[0].tolist() == theirs(text, add_special_tokens=False)["input_ids"]
+    return ours
+
+
+ABSENT = object()
+
+
+@pytest.mark.parametrize("of_json", [True, False])
+@pytest.mark.parametrize("of_config", [True, False, ABSENT])
+@pytest.mark.parametrize("key", ["lowercase", "strip_accents"])
+def test_files_that_disagree_are_read_as_by_transformers(tmp_path, key, of_json, of_config):
+    def in_config(content):
+        content.pop("do_lower_case" if key == "lowercase" else key)
+        if of_config is not ABSENT:
+            content["do_lower_case" if key == "lowercase" else key] = of_config
+
+    folder = edited(tmp_path, json_=put(of_json, "normalizer", key), config=in_config)
+    encoded_as_by_transformers(folder, ["Hello É", "hello é e"])
+
+
+def test_a_tokenizer_json_of_any_class_keeps_its_normaliser(tmp_path):
+    folder = edited(
+        tmp_path,
+        json_=put(False, "normalizer", "lowercase"),
+        config=put("PreTrainedTokenizerFast", "tokenizer_class"),
+    )
+    assert not encoded_as_by_transformers(folder, ["Hello É"]).lowercase
+
+
+def added(**flags):
+    usual = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    return {**usual, **flags}
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        [added(content="[ENT]", id=13)],
+        [added(content="[ENT]", id=13, normalized=False, special=True)],
+        [added(content="XYZ", id=13), added(content="[ENT]", id=14, normalized=False)],
+        [added(content="XYZ", id=13, single_word=True), added(content="[ENT]", id=14, lstrip=True)],
+        [added(content="hello", id=5)],
+        [added(content="Hello", id=6, normalized=False)],
+    ],
+)
+def test_added_tokens_are_produced(tmp_path, tokens):
+    pytest.importorskip("transformers")
+
+    def add(content):
+        content["added_tokens"] += tokens
+
+    folder = edited(tmp_path / "a", json_=add)
+    ours = encoded_as_by_transformers(folder, TEXTS[:3])
+    produced = {i for text in TEXTS for i in ours.encode_lines([text])[0].tolist()}
+    assert {token["id"] for token in tokens} <= produced
+    ours.save(tmp_path / "b")
+    for same in (load_tokenizer(str(tmp_path / "b")), pickle.loads(pickle.dumps(ours))):
+        assert same.fingerprint() == ours.fingerprint() != Tokenizer(WORDS).fingerprint()
+    text, ids = "e [ENT] a", ours.encode_lines(["e [ENT] a"])[0]
+    offsets = ours.encode_with_offsets(text)[1]
+    assert len(ids) == len(offsets) and next(text[a:b] for a, b in offsets) == "e"
+
+
+@pytest.mark.parametrize("where", ["added_tokens.json", "added_tokens_decoder"])
+def test_tokens_added_to_a_vocab_txt_are_produced(tmp_path, where):
+    def config(content):
+        if where == "added_tokens_decoder":
+            content[where] = {"13": added(content="[ENT]")}
+
+    folder = edited(tmp_path, config=config, without=["tokenizer.json"])
+    if where == "added_tokens.json":
+        (tmp_path / where).write_text('{"[ENT]": 13}')
+    ours = encoded_as_by_transformers(folder, TEXTS[:3])
+    assert 13 in ours.encode_lines(["a [ENT] b"])[0].tolist()
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"[ENT]": 14}', '{"[ENT]": "13"}', '{"": 13}', '{"a\\nb": 13}', '{"[ENT]": 13', "\0"]
+)
+def test_bad_added_tokens_are_told(tmp_path, content):
+    folder = edited(tmp_path, without=["tokenizer.json"])
+    (tmp_path / "added_tokens.json").write_text(content)
+    with pytest.raises(DataError, match=r"added|line break"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("value", [None, "false", "true", 0, []])
+@pytest.mark.parametrize("beside_json", [True, False])
+def test_a_do_lower_case_that_is_no_boolean_is_told(tmp_path, value, beside_json):
+    folder = edited(
+        tmp_path, config=put(value, "do_lower_case"), without=[] if beside_json else ["tokenizer.json"]
+    )
+    with pytest.raises(DataError, match=r"do_lower_case is .*, not true or false"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "\ufeff" + text,
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text + "\n\n\n",
+        lambda text: (text + "\n \n\t\n").replace("\n", "\r\n"),
+        lambda text: text.rstrip("\n"),
+        lambda text: "\ufeff" + text.replace("\n", "\r\n") + "\r\n\r\n",
+    ],
+)
+def test_marks_and_blank_lines_of_a_vocab_txt_change_nothing(trained, tmp_path, change):
+    from model.files import check_vocabulary
+
+    text = "".join(f"{token}\n" for token in trained.vocabulary)
+    (tmp_path / "vocab.txt").write_bytes(change(text).encode())
+    assert load_tokenizer(str(tmp_path / "vocab.txt")).fingerprint() == trained.fingerprint()
+    assert load_tokenizer(str(tmp_path)).fingerprint() == trained.fingerprint()
+    check_vocabulary(tmp_path, trained.vocab_size)
+
+
+def test_a_vocabulary_with_capitals_that_is_read_in_lower_case_is_warned_of(tmp_path, capsys):
+    from data.tokenizer import named_tokenizer
+
+    class Options:
+        tokenizer, lowercase, vocab_size = str(tmp_path / "vocab.txt"), True, 100
+
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    named_tokenizer(Options)
+    assert "warning: 2 of the 13 tokens of" in (told := capsys.readouterr().err) and "--no-lowercase" in told
+    Options.lowercase = False
+    named_tokenizer(Options)
+    (tmp_path / "vocab.txt").write_text("\n".join((*SPECIAL_TOKENS, "[unused0]", "hello")))
+    Options.lowercase = True
+    named_tokenizer(Options)
+    assert capsys.readouterr().err == ""
