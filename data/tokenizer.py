@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Protocol, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Protocol, Sequence, Tuple
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from .added_tokens import AddedToken, add_to, appended, beside_vocabulary, count_after_model, from_list
 from .corpora import Corpus
 from .files import DataError, open_plain, write_atomically
 from .json_files import read_json
+from .vocabulary_training import frequent_characters, learn
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUATION = "##"
@@ -178,10 +178,13 @@ def train_tokenizer(
     """A WordPiece vocabulary of exactly `vocab_size` tokens for the corpus; deterministic.
 
     The special tokens come first. If the corpus has too few words, [unusedN] tokens fill the vocabulary.
-    Reads the corpus twice. Raises DataError if `vocab_size` is too small for the single characters.
+    Reads the corpus twice; words that are too long to be encoded are left out. Raises DataError if
+    `vocab_size` is too small for the single characters.
     """
     normalizer = _normalizer(lowercase, None)
-    characters = _alphabet(map(normalizer.normalize_str, corpus.documents()), _alphabet_limit(vocab_size))
+    characters = frequent_characters(
+        map(normalizer.normalize_str, corpus.documents()), _alphabet_limit(vocab_size)
+    )
     # The trainer numbers continuation characters in hash-table order, and breaks ties between merges by
     # number. Passing the characters as special tokens numbers them first, which makes it deterministic.
     first = [*SPECIAL_TOKENS, *(CONTINUATION + c for c in characters), *characters]
@@ -190,20 +193,15 @@ def train_tokenizer(
             f"vocab_size {vocab_size} is too small: special tokens and single characters of {corpus.name!r} "
             f"alone are {len(first)}. Set vocab_size to {2 * len(first)} or more."
         )
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        special_tokens=first,
-        limit_alphabet=len(characters),
-        initial_alphabet=characters,
-        continuing_subword_prefix=CONTINUATION,
-        show_progress=progress,
+    ids = learn(
+        corpus.documents(),
+        vocab_size,
+        normalizer=normalizer,
+        first=first,
+        alphabet=characters,
+        continuation=CONTINUATION,
+        progress=progress,
     )
-    learner = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    learner.normalizer = normalizer
-    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    learner.train_from_iterator(corpus.documents(), trainer)
-    ids = learner.get_vocab()
     vocabulary = sorted(ids, key=lambda token: ids[token])
     vocabulary += [f"[unused{n}]" for n in range(vocab_size - len(vocabulary))]
     return Tokenizer(vocabulary, lowercase=lowercase)
@@ -212,16 +210,6 @@ def train_tokenizer(
 def _alphabet_limit(vocab_size: int) -> int:
     # Each character takes two ids (initial and continuing). BERT's limit is 1000 for 30522 tokens.
     return max(100, min(1000, vocab_size // 30))
-
-
-def _alphabet(documents: Iterator[str], limit: int) -> List[str]:
-    """The most frequent characters, in code point order."""
-    counts: Counter[str] = Counter()
-    for document in documents:
-        counts.update(document)
-    characters = [character for character in counts if not character.isspace()]
-    characters.sort(key=lambda character: (-counts[character], character))
-    return sorted(characters[:limit])
 
 
 def load_tokenizer(source: str, *, lowercase: bool = True) -> Tokenizer:

@@ -1,0 +1,96 @@
+"""Text that has words without end, and signals while a vocabulary is trained."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tokenizers import normalizers, pre_tokenizers
+
+from data.corpora import open_corpus
+from data.tokenizer import train_tokenizer
+from data.vocabulary_training import LONGEST_WORD_CHARACTERS, learnable
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NORMALIZER = normalizers.BertNormalizer(lowercase=True)
+LONG = {
+    "dna": "acgt" * 50_000,
+    "base64": "abcd/efgh+" * 20_000,
+    "thai": "ภาษาไทย" * 20_000,
+    "dashes": "-" * 200_000,
+}
+
+
+def words(text):
+    split = pre_tokenizers.BertPreTokenizer().pre_tokenize_str(NORMALIZER.normalize_str(text))
+    return [word for word, _ in split]
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_a_word_without_end_leaves_the_vocabulary_as_it_is(tmp_path, documents, kind):
+    plain = "\n\n".join([*documents[:8], "acgt abcd/efgh+ ภาษาไทย -"])
+    (tmp_path / "plain.txt").write_text(f"{plain}\n\nit begins and ends")
+    (tmp_path / "long.txt").write_text(f"{plain}\n\nit begins {LONG[kind]} and ends")
+    vocabularies = [
+        set(train_tokenizer(open_corpus(str(tmp_path / f"{name}.txt")), 500).vocabulary)
+        for name in ("plain", "long")
+    ]
+    assert vocabularies[0] == vocabularies[1]
+
+
+def test_only_words_that_cannot_be_encoded_are_left_out():
+    chance = random.Random(3)
+    for _ in range(200):
+        pieces = [
+            "x" * chance.choice((1, 5, 99, 100, 101)),
+            "é",
+            "日本語" * chance.choice((1, 90)),
+            "...",
+        ]
+        text = "".join(
+            chance.choice(pieces) + chance.choice(("", "", " ", "\n")) for _ in range(chance.randrange(9))
+        )
+        expected = [word for word in words(text) if len(word) <= LONGEST_WORD_CHARACTERS]
+        assert words(learnable(text, NORMALIZER)) == expected
+
+
+def test_text_with_short_words_is_unchanged(documents):
+    for document in documents[:20]:
+        if max(map(len, document.split())) <= LONGEST_WORD_CHARACTERS:
+            assert learnable(document, NORMALIZER) == document
+
+
+PROGRAM = """
+import random, signal, sys
+from data.tokenizer import train_tokenizer
+class Stop(Exception): pass
+def stop(*_): raise Stop
+signal.signal(signal.SIGALRM, stop)
+class Corpus:
+    name = "random words"
+    reads = 0
+    def fingerprint(self): return ""
+    def documents(self):
+        self.reads += 1
+        chance = random.Random(1)
+        for _ in range(40):
+            yield " ".join("".join(chance.choices("abcdefghij", k=90)) for _ in range(250))
+        if self.reads == 2:  # the merges come next
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+try:
+    train_tokenizer(Corpus(), 60000)
+except Stop:
+    print("stopped")
+else:
+    print("trained")
+"""
+
+
+def test_a_signal_ends_it_during_the_merges():
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
+    assert (done.stdout, done.returncode) == ("stopped\n", 0), done.stderr
