@@ -104,9 +104,16 @@ def _run(
     start = training.find_start(
         config, output, resume=flags.resume, checkpoint=flags.checkpoint, instances=instances
     )
-    resumed = start.resumed
+    resumed, options = start.resumed, config.section(data.PretrainingDataOptions)
+    model = training.initial_model(
+        config.model_config(), head="pretraining", seed=config.seed, folder=start.weights
+    )
+    if start.weights is not None and resumed is None and options.tokenizer != data.TRAINED_TOKENIZER:
+        training.check_vocabulary(
+            start.weights, data.load_tokenizer(options.tokenizer, lowercase=options.lowercase)
+        )
     prepared = data.prepare_pretraining_data(
-        config.section(data.PretrainingDataOptions),
+        options,
         cache_folder=Path(config.cache_folder),
         progress=config.progress_bar and sys.stderr.isatty(),
         identity=None if resumed is None else resumed.state["data"],
@@ -128,9 +135,6 @@ def _run(
 
     if start.weights is not None and prepared.tokenizer is not None:
         training.check_vocabulary(start.weights, prepared.tokenizer)
-    model = training.initial_model(
-        config.model_config(), head="pretraining", seed=config.seed, folder=start.weights
-    )
 
     def evaluator(executor: Any) -> Evaluator:
         return training.build_evaluator(

@@ -138,8 +138,12 @@ def _fine_tune(
 
     start = training.find_start(config, output, resume=flags.resume, checkpoint=flags.checkpoint)
     options = config.section(SquadDataOptions)
-    questions = [read_split(options, split) for split in ("train", "validation")]
+    model = training.initial_model(
+        config.model_config(), head="squad", seed=config.seed, folder=start.weights
+    )
+    assert isinstance(model, SquadModel)
     tokenizer = _tokenizer(options, start.weights)
+    questions = [read_split(options, split) for split in ("train", "validation")]
     train, held_out = (_prepare(data, tokenizer, config) for data in questions)
     identity = train.features.identity
     if start.resumed is not None and identity != start.resumed.state["data"]:
@@ -148,10 +152,6 @@ def _fine_tune(
             f"{start.resumed.folder} was written: restore them, or start a new run with --checkpoint"
         )
     config = _with_training_steps(config, len(train.features))
-    model = training.initial_model(
-        config.model_config(), head="squad", seed=config.seed, folder=start.weights
-    )
-    assert isinstance(model, SquadModel)
     examiner = training.Examiner(config, held_out, device)
 
     def evaluator(executor: Any) -> Evaluator:

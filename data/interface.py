@@ -23,10 +23,11 @@ from .dataset import (
 from .files import DataError
 from .prepare import PretrainingData, PretrainingDataOptions, prepare_pretraining_data
 from .tfrecord import TfRecordFile
-from .tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from .tokenizer import TRAINED_TOKENIZER, Tokenizer, load_tokenizer, train_tokenizer
 
 __all__ = [
     "BATCH_FIELDS",
+    "TRAINED_TOKENIZER",
     "Batch",
     "Corpus",
     "DataError",

@@ -193,6 +193,9 @@ def _check(weights: Dict[str, Tensor], model: nn.Module, folder: Path, head: str
     ]
     if mismatching:
         faults.append("of a different shape " + _listed(mismatching))
+    whole = [f"{name} ({tensor.dtype})" for name, tensor in weights.items() if not tensor.is_floating_point()]
+    if whole:
+        faults.append("quantised, or no weights " + _listed(whole))
     if faults:
         raise ConversionError(
             f"the weights in {folder} don't match a {head} model with its {CONFIG_FILE}: "

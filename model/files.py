@@ -26,6 +26,18 @@ _MOST_CONFIG_BYTES = 1 << 24
 WEIGHTS_FILE = "model.safetensors"
 PICKLED_WEIGHTS_FILE = "pytorch_model.bin"
 VOCABULARY_FILE = "vocab.txt"
+_INDEX = ".index.json"  # after the name of a weights file: the names of the shards that hold it
+# Weights of other libraries, and how to convert them.
+_OTHER_WEIGHTS = {
+    "tf_model.h5": "TensorFlow",
+    "flax_model.msgpack": "Flax",
+    "*.ckpt.index": "TensorFlow",
+    "*.ckpt": "PyTorch Lightning or TensorFlow",
+    "*.gguf": "llama.cpp",
+    "*.onnx": "ONNX",
+}
+# What DistributedDataParallel, torch.compile and wrapping modules put before every name.
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
 
 
 class ConversionError(ValueError):
@@ -37,6 +49,10 @@ def read_config(folder: Path) -> Dict[str, Any]:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ConversionError(f"{folder} has no {CONFIG_FILE}: use the folder of a saved model")
+    return _read_object(path)
+
+
+def _read_object(path: Path) -> Dict[str, Any]:
     try:
         with path.open("rb") as file:
             text = file.read(_MOST_CONFIG_BYTES + 1)
@@ -56,13 +72,50 @@ def read_config(folder: Path) -> Dict[str, Any]:
 def read_weights(folder: Path) -> Dict[str, Tensor]:
     """The tensors of model.safetensors or, if there is none, of pytorch_model.bin, by name.
 
-    Raises ConversionError.
+    Either may be split into shards, with an index. Raises ConversionError.
     """
-    if (folder / WEIGHTS_FILE).is_file():
-        return _read_safetensors(folder / WEIGHTS_FILE)
-    if (folder / PICKLED_WEIGHTS_FILE).is_file():
-        return _read_pickle(folder / PICKLED_WEIGHTS_FILE)
-    raise ConversionError(f"{folder} has neither {WEIGHTS_FILE} nor {PICKLED_WEIGHTS_FILE}")
+    for name in (WEIGHTS_FILE, PICKLED_WEIGHTS_FILE):
+        if (folder / name).is_file():
+            return _read_tensors(folder / name)
+        if (folder / (name + _INDEX)).is_file():
+            return _read_shards(folder / (name + _INDEX))
+    others = [
+        f"{found.name} ({library})"
+        for pattern, library in _OTHER_WEIGHTS.items()
+        for found in sorted(folder.glob(pattern))
+    ]
+    convert = (
+        f". It has {', '.join(others[:3])}: load it with the library that wrote it and save PyTorch weights"
+        if others
+        else ""
+    )
+    raise ConversionError(f"{folder} has neither {WEIGHTS_FILE} nor {PICKLED_WEIGHTS_FILE}{convert}")
+
+
+def _read_tensors(path: Path) -> Dict[str, Tensor]:
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+
+
+def _read_shards(index: Path) -> Dict[str, Tensor]:
+    """The tensors of the files that an index names, as transformers saves with max_shard_size."""
+    places = _read_object(index).get("weight_map")
+    if not isinstance(places, dict) or not all(
+        isinstance(file, str) and Path(file).name == file for file in places.values()
+    ):
+        raise ConversionError(f"{index} has no weight_map of weights to file names: copy it again")
+    weights: Dict[str, Tensor] = {}
+    for file in sorted(set(places.values())):
+        if not (index.parent / file).is_file():
+            count = len(set(places.values()))
+            raise ConversionError(f"{index.parent} lacks {file}, one of {count} shards: copy all of them")
+        weights.update(_read_tensors(index.parent / file))
+    missing = [name for name in places if name not in weights]
+    if missing:
+        raise ConversionError(
+            f"{index} names {len(missing)} weights that its shards lack, {missing[0]} first: copy the folder "
+            "again"
+        )
+    return weights
 
 
 def _read_safetensors(path: Path) -> Dict[str, Tensor]:
@@ -193,9 +246,9 @@ def from_file(weights: Mapping[str, Tensor], config: ModelConfig) -> Dict[str, T
     Raises ConversionError if the vocabulary projection isn't tied to the word embeddings.
     """
     theirs = _normalised(weights)
+    _drop_tied_copies(theirs)
     if _WORD_EMBEDDINGS not in theirs:
         return theirs  # this program's layout
-    _drop_tied_copies(theirs)
     around = {theirs: ours for ours, theirs in _AROUND_THE_LAYERS.items()}
     table = {theirs: ours for ours, theirs in (_layer_table(config) or {}).items()}
     ours = {}
@@ -218,8 +271,12 @@ def _layer_table(config: ModelConfig) -> Optional[Dict[str, str]]:
 
 def _normalised(weights: Mapping[str, Tensor]) -> Dict[str, Tensor]:
     """Renames the parameters of old files (LayerNorm.gamma and beta) and of bare encoders (without `bert.`);
-    drops the buffer of positions."""
-    bare = "embeddings.word_embeddings.weight" in weights
+    drops the buffer of positions, and prefixes that all names have."""
+    wrapper = _common_wrapper(weights)
+    while wrapper:
+        weights = {name[len(wrapper) :]: tensor for name, tensor in weights.items()}
+        wrapper = _common_wrapper(weights)
+    bare = any(name.startswith("embeddings.") for name in weights)
     normalised = {}
     for name, tensor in weights.items():
         if name.endswith("embeddings.position_ids"):
@@ -231,8 +288,14 @@ def _normalised(weights: Mapping[str, Tensor]) -> Dict[str, Tensor]:
     return normalised
 
 
+def _common_wrapper(names: Mapping[str, Tensor]) -> Optional[str]:
+    wrappers = (one for one in _WRAPPERS if all(name.startswith(one) for name in names))
+    return next(wrappers, None) if names else None
+
+
 def _drop_tied_copies(weights: Dict[str, Tensor]) -> None:
-    """Removes the vocabulary projection, tied to the word embeddings, from files that store both.
+    """Removes the vocabulary projection, tied to the word embeddings, from files that store both; if they
+    store the projection only, it becomes the word embeddings.
 
     Raises ConversionError if they differ.
     """

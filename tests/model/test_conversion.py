@@ -332,3 +332,81 @@ def test_a_configuration_that_no_program_wrote_is_an_error_of_ours(text: str, tm
     (tmp_path / "config.json").write_text(text, encoding="latin-1")
     with pytest.raises(ConversionError, match=r"config\.json"):
         from_pretrained(tmp_path, head="squad")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_shards_are_read(suffix: str, tmp_path: Path) -> None:
+    model = saved(BERT, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    stem = "model" if suffix == ".safetensors" else "pytorch_model"
+    places = {}
+    for number in (1, 2, 3):
+        name = f"{stem}-0000{number}-of-00003{suffix}"
+        shard = {key: weights[key] for key in sorted(weights)[number - 1 :: 3]}
+        places.update(dict.fromkeys(shard, name))
+        if suffix == ".bin":
+            torch.save(shard, tmp_path / name)
+        else:
+            save_file(shard, tmp_path / name)
+    index = tmp_path / f"{stem}{suffix}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    assert same_weights(model, from_pretrained(tmp_path))
+
+    index.write_text(json.dumps({"weight_map": {**places, "more": name}}))
+    with pytest.raises(ConversionError, match="names 1 weights that its shards lack, more first"):
+        from_pretrained(tmp_path)
+    for damage in ({}, {"weight_map": []}, {"weight_map": {"a": "../x"}}, {"weight_map": {"a": 3}}):
+        index.write_text(json.dumps(damage))
+        with pytest.raises(ConversionError, match="has no weight_map"):
+            from_pretrained(tmp_path)
+    index.write_text(json.dumps({"weight_map": places}))
+    (tmp_path / name).unlink()
+    with pytest.raises(ConversionError, match=f"lacks {name}, one of 3 shards"):
+        from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("config", [BERT, GROUPBERT, VARIANTS["pre-plain-grouped"]])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
+def test_the_prefix_of_a_wrapper_is_taken_off(prefix: str, config: object, tmp_path: Path) -> None:
+    model = saved(config, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({prefix + name: tensor for name, tensor in weights.items()}, tmp_path / "model.safetensors")
+    assert same_weights(model, from_pretrained(tmp_path))
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("config", [BERT, GROUPBERT])
+def test_the_tied_copy_of_the_embeddings_is_enough(config: object, prefix: str, tmp_path: Path) -> None:
+    model = saved(config, tmp_path)
+
+    def move(weights: Dict[str, Tensor]) -> None:
+        copy = weights.pop("bert.embeddings.word_embeddings.weight")
+        weights["cls.predictions.decoder.weight"] = copy
+        weights["cls.predictions.decoder.bias"] = weights.pop("cls.predictions.bias")
+        for name in list(weights):
+            weights[prefix + name] = weights.pop(name)
+
+    change_weights(tmp_path, move)
+    assert same_weights(model, from_pretrained(tmp_path))
+
+
+def test_quantised_weights_are_refused(tmp_path: Path) -> None:
+    saved(BERT, tmp_path)
+    name = "bert.pooler.dense.weight"
+    change_weights(tmp_path, lambda weights: weights.update({name: weights[name].to(torch.int8)}))
+    with pytest.raises(
+        ConversionError, match=r"quantised, or no weights heads\.pooler\.weight \(torch\.int8\)"
+    ):
+        from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "library"),
+    [("tf_model.h5", "TensorFlow"), ("flax_model.msgpack", "Flax"), ("a.ckpt", "Lightning")],
+)
+def test_weights_of_another_library_are_named(file: str, library: str, tmp_path: Path) -> None:
+    saved(BERT, tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / file)
+    with pytest.raises(ConversionError, match=f"It has {file} .*{library}.*: load it with the library"):
+        from_pretrained(tmp_path)
