@@ -11,7 +11,7 @@ import importlib
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Optional
@@ -39,16 +39,20 @@ class DeviceError(ValueError):
 
 @dataclass(frozen=True)
 class DeviceChoice:
-    """The device in use: its name, its PopTorch and that version, and why it was chosen."""
+    """The device in use: its name, its PopTorch and that version, why it was chosen, and a note on the
+    simulator's arithmetic.
+    """
 
     name: str
     implementation: str
     version: str
     reason: str
+    arithmetic: str = ""
 
     def banner(self) -> str:
         """One line for the log."""
-        return f"device: {self.name} ({self.implementation}, poptorch {self.version}); {self.reason}"
+        chosen = f"device: {self.name} ({self.implementation}, poptorch {self.version})"
+        return f"{chosen}; {self.reason}{self.arithmetic}"
 
 
 _asked: Optional[str] = None
@@ -62,7 +66,7 @@ def select_device(
     """Chooses one of DEVICES for this process and imports its PopTorch.
 
     `offline`: only compile, which needs no IPU. `target`: the machine to simulate. `precision`: the
-    simulator's arithmetic, float32 or ipu-float16.
+    simulator's arithmetic: float32, bfloat16 or ipu-float16.
 
     Raises DeviceError for an unknown name, an unavailable device, and a second, different choice.
     """
@@ -77,7 +81,7 @@ def select_device(
                 "choose the device once, before the first use of ipu.poptorch"
             )
         if _chosen.name == "simulator":
-            _set_up_simulator(target, precision)
+            _chosen = replace(_chosen, arithmetic=_set_up_simulator(target, precision))
         return _chosen
     if name == "auto":
         _module, _chosen = _first_that_answers(offline, target, precision)
@@ -153,9 +157,9 @@ def _simulator(
             f"the simulator was requested, but another poptorch is already imported, from {module.__file__}: "
             "choose the device before anything imports poptorch"
         )
-    _set_up_simulator(target, precision)
+    arithmetic = _set_up_simulator(target, precision)
     whose = "the simulator's poptorch, PopTorch 3.4 semantics; no SDK in use"
-    return module, DeviceChoice("simulator", whose, module.__version__, reason)
+    return module, DeviceChoice("simulator", whose, module.__version__, reason, arithmetic)
 
 
 def _import_simulator(target: Optional[str], precision: Optional[str]) -> ModuleType:
@@ -170,10 +174,12 @@ def _import_simulator(target: Optional[str], precision: Optional[str]) -> Module
         raise DeviceError(str(error)) from error
 
 
-def _set_up_simulator(target: Optional[str], precision: Optional[str]) -> None:
+def _set_up_simulator(target: Optional[str], precision: Optional[str]) -> str:
+    """Returns what a banner says about the arithmetic."""
     from ipu_simulator import environment  # needs Python 3.10
 
     environment.stand_for(target=target, precision=precision)
+    return environment.arithmetic_note()
 
 
 def _check_python(reason: str) -> None:

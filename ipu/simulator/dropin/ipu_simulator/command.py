@@ -36,10 +36,10 @@ program compiles: whether it fits into the IPUs' memory, how fast it would be, a
 PyTorch functions for the program's custom PopART operations. --path prints the folder that has the same
 effect as this command when it is first on PYTHONPATH.{more_help}
 
-environment: IPU_SIMULATOR_TARGET=pod16 (the machine to simulate), IPU_SIMULATOR_PRECISION=ipu-float16
-(compute in float16 as an IPU does), IPU_SIMULATOR_STRICT=1 (apply PopTorch's restrictions to libraries
-newer than PopTorch too), POPTORCH_IPU_MODEL=1 (behave as PopTorch does on Poplar's IPU model),
-and every variable that PopTorch reads"""
+environment: IPU_SIMULATOR_TARGET=pod16 (the machine to simulate), IPU_SIMULATOR_PRECISION=bfloat16
+(fast matrix products) or ipu-float16 (compute in float16 as an IPU does), IPU_SIMULATOR_STRICT=1 (apply
+PopTorch's restrictions to libraries newer than PopTorch too), POPTORCH_IPU_MODEL=1 (behave as PopTorch does
+on Poplar's IPU model), and every variable that PopTorch reads"""
 
 
 def main() -> NoReturn:

@@ -1,4 +1,5 @@
-"""The simulator and its host: other PopTorch installations, optional packages, and the memory allocator.
+"""The simulator and its host: other PopTorch installations, optional packages, the CPU's instructions, and
+the memory allocator.
 
 `import poptorch` needs only torch. Reports, verdicts and stochastic rounding need more packages and name
 them.
@@ -80,6 +81,26 @@ def needed_for(purpose: str) -> Iterator[None]:
         raise ModuleNotFoundError(
             f"{purpose} needs {error.name}, which isn't installed: pip install {error.name}", name=error.name
         ) from None
+
+
+# Of /proc/cpuinfo, fastest first: Intel's tiles, AVX-512's dot products, Arm's.
+_BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+@functools.cache
+def bfloat16_instructions(cpu_info: Path = _CPU_INFO) -> str | None:
+    """The fastest instructions for products in bfloat16 that this CPU has; None if none are known."""
+    try:
+        text = cpu_info.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not Linux
+        return None
+    flags: set[str] = set()
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            flags.update(value.split())
+    return next((name for name in _BFLOAT16_INSTRUCTIONS if name in flags), None)
 
 
 # Parameters of mallopt, from glibc's malloc.h.

@@ -1,11 +1,12 @@
 """Executes training steps: the results that a device computes, not their cost.
 
-Works on tensors and callables only. There are two arithmetics: float32, in which float16 is PyTorch's
-(`Float16InFloat32` around the model) and all sums and moments are float32; and an IPU's, with
-`Float16Arithmetic` around the model, `TypedAccumulators` for its gradients and a `StateRounding` in the
-updater.
+Works on tensors and callables only. There are three arithmetics: float32, in which float16 is PyTorch's
+(`Float16InFloat32` around the model) and all sums and moments are float32; the same with products in
+bfloat16 (`bfloat16`); and an IPU's, with `Float16Arithmetic` around the model, `TypedAccumulators` for its
+gradients and a `StateRounding` in the updater.
 """
 
+from .bfloat16 import WeightCopies
 from .float16 import Arithmetic, Float16Arithmetic
 from .float16_kernels import Float16InFloat32
 from .float16_products import FloatingPointExceptions
@@ -59,6 +60,7 @@ __all__ = [
     "UpdateSettings",
     "Updater",
     "Watch",
+    "WeightCopies",
     "device_dtype",
     "host_generator_kept",
     "run_inference",

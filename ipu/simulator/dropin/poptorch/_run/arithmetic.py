@@ -22,8 +22,17 @@ _MEANS = {
 
 def computes_as_ipu() -> bool:
     """Whether IPU_SIMULATOR_PRECISION is ipu-float16. Raises poptorch.Error for an unknown precision."""
+    return _precision() == environment.IPU_FLOAT16
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether products are in bfloat16. Raises poptorch.Error for an unknown precision."""
+    return _precision() == environment.BFLOAT16
+
+
+def _precision() -> str:
     try:
-        return environment.precision() == environment.IPU_FLOAT16
+        return environment.precision()
     except environment.UnknownPrecision as problem:
         raise createPoptorchError(str(problem)) from problem
 

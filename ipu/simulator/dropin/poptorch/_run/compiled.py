@@ -16,7 +16,7 @@ from .. import enums, poptorch_core
 from .._logging import logger
 from .._options.known import validate
 from .._options.popart import Obeyed
-from .._trace import Listener, bodies, popart_ir, strided_norm, watch
+from .._trace import Listener, bfloat16, bodies, popart_ir, strided_norm, watch
 from .._trace import run as _trace
 from .._trace.buffers import SharedBuffers, before_writes
 from .._trace.casts import ImplicitCasts, place_on_ipu, version_of, widen_indices
@@ -33,7 +33,14 @@ from ..poptorch_core import createBackendError, createPoptorchError
 from . import anchors as _anchors
 from . import host_weights as _outputs
 from .arguments import Arguments, FrozenArguments, check_batch_dimension
-from .arithmetic import arithmetic, computes_as_ipu, exceptions, reduction, state_rounding
+from .arithmetic import (
+    arithmetic,
+    computes_as_ipu,
+    computes_in_bfloat16,
+    exceptions,
+    reduction,
+    state_rounding,
+)
 from .compilation import compile_lock, leave_note
 from .device_weights import DeviceWeights, ReplicaGrouping
 from .divergence import first_non_finite
@@ -93,6 +100,7 @@ class Executable:
         # Values are meaningless during compilation, so only runs check for floating-point exceptions.
         self._exceptions = None if as_ipu else exceptions(options)
         self.rounding = state_rounding(options, randomness) if as_ipu else None
+        self._copies = numerics.WeightCopies() if computes_in_bfloat16() else None
         accumulation = options.Training.gradient_accumulation if training else 1
         if isinstance(compiled, Arguments):
             check_batch_dimension(compiled, options, accumulation)
@@ -239,6 +247,7 @@ class Executable:
             ImplicitCasts() if self._mixes_types else None,
             losses,
             strided_norm.on_call if Obeyed(self._options._Popart).strides_group_norm else None,
+            bfloat16.on_call if self._copies is not None and is_forward else None,
         )
 
     def _trace_model(self, arguments: Arguments) -> None:
@@ -308,7 +317,7 @@ class Executable:
                 self._loss = find_loss(losses.found, trace.identity_losses, tensors(output), checks.sources)
             if not trace.runs_python:
                 loss = self._final_loss(tensors(output), trace.identity_losses, losses.found)
-                self._calls = tape.finish(loss, tensors(output))
+                self._calls = tape.finish(loss, tensors(output), self._copies)
                 self._paths = arguments.paths
         self._output = map_leaves(output, _placeholder)
 
@@ -328,6 +337,8 @@ class Executable:
             # Zeros in every mode: random integers could be out of range as indices.
             inputs = [torch.zeros_like(tensor) for tensor in inputs]
         versions = [version_of(tensor) for tensor in inputs]
+        if self._copies is not None:
+            self._copies.forget()  # the host may have changed weights
         collector = numerics.OutputCollector(
             self.plan, _anchors.RETURNED[self._options.output_mode], self._options.output_return_period
         )
@@ -343,7 +354,7 @@ class Executable:
             self.plan,
             self._forward(arguments, anchors),
             self._randomness,
-            self.weights.enter_replica,
+            self._enter_replica,
             self._in_run,
             functools.partial(self._warn_of_bad_loss, arguments, inputs),
             functools.partial(self._origin, arguments, inputs),
@@ -357,7 +368,7 @@ class Executable:
         ):
             if optimizer is not None:
                 trainable = [self.weights.parameters[i] for i in self.weights.trainable]
-                update = anchors.following(optimizer.update, self.weights.enter_replica)
+                update = anchors.following(self._updating(optimizer), self.weights.enter_replica)
                 results = numerics.run_training(
                     program, inputs, trainable, update, collector, self._gradients(optimizer)
                 )
@@ -369,6 +380,23 @@ class Executable:
         for result in results:
             _outputs.mark(result)
         return with_tensors(self._output, results)
+
+    def _enter_replica(self, replica: int) -> None:
+        self.weights.enter_replica(replica)
+        if self._copies is not None and self.weights.groups:
+            self._copies.forget()
+
+    def _updating(self, optimizer: OptimizerOnDevice) -> Callable[[list[torch.Tensor | None]], None]:
+        """The optimizer's update; then copies of the old weights are of no use."""
+        if self._copies is None:
+            return optimizer.update
+        copies = self._copies
+
+        def update(gradients: list[torch.Tensor | None]) -> None:
+            optimizer.update(gradients)
+            copies.forget()
+
+        return update
 
     def _warn_of_bad_loss(
         self, arguments: Arguments, inputs: list[torch.Tensor], which: numerics.MicroBatch, loss: float

@@ -6,8 +6,8 @@ As on an IPU, dead code is eliminated: calls that neither the loss nor an output
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass
-from typing import Any, Callable, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Callable, NamedTuple, Sequence
 
 import torch
 
@@ -51,7 +51,20 @@ class TapedCall:
     made: tuple[int, ...] = ()
     gives_tensor: bool = False
     is_pure: bool = False  # no side effects: no in-place change, no random numbers
+    writes: bool = False  # changes a floating-point tensor that it takes
     origin: errors.Origin = errors.UNKNOWN
+
+    def with_call(
+        self, func: Callable[..., Any], args: Any, kwargs: Any, made: tuple[int, ...] | None = None
+    ) -> TapedCall:
+        """The step with another call in its place; `made`: None for the same places."""
+        return replace(self, func=func, args=args, kwargs=kwargs, made=self.made if made is None else made)
+
+    def before(self, func: Callable[..., Any], args: tuple[Any, ...], made: int) -> TapedCall:
+        """A step that prepares this one: a pure call that makes one tensor, in the same contexts."""
+        return TapedCall(
+            func, args, {}, self.grad_enabled, self.autocast, (made,), True, True, origin=self.origin
+        )
 
     @property
     def taken(self) -> set[int]:
@@ -70,6 +83,10 @@ class TapedCall:
         )
 
 
+# Steps and results -> other steps.
+Rewrite = Callable[[Sequence[TapedCall], Sequence[Any]], list[TapedCall]]
+
+
 def mapped(arguments: Any, function: Callable[[Any], Any]) -> Any:
     """The arguments with `function` applied to each leaf; named tuples become plain ones."""
     if isinstance(arguments, tuple) and not isinstance(arguments, torch.Size):
@@ -85,12 +102,23 @@ class Replay:
     """A compiled forward: replays the recorded calls on other inputs of the same shapes, without its Python.
 
     :param results: the loss, if there is one, then the outputs: places, or tensors independent of the inputs.
+    :param rewrite: replaces the steps by others with the same results.
     """
 
-    def __init__(self, steps: list[TapedCall], num_inputs: int, has_loss: bool, results: list[Any]) -> None:
+    def __init__(
+        self,
+        steps: list[TapedCall],
+        num_inputs: int,
+        has_loss: bool,
+        results: list[Any],
+        rewrite: Rewrite | None = None,
+    ) -> None:
         self._num_inputs = num_inputs
         self._has_loss = has_loss
-        self._run, self._origins = _compiled(_needed(steps, results), num_inputs, results)
+        needed = _needed(steps, results)
+        if rewrite is not None:
+            needed = rewrite(needed, results)
+        self._run, self._origins = _compiled(needed, num_inputs, results)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The calls hold the model's tensors, so a copied or pickled executor calls its model's forward.

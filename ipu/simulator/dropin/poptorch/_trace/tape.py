@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any, Callable
 
 import torch
+from ipu_simulator.numerics.bfloat16 import WeightCopies
 from ipu_simulator.op_table import row_of
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _disable_current_modes
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from .._run.structure import tensors
 from . import Call, callers
 from . import run as trace
+from .bfloat16 import Rewriting, Value
 from .casts import version_of
 from .constants import MOVES, copy_of
 from .errors import Origin, operation_name
@@ -74,6 +76,7 @@ class Tape:
             self.leave()  # not part of the recorded calls
         grad_enabled, autocast = torch.is_grad_enabled(), self._autocast()
         taken = tensors((list(args), dict(kwargs)))
+        versions = [version_of(tensor) for tensor in taken]
         # What is moved may be followed by a tensor of the device that it is to be like.
         decisive = taken[:1] if func in MOVES else taken
         takes_host = bool(taken) and not any(map(self._is_on_device, decisive))
@@ -106,6 +109,7 @@ class Tape:
                     places,
                     gives_tensor,
                     is_pure,
+                    _has_written(taken, versions),
                     self._origin(func),
                 )
             )
@@ -189,12 +193,30 @@ class Tape:
             self.leave()
         return proceed(func, args, kwargs)
 
-    def finish(self, loss: torch.Tensor | None, outputs: list[torch.Tensor]) -> Replay | None:
-        """The recorded calls as a program; None if the tape was abandoned."""
+    def finish(
+        self,
+        loss: torch.Tensor | None,
+        outputs: list[torch.Tensor],
+        copies: WeightCopies | None = None,
+    ) -> Replay | None:
+        """The recorded calls as a program; None if the tape was abandoned.
+
+        :param copies: of the weights in bfloat16, for a program that multiplies in bfloat16.
+        """
         results = [self._encoded(tensor) for tensor in ([] if loss is None else [loss]) + outputs]
         if not self._is_whole:
             return None
-        return Replay(self._steps, self._num_inputs, loss is not None, results)
+        values = [Value(tensor.dtype, tensor.numel()) for tensor in self._alive]
+        rewrite = None if copies is None else Rewriting(values, copies).rewritten
+        return Replay(self._steps, self._num_inputs, loss is not None, results, rewrite)
+
+
+def _has_written(taken: list[torch.Tensor], versions: list[int]) -> bool:
+    """Whether a floating-point tensor has changed since it had this version."""
+    return any(
+        version_of(tensor) != version and tensor.is_floating_point()
+        for tensor, version in zip(taken, versions)
+    )
 
 
 def _storage(tensor: torch.Tensor) -> int | None:

@@ -32,7 +32,8 @@ Capture for the cost model, calls: errors, bodies, casts, the weights' stand-ins
 checks, and also of the backward pass recorder, blocks.
 
 Later runs, calls: errors (of a forward, not of a replay), and listeners that the compilation found necessary:
-bodies, running statistics, moved constants, device "ipu", narrow indices, casts, losses, strided group norm.
+bodies, running statistics, moved constants, device "ipu", narrow indices, casts, losses, strided group norm,
+products in bfloat16.
 Operations: recorder, for results that options.anchorTensor names.
 
 The arithmetic (ipu_simulator/numerics) is another dispatch mode, outside this one: it computes the operations
@@ -228,6 +229,7 @@ def later_run(
     casts: ImplicitCasts | None,
     losses: Losses | None,
     group_norm: Listener | None,
+    products: Listener | None,
 ) -> contextlib.AbstractContextManager[None]:
     """Context of each forward after compilation; None for a listener that isn't needed."""
     calls = (
@@ -240,6 +242,7 @@ def later_run(
         None if casts is None else casts.on_call,
         None if losses is None else losses.on_call,
         group_norm,
+        products,
     )
     return watching(calls=tuple(call for call in calls if call is not None))
 
