@@ -125,7 +125,8 @@ def stand_for(*, target: str | None = None, precision: str | None = None) -> Non
 
 
 def _not_known(kind: str, names: Sequence[str], asked: str, where: str) -> str:
-    nearest = difflib.get_close_matches(asked.lower(), names, n=1, cutoff=0.0)[0]
+    spelled = {name.removeprefix("ipu-"): name for name in names} | {name: name for name in names}
+    nearest = spelled[difflib.get_close_matches(asked.lower(), spelled, n=1, cutoff=0.0)[0]]
     known = ", ".join(names)
     return f"{where} is {asked!r}, which is not a known {kind}: the nearest is {nearest!r} (all: {known})"
 
@@ -165,7 +166,7 @@ def _entries(name: str) -> dict[str, Mapping[str, Any]]:
 FLOAT32 = "float32"
 BFLOAT16 = "bfloat16"
 IPU_FLOAT16 = "ipu-float16"
-PRECISIONS = (FLOAT32, BFLOAT16, IPU_FLOAT16)
+PRECISIONS = (BFLOAT16, FLOAT32, IPU_FLOAT16)
 
 
 class UnknownPrecision(ValueError):
