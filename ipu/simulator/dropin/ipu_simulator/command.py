@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from . import variables
+from . import compare_command, variables
 from .environment import BadVariables, announce, check_variables
 
 DROP_IN = Path(__file__).resolve().parents[1]
@@ -28,13 +28,15 @@ usage: {program} SCRIPT [ARGUMENT ...]
        {program} -m MODULE [ARGUMENT ...]
        {program} --profile FOLDER SCRIPT | -m MODULE [ARGUMENT ...]
        {program} --custom-ops FILE.py SCRIPT | -m MODULE [ARGUMENT ...]
-       {program} --path{more_usage}
+       {program} --path
+       {program} compare A/verdict.json B/verdict.json [--worse-by SHARE] [--html FILE]{more_usage}
 
 Runs a PopTorch program as `python SCRIPT` or `python -m MODULE` would, with the simulator's
 poptorch, popdist and popart instead of Graphcore's. --profile writes reports on the first model that the
 program compiles: whether it fits into the IPUs' memory, how fast it would be, and why. --custom-ops supplies
 PyTorch functions for the program's custom PopART operations. --path prints the folder that has the same
-effect as this command when it is first on PYTHONPATH.{more_help}
+effect as this command when it is first on PYTHONPATH. compare lays two verdicts side by side and exits with 1
+if the second one is worse.{more_help}
 
 environment: IPU_SIMULATOR_TARGET=pod16 (the machine to simulate), IPU_SIMULATOR_PRECISION=bfloat16
 (fast matrix products) or ipu-float16 (compute in float16 as an IPU does), IPU_SIMULATOR_STRICT=1 (apply
@@ -72,6 +74,8 @@ class FrontDoor:
         if arguments == ["--path"]:
             print(DROP_IN)
             sys.exit(0)
+        if arguments[:1] == ["compare"]:
+            sys.exit(compare_command.run(self.program, arguments[1:]))
         if not arguments:
             self._refuse("nothing to run: name a script, or a module after -m")
         while arguments[0] in ("--profile", "--custom-ops"):

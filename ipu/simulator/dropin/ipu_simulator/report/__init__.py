@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cost.verdict import Verdict
-from .html import html
+from .html import comparison_html, html
 from .text import summary, text
 from .trace import trace_text
 
@@ -55,7 +55,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-__all__ = ["FILES", "html", "summary", "text", "trace_text", "write"]
+__all__ = ["FILES", "comparison_html", "html", "summary", "text", "trace_text", "write"]
 
 FILES = ("verdict.json", "report.html", "trace.json")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import markupsafe
 from ..cost.verdict import COMPONENTS, IpuMemory, LivenessPoint, Verdict
 from . import sums
 from . import sums as units
+from .compare import Comparison, component_pairs, outcome
 from .schedule import PARTS, Schedule, Slice, schedule_of
 from .sums import busy_s_of_ipus, human_bytes, human_seconds, percent
 
@@ -323,6 +324,42 @@ def html(verdict: Verdict) -> str:
             step=step_chart(verdict),
             step_parts=step_parts(verdict),
         )
+    )
+
+
+@dataclass(frozen=True)
+class PairOfBars:
+    """An IPU's memory at the peak in two verdicts."""
+
+    name: str
+    before: tuple[Segment, ...]
+    before_bytes: int
+    after: tuple[Segment, ...]
+    after_bytes: int
+
+
+def comparison_html(comparison: Comparison) -> str:
+    """The page that lays two verdicts side by side."""
+    pairs = component_pairs(comparison)
+    most = max([1, *(sum(sizes.values()) for _, *both in pairs for sizes in both)])
+
+    def stacked(sizes: Mapping[str, int]) -> tuple[Segment, ...]:
+        return _stacked([(name, sizes.get(name, 0)) for name in COMPONENTS], most)
+
+    bars = [
+        PairOfBars(name, stacked(one), sum(one.values()), stacked(other), sum(other.values()))
+        for name, one, other in pairs
+    ]
+    template = _environment().get_template("compare.html.jinja")
+    return template.render(
+        before=comparison.before,
+        after=comparison.after,
+        worse=comparison.worse,
+        outcome=outcome(comparison),
+        notes=comparison.notes,
+        rows=comparison.rows,
+        components=COMPONENTS,
+        bars=bars,
     )
 
 
