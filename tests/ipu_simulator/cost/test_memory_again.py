@@ -1,0 +1,114 @@
+"""Memory by IPU and component, computed a second time: from the graph's tensors and operations, one total per
+component, without the buffers, homes and timelines of the memory model. Code and exchange code included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import replace
+
+import pytest
+from ipu_simulator.cost.constants import memory_constants
+from ipu_simulator.cost.memory import memory_of
+from ipu_simulator.cost.ops import PRODUCTS, op_cost
+from ipu_simulator.cost.settings import OptimizerSettings
+from ipu_simulator.environment import target
+from ipu_simulator.graph.stages import stages_of
+
+from tests.ipu_simulator.cost.graphs import chain, settings
+
+CONSTANTS = memory_constants()
+MACHINE = replace(target("pod4"), tiles_per_ipu=16)
+# IPUs differ in the number, the shapes and the sizes of their weights, operations and checkpoints.
+WIDTHS = [[64, 96], [128, 128, 160, 192], [96], [32, 48]]
+
+
+def _root(graph, tensor):
+    while tensor.base is not None:
+        tensor = graph.tensors[tensor.base]
+    return tensor
+
+
+def _first_ipus(graph) -> dict[int, int]:
+    """The IPU of the first operation that touches a tensor's memory."""
+    first: dict[int, int] = {}
+    for op in graph.ops:
+        for number in (*op.inputs, *op.outputs):
+            first.setdefault(_root(graph, graph.tensors[number]).id, op.ipu)
+    return first
+
+
+def _key(graph, op) -> tuple[object, ...]:
+    of_tensors = [(graph.tensors[n].shape, graph.tensors[n].dtype) for n in op.inputs]
+    of_results = [(graph.tensors[n].shape, graph.tensors[n].dtype) for n in op.outputs]
+    return (op.name, tuple(of_tensors), tuple(of_results), str(sorted(op.attributes.items())))
+
+
+def always_live(graph, program, ipu: int) -> dict[str, int]:
+    """Bytes of each component that are always live on an IPU."""
+    place, stages = _first_ipus(graph), stages_of(graph, program)
+    mine = [w for w in graph.tensors if w.role == "parameter" and place[w.id] == ipu]
+    trained = [weight for weight in mine if weight.id in graph.gradients]
+    optimizer = program.optimizer
+    found = {
+        "weights": sum(weight.bytes for weight in mine),
+        "gradient_accumulators": sum(weight.elements for weight in trained) * program.accumulator_bytes,
+        "optimizer_state": 0,
+        "stashes": 0,
+    }
+    if optimizer.location == "on_chip":
+        for weight in trained:
+            shard = weight.elements
+            if weight.elements >= CONSTANTS.sharding_threshold_elements:
+                shard = math.ceil(weight.elements / program.shards)
+            found["optimizer_state"] += shard * sum(optimizer.state_bytes_per_element)
+    last = len(stages) - 1
+    for stage in stages:
+        if stage.ipu == ipu and stage.index < last:
+            kept = sum(graph.tensors[number].bytes for number in stage.stashed)
+            found["stashes"] += kept * (2 * (last - stage.index) + 1)
+    streams = {n: graph.tensors[n] for n in (*graph.inputs, *graph.outputs)}
+    found["stream_buffers"] = sum(
+        tensor.bytes for n, tensor in streams.items() if place[_root(graph, tensor).id] == ipu
+    )
+
+    calls = [op for op in graph.ops if op.ipu == ipu]
+    calls += [op for stage in stages if stage.ipu == ipu for op in stage.recompute]
+    calls = [op for op in calls if any(graph.tensors[number].base is None for number in op.outputs)]
+    by_key = {_key(graph, op): op for op in calls}
+    compute_sets = 0.0
+    for op in by_key.values():
+        cost = op_cost(op, graph, program, MACHINE)
+        most = CONSTANTS.code_compute_sets_of_a_product if cost.kind in PRODUCTS else math.inf
+        compute_sets += min(cost.compute_sets, most)
+    found["code"] = round(CONSTANTS.code_bytes_fixed)
+    found["code"] += round(CONSTANTS.code_bytes_per_distinct_operation * len(by_key))
+    found["code"] += round(CONSTANTS.code_bytes_per_call * len(calls))
+    doublings, shapes = math.log2(program.replicas), {weight.shape for weight in trained}
+    found["exchange_code"] = round(CONSTANTS.exchange_code_bytes_per_compute_set * round(compute_sets))
+    found["exchange_code"] += round(CONSTANTS.exchange_code_bytes_per_collective * doublings * len(shapes))
+    return found
+
+
+@pytest.mark.parametrize("replicas", [1, 4])
+@pytest.mark.parametrize("location", ["on_chip", "off_chip"])
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("stage_ipus", [(0, 1, 2, 0), (0, 1, 2, 3), (2, 1, 0, 2)])
+def test_always_live_memory_by_ipu_and_component(replicas, location, sharded, stage_ipus) -> None:
+    graph = chain(stage_ipus, WIDTHS)
+    optimizer = OptimizerSettings("adam", (4, 4), location, sharded and replicas > 1)
+    program = settings(4, replicas=replicas, optimizer=optimizer)
+    found = memory_of(graph, stages_of(graph, program), program, MACHINE, CONSTANTS)
+    sums: dict[str, int] = defaultdict(int)
+    for memory in found.ipus:
+        expected = always_live(graph, program, memory.ipu)
+        given = {name: size for name, size in memory.always_live_components.items() if name in expected}
+        assert given == expected, f"IPU {memory.ipu}"
+        others = memory.always_live_components.keys() - expected.keys()
+        assert not any(memory.always_live_components[name] for name in others)
+        for name, size in given.items():
+            sums[name] += size
+    assert sums["weights"] == sum(weight.bytes for weight in graph.parameters)
+    # Weights that differ between IPUs, so that one IPU's can't pass as another's.
+    assert len({memory.always_live_components["exchange_code"] for memory in found.ipus}) > 1
