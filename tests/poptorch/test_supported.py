@@ -18,6 +18,7 @@ from tests.poptorch.executor_models import poptorch
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 TABLE = json.loads((ROOT / "ipu/simulator/dropin/poptorch/_trace/supported.json").read_text())
+CALLS = json.loads((ROOT / "ipu/simulator/dropin/poptorch/_trace/calls.json").read_text())["calls"]
 READ = ROOT.parent / "shared" / "poptorch_operators.json"
 # On torch 2.0.1 with a backend that has PopTorch's handlers.
 MEASURED = json.loads((HERE / "operator_database.json").read_text())
@@ -44,6 +45,15 @@ def compiled(function, *tensors):
 
 
 # ---- the list
+
+
+def test_each_row_of_the_table_of_calls_is_a_function_that_pytorch_has():
+    newer = {
+        name for name, row in CALLS.items() if any(one.get("strictly") for one in row.get("refused", ()))
+    }
+    owners = (torch, torch.Tensor, F, torch._C._nn, torch._VF, torch._C._linalg)
+    missing = {name for name in CALLS if not any(callable(getattr(owner, name, None)) for owner in owners)}
+    assert missing <= newer
 
 
 @pytest.mark.skipif(not READ.exists(), reason=f"{READ} isn't there: what was read from PopTorch's sources")

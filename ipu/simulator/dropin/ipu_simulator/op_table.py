@@ -1,8 +1,8 @@
 """The table of operations, ops.json: a row holds every fact about an operation that the simulator goes by.
 
 Its readers decide what follows: graphs, the cost model, float16 arithmetic and PopTorch's IR. What PopTorch
-compiles is in poptorch/_trace/supported.json.
-Python functions that programs call (torch.nn.functional.linear) and that dispatch operations aren't in it.
+compiles is in poptorch/_trace/supported.json. The Python functions that programs call and that dispatch
+operations (torch.nn.functional.linear) are in poptorch/_trace/calls.json.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ class OpRow:
 
     :param rule: matmul, convolution, gather, scatter, view or the name of a vertex (cost/vertices.json); ""
         where there is none.
-    :param unsupported: the kind of operations that PopTorch lacks; "" for one that it may have.
     """
 
     rule: str = ""

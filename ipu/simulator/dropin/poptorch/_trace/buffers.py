@@ -15,8 +15,7 @@ from ipu_simulator.graph.operations import schema_of
 from ..poptorch_core import createBackendError
 from . import Call, Listener
 from . import run as trace
-
-_NORMS = frozenset({"batch_norm", "instance_norm", "native_batch_norm", "_native_batch_norm_legit"})
+from .call_table import row_named
 
 
 class SharedBuffers:
@@ -37,7 +36,8 @@ class SharedBuffers:
     def on_call(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Listener for calls (watch.py)."""
         outer = self._in_norm
-        self._in_norm = outer or getattr(func, "__name__", "").partition(".")[0] in _NORMS
+        name = getattr(func, "__name__", "").partition(".")[0]  # without an operation's overload
+        self._in_norm = outer or row_named(name).running_statistics
         try:
             return proceed(func, args, kwargs)
         finally:

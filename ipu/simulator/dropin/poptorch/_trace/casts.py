@@ -18,116 +18,18 @@ import math
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from .._run.structure import map_leaves, tensors
 from . import Call
+from .call_table import CallRow, row_of
 from .callers import called_by_library
 
 _Args = tuple[Any, ...]
 _Keywords = dict[str, Any]
 
-_REFUSED_BY_PYTORCH = frozenset(
-    {
-        "__matmul__",
-        "__rmatmul__",
-        "addbmm",
-        "addmm",
-        "addmv",
-        "baddbmm",
-        "bilinear",
-        "binary_cross_entropy",
-        "binary_cross_entropy_with_logits",
-        "bmm",
-        "cross_entropy",
-        "dot",
-        "einsum",
-        "embedding_bag",
-        "gru",
-        "gru_cell",
-        "heaviside",
-        "hinge_embedding_loss",
-        "huber_loss",
-        "index_add",
-        "index_copy",
-        "index_put",
-        "inner",
-        "lerp",
-        "linalg_multi_dot",
-        "lstm",
-        "lstm_cell",
-        "masked_scatter",
-        "matmul",
-        "mm",
-        "multi_dot",
-        "mv",
-        "nll_loss",
-        "prelu",
-        "rnn_relu",
-        "rnn_relu_cell",
-        "rnn_tanh",
-        "rnn_tanh_cell",
-        "scaled_dot_product_attention",
-        "scatter",
-        "scatter_add",
-        "scatter_reduce",
-        "soft_margin_loss",
-        "tensordot",
-        "vdot",
-    }
-)
-
-
-# The same in place: the other operands are cast to the dtype of the first, which holds the result.
-_REFUSED_IN_PLACE = frozenset(
-    {
-        "index_add_",
-        "index_copy_",
-        "index_put_",
-        "lerp_",
-        "masked_scatter_",
-        "scatter_",
-        "scatter_add_",
-        "scatter_reduce_",
-    }
-)
-# Layers: the weights are cast to the dtype of the first operand, the result's.
-_AS_FIRST = frozenset(
-    {
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "conv_tbc",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "conv_transpose3d",
-        "convolution",
-        "linear",
-        "rms_norm",
-    }
-)
-# Layers too, but sums, weights and running statistics are float32; only the result has the first one's dtype.
-_NORMS = frozenset({"batch_norm", "group_norm", "instance_norm", "layer_norm"})
-_WITH_STATISTICS = frozenset({"batch_norm", "instance_norm"})
-# Projections of its first three operands, then products of activations.
-_ATTENTION, _QKV = "multi_head_attention_forward", ("query", "key", "value")
-# PyTorch has no float16 CPU kernels for these, and raises too late (in a backward pass) or not at all.
-_WITHOUT_FLOAT16 = frozenset({"cdist", "ctc_loss", "local_response_norm", "rrelu"})
-# These refuse numbers beyond float16's range, which are common in masks; the device saturates them.
-_TAKES_NUMBER = frozenset(
-    {
-        "clamp",
-        "clamp_",
-        "clip",
-        "clip_",
-        "fill_",
-        "full",
-        "full_like",
-        "masked_fill",
-        "masked_fill_",
-        "new_full",
-        "pad",
-    }
-)
+# Attention projects its first three operands, then multiplies activations.
+_QKV = ("query", "key", "value")
 _LARGEST = torch.finfo(torch.float16).max
 
 
@@ -142,14 +44,14 @@ class ImplicitCasts:
 
     def on_call(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Listener for calls (watch.py)."""
-        name = getattr(func, "__name__", "")
-        if name in _WITHOUT_FLOAT16 and _first(args, kwargs).dtype is torch.float16:
+        row = row_of(func)
+        if row.without_float16 and _first(args, kwargs).dtype is torch.float16:
             return self._widened(proceed, func, args, kwargs)
-        dtype = _dtype_of_mixture(name, args, kwargs)
+        dtype = _dtype_of_mixture(row, args, kwargs)
         if dtype is not None:
             self.has_cast = True
             return _computed_mixed(proceed, dtype, func, args, kwargs)
-        elif name in _TAKES_NUMBER and _makes_float16(args, kwargs):
+        elif row.saturates and _makes_float16(args, kwargs):
             self.has_cast = True
             args, kwargs = map_leaves((tuple(args), dict(kwargs)), lambda leaf: _saturated(proceed, leaf))
         try:
@@ -171,18 +73,15 @@ class ImplicitCasts:
         return map_leaves(result, lambda leaf: _cast(proceed, leaf, torch.float16))
 
 
-def _dtype_of_mixture(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.dtype | None:
+def _dtype_of_mixture(row: CallRow, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.dtype | None:
     """The dtype that an operation on float16 and float32 operands gives; None if PyTorch's own rule is the
     device's, or the operands aren't mixed.
     """
-    is_layer = name in _AS_FIRST or name in _NORMS or name == _ATTENTION
-    if not (is_layer or name in _REFUSED_BY_PYTORCH or name in _REFUSED_IN_PLACE):
+    if not row.mixed or not _is_mixture(_dtypes(args, kwargs)):
         return None
-    if not _is_mixture(_dtypes(args, kwargs)):
-        return None
-    if name == _ATTENTION and _is_mixture(_dtypes(args[:3], {key: kwargs.get(key) for key in _QKV})):
+    if row.mixed == "attention" and _is_mixture(_dtypes(args[:3], {key: kwargs.get(key) for key in _QKV})):
         return torch.float32
-    return _first(args, kwargs).dtype if is_layer or name in _REFUSED_IN_PLACE else torch.float32
+    return torch.float32 if row.mixed == "float32" else _first(args, kwargs).dtype
 
 
 def _computed_mixed(
@@ -190,7 +89,7 @@ def _computed_mixed(
 ) -> Any:
     """Calls `func`, which has float16 and float32 operands, such that its results have `dtype`."""
     try:
-        if getattr(func, "__name__", "") in _NORMS:
+        if row_of(func).mixed == "first, in float32":
             result = _computed_in(proceed, torch.float32, func, args, kwargs, _first(args, kwargs))
         else:
             result = _computed_in(proceed, dtype, func, args, kwargs)
@@ -252,9 +151,9 @@ def _is_mixture(dtypes: set[torch.dtype]) -> bool:
 
 def statistics_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """Running means and variances; torch.nn.functional's functions take them before the weights."""
-    if getattr(func, "__name__", "") not in _WITH_STATISTICS:
+    if not row_of(func).running_statistics:
         return []
-    start = 3 if func in (torch.batch_norm, torch.instance_norm) else 1
+    start = 1 if func in (functional.batch_norm, functional.instance_norm) else 3
     return [*args[start : start + 2], kwargs.get("running_mean"), kwargs.get("running_var")]
 
 
@@ -337,37 +236,12 @@ def place_on_ipu(proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[s
 
 # ---- narrow indices
 
-_LABELS, _INDEX = (1, "target"), (2, "index")
-# Index arguments by function name: (position, keyword).
-_PLACES = {
-    "cross_entropy": _LABELS,
-    "gather": _INDEX,
-    "index_copy": _INDEX,
-    "index_copy_": _INDEX,
-    "index_fill": _INDEX,
-    "index_fill_": _INDEX,
-    "multi_margin_loss": _LABELS,
-    "multilabel_margin_loss": _LABELS,
-    "nll_loss": _LABELS,
-    "nll_loss_nd": _LABELS,
-    "one_hot": (0, "tensor"),
-    "put": (1, "index"),
-    "put_": (1, "index"),
-    "scatter": _INDEX,
-    "scatter_": _INDEX,
-    "scatter_add": _INDEX,
-    "scatter_add_": _INDEX,
-    "scatter_reduce": _INDEX,
-    "scatter_reduce_": _INDEX,
-    "take": (1, "index"),
-    "take_along_dim": (1, "indices"),
-}
 _NARROW = frozenset({torch.int32, torch.int16, torch.int8, torch.uint8})
 
 
 def widened(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Args, _Keywords, bool]:
     """(args, kwargs, whether anything changed), with narrow indices and labels cast to int64."""
-    place = _PLACES.get(getattr(func, "__name__", ""))
+    place = row_of(func).indices
     if place is None:
         return args, kwargs, False
     position, keyword = place

@@ -20,19 +20,12 @@ from .._run.structure import map_leaves, tensors
 from ..poptorch_core import createBackendError
 from . import Call, callers, supported
 from . import run as trace
+from .call_table import row_of, rows
 from .callers import Caller, called_by_library
 from .casts import asks_for_device, device_answer, placed, version_of, widened
 from .constants import Move, Moves
 from .residence import Residence
 
-# The aten operation behind each function name.
-_ATEN = {
-    "argwhere": "nonzero",
-    "masked_select": "masked_select",
-    "nonzero": "nonzero",
-    "unique": "_unique2",
-    "unique_consecutive": "unique_consecutive",
-}
 _MASKS = (torch.bool, torch.uint8)
 _WHY = "IPU programs cannot have dynamic shapes"
 MASK_AS_INDEX = (
@@ -69,13 +62,13 @@ def reason(
     if name == "one_hot" and moves(subject):
         classes = kwargs.get("num_classes", args[1] if len(args) > 1 else -1)
         return "OneHot num classes must be specified and must be constant." if classes == -1 else None
-    operation = _ATEN.get(name) if moves(subject) else None
+    operation = row_of(func).dynamic_shape if moves(subject) else ""
     if name == "where" and len(args) == 1 and not kwargs and moves(subject):
         operation = "nonzero"
     if name == "repeat_interleave" and kwargs.get("output_size") is None:
         repeats = kwargs.get("repeats", args[1] if len(args) > 1 else subject)
-        operation = name if moves(repeats) else None
-    if operation is None:
+        operation = name if moves(repeats) else ""
+    if not operation:
         return None
     return (
         f"Unsupported ops found in compiled model: [aten::{operation}]. The shape of its result depends on "
@@ -84,25 +77,18 @@ def reason(
 
 
 # Functions that create a tensor: on the device, unless the program names another.
-_NAMES = (
-    "arange bartlett_window blackman_window empty empty_strided eye full hamming_window hann_window "
-    "kaiser_window linspace logspace normal ones rand randint randn randperm range scalar_tensor tensor "
-    "tril_indices triu_indices zeros"
-)
-_FACTORIES = frozenset(getattr(torch, name) for name in _NAMES.split())
+_FACTORIES = frozenset(getattr(torch, name) for name, row in rows().items() if row.creates)
 # What torch.Tensor(3) and torch.LongTensor(3) call: these constructors know no device but the host's.
 _CONSTRUCTOR = torch.ops.aten.empty.memory_format
 # Functions that give a tensor the type and the device of another one.
 _CONVERTS = frozenset({torch.Tensor.to, torch.Tensor.type_as})
 # Functions that read a tensor's value, which tracing doesn't have.
 _READS_VALUES = frozenset(
-    getattr(torch.Tensor, name)
-    for name in (
-        "item tolist numpy is_nonzero __array__ __bool__ __complex__ __contains__ __float__ __format__ "
-        "__index__ __int__"
-    ).split()
-) | {torch.is_nonzero}
-_COMPARES_VALUES = frozenset({torch.allclose, torch.equal, torch.Tensor.allclose, torch.Tensor.equal})
+    getattr(owner, name)
+    for owner in (torch, torch.Tensor)
+    for name, row in rows().items()
+    if row.reads_values and hasattr(owner, name)
+)
 
 
 class Checks:
@@ -253,7 +239,7 @@ class Checks:
         return self.computes or func in _FACTORIES or (is_operation and not has_inputs)
 
     def _refuse_to_read_values(self, func: Any, args: tuple[Any, ...]) -> None:
-        if func not in _READS_VALUES | _COMPARES_VALUES or not self.is_on_device(args[0]):
+        if func not in _READS_VALUES or not self.is_on_device(args[0]):
             return
         if func is torch.Tensor.__format__ and args[0].dim() > 0:
             return  # prints the whole tensor

@@ -13,43 +13,7 @@ import torch
 
 from ..poptorch_core import createBackendError
 from . import Call
-
-# By name, because torch, torch.nn.functional and torch._C._nn have different objects for the same function.
-_LOSS_NAMES = frozenset(
-    {
-        "binary_cross_entropy",
-        "binary_cross_entropy_with_logits",
-        "cosine_embedding_loss",
-        "cross_entropy",
-        "cross_entropy_loss",
-        "ctc_loss",
-        "gaussian_nll_loss",
-        "hinge_embedding_loss",
-        "huber_loss",
-        "kl_div",
-        "l1_loss",
-        "margin_ranking_loss",
-        "mse_loss",
-        "multi_margin_loss",
-        "multilabel_margin_loss",
-        "multilabel_soft_margin_loss",
-        "nll_loss",
-        "nll_loss_nd",
-        "poisson_nll_loss",
-        "smooth_l1_loss",
-        "soft_margin_loss",
-        "triplet_margin_loss",
-        "triplet_margin_with_distance_loss",
-    }
-)
-
-
-# Their autograd nodes, for losses computed in TorchScript, whose calls the function mode doesn't see.
-_GRADIENTS = tuple(
-    f"{name}Backward"
-    for name in "BinaryCrossEntropy BinaryCrossEntropyWithLogits CtcLoss HuberLoss KlDiv MseLoss "
-    "MultiMarginLoss MultilabelMarginLoss NllLoss SmoothL1Loss SoftMarginLoss".split()
-) + ("NllLoss2DBackward",)
+from .call_table import row_of, rows
 
 
 @dataclass(frozen=True)
@@ -72,7 +36,7 @@ class Losses:
     def on_call(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Listener for calls (watch.py)."""
         result = proceed(func, args, kwargs)
-        if getattr(func, "__name__", "") in _LOSS_NAMES:
+        if row_of(func).loss:
             self.found.append(result)
         return result
 
@@ -116,7 +80,11 @@ def find_loss(
 
 
 def _has_gradient_of_loss(tensor: torch.Tensor) -> bool:
-    return tensor.grad_fn is not None and tensor.grad_fn.name().rstrip("0123456789") in _GRADIENTS
+    """For losses computed in TorchScript, whose calls the function mode doesn't see."""
+    if tensor.grad_fn is None:
+        return False
+    node = tensor.grad_fn.name().rstrip("0123456789")
+    return any(node in row.loss_nodes for row in rows().values())
 
 
 def _ancestors(tensor: torch.Tensor, sources: dict[int, list[torch.Tensor]]) -> set[int]:

@@ -13,13 +13,8 @@ import torch
 
 from .._run.structure import tensors
 from . import errors
+from .call_table import row_of
 from .casts import placed
-
-# Functions that return their argument itself if there is nothing to do.
-_MAY_DO_NOTHING = frozenset(
-    {"bool", "contiguous", "dropout", "expand_as", "float", "half", "int", "long", "to", "type", "type_as"}
-)
-
 
 # The generated function's "file", and the lines before its body.
 _FILE, _HEADER_LINES = "<compiled forward>", 2
@@ -78,7 +73,7 @@ class TapedCall:
         return (
             self.gives_tensor
             and self.is_pure
-            and getattr(self.func, "__name__", "") in _MAY_DO_NOTHING
+            and row_of(self.func).may_do_nothing
             and {*self.made} <= self.taken
         )
 

@@ -6,13 +6,14 @@ import functools
 import inspect
 import json
 from pathlib import Path
-from typing import Any, Iterable, Mapping
+from typing import Any, Iterable, Mapping, Sequence
 
 import torch
 from ipu_simulator import variables
 from ipu_simulator.graph.operations import schema_of
 
 from .._run.structure import tensors
+from .call_table import row_of
 
 _FILE = Path(__file__).with_name("supported.json")
 # Values of `label_smoothing`, `dilation` and the like are compared element by element.
@@ -73,9 +74,8 @@ def always_reads_values(module: str) -> bool:
 
 def refused_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
     """Why PopTorch refuses a call of torch with these arguments; None if it doesn't."""
-    name = getattr(func, "__name__", "")
-    rows = table()["restricted_calls"].get(name)
-    return None if rows is None else _refusal(name, rows, _arguments(func, args, kwargs))
+    rows = row_of(func).refused
+    return _refusal(func.__name__, rows, _arguments(func, args, kwargs)) if rows else None
 
 
 def refused_operation(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
@@ -93,7 +93,7 @@ def unsupported(names: Iterable[str]) -> str:
     )
 
 
-def _refusal(name: str, rows: list[_Condition], given: Mapping[str, Any]) -> str | None:
+def _refusal(name: str, rows: Sequence[_Condition], given: Mapping[str, Any]) -> str | None:
     for row in rows:
         if (row.get("strictly") and not _is_strict(row, given)) or not _applies(row, given):
             continue
