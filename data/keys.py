@@ -20,11 +20,13 @@ class DataKeys(KeyGroup):
     """Corpus, tokenizer, masking and loading."""
 
     corpus: str = key(
-        "weights", "python-docs, text files (file, folder, glob), TFRecords or hf:NAME", "python-docs"
+        "weights",
+        "python-docs, files of text or of rows (file, folder, glob), TFRecords or hf:NAME",
+        "python-docs",
     )
     corpus_subset: Optional[str] = key("weights", "subset (configuration) of a Hugging Face dataset", None)
     corpus_split: str = key("weights", "split of a Hugging Face dataset", "train")
-    text_column: str = key("weights", "text column of a Hugging Face dataset", "text")
+    text_column: str = key("weights", "text column of a Hugging Face dataset or of rows", "text")
     validation_corpus: Optional[str] = key(
         "weights", "corpus to evaluate on; none: held-out documents of corpus", None
     )

@@ -22,7 +22,7 @@ import sys
 import threading
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 from tqdm import tqdm
@@ -51,6 +51,9 @@ _LARGEST_CHUNK_CHARACTERS = 4 * 1024 * 1024
 _CHUNKS_OF_A_SIZE = 8
 # A random next segment comes from the same chunk, so a chunk needs several documents.
 _CHUNK_DOCUMENTS = 8
+# A corpus that is larger than either has a document to hold out, unless validation_fraction is tiny.
+_UNDECIDED_DOCUMENTS = 10_000
+_UNDECIDED_CHARACTERS = 64_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,16 +298,46 @@ def is_held_out(document: str, validation_fraction: float) -> bool:
     The hash has a fixed key, not the run's seed: documents held out by one run are never trained on by
     another.
     """
+    return _hash(document) < validation_fraction * 2.0**64
+
+
+def _hash(document: str) -> int:
     digest = hashlib.blake2b(document.encode(), digest_size=8, key=b"validation split").digest()
-    return int.from_bytes(digest, "little") < validation_fraction * 2.0**64
+    return int.from_bytes(digest, "little")
+
+
+def assign_splits(documents: Iterator[str], validation_fraction: float) -> Iterator[Tuple[str, str]]:
+    """Each document's split, and the document, in the corpus's order.
+
+    Of a small corpus `is_held_out` may pick none. Then the fraction of the documents with the lowest hashes
+    is held out: at least one, if there are two different ones.
+    """
+    first: List[str] = []  # up to the first one that is held out
+    if validation_fraction > 0:
+        characters = 0
+        for document in documents:
+            first.append(document)
+            characters += len(document)
+            enough = len(first) == _UNDECIDED_DOCUMENTS or characters >= _UNDECIDED_CHARACTERS
+            if enough or is_held_out(document, validation_fraction):
+                break
+        else:
+            hashes = [_hash(document) for document in first]
+            distinct = sorted(set(hashes))
+            count = min(max(1, round(validation_fraction * len(distinct))), len(distinct) - 1)
+            held_out = set(distinct[: max(count, 0)])
+            for document, number in zip(first, hashes):
+                yield VALIDATION if number in held_out else TRAIN, document
+            return
+    for document in itertools.chain(first, documents):
+        yield VALIDATION if is_held_out(document, validation_fraction) else TRAIN, document
 
 
 def cut_chunks(documents: Iterator[str], validation_fraction: float) -> Iterator[Chunk]:
     """Chunks of whole documents, per split; a small remainder joins the previous chunk."""
     splits = {TRAIN: _Cutter(TRAIN), VALIDATION: _Cutter(VALIDATION)}
-    for document in documents:
-        cutter = splits[VALIDATION if is_held_out(document, validation_fraction) else TRAIN]
-        yield from cutter.add(document)
+    for split, document in assign_splits(documents, validation_fraction):
+        yield from splits[split].add(document)
     for cutter in splits.values():
         yield from cutter.finish()
 

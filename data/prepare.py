@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from .cache import (
     prepared_folder,
     record_prepared,
 )
-from .corpora import Corpus, open_corpus
+from .corpora import Corpus, open_corpus, tfrecord_notes
 from .dataset import PretrainingDataset, PretrainingStatistics, SplitStatistics, TfRecordPretrainingDataset
 from .files import DataError, remove_leftovers
 from .keys import DataKeys
@@ -46,6 +47,8 @@ _NOT_RANDOM = (
     "its training part has only one document: no segment can come from another one, so every next-sentence "
     "label is 0 and next-sentence prediction learns nothing; separate documents with blank lines"
 )
+# A share of random next segments is far from a half beyond this, and beyond three standard errors.
+_FAR_FROM_HALF = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,15 +142,19 @@ def _prepared_data(
     options: PretrainingDataOptions, cache_folder: Path, progress: bool, identity: Optional[str]
 ) -> PretrainingData:
     prepared = None if identity is None else find_prepared(identity, cache_folder)
+    notes: Optional[Sequence[str]] = None
     if prepared is None:
-        if _is_tfrecord(options.corpus):
-            return _prepare_tfrecords(options, cache_folder, identity)
-        prepared = _prepare_text(options, cache_folder, progress)
-    return _open_text(prepared, options, cache_folder)
+        notes = tfrecord_notes(options.corpus)
+        if notes is not None:
+            return _prepare_tfrecords(options, cache_folder, identity, notes)
+        prepared, notes = _prepare_text(options, cache_folder, progress)
+    return _open_text(prepared, options, cache_folder, notes or ())
 
 
-def _prepare_text(options: PretrainingDataOptions, cache_folder: Path, progress: bool) -> PreparedText:
-    """Vocabulary and shards of the corpora, from the cache folder if they are there."""
+def _prepare_text(
+    options: PretrainingDataOptions, cache_folder: Path, progress: bool
+) -> Tuple[PreparedText, Tuple[str, ...]]:
+    """Vocabulary and shards of the corpora, from the cache folder if they are there; and notes on them."""
     corpus = open_corpus(
         options.corpus,
         subset=options.corpus_subset,
@@ -177,7 +184,8 @@ def _prepare_text(options: PretrainingDataOptions, cache_folder: Path, progress:
         validation = prepare(validation_corpus)
     prepared = PreparedText(tokenizer, train, validation)
     record_prepared(prepared, cache_folder)
-    return prepared
+    notes = [*corpus.notes, *(() if validation_corpus is None else validation_corpus.notes)]
+    return prepared, tuple(notes)
 
 
 def _pair_parameters(options: PretrainingDataOptions) -> PairParameters:
@@ -190,7 +198,7 @@ def _pair_parameters(options: PretrainingDataOptions) -> PairParameters:
 
 
 def _open_text(
-    prepared: PreparedText, options: PretrainingDataOptions, cache_folder: Path
+    prepared: PreparedText, options: PretrainingDataOptions, cache_folder: Path, notes: Sequence[str]
 ) -> PretrainingData:
     """Datasets over the shards. Raises DataError if they don't match these options."""
     tokenizer = prepared.tokenizer
@@ -209,7 +217,7 @@ def _open_text(
             for_training=False,
         )
     _require_both_parts(options, train_counts, validation_counts)
-    notes = (f"{options.corpus}: {_NOT_RANDOM}",) if train_counts.documents == 1 else ()
+    notes = (*notes, *_notes_on_pairs(options.corpus, train_counts))
     # Loader workers are forked; without this setting the tokenizers library prints a warning in each.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return PretrainingData(
@@ -218,6 +226,27 @@ def _open_text(
         tokenizer,
         PretrainingStatistics(options.corpus, tokenizer.vocab_size, train_counts, validation_counts, notes),
         prepared.identity,
+    )
+
+
+def _notes_on_pairs(corpus: str, train: SplitStatistics) -> Iterator[str]:
+    """What is wrong with the labels of next-sentence prediction, if anything."""
+    if train.documents == 1:
+        yield f"{corpus}: {_NOT_RANDOM}"
+        return
+    if not train.random_next or not train.documents or not train.sentences:
+        return
+    share = train.random_next / train.examples
+    if abs(share - 0.5) <= max(_FAR_FROM_HALF, 1.5 / math.sqrt(train.examples)):
+        return
+    lengths = (
+        f"its {train.documents} documents have {train.sentences / train.documents:.1f} sentences on average"
+    )
+    yield (
+        f"warning: {corpus}: {share:.0%} of the next-sentence labels are random instead of half of them: "
+        f"{lengths}, and a segment without a next sentence gets a random one. Next-sentence prediction "
+        "learns little from this. Put the sentences of a document on consecutive lines, and one blank line "
+        "between documents"
     )
 
 
@@ -236,6 +265,12 @@ def _require_both_parts(
         return
     documents = (train.documents or 0) + (validation.documents or 0)
     found = f"the corpus {options.corpus} has {documents} document(s)"
+    if validation.examples == 0 and validation.documents:
+        raise DataError(
+            f"the {validation.documents} of {documents} documents of {options.corpus} that were held out "
+            f"give no example: they have {validation.sentences} sentence(s), and an example needs two, or a "
+            "second document; raise validation_fraction or give a validation_corpus"
+        )
     if validation.examples == 0:
         raise DataError(
             f"no document was held out: {found}, and each is held out with probability "
@@ -324,19 +359,12 @@ def _trained_tokenizer(
     )
 
 
-def _is_tfrecord(corpus: str) -> bool:
-    if corpus.endswith(".tfrecord"):
-        return True
-    folder = Path(corpus).expanduser()
-    return folder.is_dir() and any(folder.rglob("*.tfrecord"))
-
-
 def _prepare_tfrecords(
-    options: PretrainingDataOptions, cache_folder: Path, identity: Optional[str]
+    options: PretrainingDataOptions, cache_folder: Path, identity: Optional[str], found: Sequence[str]
 ) -> PretrainingData:
     """Datasets over the records of files. The tokeniser is stored with the identity, as for text."""
     tokenizer: Optional[Tokenizer] = None
-    notes = [f"{options.corpus} is already masked: its masks and lengths are used as they are"]
+    notes = [*found, f"{options.corpus} is already masked: its masks and lengths are used as they are"]
     if options.tokenizer == TRAINED_TOKENIZER:
         notes.append(
             "no tokeniser: token ids have no text to train a vocabulary on; name the one that made them"
@@ -366,7 +394,7 @@ def _prepare_tfrecords(
     named = [records.fingerprint(), tokenizer and tokenizer.fingerprint()]
     validation: Optional[TfRecordPretrainingDataset] = None
     if options.validation_corpus is not None:
-        if not _is_tfrecord(options.validation_corpus):
+        if tfrecord_notes(options.validation_corpus) is None:
             raise DataError(
                 f"the corpus {options.corpus} is TFRecord files, so validation_corpus must be too, unlike "
                 f"{options.validation_corpus}; without one, validation_fraction holds out records"

@@ -210,7 +210,7 @@ FEATURES = (
 # The features of each group have equal lengths: tokens, predictions, and one label per example.
 _SAME_LENGTH = (FEATURES[:3], FEATURES[3:5])
 
-_HEADER_BYTES = 12
+HEADER_BYTES = 12
 _FOOTER_BYTES = 4
 _DIGEST_BYTES = 16
 VERIFIED_AT_ONCE_BYTES = 4_000_000  # larger batches of records aren't faster, and exceed the CPU caches
@@ -281,18 +281,44 @@ class TfRecordFile:
 
 
 def find_tfrecord_files(source: str) -> List[Path]:
-    """The file, the *.tfrecord files of a folder (recursively), or the matches of a glob, sorted."""
+    """The file, the TFRecord files of a folder (recursively), or the matches of a glob, sorted.
+
+    In a folder these are *.tfrecord, and files with other names that begin as TFRecord files do.
+    """
     path = Path(source).expanduser()
     if path.is_file():
         return [path]
     pattern = str(path / "**" / "*.tfrecord") if path.is_dir() else str(path)
-    matches = map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207 (the pattern may be absolute)
-    files = sorted(match for match in matches if match.is_file())
+    if path.is_dir():
+        matches = (match for match in path.rglob("*") if match.is_file() and is_tfrecord_file(match))
+    else:
+        found = glob.glob(pattern, recursive=True)  # noqa: PTH207 (the pattern may be absolute)
+        matches = (match for match in map(Path, found) if match.is_file())
+    files = sorted(matches)
     if not files:
         raise DataError(
             f"no TFRecord file: looked for {pattern!r}. Check the path, or the pattern if it is one."
         )
     return files
+
+
+def is_tfrecord_file(path: Path) -> bool:
+    """Whether the file is named *.tfrecord or begins with a record. Raises DataError if it can't be read."""
+    if path.suffix == ".tfrecord":
+        return True
+    try:
+        with path.open("rb") as stream:
+            header = stream.read(HEADER_BYTES)
+    except OSError as error:
+        raise DataError(
+            f"cannot read {str(path)!r}: {error.strerror}. Check that you may read it."
+        ) from error
+    return len(header) == HEADER_BYTES and is_header(header)
+
+
+def is_header(header: bytes) -> bool:
+    """Whether these HEADER_BYTES begin a record: a length, then its masked checksum."""
+    return masked_crc32c(header[:8]) == int.from_bytes(header[8:], "little")
 
 
 def _mapped(path: Path) -> mmap.mmap:
@@ -307,7 +333,7 @@ def _mapped(path: Path) -> mmap.mmap:
 
 def _data_at(content: mmap.mmap, offset: int, where: str) -> bytes:
     (length,) = struct.unpack_from("<Q", content, offset)
-    start = offset + _HEADER_BYTES
+    start = offset + HEADER_BYTES
     data = content[start : start + length]
     (stored,) = struct.unpack_from("<I", content, start + length)
     if masked_crc32c(data) != stored:
@@ -387,7 +413,7 @@ def _scanned(path: Path) -> _Scan:
 
 def _verified(content: mmap.mmap, path: Path, records: Sequence[Tuple[int, int]], first: int) -> bytes:
     """Lengths and stored checksums of records whose data matches its checksum; otherwise DataError."""
-    starts = [(offset + _HEADER_BYTES, length) for offset, length in records]
+    starts = [(offset + HEADER_BYTES, length) for offset, length in records]
     found = masked(crc32c_of_many([content[start : start + length] for start, length in starts]))
     stored = b"".join(content[start + length : start + length + _FOOTER_BYTES] for start, length in starts)
     wrong = np.flatnonzero(found != np.frombuffer(stored, dtype="<u4"))
@@ -403,19 +429,19 @@ def _records(content: mmap.mmap, path: Path) -> Iterator[Tuple[int, int]]:
     offset = number = 0
     checked: Dict[bytes, bool] = {}  # there are few distinct lengths: each is verified once
     while offset < size:
-        header = content[offset : offset + _HEADER_BYTES]
+        header = content[offset : offset + HEADER_BYTES]
         where = f"record {number} at byte {offset} of {str(path)!r}"
-        if len(header) == _HEADER_BYTES:
+        if len(header) == HEADER_BYTES:
             if header not in checked:
-                checked[header] = masked_crc32c(header[:8]) == int.from_bytes(header[8:], "little")
+                checked[header] = is_header(header)
             if not checked[header]:
                 raise DataError(
                     f"{where} is damaged: the checksum of its length is wrong. Is it an uncompressed "
                     "TFRecord file? If so, copy or write it again."
                 )
         length = int.from_bytes(header[:8], "little")
-        end = offset + _HEADER_BYTES + length + _FOOTER_BYTES
-        if len(header) < _HEADER_BYTES or end > size:
+        end = offset + HEADER_BYTES + length + _FOOTER_BYTES
+        if len(header) < HEADER_BYTES or end > size:
             raise DataError(
                 f"{where} is cut off: the file ends at byte {size}, the record at byte {end} or later. "
                 "Copy or write the file again."

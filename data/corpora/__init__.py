@@ -6,40 +6,47 @@ import difflib
 import glob
 import os
 from pathlib import Path
-from typing import List, Optional
+from typing import List, Optional, Sequence
 
 from ..files import DataError
+from .kinds import COMPRESSED, ROWS, TEXT_SUFFIXES, TFRECORD
 from .python_docs import PythonDocsCorpus
-from .text import Corpus, HuggingFaceCorpus, TextCorpus, find_text_files
+from .rows import HuggingFaceCorpus, RowsCorpus
+from .sources import find_files
+from .text import Corpus, TextCorpus
 
-__all__ = ["Corpus", "open_corpus"]
+__all__ = ["Corpus", "open_corpus", "tfrecord_notes"]
 
 _LEGAL_FORMS = (
     "python-docs (the documentation in this Python installation), "
-    "hf:NAME (a Hugging Face dataset, or hf:FOLDER for local data files), "
-    "or a text file (.txt, .gz, .xz), a folder of them, or a glob"
+    "hf:NAME (a Hugging Face dataset, hf:NAME:CONFIGURATION, or hf:FOLDER for local data files), "
+    "or a file of text or of rows with a text column (.txt, .jsonl, .csv, .tsv, .parquet; .gz, .xz and .bz2 "
+    "too), a folder of them, or a glob"
 )
 
 
 def open_corpus(
     corpus: str, *, subset: Optional[str] = None, split: str = "train", text_column: str = "text"
 ) -> Corpus:
-    """Opens a corpus: "python-docs", "hf:NAME", or a text file, folder or glob.
+    """Opens a corpus: "python-docs", "hf:NAME", or a file, folder or glob of text or of rows.
 
-    `subset`, `split` and `text_column` apply to Hugging Face datasets only.
-    Raises DataError for an unknown form (listing the legal ones) and for a path that matches no file.
+    What a file holds is known by its first bytes. `subset` and `split` apply to Hugging Face datasets,
+    `text_column` also to files of rows (JSON, CSV, TSV, Parquet). Raises DataError for an unknown form
+    (listing the legal ones), for a path that matches no file, for files of another kind, and of two kinds.
     """
     if corpus == PythonDocsCorpus.name:
         return PythonDocsCorpus()
     if corpus.startswith("hf:") and len(corpus) > len("hf:"):
         return HuggingFaceCorpus(str(Path(corpus[3:]).expanduser()), subset, split, text_column)
     if corpus.endswith(".tfrecord"):
-        raise DataError(
-            f"{corpus!r} has token ids that are already masked, not text. "
-            "Use it as training data directly; a vocabulary or other examples need a text corpus."
-        )
-    if corpus and (_looks_like_path(corpus) or Path(corpus).exists()):
-        return TextCorpus(corpus, find_text_files(corpus))
+        raise _masked_already(corpus)
+    if corpus and (_looks_like_path(corpus) or Path(corpus).expanduser().exists()):
+        found = find_files(corpus)
+        if found.kind == TFRECORD:
+            raise _masked_already(corpus)
+        if found.kind in ROWS:
+            return RowsCorpus(corpus, found.kind, found.files, text_column, found.notes)
+        return TextCorpus(corpus, found.files, found.notes)
     near = difflib.get_close_matches(
         corpus.lower(), [PythonDocsCorpus.name, *_entries_here()], n=1, cutoff=0.75
     )
@@ -47,8 +54,29 @@ def open_corpus(
     raise DataError(f"unknown corpus {corpus!r}.{hint} Legal forms: {_LEGAL_FORMS}.")
 
 
+def tfrecord_notes(corpus: str) -> Optional[Sequence[str]]:
+    """None unless the corpus is a TFRecord file, or a folder or glob of them; then what the user should know
+    of how it is read. Raises DataError for files of two kinds."""
+    if corpus.endswith(".tfrecord") and not Path(corpus).expanduser().is_dir():
+        return ()
+    if corpus == PythonDocsCorpus.name or corpus.startswith("hf:"):
+        return None
+    if not corpus or not (_looks_like_path(corpus) or Path(corpus).expanduser().exists()):
+        return None
+    found = find_files(corpus)
+    return found.notes if found.kind == TFRECORD else None
+
+
+def _masked_already(corpus: str) -> DataError:
+    return DataError(
+        f"{corpus!r} has token ids that are already masked, not text. "
+        "Use it as training data directly; a vocabulary or other examples need a text corpus."
+    )
+
+
 def _looks_like_path(corpus: str) -> bool:
-    return os.sep in corpus or glob.has_magic(corpus) or corpus.endswith((".txt", ".gz", ".xz"))
+    endings = (*TEXT_SUFFIXES, *COMPRESSED, ".jsonl", ".json", ".csv", ".tsv", ".parquet")
+    return os.sep in corpus or glob.has_magic(corpus) or corpus.endswith(endings)
 
 
 def _entries_here() -> List[str]:

@@ -217,6 +217,7 @@ class PythonDocsCorpus:
     """
 
     name = "python-docs"
+    notes = ()
 
     def __init__(self) -> None:
         # At most MAX_CHARACTERS, and read several times: for the vocabulary and the examples.

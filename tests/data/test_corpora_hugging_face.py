@@ -91,3 +91,37 @@ def test_a_dataset_that_cannot_be_had_is_a_clear_error(cache, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match=r"cannot read hf:no-such-owner/no-such-dataset.*and the network"):
         list(open_corpus("hf:no-such-owner/no-such-dataset").documents())
+
+
+@pytest.mark.parametrize("parts", [None, "train", "test"])
+def test_a_folder_written_by_save_to_disk_is_read(tmp_path, cache, parts):
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"text": ROWS})
+    saved = rows if parts is None else datasets.DatasetDict({parts: rows})
+    saved.save_to_disk(str(tmp_path / "saved"))
+    corpus = open_corpus(f"hf:{tmp_path / 'saved'}")
+    if parts == "test":
+        for ask in (corpus.fingerprint, lambda: list(corpus.documents())):
+            with pytest.raises(DataError, match="has no split 'train'; its splits are: test"):
+                ask()
+        corpus = open_corpus(f"hf:{tmp_path / 'saved'}", split="test")
+    assert list(corpus.documents()) == DOCUMENTS
+    first = corpus.fingerprint()
+    datasets.Dataset.from_dict({"text": ["New."]}).save_to_disk(str(tmp_path / "other"))
+    assert open_corpus(f"hf:{tmp_path / 'other'}").fingerprint() != first == corpus.fingerprint()
+
+
+def test_a_configuration_is_chosen_by_name(tmp_path, cache):
+    folder = tmp_path / "data:set"
+    folder.mkdir()
+    for name in ("one", "two"):
+        _write(folder / f"{name}.jsonl", [f"Text of {name}."])
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: one\n  data_files: one.jsonl\n- config_name: two\n"
+        "  data_files: two.jsonl\n---\n"
+    )
+    for corpus in (open_corpus(f"hf:{folder}:two"), open_corpus(f"hf:{folder}", subset="two")):
+        assert list(corpus.documents()) == ["Text of two."]
+    with pytest.raises(DataError, match=r"'one', 'two'"):  # the names of the library's message
+        list(open_corpus(f"hf:{folder}").documents())

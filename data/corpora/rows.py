@@ -1,0 +1,116 @@
+"""Rows with a column of text: Hugging Face datasets, and files of JSON, CSV, TSV or Parquet."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple
+
+from ..files import DataError
+from ..hugging_face import is_saved, library, parts_of, rows_of
+from .kinds import CSV, JSON, PARQUET, TSV
+from .text import document_from_lines, fingerprint_of, refuse_empty
+
+# Kind of file -> builder of `datasets` and its options.
+_BUILDERS: Dict[str, Tuple[str, Dict[str, Any]]] = {
+    JSON: ("json", {}),
+    CSV: ("csv", {}),
+    TSV: ("csv", {"sep": "\t"}),
+    PARQUET: ("parquet", {}),
+}
+
+
+class HuggingFaceCorpus:
+    """A Hugging Face dataset with a text column, streamed; or a local folder of data files.
+
+    Each row is a document; blank lines in it separate paragraphs.
+    """
+
+    notes: Sequence[str] = ()
+
+    def __init__(self, dataset: str, subset: Optional[str], split: str, text_column: str) -> None:
+        self.name = f"hf:{dataset}"
+        self.dataset, self.subset = parts_of(dataset, subset)
+        self.split = split
+        self.text_column = text_column
+
+    def fingerprint(self) -> str:
+        """Of name, subset, split, column and the state of the files as reported by `datasets`."""
+        parts: Tuple[Any, ...] = (self.dataset, self.subset, self.split, self.text_column)
+        if is_saved(self.dataset):
+            rows = self._ask(self._rows)
+            return hashlib.sha256(f"saved-1 {parts!r} {rows._fingerprint}".encode()).hexdigest()
+        builder = self._ask(lambda datasets: datasets.load_dataset_builder(self.dataset, self.subset))
+        parts = (*parts, builder.hash, builder.config.name)
+        return hashlib.sha256(f"hugging-face-1 {parts!r} {builder.config.version}".encode()).hexdigest()
+
+    def documents(self) -> Iterator[str]:
+        every = (document for document in map(document_from_lines, self._texts()) if document)
+        return refuse_empty(every, self.name, f"Is split {self.split!r} empty?")
+
+    def _rows(self, datasets: Any) -> Any:
+        return rows_of(datasets, self.dataset, self.subset, self.split, streaming=True)
+
+    def _texts(self) -> Iterator[Any]:
+        rows = iter(self._ask(self._rows))
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except Exception as error:  # the library's readers raise errors of many types
+                raise self._failure(error) from error
+            if self.text_column not in row:
+                raise DataError(
+                    f"{self.name} has no column {self.text_column!r}; its columns are: {', '.join(row)}. "
+                    "Set text_column to the one that holds the text."
+                )
+            text = row[self.text_column]
+            if text is not None and not isinstance(text, str):
+                raise DataError(
+                    f"column {self.text_column!r} of {self.name} holds {type(text).__name__}, not text; "
+                    f"its columns are: {', '.join(row)}. Set text_column to the one that holds the text."
+                )
+            yield (text or "").splitlines()
+
+    def _ask(self, load: Callable[[Any], Any]) -> Any:
+        datasets = library(self.name)
+        try:
+            return load(datasets)
+        except Exception as error:  # names, networks, formats and splits raise errors of many types
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> DataError:
+        subset = "" if self.subset is None else f", subset {self.subset!r}"
+        return DataError(
+            f"cannot read {self.name}{subset}, split {self.split!r}: {type(error).__name__}: {error}. "
+            "Check name, subset and split, and the network (or give hf: a local folder of data files)."
+        )
+
+
+class RowsCorpus(HuggingFaceCorpus):
+    """The rows of files of one kind, in the order given."""
+
+    def __init__(
+        self, name: str, kind: str, files: Sequence[Path], text_column: str, notes: Sequence[str] = ()
+    ) -> None:
+        super().__init__(name, None, "train", text_column)
+        self.name, self.files, self.kind = name, list(files), kind
+        read = f"{name} is read as rows of {kind}, with the text in column {text_column!r} (text_column)"
+        self.notes = (*notes, read)
+
+    def fingerprint(self) -> str:
+        """Of the files, their kind and the column."""
+        return fingerprint_of(self.files, f"rows-1 {self.kind} {self.text_column}")
+
+    def _rows(self, datasets: Any) -> Any:
+        builder, options = _BUILDERS[self.kind]
+        files = [str(file) for file in self.files]
+        return rows_of(datasets, builder, None, self.split, streaming=True, data_files=files, **options)
+
+    def _failure(self, error: Exception) -> DataError:
+        cause = "" if error.__cause__ is None else f": {error.__cause__}"
+        return DataError(
+            f"cannot read {self.name} as {self.kind}: {type(error).__name__}: {error}{cause}. Use undamaged "
+            "files whose rows all have the same columns."
+        )
