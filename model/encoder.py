@@ -5,6 +5,8 @@ Letters in shapes: B sequences, S tokens, h hidden size, H heads, d = h / H.
 
 from __future__ import annotations
 
+from typing import Optional
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +23,13 @@ def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
     return ((1 - attention_mask.to(dtype)) * MASKED_SCORE)[:, None, None, :]
 
 
+def block_diagonal_mask(sequence_numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """As `additive_mask` for packed rows: integers [B, S], the number of each token's sequence in its row ->
+    [B, 1, S, S], 0 where query and key have the same number."""
+    same_bss = sequence_numbers.unsqueeze(2) == sequence_numbers.unsqueeze(1)
+    return ((1 - same_bss.to(dtype)) * MASKED_SCORE).unsqueeze(1)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention: softmax(q k^T / sqrt(d) + mask) v for each head, then a projection (Vaswani
     et al. 2017)."""
@@ -35,8 +44,8 @@ class Attention(nn.Module):
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
         self.scale = config.head_size**-0.5
 
-    def forward(self, x_bsh: Tensor, mask_b11s: Tensor) -> Tensor:
-        """[B, S, h], `additive_mask` -> [B, S, h].
+    def forward(self, x_bsh: Tensor, mask_b1ss: Tensor) -> Tensor:
+        """[B, S, h], `additive_mask` or `block_diagonal_mask` -> [B, S, h].
 
         Matmuls and a softmax instead of the fused operator: PopTorch can't trace the latter, and on CPUs it
         is 5% faster in float32 but slower by a third or more in bfloat16.
@@ -45,7 +54,7 @@ class Attention(nn.Module):
         query_bhsd = self._heads(self.query(x_bsh) * self.scale)
         key_bhsd = self._heads(self.key(x_bsh))
         value_bhsd = self._heads(self.value(x_bsh))
-        scores_bhss = torch.matmul(query_bhsd, key_bhsd.transpose(2, 3)) + mask_b11s
+        scores_bhss = torch.matmul(query_bhsd, key_bhsd.transpose(2, 3)) + mask_b1ss
         probabilities_bhss = self.dropout(torch.softmax(scores_bhss, dim=-1))
         context_bhsd = torch.matmul(probabilities_bhss, value_bhsd)
         out_bsh: Tensor = self.output(context_bhsd.transpose(1, 2).reshape(x_bsh.shape))
@@ -154,8 +163,13 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
-        """int32 or int64 [B, S] twice -> [B, S, h]. Raises ValueError if S has no position embedding."""
+    def forward(
+        self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Optional[Tensor] = None
+    ) -> Tensor:
+        """int32 or int64 [B, S] two or three times -> [B, S, h]; positions are 0 to S - 1 unless given.
+        Raises ValueError if S has no position embedding."""
+        if position_ids is not None:
+            return self._normed(input_ids, token_type_ids, self.position(position_ids))
         sequence_length = input_ids.shape[1]
         # A tracer's lengths aren't ints that Python can compare.
         if isinstance(sequence_length, int) and sequence_length > self.position.num_embeddings:
@@ -164,7 +178,9 @@ class Embeddings(nn.Module):
                 f"{self.position.num_embeddings} position embeddings: shorten the sequences or raise "
                 "max_position_embeddings"
             )
-        positions = self.position.weight[:sequence_length]
+        return self._normed(input_ids, token_type_ids, self.position.weight[:sequence_length])
+
+    def _normed(self, input_ids: Tensor, token_type_ids: Tensor, positions: Tensor) -> Tensor:
         x_bsh: Tensor = self.word(input_ids) + self.token_type(token_type_ids) + positions
         x_bsh = self.dropout(self.norm(x_bsh))
         return x_bsh
@@ -209,11 +225,11 @@ class EncoderLayer(nn.Module):
         convolution, otherwise the feed-forward."""
         return self.attention if self.has_convolution else self.feed_forward
 
-    def forward(self, x_bsh: Tensor, real_bs1: Tensor, mask_b11s: Tensor) -> Tensor:
-        """[B, S, h], the 0/1 mask [B, S, 1], the additive mask [B, 1, 1, S] -> [B, S, h]."""
+    def forward(self, x_bsh: Tensor, real_bs1: Tensor, mask_b1ss: Tensor) -> Tensor:
+        """[B, S, h], the 0/1 mask [B, S, 1], the additive mask [B, 1, 1 or S, S] -> [B, S, h]."""
         if self.has_convolution:
             x_bsh = self.first_feed_forward(self.convolution(x_bsh, real_bs1))
-        x_bsh = self.feed_forward(self.attention(x_bsh, mask_b11s))
+        x_bsh = self.feed_forward(self.attention(x_bsh, mask_b1ss))
         return x_bsh
 
 
@@ -233,13 +249,30 @@ class Encoder(nn.Module):
         else:
             self.norm = nn.Identity()
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        """Integers [B, S], [B, S] (1 real, 0 padding), [B, S] -> [B, S, h]."""
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor,
+        position_ids: Optional[Tensor] = None,
+    ) -> Tensor:
+        """Integers [B, S], [B, S] (1 real, 0 padding), [B, S] -> [B, S, h].
+
+        With `position_ids`, integers [B, S], rows are packed: a token's position is the one in its sequence,
+        and `attention_mask` has the number of its sequence in the row, from 1 on; 0 is padding. In a model
+        with a convolution, sequences must be separated by conv_kernel_size // 2 tokens of padding, which the
+        convolution sees as zeros, as it does beyond the ends of a row.
+        """
         # The embeddings must come first: they begin the first pipeline block, and no operator may precede it.
-        x_bsh = self.embeddings(input_ids, token_type_ids)
-        real_bs1 = attention_mask.to(x_bsh.dtype).unsqueeze(-1)
-        mask_b11s = additive_mask(attention_mask, x_bsh.dtype)
+        if position_ids is None:
+            x_bsh = self.embeddings(input_ids, token_type_ids)
+            real_bs1 = attention_mask.to(x_bsh.dtype).unsqueeze(-1)
+            mask_b1ss = additive_mask(attention_mask, x_bsh.dtype)
+        else:
+            x_bsh = self.embeddings(input_ids, token_type_ids, position_ids)
+            real_bs1 = (attention_mask > 0).to(x_bsh.dtype).unsqueeze(-1)
+            mask_b1ss = block_diagonal_mask(attention_mask, x_bsh.dtype)
         for layer in self.layers:
-            x_bsh = layer(x_bsh, real_bs1, mask_b11s)
+            x_bsh = layer(x_bsh, real_bs1, mask_b1ss)
         out_bsh: Tensor = self.norm(x_bsh)
         return out_bsh

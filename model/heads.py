@@ -60,9 +60,9 @@ class MaskedLmHead(nn.Module):
 
 class PretrainingHeads(nn.Module):
     """Masked language modelling at the masked positions only, and next sentence prediction from the first
-    token.
+    token of each sequence.
 
-    `gather(x_bsh, positions_bm)` picks the masked positions.
+    `gather(x_bsh, positions_bm)` picks the masked positions, and in packed rows the first tokens.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -73,12 +73,18 @@ class PretrainingHeads(nn.Module):
         self.next_sentence = nn.Linear(config.hidden_size, 2)
 
     def forward(
-        self, x_bsh: Tensor, masked_lm_positions: Tensor, word_embeddings_vh: Tensor
+        self,
+        x_bsh: Tensor,
+        masked_lm_positions: Tensor,
+        word_embeddings_vh: Tensor,
+        first_tokens: Optional[Tensor] = None,
     ) -> Tuple[Tensor, Tensor]:
-        """[B, S, h], [B, M], [V, h] -> masked LM logits [B * M, V], next sentence logits [B, 2]."""
+        """[B, S, h], [B, M], [V, h] -> masked LM logits [B * M, V], next sentence logits [B, 2]; with the
+        positions of D sequences' first tokens, [B, D], [B * D, 2]."""
         masked_lm_logits = self.masked_lm(self.gather(x_bsh, masked_lm_positions), word_embeddings_vh)
-        pooled_bh = torch.tanh(self.pooler(x_bsh[:, 0]))
-        return masked_lm_logits, self.next_sentence(pooled_bh)
+        first_nh = x_bsh[:, 0] if first_tokens is None else self.gather(x_bsh, first_tokens)
+        pooled_nh = torch.tanh(self.pooler(first_nh))
+        return masked_lm_logits, self.next_sentence(pooled_nh)
 
 
 IGNORED = -100  # a label that is excluded from loss and counts
@@ -152,6 +158,8 @@ class TaskModel(nn.Module):
 
     task: ClassVar[str]  # its name in configurations
     inputs: ClassVar[Tuple[str, ...]]  # shape of each argument: B sequences, S tokens, M masked positions
+    # The same with packed rows of up to D sequences; none: the task has no packed form.
+    packed_inputs: ClassVar[Optional[Tuple[str, ...]]] = None
     place: ClassVar[Head]  # of the head, among the blocks of a pipeline
     head_modules: ClassVar[Tuple[str, ...]]  # a pipeline's last block begins at the first of them
     architecture: ClassVar[str]  # its name in transformers' class names
@@ -203,6 +211,7 @@ class PretrainingModel(TaskModel):
 
     task = "pretraining"
     inputs = ("BS", "BS", "BS", "BM", "BM", "B")
+    packed_inputs = ("BS", "BS", "BS", "BM", "BM", "BD", "BS", "BD")
     place = Head("Classifier", shares_embeddings=True)
     head_modules = ("heads",)
     architecture = "PreTraining"
@@ -221,6 +230,8 @@ class PretrainingModel(TaskModel):
         masked_lm_positions: Tensor,
         masked_lm_labels: Tensor,
         next_sentence_labels: Tensor,
+        position_ids: Optional[Tensor] = None,
+        next_sentence_positions: Optional[Tensor] = None,
     ) -> Tuple[Tensor, ...]:
         """Integers [B, S], [B, S] (1 real, 0 padding), [B, S], [B, M], [B, M] and [B] ->
         PRETRAINING_OUTPUTS, each a 0-d float32.
@@ -228,11 +239,21 @@ class PretrainingModel(TaskModel):
         Labels of -100 are ignored. A next sentence label is 1 if the second sentence is a random one, 0 if it
         continues the first. Losses are means over this batch's labels that aren't ignored, or 0 if there are
         none; loss = mlm_loss + nsp_loss.
+
+        Packed rows, of up to D sequences, have `next_sentence_labels` [B, D], `position_ids` [B, S] and
+        `next_sentence_positions` [B, D], where the sequences begin; see Encoder.
         """
         masked_lm_logits, next_sentence_logits = self.logits(
-            input_ids, attention_mask, token_type_ids, masked_lm_positions
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            masked_lm_positions,
+            position_ids,
+            next_sentence_positions,
         )
         labels_n = masked_lm_labels.reshape(-1)
+        if next_sentence_positions is not None:
+            next_sentence_labels = next_sentence_labels.reshape(-1)
         mlm_loss = mean_cross_entropy(masked_lm_logits, labels_n)
         nsp_loss = mean_cross_entropy(next_sentence_logits, next_sentence_labels)
         return (
@@ -244,13 +265,19 @@ class PretrainingModel(TaskModel):
         )
 
     def logits(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, masked_lm_positions: Tensor
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor,
+        masked_lm_positions: Tensor,
+        position_ids: Optional[Tensor] = None,
+        next_sentence_positions: Optional[Tensor] = None,
     ) -> Tuple[Tensor, Tensor]:
-        """The inputs of `forward` without labels -> masked LM logits [B * M, V], next sentence logits [B,
-        2]."""
-        x_bsh = self.encoder(input_ids, attention_mask, token_type_ids)
+        """The inputs of `forward` without labels -> masked LM logits [B * M, V], next sentence logits [B, 2]
+        or [B * D, 2]."""
+        x_bsh = self.encoder(input_ids, attention_mask, token_type_ids, position_ids)
         logits: Tuple[Tensor, Tensor] = self.heads(
-            x_bsh, masked_lm_positions, self.encoder.embeddings.word.weight
+            x_bsh, masked_lm_positions, self.encoder.embeddings.word.weight, next_sentence_positions
         )
         return logits
 
