@@ -176,7 +176,7 @@ def dry_run(config: Config, flags: argparse.Namespace) -> Union[DryRun, DryRunEl
         raise ConfigError(f"a verdict needs {lacking}. {_OTHER_PYTHON}")
     from planning.dry_run import dry_run as make_verdict
 
-    print(ipu.select_device("simulator").banner(), flush=True)
+    print(ipu.simulator_choice().banner(), flush=True)
     if config.device not in ("auto", "simulator"):
         print(f"the verdict needs no device: --device {config.device} is ignored", flush=True)
     for line in flags.found:

@@ -16,6 +16,8 @@ from ipu.placement import (
     nearest_multiples,
     pipeline_stages,
 )
+from model.config import ModelConfigError
+from model.tasks import FACTS
 
 from .recipes import ConfigError, Problem, nearest
 from .schema import FINE_TUNING, Keys
@@ -26,7 +28,7 @@ CLIPPING_OPTIMIZERS = ("adam", "adamw")
 def rule_problems(config: Keys) -> List[Problem]:
     """Every problem that prevents this configuration from running."""
     try:
-        config.task_model  # noqa: B018
+        config.task_facts  # noqa: B018
     except ConfigError as error:
         return list(error.problems)
     rules = (_length, _model, _data, _unread, _squad, _training, _placement, _memory, _device)
@@ -47,10 +49,10 @@ def _words(layers: Sequence[int]) -> str:
 
 def _length(config: Keys) -> Iterator[Problem]:
     steps = config.training_steps
-    if not steps and (config.task_model.is_pretraining or config.epochs is None):
-        also = "" if config.task_model.is_pretraining else ", or epochs"
+    if not steps and (config.task_facts.is_pretraining or config.epochs is None):
+        also = "" if config.task_facts.is_pretraining else ", or epochs"
         yield Problem("training_steps", f"is missing; set the number of weight updates{also}")
-    if config.epochs is not None and config.task_model.is_pretraining:
+    if config.epochs is not None and config.task_facts.is_pretraining:
         yield Problem("epochs", f"{config.epochs:g} is not read in pretraining; use training_steps instead")
     elif config.epochs is not None and steps:
         yield Problem(
@@ -69,8 +71,6 @@ def _length(config: Keys) -> Iterator[Problem]:
 
 
 def _model(config: Keys) -> Iterator[Problem]:
-    from model import ModelConfigError  # here: torch takes seconds to import, and --help doesn't need it
-
     try:
         config.model_config()
     except ModelConfigError as error:
@@ -85,7 +85,7 @@ def _data(config: Keys) -> Iterator[Problem]:
             f"{length} is {length - config.max_position_embeddings} above max_position_embeddings "
             f"{config.max_position_embeddings}; shorten it or raise max_position_embeddings to {length}",
         )
-    if config.task_model.is_pretraining and config.mask_tokens > length:
+    if config.task_facts.is_pretraining and config.mask_tokens > length:
         yield Problem(
             "mask_tokens",
             f"{config.mask_tokens} is more than sequence_length {length}; about "
@@ -96,10 +96,8 @@ def _data(config: Keys) -> Iterator[Problem]:
 
 def _unread(config: Keys) -> Iterator[Problem]:
     """Fine-tuning keys that are set although this task doesn't read them."""
-    from model import TASKS
-
-    task = config.task_model
-    unread = {other.dataset_key for other in TASKS.values()} - {task.dataset_key}
+    task = config.task_facts
+    unread = {other.dataset_key for other in FACTS.values()} - {task.dataset_key}
     for entry in (entry for part in FINE_TUNING for entry in fields(part)):
         key, value = entry.name, getattr(config, entry.name)
         if key == "epochs":  # _length has its rule
@@ -111,7 +109,7 @@ def _unread(config: Keys) -> Iterator[Problem]:
 
 
 def _squad(config: Keys) -> Iterator[Problem]:
-    if config.task_model.is_pretraining:
+    if config.task_facts.is_pretraining:
         return
     if config.task == "squad":
         window = config.sequence_length - config.max_query_length - 3  # [CLS] query [SEP] window [SEP]
@@ -250,7 +248,7 @@ def _memory(config: Keys) -> Iterator[Problem]:
 
 
 def _device(config: Keys) -> Iterator[Problem]:
-    if config.compile_only and not config.task_model.is_pretraining:
+    if config.compile_only and not config.task_facts.is_pretraining:
         yield Problem("compile_only", f"is read in pretraining only, not by {config.task}; omit it")
     if config.compile_only and config.executable_cache is None:
         yield Problem("compile_only", "needs a folder for the executables; set executable_cache")

@@ -37,13 +37,14 @@ from ipu.keys import (
     key,
 )
 from ipu.placement import validation_layers
-from model.config import EncoderKeys, FeedForward, Norm
+from model.config import EncoderKeys, FeedForward, ModelConfig, Norm
+from model.tasks import FACTS, TaskFacts
 
 from .recipes import ConfigError, Problem, convert, describe, nearest
 
 if TYPE_CHECKING:
     from ipu.placement import Head
-    from model import ModelConfig, TaskModel
+    from model import TaskModel
 
 # Keys that may be "auto": `planning.placement` searches for their values, so a Config has only values.
 AUTO = "auto"
@@ -252,9 +253,16 @@ class Keys(
         return TASKS[self.task]
 
     @property
+    def task_facts(self) -> Type[TaskFacts]:
+        """What is known about the task without PyTorch. Raises ConfigError."""
+        if self.task in FACTS:
+            return FACTS[self.task]
+        return self.task_model
+
+    @property
     def head(self) -> Head:
         """The task's head, for its placement."""
-        return self.task_model.place
+        return self.task_facts.place
 
     def section(self, kind: Type[Section], **given: Any) -> Section:
         """A dataclass `kind` with its fields from `given`, otherwise from the keys of the same name."""
@@ -263,8 +271,6 @@ class Keys(
 
     def model_config(self) -> ModelConfig:
         """The model's configuration, with the family's defaults resolved. Raises model.ModelConfigError."""
-        from model import ModelConfig  # here, as above
-
         return self.section(
             ModelConfig,
             norm=self.resolved_norm,

@@ -16,6 +16,7 @@ from ipu.device import (
     is_simulator,
     make_simulator_importable,
     select_device,
+    simulator_choice,
 )
 from ipu.device import resolve as _resolve
 
@@ -33,6 +34,7 @@ __all__ = [
     "make_simulator_importable",
     "poptorch",
     "select_device",
+    "simulator_choice",
 ]
 
 

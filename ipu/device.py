@@ -28,6 +28,7 @@ _REMEDY = (
 
 # Everything outside the simulator runs on Python 3.8, the version of IPU hosts.
 _SIMULATORS_PYTHON = (3, 10)
+_WHOSE = "the simulator's poptorch, PopTorch 3.4 semantics; no SDK in use"
 _OFFLINE = "compile only, which needs no IPU"
 # Device sizes that PopTorch can attach to. A partition of a POD may offer all its IPUs as one device only.
 _DEVICE_SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -158,8 +159,26 @@ def _simulator(
             "choose the device before anything imports poptorch"
         )
     arithmetic = _set_up_simulator(target, precision)
-    whose = "the simulator's poptorch, PopTorch 3.4 semantics; no SDK in use"
-    return module, DeviceChoice("simulator", whose, module.__version__, reason, arithmetic)
+    return module, DeviceChoice("simulator", _WHOSE, module.__version__, reason, arithmetic)
+
+
+def simulator_choice() -> DeviceChoice:
+    """As select_device("simulator"), for a process that may not need the simulator's PopTorch: it isn't
+    imported yet.
+
+    Raises DeviceError, also for an environment variable with a bad value.
+    """
+    if _chosen is not None or "poptorch" in sys.modules:
+        return select_device("simulator")
+    make_simulator_importable()
+    from ipu_simulator import POPTORCH_VERSION, environment
+
+    environment.set_announced()
+    try:
+        environment.check_variables()
+    except environment.BadVariables as error:
+        raise DeviceError(str(error)) from error
+    return DeviceChoice("simulator", _WHOSE, POPTORCH_VERSION, "requested", environment.arithmetic_note())
 
 
 def _import_simulator(target: Optional[str], precision: Optional[str]) -> ModuleType:

@@ -6,16 +6,15 @@ Letters in shapes: B sequences, S tokens, M masked positions per sequence, h hid
 from __future__ import annotations
 
 import math
-from typing import Callable, ClassVar, Dict, Optional, Tuple, Type
+from typing import Callable, Dict, Optional, Tuple, Type
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipu.placement import Head
-
 from .config import ModelConfig
 from .encoder import Encoder
+from .tasks import ClassificationFacts, PretrainingFacts, SquadFacts, TaskFacts
 
 
 def gather_positions(x_bsh: Tensor, positions_bm: Tensor) -> Tensor:
@@ -148,25 +147,13 @@ def _truncated_normal_(tensor: torch.Tensor, generator: Optional[torch.Generator
     tensor.clamp_(-CUT * STANDARD_DEVIATION, CUT * STANDARD_DEVIATION)
 
 
-class TaskModel(nn.Module):
+class TaskModel(nn.Module, TaskFacts):
     """An encoder and the head of a task. Each subclass is its task's entry in TASKS.
 
     `forward` takes a micro batch, in training integers in the shapes of `inputs`, and returns the loss first,
     0-d; without labels it may omit the loss. The encoder must run first. The head's parameters belong to the
     attributes `head_modules`. A subclass's `__init__` ends with `initialise(self, seed)`.
     """
-
-    task: ClassVar[str]  # its name in configurations
-    inputs: ClassVar[Tuple[str, ...]]  # shape of each argument: B sequences, S tokens, M masked positions
-    # The same with packed rows of up to D sequences; none: the task has no packed form.
-    packed_inputs: ClassVar[Optional[Tuple[str, ...]]] = None
-    place: ClassVar[Head]  # of the head, among the blocks of a pipeline
-    head_modules: ClassVar[Tuple[str, ...]]  # a pipeline's last block begins at the first of them
-    architecture: ClassVar[str]  # its name in transformers' class names
-    is_pretraining: ClassVar[bool] = False  # otherwise fine-tuning: its head may be initialised randomly
-    # Of fine-tuning: the key that chooses a published training set, and the number of examples in each.
-    dataset_key: ClassVar[Optional[str]] = None
-    training_examples: ClassVar[Dict[str, int]] = {}
 
     def __init__(self, config: ModelConfig, seed: Optional[int] = None) -> None:
         super().__init__()
@@ -203,19 +190,11 @@ PRETRAINING_OUTPUTS = (
 )
 
 
-class PretrainingModel(TaskModel):
+class PretrainingModel(TaskModel, PretrainingFacts):
     """Masked language modelling plus next sentence prediction (Devlin et al. 2018).
 
     The weights come from `seed`, or from PyTorch's global generator if there is none.
     """
-
-    task = "pretraining"
-    inputs = ("BS", "BS", "BS", "BM", "BM", "B")
-    packed_inputs = ("BS", "BS", "BS", "BM", "BM", "BD", "BS", "BD")
-    place = Head("Classifier", shares_embeddings=True)
-    head_modules = ("heads",)
-    architecture = "PreTraining"
-    is_pretraining = True
 
     def __init__(self, config: ModelConfig, seed: Optional[int] = None) -> None:
         super().__init__(config)
@@ -293,20 +272,11 @@ class PretrainingModel(TaskModel):
         return masked_lm + 2 * hidden**2 + 2 * hidden * 2
 
 
-class SquadModel(TaskModel):
+class SquadModel(TaskModel, SquadFacts):
     """Extractive question answering: start and end logits for each token (Devlin et al. 2018, section 4.2).
 
     The weights come from `seed`, or from PyTorch's global generator if there is none.
     """
-
-    task = "squad"
-    inputs = ("BS", "BS", "BS", "B", "B")
-    place = Head("QA Outputs", shares_embeddings=False)
-    head_modules = ("span",)
-    architecture = "QuestionAnswering"
-    dataset_key = "squad_version"
-    # Questions (Rajpurkar et al. 2016, 2018); a long context makes several windows of one.
-    training_examples: ClassVar[Dict[str, int]] = {"1.1": 87_599, "2.0": 130_319}
 
     def __init__(self, config: ModelConfig, seed: Optional[int] = None) -> None:
         super().__init__(config)
@@ -346,31 +316,12 @@ def _position_loss(logits_bs: Tensor, positions_b: Tensor) -> Tensor:
     return mean_cross_entropy(logits_bs, positions_b.masked_fill(outside_b, IGNORED))
 
 
-class ClassificationModel(TaskModel):
+class ClassificationModel(TaskModel, ClassificationFacts):
     """Classification of a sequence or a pair, from the first token: pooler, dropout and one logit per class
     (Devlin et al. 2018, section 4.1).
 
     The weights come from `seed`, or from PyTorch's global generator if there is none.
     """
-
-    task = "glue"
-    inputs = ("BS", "BS", "BS", "B")
-    place = Head("Classifier", shares_embeddings=False)
-    head_modules = ("pooler", "classes")
-    architecture = "SequenceClassification"
-    dataset_key = "glue_task"
-    # Lines of the files that gluebenchmark.com distributes; Wang et al. 2018, table 1, rounds them.
-    training_examples: ClassVar[Dict[str, int]] = {
-        "mnli": 392_702,
-        "qqp": 363_846,
-        "qnli": 104_743,
-        "sst2": 67_349,
-        "cola": 8_551,
-        "stsb": 5_749,
-        "mrpc": 3_668,
-        "rte": 2_490,
-        "wnli": 635,
-    }
 
     def __init__(self, config: ModelConfig, num_classes: int = 2, seed: Optional[int] = None) -> None:
         super().__init__(config)

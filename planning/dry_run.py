@@ -11,7 +11,7 @@ import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Sequence, Tuple
 
 from ipu_simulator import report
 from ipu_simulator.cost import assess as assemble
@@ -20,10 +20,10 @@ from ipu_simulator.cost.verdict import Verdict as Verdict  # re-exported
 from ipu_simulator.environment import target
 
 import ipu
-from config import Config, ConfigError, keys_that_alter, nearest
+from config import Config, ConfigError, nearest
 from config.recipes import Problem
 from ipu.placement import balanced_layers
-from planning import remedies
+from planning import programs, remedies
 
 if TYPE_CHECKING:
     from ipu_simulator.cost.settings import Settings
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from model import ModelConfig
 
     Captured = Tuple[Graph, Settings]
+    Capture = Callable[[Config], Captured]
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,10 @@ def dry_run(config: Config, name: str, output: Path, *, instances: int = 1) -> D
 
     Files of a training run in `output` don't change, including resolved.yml.
     """
-    from training import hold_folder, write_atomically
-    from training.checkpoints import step_folders
+    from training.folder import hold_folder, step_folders, write_atomically
 
     with hold_folder(output):
-        verdict = verdict_of(config, name, instances=instances)
+        verdict = verdict_of(config, name, instances=instances, capture=kept_program_of)
         report.write(verdict, output)
         if not step_folders(output):
             write_atomically(output / "resolved.yml", config.to_yaml())
@@ -76,19 +76,31 @@ def verdict_beside(
     print(report.summary(verdict, measured_host_s))
 
 
-def verdict_of(config: Config, name: str, *, instances: int = 1) -> Verdict:
+def verdict_of(
+    config: Config, name: str, *, instances: int = 1, capture: Optional[Capture] = None
+) -> Verdict:
     """The verdict on a run of `config`, on the machine that its `target` names.
 
     `instances` is the number of processes that drive the replicas: the optimiser state is sharded over those
     of one. Selects the simulator as this process's device; raises ipu.DeviceError if another one is already
-    in use.
+    in use. `capture` is used instead of program_of, if given.
     """
-    graph, settings = program_of(config)
+    capture = capture or program_of
+    graph, settings = capture(config)
     program = graph, replace(settings, instances=instances)
     verdict = assess(config, name, program)
     if verdict.fits:
         return verdict
-    return replace(verdict, remedies=_remedies(config, program, verdict))
+    return replace(verdict, remedies=_remedies(config, program, verdict, capture))
+
+
+def kept_program_of(config: Config) -> Captured:
+    """As program_of, from the cache folder if the same graph was captured before."""
+    found = programs.kept(config)
+    if found is None:
+        found = program_of(config)
+        programs.keep(config, found)
+    return found
 
 
 def assess(config: Config, name: str, program: Captured) -> Verdict:
@@ -104,18 +116,18 @@ def assess(config: Config, name: str, program: Captured) -> Verdict:
     )
 
 
-def _remedies(config: Config, program: Captured, verdict: Verdict) -> Tuple[Remedy, ...]:
-    programs = {_graph_key(config): program}
+def _remedies(config: Config, program: Captured, verdict: Verdict, capture: Capture) -> Tuple[Remedy, ...]:
+    captured = {programs.key_of(config): program}
     instances = program[1].instances
 
     def judge(changed: Config, instances: int = instances) -> Tuple[float, int, bool]:
-        key = _graph_key(changed)
-        if key not in programs:
-            programs[key] = program_of(changed)
-        graph, settings = programs[key]
+        key = programs.key_of(changed)
+        if key not in captured:
+            captured[key] = capture(changed)
+        graph, settings = captured[key]
         if changed.replication_factor % instances:
             return math.inf, sys.maxsize, False  # such instances can't be started
-        settings = replace(with_options(settings, changed), instances=instances)
+        settings = replace(programs.with_options(settings, changed), instances=instances)
         judged = assess(changed, "", (graph, settings))
         return judged.step_s, _fullest_bytes(judged), judged.fits
 
@@ -136,21 +148,6 @@ def _remedies(config: Config, program: Captured, verdict: Verdict) -> Tuple[Reme
     return tuple(sorted(found, key=lambda remedy: not remedy.fits))
 
 
-def _graph_key(config: Config) -> Tuple[object, ...]:
-    """Equal for configurations whose programs differ only in what `with_options` sets."""
-    return tuple(getattr(config, key) for key in sorted(keys_that_alter("machine", "weights")))
-
-
-def with_options(settings: Settings, config: Config) -> Settings:
-    """The settings with this configuration's options, for the same graph."""
-    optimizer = settings.optimizer
-    if optimizer is not None:
-        optimizer = replace(
-            optimizer, location=config.optimizer_state, sharded=config.replicated_tensor_sharding
-        )
-    return replace(settings, optimizer=optimizer, matmul_proportions=config.matmul_proportion)
-
-
 def _fullest_bytes(verdict: Verdict) -> int:
     """Peak memory of the fullest IPU."""
     return max(memory.peak_bytes for memory in verdict.ipus)
@@ -161,7 +158,7 @@ def _training_steps(config: Config) -> int:
 
     SQuAD has some more windows than examples, so its updates are slightly too few. Raises ConfigError.
     """
-    task = config.task_model
+    task = config.task_facts
     if task.dataset_key is None:
         raise ConfigError(
             [Problem("epochs", f"the size of {task.task}'s training set isn't known; set training_steps")]
@@ -284,4 +281,4 @@ def _model_of_row(name: str) -> ModelConfig:
 def _input_shapes(config: Config) -> Sequence[Tuple[int, ...]]:
     """Shapes of one micro batch, in the order of the model's arguments."""
     sizes = {"B": config.micro_batch_size, "S": config.sequence_length, "M": config.mask_tokens}
-    return [tuple(sizes[letter] for letter in shape) for shape in config.task_model.inputs]
+    return [tuple(sizes[letter] for letter in shape) for shape in config.task_facts.inputs]

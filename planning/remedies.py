@@ -100,7 +100,7 @@ def changes_of(config: Config) -> Iterator[Dict[str, Any]]:
         lower = tuple(max(_LOWEST_PROPORTION, round(share * each, 2)) for each in config.matmul_proportion)
         if lower != config.matmul_proportion:
             yield {"matmul_proportion": lower}
-    if config.task_model.is_pretraining and not config.one_hot_masked_positions:
+    if config.task_facts.is_pretraining and not config.one_hot_masked_positions:
         yield {"one_hot_masked_positions": True}
     if config.head.shares_embeddings:
         factor = config.embedding_serialization_factor

@@ -1,75 +1,19 @@
-"""Training: learning rate schedules, optimisers, the loop, checkpoints, metrics and reporting."""
+"""Training: learning rate schedules, optimisers, the loop, checkpoints, metrics and reporting.
 
-from .answering import Answering, Examiner
-from .checkpoints import Checkpoint, resolve_weights_folder, save_checkpoint
-from .compilation import CompilationError, compile_pretraining, compile_program, place
-from .errors import CheckpointError, DivergenceError, TrainingError, is_worker_death, out_of_memory_bytes
-from .evaluation import Evaluator, build_evaluator
-from .fit import Job, Start, find_start, fit
-from .folder import hold_folder, write_atomically
-from .loop import LoopPlan, Progress, Speed, refuse_bad_weights, train
-from .metrics import PRETRAINING, SQUAD, EvaluationMetrics
-from .metrics_file import Record, plain
-from .optimizer import OptimizerPlan, Schedule, build_optimizer
-from .report import Reporter, plot_loss
-from .signals import RunInterrupted, StopRequest, ignore_interrupts, stop_on_signals
-from .start import (
-    check_vocabulary,
-    check_weights_folder,
-    checkpoint_to_resume,
-    initial_model,
-    progress_of,
-    refuse_folder_of_a_run,
-    resuming_arguments,
-)
+The package's interface is interface.py. It is imported at its first use, because it needs PyTorch: a dry run
+whose graph is known needs only folder.py.
+"""
 
-__all__ = [
-    "PRETRAINING",
-    "SQUAD",
-    "Answering",
-    "Checkpoint",
-    "CheckpointError",
-    "CompilationError",
-    "DivergenceError",
-    "EvaluationMetrics",
-    "Evaluator",
-    "Examiner",
-    "Job",
-    "LoopPlan",
-    "OptimizerPlan",
-    "Progress",
-    "Record",
-    "Reporter",
-    "RunInterrupted",
-    "Schedule",
-    "Speed",
-    "Start",
-    "StopRequest",
-    "TrainingError",
-    "build_evaluator",
-    "build_optimizer",
-    "check_vocabulary",
-    "check_weights_folder",
-    "checkpoint_to_resume",
-    "compile_pretraining",
-    "compile_program",
-    "find_start",
-    "fit",
-    "hold_folder",
-    "ignore_interrupts",
-    "initial_model",
-    "is_worker_death",
-    "out_of_memory_bytes",
-    "place",
-    "plain",
-    "plot_loss",
-    "progress_of",
-    "refuse_bad_weights",
-    "refuse_folder_of_a_run",
-    "resolve_weights_folder",
-    "resuming_arguments",
-    "save_checkpoint",
-    "stop_on_signals",
-    "train",
-    "write_atomically",
-]
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .interface import *  # noqa: F403
+else:
+
+    def __getattr__(name):
+        import training.interface
+
+        # A module of the package, such as training.folder, is an attribute once it is imported.
+        return globals()[name] if name in globals() else getattr(training.interface, name)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -29,10 +28,9 @@ from safetensors.torch import load_file, save_file
 from data.files import open_plain, sync_folder
 
 from .errors import CheckpointError
-from .folder import fsync_file, remove, sha256
+from .folder import STEP_NAME, fsync_file, remove, sha256, step_folders, step_of
 
 FORMAT = 2  # format 1 had no checksum of state.json
-_NAME = re.compile(r"step_(\d{8,})")
 # The random state of an instance with 16 IPUs is about 10 MB of JSON.
 _MOST_STATE_BYTES = 1 << 30
 # Keys that state.json must have; resuming needs more (find_start).
@@ -81,20 +79,6 @@ class Checkpoint:
             part, key = name.split("/", 1)
             parts[part][key] = tensor
         return parts
-
-
-def step_folders(output: Path) -> List[Path]:
-    """The checkpoints in an output folder, oldest first, sorted by number, not by name."""
-    folder = output / "checkpoints"
-    found = [path for path in folder.glob("step_*") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=step_of)
-
-
-def step_of(folder: Path) -> int:
-    """The step in the name of a checkpoint's folder."""
-    match = _NAME.fullmatch(folder.name)
-    assert match is not None
-    return int(match.group(1))
 
 
 def checkpoint_folder(output: Path, step: int) -> Path:
@@ -167,7 +151,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     damage = _damage(state)
     if damage:
         raise CheckpointError(f"{path} is damaged: {damage}")
-    if _NAME.fullmatch(folder.name) and step_of(folder) != state["step"]:
+    if STEP_NAME.fullmatch(folder.name) and step_of(folder) != state["step"]:
         raise CheckpointError(f"{path} is the state of step {state['step']}, not of its folder's step")
     for name, expected in state["sha256"].items():
         file = folder / name

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 
 from config import keys_that_alter
 
-from .checkpoints import Checkpoint, checkpoint_folder, read_checkpoint, step_folders, step_of
+from .checkpoints import Checkpoint, checkpoint_folder, read_checkpoint
 from .errors import CheckpointError, TrainingError
+from .folder import step_folders, step_of
 from .metrics_file import Record, read_metrics
 
 _SPEEDS = ("samples_per_s", "data_wait_fraction")

@@ -7,9 +7,10 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, List
 
 import data.files
 
@@ -76,3 +77,20 @@ def hold_folder(folder: Path) -> Iterator[None]:
         file.flush()
         data.files.remove_leftovers(folder)
         yield
+
+
+STEP_NAME = re.compile(r"step_(\d{8,})")
+
+
+def step_folders(output: Path) -> List[Path]:
+    """The checkpoints in an output folder, oldest first, sorted by number, not by name."""
+    folder = output / "checkpoints"
+    found = [path for path in folder.glob("step_*") if STEP_NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The step in the name of a checkpoint's folder."""
+    match = STEP_NAME.fullmatch(folder.name)
+    assert match is not None
+    return int(match.group(1))

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Dict, List, Tuple
 
-from .checkpoints import Checkpoint, read_checkpoint, step_folders, step_of
+from .checkpoints import Checkpoint, read_checkpoint
 from .errors import CheckpointError
-from .folder import remove
+from .folder import remove, step_folders, step_of
 
 _TEMPORARY = re.compile(r"\.(step_\d{8,})\.\d+(\.replaced)?\.tmp")
 

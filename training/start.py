@@ -14,8 +14,9 @@ import ipu
 import model as models
 from config import defaults, keys_that_alter
 
-from .checkpoints import Checkpoint, newest_checkpoint, step_folders, warn_of_bad_checkpoints
+from .checkpoints import Checkpoint, newest_checkpoint, warn_of_bad_checkpoints
 from .errors import CheckpointError, TrainingError
+from .folder import step_folders
 from .loop import Progress, Speed
 
 

@@ -20,7 +20,7 @@ from config.recipes import choices_of, is_optional
 from config.schema import GROUPS, entries, kinds
 from ipu.keys import REQUIRED, BatchKeys, KeyGroup
 from ipu.options import DevicePlan
-from planning import dry_run
+from planning import dry_run, programs
 from tests.old_hosts import needs_verdict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,7 +112,7 @@ def test_options_leave_the_graph_alone(changes: Any) -> None:
     before = config.load("test_bert", overrides={"replication_factor": 2, "device": "simulator"})
     after = config.load("test_bert", overrides={"replication_factor": 2, "device": "simulator", **changes})
     graph, settings = dry_run.program_of(before)
-    changed = dry_run.with_options(settings, after)
+    changed = programs.with_options(settings, after)
     assert changed != settings
     assert dry_run.assess(after, "", (graph, changed)) == dry_run.assess(after, "", dry_run.program_of(after))
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from training import CheckpointError, TrainingError, hold_folder, resolve_weights_folder, save_checkpoint
-from training.checkpoints import newest_checkpoint, read_checkpoint, step_folders
+from training.checkpoints import newest_checkpoint, read_checkpoint
+from training.folder import step_folders
 from training.rotation import Rotation, move_damaged_aside, sweep
 from training.start import checkpoint_to_resume, resuming_arguments
 
