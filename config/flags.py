@@ -6,6 +6,7 @@ The dataclass (`config.Config`) defines the keys; this module is generic.
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import Field
 from typing import Any, Callable, Collection, Dict, List, Mapping, NoReturn, Optional, Sequence
 
@@ -17,6 +18,8 @@ class FlagParser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
+        # argparse takes -1e-3 for a flag: its pattern of a negative number has no exponent.
+        self._negative_number_matcher = re.compile(r"^-(\d[\d_]*\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:
         lead = "unrecognized arguments: "

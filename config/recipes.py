@@ -276,10 +276,10 @@ def describe(kind: Any) -> str:
 def convert(value: object, kind: Any) -> Any:
     """`value` converted to type `kind`; raises ValueError that says what is wrong with it.
 
-    Strict on purpose: the only conversions are a whole number to a float, a single element to a list, and 1.1
-    to the choice "1.1".
+    Strict on purpose: the only conversions are a whole number to a float, a single element to a list, 1.1 to
+    the choice "1.1", and the word none, as on the command line, to nothing.
     """
-    if value is None and is_optional(kind):
+    if is_optional(kind) and (value is None or (isinstance(value, str) and value.lower() == "none")):
         return None
     target, item, choices = inner(kind), item_of(kind), choices_of(kind)
     if item:
@@ -333,10 +333,8 @@ def _hint(value: object, target: type) -> str:
 
 def from_text(text: str, kind: Any) -> Any:
     """A command-line word as a value of `kind`; raises ValueError that says what is wrong with it."""
-    if text.lower() == "none" and is_optional(kind):
-        return None
     target = inner(kind)
-    if target in (int, float):
+    if target in (int, float) and not (is_optional(kind) and text.lower() == "none"):
         try:
             return convert(target(text), kind)
         except (ValueError, OverflowError):
@@ -348,5 +346,5 @@ def tuple_from_text(words: List[str], kind: Any) -> Any:
     """The words after a list flag, separated by blanks, commas or both, as a tuple (None for `none`)."""
     elements = [element for word in words for element in word.split(",") if element]
     if len(elements) == 1 and elements[0].lower() == "none" and is_optional(kind):
-        return None
+        return convert(elements[0], kind)
     return convert([from_text(element, item_of(kind)) for element in elements], kind)

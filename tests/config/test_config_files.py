@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import textwrap
 from pathlib import Path
 from typing import Any, Callable, Dict, List
@@ -281,6 +282,10 @@ def test_the_surface_changes_on_purpose_only() -> None:
         ("--layers-per-ipu 0, 4, 4 4 --seed 1", {"layers_per_ipu": (0, 4, 4, 4), "seed": 1}),
         ("--matmul-proportion .25", {"matmul_proportion": (0.25,)}),
         ("--max-grad-norm none", {"max_grad_norm": None}),
+        ("--null-score-diff-threshold -1e-3", {"null_score_diff_threshold": -1e-3}),
+        ("--null-score-diff-threshold -1.5E+2 --seed 1", {"null_score_diff_threshold": -150.0, "seed": 1}),
+        ("--null-score-diff-threshold -.5e1", {"null_score_diff_threshold": -5.0}),
+        ("--null-score-diff-threshold -3.", {"null_score_diff_threshold": -3.0}),
         ("--norm None", {"norm": None}),
         ("--validation-layers-per-ipu none", {"validation_layers_per_ipu": None}),
         ("--corpus none", {"corpus": "none"}),  # a folder may have this name
@@ -311,6 +316,24 @@ def test_flag_mistakes_exit_with_status_2(words: str, text: str, capsys: pytest.
     message = capsys.readouterr().err
     assert raised.value.code == 2
     assert text in message and len(message.splitlines()) <= 3
+
+
+def test_none_in_a_recipe_is_none_as_on_the_command_line(tmp_path: Path) -> None:
+    """For every key that may be none, written as YAML, a flag and a flag of several words do."""
+    free = {entry.name for entry in dataclasses.fields(Config) if entry.default is None}
+    assert {"max_grad_norm", "eval_steps", "validation_layers_per_ipu", "corpus_subset", "norm"} <= free
+    same = config.load("test_groupbert", overrides=dict.fromkeys(free, None)).to_dict()
+    recipe = {**config.load("test_groupbert").to_dict(), **dict.fromkeys(free, "none")}
+    for word in ("none", "None", "'none'", "NONE", "null"):
+        text = "\n".join(
+            f"  {key}: {word if value == 'none' else json.dumps(value)}" for key, value in recipe.items()
+        )
+        (tmp_path / "recipes.yml").write_text(f"mine:\n{text}\n")
+        assert config.load("mine", path=tmp_path / "recipes.yml").to_dict() == same
+    (tmp_path / "recipes.yml").write_text(
+        f"mine:\n{text}\n  \n".replace('corpus: "python-docs"', "corpus: none")
+    )
+    assert config.load("mine", path=tmp_path / "recipes.yml").corpus == "none"  # a folder may have this name
 
 
 def test_every_value_of_a_recipe_can_be_given_as_flags() -> None:
