@@ -1,13 +1,19 @@
-"""Questions from SQuAD's JSON files (plain or gzipped), or from Hugging Face datasets with its columns."""
+"""Questions from SQuAD's JSON files (plain or gzipped), or from Hugging Face datasets with its columns.
+
+A set may be nested as SQuAD's files are, or have one object a question as Hugging Face's do; its answers may
+be a list of objects or an object of lists.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from ..files import DataError
+from ..hugging_face import PREFIX, library, parts_of, rows_of
 from ..json_files import read_json
 
 
@@ -33,174 +39,256 @@ class Question:
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """The questions of a file, in order; `has_impossible`: it is of version 2.0."""
+    """The questions of a file, in order; `has_impossible`: it is of version 2.0. `left_out`: why questions of
+    the file can't be trained on, one line each."""
 
     name: str
     questions: Tuple[Question, ...]
     has_impossible: bool
+    left_out: Tuple[str, ...] = ()
 
 
 def read_questions(file: Path, *, answers: str = "located") -> QuestionSet:
     """Reads a file of questions.
 
-    `answers` is "located" for training (each has a text, which is at its offset), "texts" for scoring
-    (offsets, contexts and the question text are optional) or "none" for prediction: answers in the file are
-    ignored, and a question without an id gets its position as id. A file is of version 2.0 if it says so, or
-    if any question has the key `is_impossible`. Raises DataError for an invalid file.
+    `answers` is "located" for training (a question without an answer that is at its offset is left out; if
+    most are, the file is invalid), "found" for evaluation (the offset of an answer that isn't there is None),
+    "texts" for scoring (offsets, contexts and the question text are optional) or "none" for prediction:
+    answers in the file are ignored, and a question without an id gets its position as id. A file is of
+    version 2.0 if it says so, or if any question has the key `is_impossible`. Raises DataError for an invalid
+    file.
     """
-    if answers not in ("located", "texts", "none"):
-        raise DataError(f'answers is {answers!r}: it takes "located", "texts" or "none".')
+    if answers not in ("located", "found", "texts", "none"):
+        raise DataError(f'answers is {answers!r}: it takes "located", "found", "texts" or "none".')
     file = Path(file)
     content = read_json(file)
     entries = list(_entries(file, content))
-    has_impossible = str(content.get("version", "")).lstrip("v").startswith("2") or any(
+    version = content.get("version", "") if isinstance(content, dict) else ""
+    has_impossible = _VERSION_2.fullmatch(str(version)) is not None or any(
         "is_impossible" in entry for _, _, _, entry in entries
     )
+    return _question_set(file.name, repr(str(file)), entries, answers, has_impossible)
+
+
+_VERSION_2 = re.compile(r"(squad[ _-]?)?v?2(\.\d+)*", re.IGNORECASE)  # "2019-10-15" isn't
+# A question's place in its file or dataset, title, context and object.
+_Entry = Tuple[str, Optional[str], Optional[str], Dict[str, Any]]
+
+
+def _question_set(
+    name: str, source: str, entries: Iterable[_Entry], answers: str, has_impossible: bool
+) -> QuestionSet:
+    """The questions of the entries. `source` names their file or dataset in messages."""
     seen: Dict[str, str] = {}
-    questions = []
+    questions: List[Question] = []
+    left_out: List[str] = []
     for where, title, context, entry in entries:
-        question = _question(file, where, title, context, entry, answers, has_impossible)
+        question, fault = _question(source, where, title or "", context, entry, answers, has_impossible)
         if question.id in seen:
             raise DataError(
-                f"{str(file)!r}: the id {question.id!r} appears at {seen[question.id]} and again at {where}: "
+                f"{source} at {where} (id {question.id!r}) has the same id as {seen[question.id]}: "
                 "predictions are matched by id. Give every question a unique id."
             )
         seen[question.id] = where
-        questions.append(question)
+        if fault is None:
+            questions.append(question)
+        else:
+            left_out.append(fault)
+    if len(left_out) > len(questions):
+        more = f" ({len(left_out)} of {len(seen)} questions are like this)" if len(seen) > 1 else ""
+        raise DataError(f"{left_out[0]}{more}")
     if not questions:
-        raise DataError(f"{str(file)!r} has no questions: check that it is the file you meant.")
-    return QuestionSet(file.name, tuple(questions), has_impossible)
+        raise DataError(f"{source} has no questions: check that it is the one you meant.")
+    return QuestionSet(name, tuple(questions), has_impossible, tuple(left_out))
 
 
-def _entries(file: Path, content: Any) -> Iterator[Tuple[str, str, Optional[str], Dict[str, Any]]]:
-    """Each question's (position in the file, title, context, object)."""
-    for article_place, article in _objects(file, "", content, "data"):
-        title = str(article.get("title", ""))
-        for paragraph_place, paragraph in _objects(file, article_place, article, "paragraphs"):
-            context = _text(file, paragraph_place, paragraph, "context", optional=True)
-            for place, entry in _objects(file, paragraph_place, paragraph, "qas"):
-                yield place, title, context, entry
+def _entries(file: Path, content: Any) -> Iterator[_Entry]:
+    source = repr(str(file))
+    if isinstance(content, list) and content and all(_is_flat(entry) for entry in content):
+        content = {"data": content}
+    for article_place, article in _objects(source, "", content, "data"):
+        if _is_flat(article):
+            yield article_place, *_title_and_context(source, article_place, article), article
+            continue
+        for paragraph_place, paragraph in _objects(source, article_place, article, "paragraphs"):
+            _, context = _title_and_context(source, paragraph_place, paragraph)
+            for place, entry in _objects(source, paragraph_place, paragraph, "qas"):
+                yield place, str(article.get("title") or ""), context, entry
 
 
-def _objects(file: Path, place: str, parent: Any, key: str) -> List[Tuple[str, Dict[str, Any]]]:
+def _is_flat(entry: Any) -> bool:
+    """Whether it is a question with its context, as in Hugging Face's datasets."""
+    return isinstance(entry, dict) and "question" in entry and "paragraphs" not in entry
+
+
+def _title_and_context(source: str, place: str, entry: Dict[str, Any]) -> Tuple[Optional[str], Optional[str]]:
+    title = entry.get("title")
+    return None if title is None else str(title), _text(source, place, entry, "context", optional=True)
+
+
+def _objects(source: str, place: str, parent: Any, key: str) -> List[Tuple[str, Dict[str, Any]]]:
     if not isinstance(parent, dict) or key not in parent:
         what = f"keys {', '.join(map(repr, parent))}" if isinstance(parent, dict) else type(parent).__name__
         raise DataError(
-            f"{str(file)!r}{' at ' + place if place else ''} lacks {key!r} (it has {what}): a SQuAD file is "
+            f"{source}{_at(place)} lacks {key!r} (it has {what}): a SQuAD file is "
             '{"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers"}]}]}]}.'
         )
     children = parent[key]
     place = f"{place}.{key}" if place else key
     if not isinstance(children, list) or not all(isinstance(child, dict) for child in children):
-        raise DataError(f"{str(file)!r} at {place} is not a list of objects, as SQuAD files have there.")
+        raise DataError(f"{source} at {place} is not a list of objects, as SQuAD files have there.")
     return [(f"{place}[{i}]", child) for i, child in enumerate(children)]
 
 
 def _text(
-    file: Path, place: str, parent: Dict[str, Any], key: str, *, optional: bool = False
+    source: str, place: str, parent: Dict[str, Any], key: str, *, optional: bool = False
 ) -> Optional[str]:
     value = parent.get(key)
     if value is None and optional:
         return None
     if not isinstance(value, str):
         found = "is missing" if key not in parent else f"is {json.dumps(value)[:60]}"
-        raise DataError(f"{str(file)!r} at {place}: {key!r} {found}; it must be a text.")
+        raise DataError(f"{source}{_at(place)}: {key!r} {found}; it must be a text.")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:  # JSON can write half of a pair of escapes
         raise DataError(
-            f"{str(file)!r} at {place}: {key!r} has {value[error.start]!a} at character {error.start}, "
+            f"{source}{_at(place)}: {key!r} has {value[error.start]!a} at character {error.start}, "
             "which is half of a surrogate pair. Use an undamaged copy, or remove it."
         ) from error
     return value
 
 
+def _at(place: str) -> str:
+    return f" at {place}" if place else ""
+
+
 def _question(
-    file: Path,
+    source: str,
     place: str,
     title: str,
     context: Optional[str],
     entry: Dict[str, Any],
     wanted: str,
     has_impossible: bool,
-) -> Question:
-    id_ = _text(file, place, entry, "id", optional=wanted == "none")
+) -> Tuple[Question, Optional[str]]:
+    """The question, and why it can't be trained on, if so: none of its answers is at its offset."""
+    id_ = entry.get("id")
+    if type(id_) is int:
+        id_ = str(id_)
+    else:
+        id_ = _text(source, place, entry, "id", optional=wanted == "none")
     id_ = place if id_ is None else id_
     named = f"{place} (id {id_!r})"
-    text = _text(file, named, entry, "question", optional=wanted == "texts") or ""
+    text = _text(source, named, entry, "question", optional=wanted == "texts") or ""
     if context is None and wanted != "texts":
-        raise DataError(f"{str(file)!r} at {named}: its paragraph has no 'context' to find an answer in.")
+        raise DataError(f"{source} at {named}: its paragraph has no 'context' to find an answer in.")
     context = context or ""
     if wanted == "none":
-        return Question(id_, title, text, context)
-    answers = tuple(
-        _answer(
-            file, f"{named}, {answer_place[len(place) + 1 :]}", context, answer, located=wanted == "located"
-        )
-        for answer_place, answer in _objects(file, place, entry, "answers")
-    )
-    is_impossible = has_impossible and entry.get("is_impossible", not answers)
-    if not isinstance(is_impossible, bool):
-        raise DataError(f"{str(file)!r} at {named}: is_impossible is {is_impossible!r}, not true or false.")
-    if is_impossible and answers:
+        return Question(id_, title, text, context), None
+    impossible = entry.get("is_impossible")
+    if impossible is not None and not isinstance(impossible, bool):
+        raise DataError(f"{source} at {named}: is_impossible is {impossible!r}, not true or false.")
+    if "answers" not in entry and not impossible:
         raise DataError(
-            f"{str(file)!r} at {named}: is_impossible is true, yet it has the answer {answers[0].text!r}. "
+            f"{source} at {named} lacks 'answers' (it has keys {', '.join(map(repr, entry))}). Give it "
+            'answers, or set "is_impossible": true (SQuAD 2.0).'
+        )
+    answers: List[Answer] = []
+    faults: List[str] = []
+    for answer_place, answer in _answer_objects(source, named, entry.get("answers")):
+        read, fault = _answer(f"{source} at {answer_place}", context, answer, wanted)
+        if fault is None or wanted == "found":
+            answers.append(read)
+        else:
+            faults.append(fault)
+    is_impossible = has_impossible and (not (answers or faults) if impossible is None else impossible)
+    if is_impossible and (answers or faults):
+        first = answers[0].text if answers else "..."
+        raise DataError(
+            f"{source} at {named}: is_impossible is true, yet it has the answer {first!r}. "
             "Remove one of the two."
         )
-    if not answers and not is_impossible:
+    if not answers and not faults and not is_impossible:
         mend = "is_impossible is false" if has_impossible else "version 1.1 has no unanswerable questions"
         raise DataError(
-            f"{str(file)!r} at {named} has no answers, and {mend}. Give it an answer, or set "
-            '"is_impossible": true (SQuAD 2.0).'
+            f"{source} at {named} has no answers, and {mend}. Give it an answer, or set "
+            '"is_impossible": true and squad_version to 2.0.'
         )
-    return Question(id_, title, text, context, answers, is_impossible)
+    question = Question(id_, title, text, context, tuple(answers), is_impossible)
+    return question, faults[0] if faults and not answers else None
 
 
-def _answer(file: Path, place: str, context: str, entry: Dict[str, Any], *, located: bool) -> Answer:
-    text = _text(file, place, entry, "text") or ""
-    if not located:
-        return Answer(text, None)
-    start = entry.get("answer_start")
-    if not isinstance(start, int) or isinstance(start, bool):
-        found = "is missing" if start is None else f"is {json.dumps(start)[:60]}"
-        raise DataError(f"{str(file)!r} at {place}: 'answer_start' {found}; it must be a whole number.")
-    answer = Answer(text, start)
-    check_located(f"{str(file)!r} at {place}", context, answer)
-    return answer
-
-
-def check_located(place: str, context: str, answer: Answer) -> None:
-    """Raises DataError with the place unless the answer is in the context at its offset."""
-    text, start = answer.text, answer.start
-    assert start is not None
-    if not text:
-        raise DataError(f"{place}: the answer's text is empty. Remove it, or give its text.")
-    if start < 0 or context[start : start + len(text)] != text:
-        stands = f"{context[start : start + len(text)]!r} is" if 0 <= start < len(context) else "nothing is"
-        occurs = context.find(text)
-        hint = f"its first occurrence is at {occurs}" if occurs >= 0 else "the context doesn't have it at all"
+def _answer_objects(source: str, named: str, answers: Any) -> List[Tuple[str, Dict[str, Any]]]:
+    """Each answer's place and object; of a list of objects, an object of lists, or one object."""
+    if answers is None:
+        return []
+    if isinstance(answers, dict):
+        columns = {key: value if isinstance(value, list) else [value] for key, value in answers.items()}
+        counts = {len(column) for column in columns.values()}
+        if len(counts) > 1:
+            raise DataError(
+                f"{source} at {named}: the lists of answers have different lengths: "
+                + ", ".join(f"{key} {len(column)}" for key, column in columns.items())
+            )
+        answers = [dict(zip(columns, values)) for values in zip(*columns.values())]
+    if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
         raise DataError(
-            f"{place}: the answer {text!r} is not at its answer_start {start}: {stands} "
-            f"there in a context of {len(context)} characters; {hint}. Correct answer_start."
+            f"{source} at {named}: answers is neither a list of objects nor an object of lists, but "
+            f"{json.dumps(answers)[:60]}"
         )
+    return [(f"{named}, answers[{i}]", answer) for i, answer in enumerate(answers)]
 
 
-HUGGING_FACE = "hf:"
+def _answer(where: str, context: str, entry: Dict[str, Any], wanted: str) -> Tuple[Answer, Optional[str]]:
+    """The answer, and why it can't be trained on, if so."""
+    text = _text(where, "", entry, "text") or ""
+    if wanted == "texts":
+        return Answer(text, None), None
+    start = entry.get("answer_start")
+    if isinstance(start, float) and start.is_integer():  # a column that had empty cells
+        start = int(start)
+    if type(start) is not int:
+        found = "is missing" if start is None else f"is {json.dumps(start)[:60]}"
+        raise DataError(f"{where}: 'answer_start' {found}; it must be a whole number.")
+    fault = _misplaced(where, context, text, start)
+    return Answer(text, None if fault else start), fault
+
+
+def _misplaced(where: str, context: str, text: str, start: int) -> Optional[str]:
+    """What is wrong with an answer's text or offset, if anything."""
+    if not text:
+        return f"{where}: the answer's text is empty. Remove it, or give its text."
+    if start >= 0 and context[start : start + len(text)] == text:
+        return None
+    stands = f"{context[start : start + len(text)]!r} is" if 0 <= start < len(context) else "nothing is"
+    occurs = context.find(text)
+    hint = f"its first occurrence is at {occurs}" if occurs >= 0 else "the context doesn't have it at all"
+    return (
+        f"{where}: the answer {text!r} is not at its answer_start {start}: {stands} "
+        f"there in a context of {len(context)} characters; {hint}. Correct answer_start."
+    )
+
+
 # The published sets, by version.
 PUBLISHED = {"1.1": "hf:rajpurkar/squad", "2.0": "hf:rajpurkar/squad_v2"}
 _COLUMNS = ("id", "title", "question", "context", "answers")
 
 
-def open_questions(source: str, split: str, *, version: str) -> QuestionSet:
-    """The questions, with located answers, of a file or of a split of "hf:NAME" (or a local folder of data
-    files). `version` is the run's squad_version.
+def open_questions(source: str, split: str, *, version: str, subset: Optional[str] = None) -> QuestionSet:
+    """The questions of a file, or of a split of "hf:NAME", "hf:NAME:CONFIGURATION" or "hf:FOLDER" (of data
+    files, or written by `save_to_disk`). `version` is the run's squad_version, `subset` the configuration if
+    the source names none.
 
-    In version 2.0 a question without answers is impossible; files of version 1.1 are accepted. Raises
+    The split "train" has located answers, others keep questions with misplaced ones: see read_questions. In
+    version 2.0 a question without answers is impossible; files of version 1.1 are accepted. Raises
     DataError for unreadable data, and for version 2.0's data in a run of version 1.1.
     """
-    if source.startswith(HUGGING_FACE):
-        return _from_hub(source, split, has_impossible=version == "2.0")
-    data = read_questions(Path(source).expanduser())
+    wanted = "located" if split == "train" else "found"
+    if source.startswith(PREFIX):
+        data = _from_hub(source, split, subset, wanted, has_impossible=version == "2.0")
+    else:
+        data = read_questions(Path(source).expanduser(), answers=wanted)
     if data.has_impossible and version != "2.0":
         raise DataError(
             f"{source!r} is of version 2.0, with questions that have no answer, and squad_version is "
@@ -209,49 +297,31 @@ def open_questions(source: str, split: str, *, version: str) -> QuestionSet:
     return replace(data, has_impossible=version == "2.0")
 
 
-def _from_hub(source: str, split: str, *, has_impossible: bool) -> QuestionSet:
-    rows = _rows(source, split)
+def _from_hub(
+    source: str, split: str, subset: Optional[str], wanted: str, *, has_impossible: bool
+) -> QuestionSet:
+    rows = _rows(source, split, subset)
     missing = [name for name in _COLUMNS if name not in rows.column_names]
-    if missing:
+    if set(missing) - {"title"}:
         raise DataError(
             f"{source} lacks {', '.join(missing)}; its columns are: {', '.join(rows.column_names)}. Take a "
             f"dataset with SQuAD's: {', '.join(_COLUMNS)} (answers has text and answer_start)"
         )
-    seen: Dict[str, int] = {}
-    questions: List[Question] = []
-    for number, row in enumerate(rows):
-        where = f"{source}, split {split}, row {number} (id {row['id']!r})"
-        if row["id"] in seen:
-            raise DataError(f"{where} has the same id as row {seen[row['id']]}: give each row a unique id")
-        seen[row["id"]] = number
-        texts, starts = row["answers"]["text"], row["answers"]["answer_start"]
-        answers = tuple(Answer(text, start) for text, start in zip(texts, starts))
-        if not answers and not has_impossible:
-            raise DataError(
-                f"{where} has no answers, and version 1.1 has no unanswerable questions: set squad_version "
-                "to 2.0, or use a dataset of version 1.1"
-            )
-        for answer in answers:
-            check_located(where, row["context"], answer)
-        questions.append(
-            Question(row["id"], row["title"], row["question"], row["context"], answers, not answers)
-        )
-    if not questions:
-        raise DataError(f"{source}, split {split}, has no questions: check name and split")
-    return QuestionSet(source, tuple(questions), has_impossible)
+    entries = (
+        (f"row {number}", *_title_and_context(source, f"row {number}", row), row)
+        for number, row in enumerate(rows)
+    )
+    return _question_set(source, f"{source}, split {split},", entries, wanted, has_impossible)
 
 
-def _rows(source: str, split: str) -> Any:
+def _rows(source: str, split: str, subset: Optional[str]) -> Any:
+    datasets = library(source)
+    name, subset = parts_of(source, subset)
     try:
-        import datasets
-    except ImportError as error:
-        raise DataError(
-            f"{source} needs the package `datasets`: {error}. Run `pip install datasets`."
-        ) from error
-    try:
-        return datasets.load_dataset(source[len(HUGGING_FACE) :], split=split)
+        return rows_of(datasets, name, subset, split, streaming=False)
     except Exception as error:  # names, networks, formats and splits raise errors of many types
         raise DataError(
-            f"cannot read {source}, split {split!r}: {type(error).__name__}: {error}. Check name and "
-            "network, or give a SQuAD JSON file: --train-data FILE, --validation-data FILE"
+            f"cannot read {source}, split {split!r}: {type(error).__name__}: {error}. Check name, "
+            "configuration (hf:NAME:CONFIGURATION) and network, or give a SQuAD JSON file: "
+            "--train-data FILE, --validation-data FILE"
         ) from error

@@ -48,14 +48,21 @@ class PreparedQuestions:
             impossible = sum(question.is_impossible for question in self.questions.questions)
             kinds = f" ({impossible:,} without an answer)"
         count = len(self.questions.questions)
-        return f"{self.questions.name}: {count:,} questions{kinds}, {len(self.features):,} windows"
+        left_out = self.questions.left_out
+        without = (
+            f"; {len(left_out):,} more left out, whose answers aren't where they should be, the first: "
+            f"{left_out[0]}"
+            if left_out
+            else ""
+        )
+        return f"{self.questions.name}: {count:,} questions{kinds}, {len(self.features):,} windows{without}"
 
 
 def read_split(options: SquadDataOptions, split: str) -> QuestionSet:
     """The questions of "train" or "validation". Raises DataError."""
     named = options.train_data if split == "train" else options.validation_data
     source = PUBLISHED[options.squad_version] if named is None else named
-    return open_questions(source, split, version=options.squad_version)
+    return open_questions(source, split, version=options.squad_version, subset=options.corpus_subset)
 
 
 def squad_tokenizer(options: SquadDataOptions, checkpoint: Optional[Path]) -> Tokenizer:
