@@ -193,7 +193,14 @@ def check_variables() -> None:
     A variable that `stand_for` overrides isn't read.
     """
     problems = []
-    for read in (target, precision, variables.strict, variables.profile_folder, variables.custom_ops_file):
+    for read in (
+        target,
+        precision,
+        variables.strict,
+        variables.merges,
+        variables.profile_folder,
+        variables.custom_ops_file,
+    ):
         try:
             read()
         except ValueError as error:

@@ -103,6 +103,22 @@ def bfloat16_instructions(cpu_info: Path = _CPU_INFO) -> str | None:
     return next((name for name in _BFLOAT16_INSTRUCTIONS if name in flags), None)
 
 
+def free_memory_bytes() -> int | None:
+    """Memory that this process can get without swapping: of the machine, and of its control group (version
+    2); None where the system doesn't tell.
+    """
+    found = []
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) << 10)
+    with contextlib.suppress(OSError, ValueError):  # "max" is no number
+        group = Path("/sys/fs/cgroup")
+        most, used = ((group / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current"))
+        found.append(max(int(most) - int(used), 0))
+    return min(found, default=None)
+
+
 # Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2

@@ -16,6 +16,7 @@ PRECISION = "IPU_SIMULATOR_PRECISION"  # the arithmetic: float32, bfloat16 or ip
 PROFILE = "IPU_SIMULATOR_PROFILE"  # a folder for reports; set by --profile
 CUSTOM_OPS = "IPU_SIMULATOR_CUSTOM_OPS"  # a file of functions; set by --custom-ops
 STRICT = "IPU_SIMULATOR_STRICT"  # 1: errors where the simulator otherwise does what PopTorch refuses
+MERGE = "IPU_SIMULATOR_MERGE"  # 0: micro batches of a weight update run one by one
 # The announcement was printed. Set by environment.set_announced.
 ANNOUNCED = "IPU_SIMULATOR_ANNOUNCED"
 # Read by PopTorch too.
@@ -73,6 +74,11 @@ def asks_for_ipu_model() -> bool:
 def strict() -> bool:
     """Whether what PopTorch refuses is refused also where the simulator need not."""
     return whole_number(STRICT, 0) != 0
+
+
+def merges() -> bool:
+    """Whether micro batches of a weight update may run as one, where that only reorders sums."""
+    return whole_number(MERGE, 1) != 0
 
 
 def profile_folder() -> Path | None:

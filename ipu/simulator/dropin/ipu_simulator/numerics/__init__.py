@@ -30,7 +30,7 @@ from .rounding import (
     to_device_dtype,
 )
 from .saved_tensors import SavedTensors, storage_of
-from .step import StepProgram, run_inference, run_training
+from .step import Merge, Results, StepProgram, run_inference, run_training
 from .update_rules import GroupSettings
 from .updater import Rule, Updater, UpdateSettings, state_names
 
@@ -46,10 +46,12 @@ __all__ = [
     "GroupSettings",
     "InvalidOperation",
     "KeyedRandomness",
+    "Merge",
     "MicroBatch",
     "OutputCollector",
     "Processes",
     "Reduction",
+    "Results",
     "Returned",
     "Rule",
     "SavedTensors",

@@ -68,6 +68,14 @@ class StepPlan:
         size = tensor.shape[0] // self.input_slices
         return tensor.narrow(0, self.slice_index(which) * size, size)
 
+    def micro_inputs(self, tensor: torch.Tensor, first: MicroBatch, count: int) -> torch.Tensor:
+        """View of `count` consecutive micro batches of a replica: [count, b, ...]; a 0-d tensor itself."""
+        if tensor.dim() == 0:
+            return tensor
+        start, stride = self.slice_index(first), self.input_groups
+        slices: torch.Tensor = tensor.unflatten(0, (self.input_slices, tensor.shape[0] // self.input_slices))
+        return slices[start : start + (count - 1) * stride + 1 : stride]
+
 
 class Returned(Enum):
     """Output modes of a step.

@@ -132,10 +132,14 @@ class KeyedRandomness:
 
     def seed_micro_batch(self, replica: int, micro_batch: int) -> None:
         """Seeds the generator for one micro batch of the current device iteration."""
+        torch.default_generator.manual_seed(self.micro_batch_seed(replica, micro_batch))
+
+    def micro_batch_seed(self, replica: int, micro_batch: int) -> int:
+        """The seed of one micro batch of the current device iteration."""
         replica = self.global_replica(replica)
         key = struct.pack("<QQQQ", self.seed, self.iterations_done, replica, micro_batch)
         digest = hashlib.blake2b(key, digest_size=8).digest()
-        torch.default_generator.manual_seed(int.from_bytes(digest, "little") >> 1)
+        return int.from_bytes(digest, "little") >> 1
 
 
 @contextmanager

@@ -111,6 +111,11 @@ class Anchors:
         known = {f"{kind}{name}" for kind in kinds for name in self._weights} | self._of_optimizer
         return any(long_name not in known for long_name, _ in self._wanted.values())
 
+    @property
+    def need_each_gradient(self) -> bool:
+        """Whether the gradients of each micro batch are anchored."""
+        return any(long_name.startswith(_GRADIENT) for long_name, _ in self._wanted.values())
+
     def _keep(self, name: str, which: numerics.MicroBatch, tensor: torch.Tensor) -> None:
         for long_name, collector in self._wanted.values():
             if long_name == name:

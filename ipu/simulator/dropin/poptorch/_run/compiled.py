@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Callable, Iterator
 
 import torch
@@ -44,6 +45,7 @@ from .arithmetic import (
 from .compilation import compile_lock, leave_note
 from .device_weights import DeviceWeights, ReplicaGrouping
 from .divergence import first_non_finite
+from .merging import Merger
 from .structure import check_types, map_leaves, tensors, with_tensors
 
 if TYPE_CHECKING:
@@ -140,6 +142,11 @@ class Executable:
         self._statistics: RunningStatistics | None = None  # of the micro batch that runs
         self._may_overwrite = False  # whether an in-place operation may overwrite what a gradient needs
         self._has_warned = False  # of a loss that is NaN or infinite
+        self._merger: Merger | None = None
+        if training and not as_ipu:
+            self._merger = Merger(
+                model, self.plan, self.weights, randomness, self._replaying, self._exceptions is not None
+            )
         self._is_traced = isinstance(compiled, Arguments)  # otherwise the first run traces
         if isinstance(compiled, Arguments):
             self._inputs = compiled.frozen()
@@ -249,6 +256,12 @@ class Executable:
             strided_norm.on_call if Obeyed(self._options._Popart).strides_group_norm else None,
             bfloat16.on_call if self._copies is not None and is_forward else None,
         )
+
+    @contextlib.contextmanager
+    def _replaying(self, statistics: RunningStatistics | None = None) -> Iterator[None]:
+        """Context of a replay of the forward."""
+        with _trace.running(self._mixes_types), self._watched(False, statistics):
+            yield
 
     def _trace_model(self, arguments: Arguments) -> None:
         first = numerics.MicroBatch(0, 0, 0)
@@ -369,6 +382,18 @@ class Executable:
             if optimizer is not None:
                 trainable = [self.weights.parameters[i] for i in self.weights.trainable]
                 update = anchors.following(self._updating(optimizer), self.weights.enter_replica)
+                if self._merger is not None:
+                    order = _order(self._paths, arguments.paths) if self._calls is not None else None
+                    merge = self._merger.merge(
+                        self._calls,
+                        inputs,
+                        order,
+                        anchors,
+                        optimizer,
+                        self._in_run,
+                        lambda: self._may_overwrite,
+                    )
+                    program = replace(program, merge=merge)
                 results = numerics.run_training(
                     program, inputs, trainable, update, collector, self._gradients(optimizer)
                 )
@@ -445,7 +470,7 @@ class Executable:
             statistics = RunningStatistics(defers=True) if self._reads_statistics else None
             self._statistics = statistics
             if calls is not None and order is not None:
-                with _trace.running(self._mixes_types), kept, self._watched(False, statistics):
+                with kept, self._replaying(statistics):
                     loss, outputs = calls([inputs[i] for i in order])
                 return loss, outputs if statistics is None else statistics.returned(outputs)
             args, kwargs = arguments.replaced(inputs)

@@ -5,9 +5,10 @@ As on an IPU, dead code is eliminated: calls that neither the loss nor an output
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from dataclasses import dataclass, replace
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import torch
 
@@ -47,6 +48,7 @@ class TapedCall:
     gives_tensor: bool = False
     is_pure: bool = False  # no side effects: no in-place change, no random numbers
     writes: bool = False  # changes a floating-point tensor that it takes
+    is_callback: bool = False  # calls the program's or the simulator's Python in each run
     origin: errors.Origin = errors.UNKNOWN
 
     def with_call(
@@ -115,6 +117,8 @@ class Replay:
             needed = rewrite(needed, results)
         self._run, self._origins = _compiled(needed, num_inputs, results)
 
+        self.has_callbacks = any(step.is_callback for step in steps)
+
     def __reduce__(self) -> tuple[Any, ...]:
         # The calls hold the model's tensors, so a copied or pickled executor calls its model's forward.
         return _no_replay, ()
@@ -133,6 +137,38 @@ class Replay:
         finally:
             torch.set_grad_enabled(outside)
         return (results[0], results[1:]) if self._has_loss else (None, results)
+
+    def merged(
+        self, inputs: list[torch.Tensor], draws: bool
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+        """As a call, for several micro batches at once: inputs [K, ...], or 0-d, give results [K, ...].
+
+        `draws`: whether it may draw random numbers. Raises what torch.func.vmap raises for a forward that it
+        can't run.
+        """
+        outside = torch.is_grad_enabled()
+        dims = tuple([0 if tensor.dim() else None for tensor in inputs])
+        try:
+            with _batching_rules_only():
+                batched = torch.func.vmap(
+                    lambda *own: tuple(self._run(*own)), dims, randomness="different" if draws else "error"
+                )
+                results = list(batched(*inputs))
+        finally:
+            torch.set_grad_enabled(outside)
+        return (results[0], results[1:]) if self._has_loss else (None, results)
+
+
+@contextlib.contextmanager
+def _batching_rules_only() -> Iterator[None]:
+    """Context: torch.func.vmap raises for an operation that it would otherwise run in a loop."""
+    functorch: Any = torch._C._functorch
+    before = functorch._is_vmap_fallback_enabled()
+    functorch._set_vmap_fallback_enabled(False)
+    try:
+        yield
+    finally:
+        functorch._set_vmap_fallback_enabled(before)
 
 
 def _no_replay() -> None:

@@ -28,6 +28,7 @@ from .errors import Origin, operation_name
 from .replay import Autocast, Replay, Slot, TapedCall, mapped
 
 _KNOWN_NAMESPACES = frozenset({"aten", "prims"})
+_HOOKS = frozenset({"register_hook", "register_post_accumulate_grad_hook"})
 
 
 class Tape:
@@ -66,7 +67,8 @@ class Tape:
     def call_later(self, func: Callable[..., Any], *args: Any) -> None:
         """Records a call that only replays make, not the compilation."""
         encoded = mapped(args, self._encoded)
-        self._steps.append(TapedCall(func, encoded, {}, torch.is_grad_enabled(), self._autocast()))
+        call = TapedCall(func, encoded, {}, torch.is_grad_enabled(), self._autocast(), is_callback=True)
+        self._steps.append(call)
 
     def on_call(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Listener for calls (watch.py)."""
@@ -110,6 +112,7 @@ class Tape:
                     gives_tensor,
                     is_pure,
                     _has_written(taken, versions),
+                    getattr(func, "__name__", "") in _HOOKS,
                     self._origin(func),
                 )
             )
