@@ -79,6 +79,7 @@ def test_importing_lists_every_variable_with_a_bad_value(tmp_path):
     (tmp_path / "file").write_text("")
     refused = imported(
         IPU_SIMULATOR_STRICT="true",
+        IPU_SIMULATOR_MERGE="no",
         IPU_SIMULATOR_TARGET="pod61",
         IPU_SIMULATOR_PRECISION="float61",
         IPU_SIMULATOR_PROFILE=str(tmp_path / "file"),
@@ -88,6 +89,7 @@ def test_importing_lists_every_variable_with_a_bad_value(tmp_path):
     last = refused.stderr.splitlines()[-1]
     for words in (
         "IPU_SIMULATOR_STRICT is 'true'; a whole number from 0 on is expected",
+        "IPU_SIMULATOR_MERGE is 'no'; a whole number from 0 on is expected",
         "IPU_SIMULATOR_TARGET is 'pod61', which is not a known target",
         "IPU_SIMULATOR_PRECISION is 'float61'",
         f"IPU_SIMULATOR_PROFILE is '{tmp_path / 'file'}', a file",

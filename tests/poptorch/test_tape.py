@@ -159,8 +159,9 @@ def _narrow(x, calls):
         "autocast twice",
     ],
 )
-def test_both_ways_train_alike(compute, repeats):
+def test_both_ways_train_alike(compute, repeats, monkeypatch):
     """Four runs with replay against four in which each run calls the forward."""
+    monkeypatch.setenv("IPU_SIMULATOR_MERGE", "0")  # which only replays are
 
     def in_python(x, calls):
         return _Same.apply(compute(x, calls))
