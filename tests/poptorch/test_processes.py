@@ -38,7 +38,8 @@ def train(rank: int, processes: int) -> tuple[dict, torch.Tensor, float]:
     """
     weights, masks, _ = _train(rank, processes, scaling=False)
     scaled, _, state = _train(rank, processes, scaling=True)
-    assert all(torch.equal(scaled[name], weight) for name, weight in weights.items())
+    for name, weight in weights.items():  # scaling needs each micro batch's gradients, so it isn't merged
+        torch.testing.assert_close(scaled[name], weight, rtol=0, atol=1e-6)
     return weights, masks, state["lossScaleUpdateFactor"].item()
 
 
