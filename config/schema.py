@@ -115,7 +115,7 @@ class ValidationKeys(KeyGroup):
         "evaluation", "micro batches per device call in evaluation", 4, AT_LEAST_1
     )
     validation_matmul_proportion: float = key(
-        "evaluation", "proportion of memory available to matmuls in evaluation", 0.25, "(0, 1]"
+        "evaluation", "proportion of memory available to matmuls in evaluation", 0.25, "[0, 1]"
     )
     validation_layers_per_ipu: Optional[Tuple[int, ...]] = key(
         "evaluation",

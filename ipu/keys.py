@@ -94,7 +94,10 @@ class DeviceKeys(KeyGroup):
         "weights", "encoder layers on each IPU; embeddings are on the first", bounds=AT_LEAST_0
     )
     matmul_proportion: Tuple[float, ...] = key(
-        "options", "proportion of memory available to matmuls: one value, or one per IPU", (0.25,), "(0, 1]"
+        "options",
+        "proportion of memory available to matmuls: one value, or one per IPU; 0: as little as possible",
+        (0.25,),
+        "[0, 1]",
     )
     embedding_serialization_factor: int = key(
         "weights", "number of slices in which the vocabulary projection is computed", 1, AT_LEAST_1

@@ -23,8 +23,9 @@ from ipu.placement import balanced_layers, divisors, minimum_gradient_accumulati
 
 from .dry_run import program_of
 
-# The choices for each IPU if matmul_proportion is auto; published recipes range from 0.05 to 1.
-PROPORTIONS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6, 0.8)
+# The choices for each IPU if matmul_proportion is auto; published recipes range from 0.05 to 1, and 0 is the
+# plan with the least memory.
+PROPORTIONS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6, 0.8)
 # Twice the largest micro batch of a published recipe.
 _LARGEST_MICRO_BATCH = 64
 _MOST_PLACEMENTS = 5000

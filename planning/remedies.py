@@ -97,9 +97,13 @@ def changes_of(config: Config) -> Iterator[Dict[str, Any]]:
     if not config.enable_half_first_order_momentum and config.optimizer != "sgd":
         yield {"enable_half_first_order_momentum": True}
     for share in (0.7, 0.4):
-        lower = tuple(max(_LOWEST_PROPORTION, round(share * each, 2)) for each in config.matmul_proportion)
+        lower = tuple(
+            min(each, max(_LOWEST_PROPORTION, round(share * each, 2))) for each in config.matmul_proportion
+        )
         if lower != config.matmul_proportion:
             yield {"matmul_proportion": lower}
+    if any(config.matmul_proportion):
+        yield {"matmul_proportion": (0.0,) * config.ipus_per_replica}  # Poplar: the least memory
     if config.task_facts.is_pretraining and not config.one_hot_masked_positions:
         yield {"one_hot_masked_positions": True}
     if config.head.shares_embeddings:
@@ -117,7 +121,25 @@ def changes_of(config: Config) -> Iterator[Dict[str, Any]]:
         yield {"precision": "float16"}
     if not config.recompute_checkpoint_every_layer:
         yield {"recompute_checkpoint_every_layer": True}
+    yield from _other_replicas(config)
     yield from _more_ipus(config)
+
+
+def _other_replicas(config: Config) -> Iterator[Dict[str, Any]]:
+    """Twice and half the replicas with the same global batch: more of them share a sharded state, fewer have
+    less code for collectives.
+    """
+    replicas, accumulation = config.replication_factor, config.gradient_accumulation
+    if config.optimizer_state == "on_chip" and config.replicated_tensor_sharding and accumulation % 2 == 0:
+        yield {"replication_factor": 2 * replicas, "gradient_accumulation": accumulation // 2}
+    if replicas % 2 == 0:
+        fewer: Dict[str, Any] = {
+            "replication_factor": replicas // 2,
+            "gradient_accumulation": 2 * accumulation,
+        }
+        if replicas == 2 and config.replicated_tensor_sharding:
+            fewer["replicated_tensor_sharding"] = False
+        yield fewer
 
 
 def _more_ipus(config: Config) -> Iterator[Dict[str, Any]]:
