@@ -12,10 +12,12 @@ from typing import Iterable, List, Tuple
 
 import numpy as np
 
-from .randomness import below, draws, mix, unit_interval
+from .randomness import below, counters, mix, share
 
 IGNORED_LABEL = -100
-_MASKED_SHARE, _RANDOM_SHARE = 0.8, 0.1
+# Random numbers below these mask a token, and replace it by the mask or by another token.
+_MASKED, _REPLACED = share(0.8), share(0.8 + 0.1)
+_HIGHEST = np.uint64(np.iinfo(np.uint64).max)
 
 
 class Masker:
@@ -42,6 +44,8 @@ class Masker:
         self._is_continuation = np.asarray(is_continuation, dtype=bool)
         self._is_maskable = np.ones(len(self._is_continuation), dtype=bool)
         self._is_maskable[list(special_ids)] = False
+        self._wanted_of = np.zeros(0, dtype=np.int64)
+        self._is_special = ~self._is_maskable
         self._replacement_ids = np.flatnonzero(self._is_maskable).astype(np.int32)
 
     def __call__(
@@ -55,41 +59,62 @@ class Masker:
         """
         batch_size, sequence_length = input_ids.shape
         slots = self._mask_tokens
-        is_maskable = self._is_maskable[input_ids]
-        wanted = np.clip(np.rint(self._probability * num_tokens), 1, slots).astype(np.int64)
-        wanted = np.minimum(wanted, is_maskable.sum(axis=1))
+        wanted = self._wanted(sequence_length).take(num_tokens)
 
-        scores = draws(keys, sequence_length)
-        if self._whole_word:
-            chosen = self._choose_words(input_ids, is_maskable, scores, wanted)
-        else:
-            scores[~is_maskable] = np.iinfo(np.uint64).max
-            ranked = np.argsort(scores, axis=1)[:, :slots]
-            chosen = np.where(np.arange(slots) < wanted[:, None], ranked, sequence_length)
+        # The draws of `keys` rank the tokens, those of `mix(keys)` replace them.
+        words = np.empty((batch_size, sequence_length + 2 * slots), dtype=np.uint64)
+        np.add(keys[:, None], counters(sequence_length), out=words[:, :sequence_length])
+        np.add(mix(keys)[:, None], counters(2 * slots), out=words[:, sequence_length:])
+        words = mix(words)
+        choose = self._choose_words if self._whole_word else self._choose_tokens
+        chosen = choose(input_ids, words[:, :sequence_length], wanted)
         chosen.sort(axis=1)
 
         used = chosen < sequence_length
         positions = np.where(used, chosen, 0)
-        originals = np.take_along_axis(input_ids, positions, axis=1)
-        rows = np.broadcast_to(np.arange(batch_size)[:, None], used.shape)[used]
-        masked_ids = input_ids.copy()
-        masked_ids[rows, positions[used]] = self._replace(originals, mix(keys))[used]
-        labels = np.where(used, originals, IGNORED_LABEL)
-        return masked_ids, positions.astype(np.int32), labels.astype(np.int32)
+        cells = positions + np.arange(0, batch_size * sequence_length, sequence_length)[:, None]
+        originals = input_ids.take(cells)
+        replaced = self._replaced(originals, words[:, sequence_length:])
+        masked_ids = np.array(input_ids, order="C")
+        masked_ids.ravel()[cells[used]] = replaced[used]
+        labels = np.where(used, originals, np.int32(IGNORED_LABEL))
+        return masked_ids, positions.astype(np.int32), labels.astype(np.int32, copy=False)
 
-    def _replace(self, originals: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """The input ids at the predicted positions, int32 [B,M]."""
-        words = draws(keys, 2 * self._mask_tokens)
-        decisions = unit_interval(words[:, : self._mask_tokens])
-        random_ids = self._replacement_ids[below(words[:, self._mask_tokens :], len(self._replacement_ids))]
-        seen = np.where(decisions < _MASKED_SHARE + _RANDOM_SHARE, random_ids, originals)
-        return np.where(decisions < _MASKED_SHARE, np.int32(self._mask_id), seen)
+    def _wanted(self, sequence_length: int) -> np.ndarray:
+        """int64 [S + 1]: the number of predictions of an example of so many tokens."""
+        if len(self._wanted_of) <= sequence_length:
+            tokens = np.arange(sequence_length + 1)
+            share = np.rint(self._probability * tokens).astype(np.int64)
+            self._wanted_of = share.clip(1, self._mask_tokens)
+        return self._wanted_of
 
-    def _choose_words(
-        self, input_ids: np.ndarray, is_maskable: np.ndarray, scores: np.ndarray, wanted: np.ndarray
-    ) -> np.ndarray:
+    def _replaced(self, originals: np.ndarray, words: np.ndarray) -> np.ndarray:
+        """The input ids at the predicted positions, int32 [B,M]; uint64 [B,2M] random numbers."""
+        decisions = words[:, : self._mask_tokens]
+        drawn = below(words[:, self._mask_tokens :], len(self._replacement_ids))
+        seen = np.where(decisions < _REPLACED, self._replacement_ids.take(drawn), originals)
+        return np.where(decisions < _MASKED, np.int32(self._mask_id), seen)
+
+    def _choose_tokens(self, input_ids: np.ndarray, scores: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """Positions int64 [B,M] of the `wanted` maskable tokens with the lowest scores, S if unused.
+
+        The lowest bits of `scores`, which is overwritten, become the position: one sort orders both.
+        """
+        sequence_length, slots = input_ids.shape[1], self._mask_tokens
+        of_position = np.uint64((1 << sequence_length.bit_length()) - 1)
+        scores &= ~of_position
+        scores |= np.arange(sequence_length, dtype=np.uint64)
+        scores[self._is_special.take(input_ids)] = _HIGHEST
+        scores.sort(axis=1)  # faster than a partition up to some 512 tokens
+        lowest = scores[:, :slots]
+        is_chosen = (np.arange(slots) < wanted[:, None]) & (lowest != _HIGHEST)
+        return np.where(is_chosen, (lowest & of_position).view(np.int64), sequence_length)
+
+    def _choose_words(self, input_ids: np.ndarray, scores: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """Positions int64 [B,M] of whole words in the order of their first token's score, S if unused."""
         batch_size, sequence_length = input_ids.shape
+        is_maskable = self._is_maskable[input_ids]
+        wanted = np.minimum(wanted, is_maskable.sum(axis=1))
         chosen = np.full((batch_size, self._mask_tokens), sequence_length, dtype=np.int64)
         after_special = np.ones_like(is_maskable)
         after_special[:, 1:] = ~is_maskable[:, :-1]

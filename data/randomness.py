@@ -8,23 +8,32 @@ Generator per example would cost more than everything else that is done with it.
 
 from __future__ import annotations
 
+import functools
 from typing import Union
 
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MASK64 = (1 << 64) - 1
+_FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_TOP = np.uint64(32)
+_SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
 
 Integers = Union[int, np.ndarray]
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser, a bijection of uint64: every output bit depends on every input bit."""
-    with np.errstate(over="ignore"):
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x = x ^ (x >> np.uint64(31))
-    return x
+    """SplitMix64's finaliser, a bijection of uint64: every output bit depends on every input bit.
+
+    It is called for every batch with arrays that fit a CPU's first cache, so it makes few new ones.
+    """
+    mixed = x >> _SHIFTS[0]
+    mixed ^= x
+    mixed *= _FACTORS[0]
+    mixed ^= mixed >> _SHIFTS[1]
+    mixed *= _FACTORS[1]
+    mixed ^= mixed >> _SHIFTS[2]
+    return mixed
 
 
 def derive_key(*parts: Integers) -> np.ndarray:
@@ -39,14 +48,28 @@ def derive_key(*parts: Integers) -> np.ndarray:
 
 def draws(keys: np.ndarray, count: int) -> np.ndarray:
     """uint64 [B, count]: the first `count` random numbers of each key (uint64 [B])."""
-    counters = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
-    return mix(keys[:, None] + counters)
+    return mix(keys[:, None] + counters(count))
+
+
+@functools.lru_cache(maxsize=64)
+def counters(count: int) -> np.ndarray:
+    """uint64 [count]: added to a key, what `mix` makes its first `count` random numbers of. Not to be changed."""
+    return np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
 
 
 def below(words: np.ndarray, bound: int) -> np.ndarray:
     """int64 in [0, bound) from uint64 random numbers: bound * top 32 bits / 2^32, for bound < 2^31."""
     assert 0 < bound < 1 << 31
-    return (((words >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32)).astype(np.int64)
+    scaled = words >> _TOP
+    scaled *= np.uint64(bound)
+    scaled >>= _TOP
+    return scaled.view(np.int64)
+
+
+def share(probability: float) -> np.uint64:
+    """The bound below which a random uint64 is with this probability, from 0.5 to 1: exact for its top 53 bits."""
+    assert 0.5 <= probability < 1
+    return np.uint64(int(probability * 2**53) << 11)
 
 
 def unit_interval(words: np.ndarray) -> np.ndarray:

@@ -63,6 +63,13 @@ class Doubled(torch.autograd.Function):
         return gradient * 2
 
 
+def writes_weight(m, x):
+    y = m["lin"](x)
+    with torch.no_grad():
+        m["lin"].weight.mul_(0.5)
+    return F.linear(x, m["lin"].weight.detach()) + y
+
+
 def in_place(m, x):
     x = m["first"](x)
     y = torch.zeros(4, 8, 32)
@@ -134,6 +141,7 @@ MODELS = {
     ),
     "scatters": lambda: Model(scatters, lin=nn.Linear(16, 16)),
     "in_place": lambda: Model(in_place, first=nn.Linear(16, 16), second=nn.Linear(16, 32)),
+    "writes_weight": lambda: Model(writes_weight, lin=nn.Linear(16, 16)),
     "own_gradient": lambda: Model(lambda m, x: Doubled.apply(m["lin"](x)), lin=nn.Linear(16, 16)),
     "lstm": lambda: Model(lambda m, x: m["out"](m["lstm"](x)[0]), lstm=nn.LSTM(16, 8), out=nn.Linear(8, 4)),
     "half": lambda: Model(lambda m, x: m["lin"](x.half()).float(), lin=nn.Linear(16, 16).half()),
@@ -190,9 +198,15 @@ def test_all_products_forward_and_backward_are_in_bfloat16(name, bfloat16):
     assert products.types and all(types == {torch.bfloat16} for types in products.types)
 
 
-def test_a_weight_is_rounded_once_an_update(bfloat16):
+@pytest.mark.parametrize("is_replayed", [True, False])
+def test_a_weight_is_rounded_once_an_update(is_replayed, bfloat16):
     bfloat16()
-    model = MODELS["residual"]()  # uses each of its two weights twice
+
+    def forward(m, x):
+        return residual(m, x if is_replayed else Doubled.apply(x))
+
+    layers = {"in": nn.Linear(16, 64), "out": nn.Linear(64, 16)}
+    model = Model(forward, norm=nn.LayerNorm(16), **layers)  # uses each of its two weights twice
     opts = options(iterations=2, accumulation=3)
     executor = poptorch.trainingModel(model, opts, poptorch.optim.SGD(model.parameters(), lr=0.5))
     x = torch.randn(24, 8, 16)
@@ -203,7 +217,8 @@ def test_a_weight_is_rounded_once_an_update(bfloat16):
 
 
 def test_each_update_multiplies_by_the_weights_of_the_one_before(bfloat16):
-    """Against a plain loop that rounds the operands of each product and its result."""
+    """Against a plain loop that rounds the operands of each product and its result. (A weight that differs in its
+    last bit may round to the next bfloat16.)"""
     bfloat16()
     linear, x = nn.Linear(16, 16), torch.randn(12, 16)
     weight, bias = linear.weight.detach().clone(), linear.bias.detach().clone()
@@ -220,8 +235,8 @@ def test_each_update_multiplies_by_the_weights_of_the_one_before(bfloat16):
             for total, new in zip(gradient, torch.autograd.grad((out**2).mean(), (w, b))):
                 total += new / 3
         weight, bias = weight - 0.5 * gradient[0], bias - 0.5 * gradient[1]
-    torch.testing.assert_close(linear.weight.detach(), weight, rtol=0, atol=1e-5)
-    torch.testing.assert_close(linear.bias.detach(), bias, rtol=0, atol=1e-5)
+    torch.testing.assert_close(linear.weight.detach(), weight, rtol=0, atol=3e-4)
+    torch.testing.assert_close(linear.bias.detach(), bias, rtol=0, atol=3e-4)
 
 
 def test_weights_that_the_host_changes_are_rounded_again(bfloat16):

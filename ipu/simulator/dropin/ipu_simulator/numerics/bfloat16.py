@@ -38,10 +38,13 @@ def widened(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class WeightCopies:
-    """Weights in bfloat16, each rounded once until `forget`, which follows every change of the weights."""
+    """Weights in bfloat16, each rounded once until `forget`, which follows every update of the weights.
+
+    A weight that the forward itself writes to is rounded again.
+    """
 
     def __init__(self) -> None:
-        self._copies: Dict[int, torch.Tensor] = {}
+        self._copies: Dict[int, Tuple[int, torch.Tensor]] = {}  # by weight: its version, and the copy
 
     def forget(self) -> None:
         self._copies.clear()
@@ -54,9 +57,10 @@ class WeightCopies:
         return self.copy_of(weight)
 
     def copy_of(self, weight: torch.Tensor) -> torch.Tensor:
-        copy = self._copies.get(id(weight))
-        if copy is None:
-            copy = self._copies[id(weight)] = weight.detach().to(torch.bfloat16)
+        version, copy = self._copies.get(id(weight), (-1, None))
+        if copy is None or version != weight._version:
+            copy = weight.detach().to(torch.bfloat16)
+            self._copies[id(weight)] = weight._version, copy
         return copy
 
 

@@ -254,7 +254,7 @@ class Executable:
             ImplicitCasts() if self._mixes_types else None,
             losses,
             strided_norm.on_call if Obeyed(self._options._Popart).strides_group_norm else None,
-            bfloat16.on_call if self._copies is not None and is_forward else None,
+            bfloat16.Products(self._copies).on_call if self._copies is not None and is_forward else None,
         )
 
     @contextlib.contextmanager

@@ -6,7 +6,7 @@ with: losses, reductions, indexing, recurrent layers, and sums of two tensors of
 float32 (a residual stream). The results of the forward are float32.
 
 A forward that writes to its tensors in place, or that runs its Python each time, has no such tape: there each
-product is rounded by itself, and gives float32 (`on_call`).
+product is rounded by itself, and gives float32 (`Products`).
 """
 
 from __future__ import annotations
@@ -115,17 +115,24 @@ class Value(NamedTuple):
     elements: int
 
 
-def on_call(proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+class Products:
     """Listener for calls (watch.py): products of float32 tensors round their operands, and give float32."""
-    if _name(func) not in _PRODUCTS or not _is_float32(args, kwargs):
-        return proceed(func, args, kwargs)
-    args, kwargs = map_leaves((tuple(args), dict(kwargs)), _rounded_leaf)
-    return map_leaves(proceed(_instead(func), args, kwargs), _widened_leaf)
 
+    def __init__(self, copies: bfloat16.WeightCopies) -> None:
+        self._copies = copies
 
-def _rounded_leaf(leaf: Any) -> Any:
-    is_wide = isinstance(leaf, torch.Tensor) and leaf.dtype is torch.float32
-    return bfloat16.saturated(leaf) if is_wide else leaf
+    def on_call(self, proceed: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if _name(func) not in _PRODUCTS or not _is_float32(args, kwargs):
+            return proceed(func, args, kwargs)
+        args, kwargs = map_leaves((tuple(args), dict(kwargs)), self._rounded)
+        return map_leaves(proceed(_instead(func), args, kwargs), _widened_leaf)
+
+    def _rounded(self, leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or leaf.dtype is not torch.float32:
+            return leaf
+        if isinstance(leaf, torch.nn.Parameter):
+            return self._copies.rounded(leaf)
+        return bfloat16.saturated(leaf)
 
 
 def _widened_leaf(leaf: Any) -> Any:
@@ -231,10 +238,10 @@ class Rewriting:
     def _by_itself(self, step: TapedCall) -> TapedCall:
         if not self._is_product(step) or step.autocast is not None:
             return step
-        func = step.func
+        func, products = step.func, Products(self._copies)
 
         def product(*args: Any, **kwargs: Any) -> Any:
-            return on_call(lambda f, a, k: f(*a, **k), func, args, kwargs)
+            return products.on_call(lambda f, a, k: f(*a, **k), func, args, kwargs)
 
         return step.with_call(product, step.args, step.kwargs)
 
