@@ -53,7 +53,7 @@ def draws(keys: np.ndarray, count: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def counters(count: int) -> np.ndarray:
-    """uint64 [count]: added to a key, what `mix` makes its first `count` random numbers of. Not to be changed."""
+    """uint64 [count]: `mix` of their sums with a key are its first random numbers. Not to be changed."""
     return np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
 
 
@@ -67,7 +67,7 @@ def below(words: np.ndarray, bound: int) -> np.ndarray:
 
 
 def share(probability: float) -> np.uint64:
-    """The bound below which a random uint64 is with this probability, from 0.5 to 1: exact for its top 53 bits."""
+    """The bound below which a random uint64 is with this probability in [0.5, 1)."""
     assert 0.5 <= probability < 1
     return np.uint64(int(probability * 2**53) << 11)
 

@@ -17,6 +17,7 @@ from .corpora import Corpus
 from .files import DataError, open_plain, write_atomically
 from .json_files import read_json
 from .vocabulary_training import frequent_characters, learn
+from .word_cache import WordCache
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUATION = "##"
@@ -72,6 +73,8 @@ class Tokenizer:
         self._encoder.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         self._encoder.decoder = decoders.WordPiece(prefix=CONTINUATION)
         add_to(self._encoder, self.added)
+        # Added tokens may contain blanks, or take those beside them.
+        self._words = None if self.added else WordCache(self._ids)
 
     def __reduce__(self) -> Tuple[Any, ...]:
         return _rebuild, (self.vocabulary, self.lowercase, self.strip_accents, self.added)
@@ -82,8 +85,13 @@ class Tokenizer:
 
     def encode_lines(self, lines: List[str]) -> List[np.ndarray]:
         """Token ids of each line, int32 [tokens], without special tokens; none for a blank line."""
-        encodings = self._encoder.encode_batch_fast(lines, add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        if self._words is not None:
+            return self._words.encode_lines(lines)
+        return [np.array(ids, dtype=np.int32) for ids in self._ids(lines)]
+
+    def _ids(self, texts: List[str]) -> List[List[int]]:
+        encodings = self._encoder.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
     def encode_with_offsets(self, text: str) -> Tuple[np.ndarray, np.ndarray]:
         """Token ids, int32 [tokens], and their character ranges in `text`, int32 [tokens, 2]: start, and end

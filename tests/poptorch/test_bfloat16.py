@@ -217,8 +217,10 @@ def test_a_weight_is_rounded_once_an_update(is_replayed, bfloat16):
 
 
 def test_each_update_multiplies_by_the_weights_of_the_one_before(bfloat16):
-    """Against a plain loop that rounds the operands of each product and its result. (A weight that differs in its
-    last bit may round to the next bfloat16.)"""
+    """Against a plain loop that rounds the operands of each product and its result.
+
+    A weight that differs in its last bit may round to the next bfloat16.
+    """
     bfloat16()
     linear, x = nn.Linear(16, 16), torch.randn(12, 16)
     weight, bias = linear.weight.detach().clone(), linear.bias.detach().clone()
