@@ -11,15 +11,18 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Callable, Optional
 
 from .files import DataError, exclusive, write_atomically
+from .json_files import read_json
 from .shards import load_manifest
 from .tokenizer import Tokenizer, load_tokenizer
 
 EXAMPLES = "examples"  # subfolder of the cache folder with all shard folders
 _RECORD = "shards.json"
+_FOLDER = re.compile(r"pairs-[0-9a-f]{32}")
 _FINGERPRINT = "fingerprint.txt"  # of the tokeniser, written last
 
 
@@ -88,9 +91,13 @@ def find_prepared(identity: str, cache_folder: Path) -> Optional[PreparedText]:
     if tokenizer is None:
         return None
     try:
-        shards = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        shards = read_json(folder / _RECORD, most_bytes=1 << 16)
         prepared = PreparedText(tokenizer, shards["train"], shards["validation"])
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+    except (DataError, TypeError, KeyError):
+        return None
+    if not all(
+        _FOLDER.fullmatch(str(name)) for name in (prepared.train, prepared.validation or prepared.train)
+    ):
         return None
     if prepared.identity != identity:
         return None

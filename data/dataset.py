@@ -66,6 +66,9 @@ class PretrainingDataset(SampleDataset):
         for row, (tokens_a, tokens_b, is_random_next) in enumerate(self._examples.read(indices)):
             end_a = len(tokens_a) + 2
             end_b = end_a + len(tokens_b) + 1
+            if end_b > self.sequence_length:
+                found = f"{end_b} tokens, more than sequence_length {self.sequence_length}"
+                raise self._examples.damage(int(indices[row]), found)
             ids = input_ids[row]
             ids[1 : end_a - 1] = tokens_a
             ids[end_a - 1] = self._sep_id
@@ -74,6 +77,13 @@ class PretrainingDataset(SampleDataset):
             ends[0, row], ends[1, row] = end_a, end_b
             next_sentence_labels[row] = is_random_next
 
+        is_wrong = (
+            (input_ids < 0) | (input_ids >= self._vocab_size) | (next_sentence_labels >> 1 != 0)[:, None]
+        )
+        if is_wrong.any():
+            row, column = np.argwhere(is_wrong)[0].tolist()
+            found = f"token id {input_ids[row, column]} of {self._vocab_size}, or a label that isn't 0 or 1"
+            raise self._examples.damage(int(indices[row]), found)
         columns = np.arange(self.sequence_length)
         attention_mask = columns < ends[1][:, None]
         token_type_ids = (columns >= ends[0][:, None]) & attention_mask

@@ -1,4 +1,5 @@
-"""Shared by `data` and `training`: atomic writes and their leftovers, plain reads, lock files; DataError."""
+"""Shared by `data` and `training`: atomic writes and their leftovers, reads that can't fault or block, lock
+files; DataError."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import re
 import stat
 import uuid
 from pathlib import Path
-from typing import BinaryIO, Iterator, Optional, Tuple
+from typing import Any, BinaryIO, Dict, Iterator, Optional, Sequence, Tuple
 
 
 class DataError(ValueError):
@@ -72,6 +73,64 @@ def open_plain(path: Path) -> BinaryIO:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return os.fdopen(descriptor, "rb")
+
+
+_MOST_OPEN = 128  # a process may often have 1,024
+
+
+class OpenFiles:
+    """Files that are read by position, for as long as a run lasts. It can be pickled, for worker processes.
+
+    Where a file is cut, or its disk fails, reading raises an error; a memory map would end the process
+    (SIGBUS).
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+        self._open: Dict[int, BinaryIO] = {}
+
+    def __getstate__(self) -> Dict[str, Any]:
+        return {"paths": self.paths, "_open": {}}
+
+    def size(self, number: int) -> int:
+        """The size of file `number` now, in bytes. Raises DataError."""
+        return os.fstat(self._file(number).fileno()).st_size
+
+    def read(self, number: int, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset` of file `number`. Raises DataError if it has fewer, or can't be read."""
+        file = self._file(number)
+        ends = os.fstat(file.fileno()).st_size
+        if offset + size > ends:  # before allocating what a damaged length asks for
+            raise DataError(
+                f"{str(self.paths[number])!r} ends at byte {ends}, but byte {offset + size} is needed: "
+                "it is damaged, or was cut or replaced while it was in use. Restore it."
+            )
+        content = b""
+        while len(content) < size:  # the kernel reads at most 2 GB at a time
+            try:
+                part = os.pread(file.fileno(), size - len(content), offset + len(content))
+            except OSError as error:
+                raise self._unreadable(number, error) from error
+            if not part:
+                raise DataError(f"{str(self.paths[number])!r} was cut while it was read. Restore it.")
+            content = content + part if content else part
+        return content
+
+    def _file(self, number: int) -> BinaryIO:
+        if number not in self._open:
+            while len(self._open) >= _MOST_OPEN:
+                self._open.pop(next(iter(self._open))).close()
+            try:
+                self._open[number] = open_plain(self.paths[number])
+            except OSError as error:
+                raise self._unreadable(number, error) from error
+        return self._open[number]
+
+    def _unreadable(self, number: int, error: OSError) -> DataError:
+        return DataError(
+            f"{str(self.paths[number])!r} can't be read: {error.strerror}. Check that it is there and that "
+            "you may read it."
+        )
 
 
 def sync_folder(folder: Path) -> None:

@@ -31,7 +31,6 @@ from .corpora import Corpus
 from .files import DataError, exclusive
 from .pairs import build_pairs, split_long_sentences, split_sentences
 from .shards import (
-    FORMAT_VERSION,
     RECORD,
     TRAIN,
     VALIDATION,
@@ -44,6 +43,7 @@ from .shards import (
 from .tokenizer import Tokenizer
 from .workers import described, end, process_numbers, started_since
 
+_CONTENT_VERSION = 1  # of what a folder of shards holds, whatever their format
 _NUM_SPECIAL_TOKENS = 3  # [CLS] A [SEP] B [SEP]
 # Chunks start small, so that a small corpus is spread over all cores, and double every few chunks.
 _FIRST_CHUNK_CHARACTERS = 256 * 1024
@@ -84,7 +84,7 @@ def prepare_shards(
     """
     description: Dict[str, Any] = dict(
         dataclasses.asdict(parameters),
-        format=FORMAT_VERSION,
+        format=_CONTENT_VERSION,
         corpus=corpus.fingerprint(),
         tokenizer=tokenizer.fingerprint(),
     )
@@ -153,7 +153,7 @@ def _skip_written(chunks: Iterator[Chunk], folder: Path, finished: _Finished) ->
         if path.exists():
             with contextlib.suppress(DataError):
                 header = verify_shard(path)
-                if header["chunk"] == chunk.digest:
+                if header.get("chunk") == chunk.digest:
                     finished(chunk.split, chunk.number, header)
                     continue
         yield chunk
@@ -193,6 +193,7 @@ def write_chunk(
         records,
         (np.concatenate(segments) if segments else tokens[:0]).astype(token_type),
         {
+            "folder": folder.name,
             "chunk": chunk.digest,
             "documents": len(chunk.documents),
             "sentences": len(encoded),

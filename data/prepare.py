@@ -290,7 +290,7 @@ def _refuse_other_parameters(folder: Path, options: PretrainingDataOptions) -> N
     manifest = load_manifest(folder)
     assert manifest is not None
     for name, value in dataclasses.asdict(_pair_parameters(options)).items():
-        found = manifest["parameters"][name]
+        found = manifest["parameters"].get(name)
         if found != value:
             raise DataError(
                 f"the checkpoint's data was prepared with {name} {found}, not {value}: resume with {found}, "

@@ -9,14 +9,13 @@ from __future__ import annotations
 import functools
 import glob
 import hashlib
-import mmap
 import struct
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from .files import DataError, write_atomically
+from .files import DataError, OpenFiles, write_atomically
 
 _POLYNOMIAL = 0x82F63B78  # of CRC-32C (Castagnoli, RFC 3720 appendix B.4), bits reversed
 _BLOCK_BYTES = 1024
@@ -237,13 +236,10 @@ class TfRecordFile:
         self._first = np.concatenate([[0], np.cumsum([len(offsets) for offsets in self.offsets])])
         if len(self) == 0:
             raise DataError(f"no record in {source!r}: its {len(self.paths)} file(s) are empty.")
-        self._maps: Dict[int, mmap.mmap] = {}
+        self._files = OpenFiles(self.paths)
 
     def __len__(self) -> int:
         return int(self._first[-1])
-
-    def __getstate__(self) -> Dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}
 
     def fingerprint(self) -> str:
         """A hex digest of the files' order and content, independent of their paths."""
@@ -269,15 +265,18 @@ class TfRecordFile:
         file, number = self._place(index)
         where = self.describe(index)
         try:
-            features = int64_features(_data_at(self._map(file), int(self.offsets[file][number]), where))
+            features = int64_features(self._data_at(file, int(self.offsets[file][number]), where))
         except MessageError as error:
             raise DataError(f"{where} is not a tf.train.Example: {error}. Write the file again.") from error
         return _checked(features, where)
 
-    def _map(self, file: int) -> mmap.mmap:
-        if file not in self._maps:
-            self._maps[file] = _mapped(self.paths[file])
-        return self._maps[file]
+    def _data_at(self, file: int, offset: int, where: str) -> bytes:
+        (length,) = struct.unpack("<Q", self._files.read(file, offset, 8))
+        content = self._files.read(file, offset + HEADER_BYTES, length + _FOOTER_BYTES)
+        data, (stored,) = content[:length], struct.unpack("<I", content[length:])
+        if masked_crc32c(data) != stored:
+            raise DataError(_damaged(where))
+        return data
 
 
 def find_tfrecord_files(source: str) -> List[Path]:
@@ -321,26 +320,6 @@ def is_header(header: bytes) -> bool:
     return masked_crc32c(header[:8]) == int.from_bytes(header[8:], "little")
 
 
-def _mapped(path: Path) -> mmap.mmap:
-    try:
-        with path.open("rb") as stream:
-            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise DataError(
-            f"cannot read {str(path)!r}: {error.strerror}. Check that you may read it."
-        ) from error
-
-
-def _data_at(content: mmap.mmap, offset: int, where: str) -> bytes:
-    (length,) = struct.unpack_from("<Q", content, offset)
-    start = offset + HEADER_BYTES
-    data = content[start : start + length]
-    (stored,) = struct.unpack_from("<I", content, start + length)
-    if masked_crc32c(data) != stored:
-        raise DataError(_damaged(where))
-    return data
-
-
 def _damaged(where: str) -> str:
     return f"{where} is damaged: the checksum of its data is wrong. Copy or write the file again."
 
@@ -379,7 +358,7 @@ def _scan_of(path: Path, index_folder: Optional[Path]) -> _Scan:
     if index.is_file():
         content = index.read_bytes()
         checksum, kept = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-        if checksum == _digest(kept):
+        if checksum == _digest(kept) and len(kept) >= _DIGEST_BYTES and len(kept) % 8 == 0:
             return kept[:_DIGEST_BYTES], np.frombuffer(kept[_DIGEST_BYTES:], dtype="<i8")
     digest, offsets = _scanned(path)
     kept = digest + offsets.astype("<i8").tobytes()
@@ -396,41 +375,43 @@ def _scanned(path: Path) -> _Scan:
     """Reads the whole file once. DataError names the first damaged record."""
     hasher = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     offsets: List[int] = []
-    if path.stat().st_size:
-        with _mapped(path) as content:
-            waiting: List[Tuple[int, int]] = []
-            longest = 0
-            for offset, length in _records(content, path):
-                longest = max(longest, length)
-                if waiting and longest * (len(waiting) + 1) > VERIFIED_AT_ONCE_BYTES:
-                    hasher.update(_verified(content, path, waiting, len(offsets) - len(waiting)))
-                    waiting, longest = [], length
-                waiting.append((offset, length))
-                offsets.append(offset)
-            hasher.update(_verified(content, path, waiting, len(offsets) - len(waiting)))
+    file = OpenFiles([path])
+    waiting: List[Tuple[int, int]] = []
+    longest = 0
+    for offset, length in _records(file):
+        longest = max(longest, length)
+        if waiting and longest * (len(waiting) + 1) > VERIFIED_AT_ONCE_BYTES:
+            hasher.update(_verified(file, waiting, len(offsets) - len(waiting)))
+            waiting, longest = [], length
+        waiting.append((offset, length))
+        offsets.append(offset)
+    if waiting:
+        hasher.update(_verified(file, waiting, len(offsets) - len(waiting)))
     return hasher.digest(), np.array(offsets, dtype=np.int64)
 
 
-def _verified(content: mmap.mmap, path: Path, records: Sequence[Tuple[int, int]], first: int) -> bytes:
+def _verified(file: OpenFiles, records: Sequence[Tuple[int, int]], first: int) -> bytes:
     """Lengths and stored checksums of records whose data matches its checksum; otherwise DataError."""
-    starts = [(offset + HEADER_BYTES, length) for offset, length in records]
-    found = masked(crc32c_of_many([content[start : start + length] for start, length in starts]))
-    stored = b"".join(content[start + length : start + length + _FOOTER_BYTES] for start, length in starts)
+    contents = [
+        (file.read(0, offset + HEADER_BYTES, length + _FOOTER_BYTES), length) for offset, length in records
+    ]
+    found = masked(crc32c_of_many([content[:length] for content, length in contents]))
+    stored = b"".join(content[length:] for content, length in contents)
     wrong = np.flatnonzero(found != np.frombuffer(stored, dtype="<u4"))
     if len(wrong):
         row = int(wrong[0])
-        raise DataError(_damaged(f"record {first + row} at byte {records[row][0]} of {str(path)!r}"))
+        raise DataError(_damaged(f"record {first + row} at byte {records[row][0]} of {str(file.paths[0])!r}"))
     return np.array([length for _, length in records], dtype="<i8").tobytes() + stored
 
 
-def _records(content: mmap.mmap, path: Path) -> Iterator[Tuple[int, int]]:
+def _records(file: OpenFiles) -> Iterator[Tuple[int, int]]:
     """Offset and data length of each record."""
-    size = len(content)
+    size = file.size(0)
     offset = number = 0
     checked: Dict[bytes, bool] = {}  # there are few distinct lengths: each is verified once
     while offset < size:
-        header = content[offset : offset + HEADER_BYTES]
-        where = f"record {number} at byte {offset} of {str(path)!r}"
+        header = file.read(0, offset, min(HEADER_BYTES, size - offset))
+        where = f"record {number} at byte {offset} of {str(file.paths[0])!r}"
         if len(header) == HEADER_BYTES:
             if header not in checked:
                 checked[header] = is_header(header)

@@ -76,7 +76,12 @@ class Checkpoint:
             ) from error
         parts: Dict[str, Any] = {"ipu_state": {}, "ipu_param": {}}
         for name, tensor in tensors.items():
-            part, key = name.split("/", 1)
+            part, _, key = name.partition("/")
+            if part not in parts or not key:
+                raise CheckpointError(
+                    f"{self.folder / 'optimizer.safetensors'} has a tensor named {name[:80]!r}: it isn't an "
+                    "optimiser state of this program"
+                )
             parts[part][key] = tensor
         return parts
 

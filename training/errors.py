@@ -35,6 +35,15 @@ def out_of_memory_bytes(error: RuntimeError) -> Optional[int]:
     return int(found["bytes"])
 
 
+def message_from_worker(error: ValueError) -> str:
+    """The text of an error of ours: PyTorch puts the traceback of a DataLoader's worker around it."""
+    text = str(error)
+    marker = f"\n{type(error).__module__}.{type(error).__qualname__}: "
+    if "Original Traceback" not in text or marker not in text:
+        return text
+    return text.rsplit(marker, 1)[1].rstrip()
+
+
 def is_worker_death(error: RuntimeError) -> bool:
     """Whether PyTorch says with this error that a DataLoader's worker process has died."""
     frames = list(traceback.walk_tb(error.__traceback__))

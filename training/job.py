@@ -30,7 +30,7 @@ from .loading import training_batches
 from .loop import LoopPlan, Progress, refuse_bad_weights, train
 from .metrics import Task
 from .metrics_file import plain
-from .optimizer import OptimizerPlan, Schedule, build_optimizer, state_at_rate
+from .optimizer import OptimizerPlan, Schedule, build_optimizer, check_state, state_at_rate
 from .report import NoReporter, Reporter
 from .rotation import Rotation, move_damaged_aside, sweep
 from .signals import StopRequest
@@ -130,7 +130,10 @@ def fit(
         # The number of threads changes the last bits of the simulator's sums.
         torch.set_num_threads(resumed.state["host_threads"])
         rate = config.section(Schedule).at(begin.step)
-        saved_state = state_at_rate(resumed.optimizer_state(), rate, config.loss_scaling)
+        saved = resumed.optimizer_state()
+        if device.name == "simulator":  # the names on IPUs are PopART's
+            check_state(resumed.folder, saved, job.model)
+        saved_state = state_at_rate(saved, rate, config.loss_scaling)
         optimizer.load_state_dict({**optimizer.state_dict(), **saved_state})
     elif config.host_threads is not None:
         torch.set_num_threads(config.host_threads)
@@ -205,6 +208,7 @@ def fit(
         wandb_project=config.wandb_project if config.wandb else None,
         config=config.to_dict(),
     )
+    others = data.workers.process_numbers()
     try:
         with stop.deferred():
             return train(
@@ -222,8 +226,10 @@ def fit(
                 stop=stop,
                 instances=instances,
             )
-    except RuntimeError as error:
-        if not is_worker_death(error):
+    except BaseException as error:
+        # An error holds the frames that hold the loader, and Python would wait for its workers.
+        data.workers.end(data.workers.started_since(others))
+        if not isinstance(error, RuntimeError) or not is_worker_death(error):
             raise
         raise TrainingError(
             f"a DataLoader worker died ({str(error).splitlines()[0]}), probably killed by the out-of-memory "

@@ -14,10 +14,11 @@ import torch
 import data.workers
 import ipu
 from config import RunKeys
+from data import DataError
 from ipu.keys import BatchKeys, DeviceKeys
 
 from .compilation import compile_program
-from .errors import DivergenceError, TrainingError
+from .errors import DivergenceError, TrainingError, message_from_worker
 from .evaluation import Evaluator
 from .metrics import Task
 from .metrics_file import Record
@@ -106,13 +107,15 @@ def train(
     `rng_state` is this instance's random state in the checkpoint that the run resumes.
 
     Raises DivergenceError if the loss of an update is NaN or infinite; nothing is saved then, so the last
-    valid checkpoint stays the newest. A stop during an update takes effect after it, one during a wait for
-    data at once; a stop during an evaluation aborts it, and the resumed run repeats it. With several
-    instances, all call this, compute metrics from the outputs of all and stop together.
+    valid checkpoint stays the newest. Raises DataError for damaged data, after saving. A stop during an
+    update takes effect after it, one during a wait for data at once; a stop during an evaluation aborts it,
+    and the resumed run repeats it. With several instances, all call this, compute metrics from the outputs
+    of all and stop together.
     """
     now, saved_step = start, start.step
+    damage: List[str] = []  # the error of the data, if there is one
     if start.evaluation_due:
-        now = _evaluated(now, evaluate, stop, instances)
+        now = _evaluated(now, evaluate, stop, instances, damage)
         if not now.evaluation_due:
             reporter.write(now.record)
     iterator = iter(batches)
@@ -126,6 +129,9 @@ def train(
             batch, stop.signal_name = None, "a wait for data"  # on all instances
             hung = data.workers.described(multiprocessing.active_children())
             data.workers.end(multiprocessing.active_children())
+        except DataError as error:
+            batch, stop.signal_name = None, "damaged data"
+            damage.append(message_from_worker(error))
         data_wait_s = time.perf_counter() - began
         if _agreed(stop, instances):
             break
@@ -156,15 +162,17 @@ def train(
         is_warm = True
         now = replace(now, step=step, record=record, evaluation_due=due, speed=speed)
         if due:
-            now = _evaluated(now, evaluate, stop, instances)
+            now = _evaluated(now, evaluate, stop, instances, damage)
         reporter.write(now.record)
         if last or _due(step, plan.checkpoint_steps, plan.device_iterations):
             now, saved_step = replace(now, checkpoint=save(now)), step
     if now.step != saved_step:
         now = replace(now, checkpoint=save(now))
+    saved = "nothing was trained yet" if now.checkpoint is None else f"the checkpoint is {now.checkpoint}"
+    again = "rerun" if now.checkpoint is None else "rerun with --resume"
+    if damage:
+        raise DataError(f"{damage[0]}\nThe run stopped after step {now.step}; {saved}. Then {again}")
     if hung is not None:
-        saved = "nothing was trained yet" if now.checkpoint is None else f"the checkpoint is {now.checkpoint}"
-        again = "rerun" if now.checkpoint is None else "rerun with --resume"
         raise TrainingError(
             f"no batch came for {plan.data_timeout_s} s (--data-timeout-s): {hung}. The workers were killed; "
             f"{saved}. See that the data can be read, then {again}"
@@ -215,8 +223,17 @@ def _joined(gathered: Sequence[Sequence[torch.Tensor]]) -> List[torch.Tensor]:
     return [torch.cat([part.reshape(-1) for part in parts]) for parts in zip(*gathered)]
 
 
-def _evaluated(now: Progress, evaluate: Evaluator, stop: StopRequest, instances: ipu.Instances) -> Progress:
-    result = None if _agreed(stop, instances) else evaluate(stop)
+def _evaluated(
+    now: Progress, evaluate: Evaluator, stop: StopRequest, instances: ipu.Instances, damage: List[str]
+) -> Progress:
+    """The progress after an evaluation; as before if a stop ended it, or damaged data, added to `damage`."""
+    try:
+        result = None if _agreed(stop, instances) else evaluate(stop)
+    except DataError as error:
+        if instances.count > 1:  # the others wait for this one's outputs
+            raise
+        damage.append(message_from_worker(error))
+        result, stop.signal_name = None, "damaged data"
     if result is None:
         return now
     return replace(now, record={**now.record, **result}, evaluation_due=False)

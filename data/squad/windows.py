@@ -10,18 +10,20 @@ import hashlib
 import io
 import json
 import sys
+import tempfile
 import zlib
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from ..batches import Batch, SampleDataset
-from ..files import DataError, exclusive, remove_leftovers, write_atomically
+from ..files import DataError, exclusive, open_plain, remove_leftovers, write_atomically
+from ..json_files import read_json
 from ..masking import IGNORED_LABEL
 from ..tokenizer import Tokenizer
 from .files import Question, QuestionSet
@@ -242,16 +244,19 @@ def prepare_features(
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive(folder / "lock"):
             remove_leftovers(folder)
-            arrays = _load(folder)
+            arrays = _load(folder, data, tokenizer, options)
             if arrays is None:
                 _write(folder, _arrays(data, tokenizer, options, progress))
-                arrays = _load(folder)
+                arrays = _load(folder, data, tokenizer, options)
     except OSError as error:
         raise DataError(
             f"cannot use {error.filename or folder}: {error.strerror or error}. Prepared data is kept in "
             f"cache_folder {cache_folder}: make room and check that you may write there, or set another"
         ) from error
-    assert arrays is not None
+    if arrays is None:
+        raise DataError(
+            f"{folder} isn't as it was written a moment ago: check the disk, and who else writes there"
+        )
     return Features(identity, tokenizer.pad_id, **arrays)
 
 
@@ -316,30 +321,75 @@ def _write(folder: Path, arrays: Dict[str, np.ndarray]) -> None:
     write_atomically(folder / _MANIFEST, json.dumps({"crc32": checksums}).encode())
 
 
-def _load(folder: Path) -> Optional[Dict[str, np.ndarray]]:
-    """The arrays of a folder, memory-mapped; None if they must be made (again)."""
-    manifest = folder / _MANIFEST
-    if not manifest.is_file():
+def _load(
+    folder: Path, data: QuestionSet, tokenizer: Tokenizer, options: WindowOptions
+) -> Optional[Dict[str, np.ndarray]]:
+    """The arrays of a folder, memory-mapped; None: make them (again)."""
+    if not (folder / _MANIFEST).is_file():
         return None
     try:
-        checksums: Dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))["crc32"]
-        for name in ARRAYS:
-            file = folder / f"{name}.npy"
-            if _crc32(file) != checksums[name]:
-                raise ValueError(f"the checksum of {file} is wrong")
-        # Plain arrays over the maps, because slicing numpy.memmaps is several times slower.
-        return {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in ARRAYS}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"warning: prepared data is damaged and made again: {error}", file=sys.stderr)
+        manifest = read_json(folder / _MANIFEST, most_bytes=1 << 20)
+        checksums = manifest["crc32"]
+        arrays = {name: _read(folder / f"{name}.npy", checksums[name]) for name in ARRAYS}
+        problem = _problem(arrays, len(data.questions), tokenizer.vocab_size, options.max_seq_length)
+        if problem:
+            raise ValueError(problem)
+        return arrays
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError, EOFError) as error:
+        print(f"warning: prepared data is damaged and made again: {folder}: {error}", file=sys.stderr)
         return None
 
 
-def _crc32(file: Path) -> int:
-    checksum = 0
-    with file.open("rb") as stream:
+def _read(file: Path, checksum: int) -> np.ndarray:
+    """The array in a file, mapped from a copy without a name, which no other process can change or cut."""
+    found = 0
+    with open_plain(file) as stream, tempfile.TemporaryFile(dir=str(file.parent)) as copy:
         for block in iter(lambda: stream.read(1 << 22), b""):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
+            found = zlib.crc32(block, found)
+            copy.write(block)
+        if found != checksum:
+            raise ValueError(f"the checksum of {file} is wrong")
+        copy.seek(0)
+        if np.lib.format.read_magic(copy) != (1, 0):
+            raise ValueError(f"{file} has another version of numpy's format than 1.0")
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(copy)
+        if is_fortran or dtype.hasobject or not all(shape):
+            raise ValueError(f"{file} has shape {shape} and type {dtype}")
+        # A plain array over the map, because slicing a numpy.memmap is several times slower.
+        return np.asarray(np.memmap(copy, dtype, "r", copy.tell(), shape))
+
+
+def _problem(arrays: Dict[str, np.ndarray], questions: int, vocab_size: int, length: int) -> Optional[str]:
+    """The first thing that is wrong with arrays whose checksums are right, or None."""
+    count = arrays["question"].size
+    shapes: Dict[str, Tuple[int, ...]] = dict.fromkeys(ARRAYS, (count,))
+    shapes.update(input_ids=(count, length), is_max_context=(count, length), offsets=(count, length, 2))
+    for name, array in arrays.items():
+        kinds = "b" if name == "is_max_context" else "iu"
+        if array.shape != shapes[name] or array.dtype.kind not in kinds:
+            return f"{name} has shape {array.shape} and type {array.dtype}"
+    limits = {
+        "input_ids": (0, vocab_size - 1),
+        "tokens": (1, length),
+        "context_start": (0, length - 1),
+        "question": (0, questions - 1),
+        "start_position": (0, length - 1),
+        "end_position": (0, length - 1),
+        "offsets": (-1, np.iinfo(np.int32).max),
+    }
+    for name, (least, most) in limits.items():
+        array = arrays[name]
+        if array.size and not (least <= int(array.min()) and int(array.max()) <= most):
+            return f"{name} has values from {array.min()} to {array.max()}, outside of {least} to {most}"
+    if set(range(questions)) != set(np.unique(arrays["question"]).tolist()):
+        return "a question has no window"
+    if (np.diff(arrays["question"].astype(np.int64)) < 0).any():
+        return "the windows aren't in the order of their questions"
+    if (arrays["offsets"][:, :, 0] > arrays["offsets"][:, :, 1]).any():
+        return "a token ends before it starts"
+    if (arrays["start_position"] > arrays["end_position"]).any():
+        return "an answer ends before it starts"
+    return None
 
 
 class SquadDataset(SampleDataset):

@@ -17,7 +17,7 @@ from data.dataset import PretrainingDataset, unigram_entropy
 from data.files import DataError
 from data.make_shards import PairParameters, prepare_shards
 from data.masking import IGNORED_LABEL, Masker
-from data.shards import ShardedExamples, open_shards
+from data.shards import RECORD, ShardedExamples, open_shards, write_shard
 from data.tokenizer import Tokenizer
 
 SEQUENCE_LENGTH, MASK_TOKENS = 64, 10
@@ -165,3 +165,42 @@ def test_known_entropies(counts: List[int], entropy: float) -> None:
 def test_nothing_has_no_entropy() -> None:
     with pytest.raises(DataError):
         unigram_entropy(Counted([0, 0]))
+
+
+@pytest.mark.parametrize(
+    ("record", "tokens", "found"),
+    [
+        ((0, 40, 40, 0), [5] * 80, "83 tokens, more than sequence_length 64"),
+        ((0, 2, 1, 0), [5, 10**9, 5], "token id 1000000000"),
+        ((0, 2, 1, 0), [5, 2**32 - 1, 5], "token id -1"),
+        ((0, 2, 1, 7), [5, 5, 5], "a label that isn't 0 or 1"),
+    ],
+)
+def test_a_shard_that_is_consistent_but_wrong_is_named(
+    tmp_path: Path, tokenizer: Tokenizer, record: tuple, tokens: List[int], found: str
+) -> None:
+    good = (0, 1, 1, 0)
+    write_shard(
+        tmp_path / "one.shard", np.array([good, record], dtype=RECORD), np.array(tokens, dtype="<u4"), {}
+    )
+    masker = Masker(
+        mask_id=tokenizer.mask_id,
+        special_ids=tokenizer.special_ids,
+        is_continuation=tokenizer.is_continuation,
+        mask_tokens=MASK_TOKENS,
+    )
+    dataset = PretrainingDataset(
+        ShardedExamples([tmp_path / "one.shard"]),
+        masker,
+        sequence_length=SEQUENCE_LENGTH,
+        mask_tokens=MASK_TOKENS,
+        vocab_size=tokenizer.vocab_size,
+        pad_id=tokenizer.pad_id,
+        cls_id=tokenizer.cls_id,
+        sep_id=tokenizer.sep_id,
+        special_ids=tokenizer.special_ids,
+        seed=1,
+        shuffle=False,
+    )
+    with pytest.raises(DataError, match=f"one.shard is damaged: example 1 has .*{found}"):
+        dataset.__getitems__([1])

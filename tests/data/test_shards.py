@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import random
+import struct
+import zlib
 from pathlib import Path
 from typing import List
 
@@ -16,6 +19,7 @@ from data.shards import (
     MANIFEST,
     RECORD,
     ShardedExamples,
+    load_manifest,
     open_shards,
     read_header,
     shard_name,
@@ -182,3 +186,97 @@ def test_nothing_temporary_is_left(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         [MANIFEST, shard_name("train", 0), shard_name("train", 1)]
     )
+
+
+def reseal(path: Path, change: dict) -> None:
+    """Changes a shard's header, with checksums that are right."""
+    header, start = read_header(path)
+    body = path.read_bytes()[start:]
+    text = json.dumps({**header, **change}, sort_keys=True).encode()
+    text += b" " * (-(24 + len(text)) % 64)
+    path.write_bytes(struct.pack("<8sQQ", b"PAIRSHRD", len(text), zlib.crc32(text)) + text + body)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"examples": value} for value in (-1, 60, 10**9, "5", None, True)),
+        *({"body_bytes": value} for value in (-1, 10**30, 1.5)),
+        *({"token_type": value} for value in ("O", "<f4", "|V0", 3, None)),
+        *({"format": value} for value in (1, 3, "2")),
+        {"crc32": "x"},
+    ],
+    ids=str,
+)
+def test_a_header_that_is_consistent_but_wrong_is_refused(tmp_path: Path, change: dict) -> None:
+    write_folder(tmp_path, [5])
+    path = tmp_path / shard_name("train", 0)
+    reseal(path, change)
+    with pytest.raises(DataError, match="is damaged"):
+        ShardedExamples([path]).token_counts(70000)
+
+
+def test_a_shard_that_is_cut_or_overwritten_in_use_is_an_error(tmp_path: Path) -> None:
+    write_folder(tmp_path, [5, 40])
+    path, other = (tmp_path / shard_name("train", number) for number in (1, 0))
+    content = path.read_bytes()
+    examples = open_shards(tmp_path, "train")
+    _, body_start = read_header(path)
+    every = np.arange(5, 45)
+    for place in range(body_start, len(content), 7):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(DataError, match=str(path)):
+            examples.read(every)
+    for damaged in (content[:-1], content[:body_start], b"", bytes(len(content)), other.read_bytes() * 9):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=str(path)):
+            examples.read(every)
+        assert len(examples.read(np.arange(5))) == 5  # of the other shard
+    path.write_bytes(content)
+    assert len(examples.read(every)) == 40
+
+
+def test_examples_of_another_shard_do_not_match(tmp_path: Path) -> None:
+    """Even if header and offsets are the same: the checksums start with the shard's description."""
+    records, tokens = np.array([(0, 1, 1, 1)], dtype=RECORD), np.array([3, 4], "<u2")
+    for chunk in ("a", "b"):
+        write_shard(tmp_path / chunk, records, tokens, {"chunk": chunk})
+    examples = ShardedExamples([tmp_path / "a"])
+    (tmp_path / "a").write_bytes((tmp_path / "b").read_bytes())
+    with pytest.raises(DataError, match="doesn't match its checksum"):
+        examples.read(np.array([0]))
+
+
+def test_a_token_id_outside_of_the_vocabulary_is_an_error(tmp_path: Path) -> None:
+    write_folder(tmp_path, [5])
+    with pytest.raises(DataError, match="token id 5 is outside of the vocabulary of 5"):
+        open_shards(tmp_path, "train").token_counts(5)
+
+
+def test_a_manifest_has_a_checksum(tmp_path: Path) -> None:
+    write_folder(tmp_path, [5])
+    path = tmp_path / MANIFEST
+    text = path.read_text()
+    for before, after in (('"documents": 1', '"documents": 2'), ('"examples": 5', '"examples": 4')):
+        assert before in text
+        path.write_text(text.replace(before, after))
+        with pytest.raises(DataError, match=f"{MANIFEST} is damaged.*its own checksum"):
+            load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "splits", [{"train": 3}, {"train": [3]}, {"train": [{}]}, {"train": [{"examples": -1}]}]
+)
+def test_a_manifest_that_is_consistent_but_wrong_is_refused(tmp_path: Path, splits: dict) -> None:
+    write_manifest(tmp_path, {}, splits)
+    with pytest.raises(DataError, match="lacks a count"):
+        load_manifest(tmp_path)
+
+
+def test_more_shards_than_files_that_may_be_open(tmp_path: Path) -> None:
+    write_folder(tmp_path, [1] * 300)
+    examples = open_shards(tmp_path, "train")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(2):
+        assert [a.tolist()[0] for a, _, _ in examples.read(np.arange(300))] == list(range(300))
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= 128

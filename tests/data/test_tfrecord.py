@@ -327,3 +327,19 @@ def test_graphcores_packed_sample_is_refused_with_what_it_has():
     records = TfRecordFile(str(SAMPLES / "packing" / "sample_text_packed.tfrecord"))
     with pytest.raises(DataError, match=r"lacks .*it has packed_input_ids.* Only unpacked"):
         records.read(0)
+
+
+def test_a_file_that_is_cut_or_overwritten_in_use_is_an_error(tmp_path):
+    path = tmp_path / "examples.tfrecord"
+    content = b"".join(record(message(example(seed))) for seed in range(4))
+    path.write_bytes(content)
+    records = TfRecordFile(str(path))
+    expected = [records.read(number)["input_ids"].tolist() for number in range(4)]
+    huge = content[:-1000] + b"\xff" * 1000
+    for damaged in (b"", content[:-1], content[:100], bytes(len(content)), huge):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"damaged|cut"):
+            for number in range(4):
+                records.read(number)
+    path.write_bytes(content)
+    assert [records.read(number)["input_ids"].tolist() for number in range(4)] == expected

@@ -1,4 +1,4 @@
-"""A worker that hangs is named and killed after a time; the run ends with a checkpoint."""
+"""A worker that hangs is killed after a time, damaged data is named; the run ends with a checkpoint."""
 
 import os
 import re
@@ -124,3 +124,33 @@ if __name__ == "__main__":
     assert f"(process {number}, stopped by a signal)" in done.stderr
     assert "no preprocessing worker finished a shard for 3 s" in done.stderr
     assert not is_alive(number)
+
+
+CUTTING = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from training.metrics_file import MetricsFile
+import run_pretraining
+original, calls = MetricsFile.write, []
+def cutting(self, *arguments):
+    calls.append(original(self, *arguments))
+    if len(calls) == 3:
+        for shard in Path(sys.argv[sys.argv.index("--cache-folder") + 1]).rglob("*.shard"):
+            os.truncate(shard, 1000)
+MetricsFile.write = cutting
+sys.exit(run_pretraining.run_as_program())
+"""
+
+
+def test_shards_that_are_cut_under_a_run_end_it_with_a_checkpoint(tmp_path, flags):
+    output, cache = tmp_path / "run", tmp_path / "cache"
+    arguments = flags(output, *STEPS, "--dataloader-workers", 1)
+    arguments[arguments.index("--cache-folder") + 1] = str(cache)
+    command = [sys.executable, "-c", CUTTING, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert re.match(r"error: .*-00000\.shard' ends at byte 1000", done.stderr), done.stderr
+    saved = re.search(r"the checkpoint is (\S+)\. Then rerun with --resume", done.stderr).group(1)
+    assert (Path(saved) / "state.json").is_file()

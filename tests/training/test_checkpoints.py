@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from training import CheckpointError, TrainingError, hold_folder, resolve_weights_folder, save_checkpoint
 from training.checkpoints import newest_checkpoint, read_checkpoint
@@ -388,3 +389,11 @@ def test_state_is_readable_json(tmp_path):
         "model.safetensors",
         "optimizer.safetensors",
     }
+
+
+@pytest.mark.parametrize("name", ["hello", "other/w", "ipu_state/"])
+def test_a_tensor_that_is_no_optimiser_state_is_named(tmp_path, name):
+    checkpoint = read_checkpoint(save(tmp_path, 3))
+    save_file({name: torch.zeros(1)}, str(checkpoint.folder / "optimizer.safetensors"))
+    with pytest.raises(CheckpointError, match=f"a tensor named '{name}'"):
+        checkpoint.optimizer_state()

@@ -8,8 +8,8 @@ import torch
 import config
 import ipu
 import model as models
-from training import OptimizerPlan, Schedule, build_optimizer
-from training.optimizer import parameter_groups, set_learning_rate, state_at_rate
+from training import CheckpointError, OptimizerPlan, Schedule, build_optimizer
+from training.optimizer import check_state, parameter_groups, set_learning_rate, state_at_rate
 
 ipu.select_device("simulator")
 
@@ -188,3 +188,41 @@ def test_every_update_moves_the_weights():
 
 def test_no_warm_up_starts_at_the_peak():
     assert schedule(warmup_steps=0).at(0) == pytest.approx(0.012)
+
+
+SAVED = {
+    "ipu_state": {
+        f"{kind}___{name}": torch.zeros(2) for kind in ("Accl1", "Accl2") for name in ("weight", "bias")
+    },
+    "ipu_param": {"lossScaling_FLOAT": torch.tensor(1.0)},
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "found"),
+    [
+        ("ipu_state", "Accl1___other", torch.zeros(2), "belongs to no weight"),
+        ("ipu_state", "nonsense", torch.zeros(2), "belongs to no weight"),
+        ("ipu_state", "Accl1___bias", torch.zeros(3), r"has shape \(3,\), the weight \(2,\)"),
+        ("ipu_state", "Accl2___bias", None, "Accl2 is missing for the weight bias"),
+        ("ipu_state", "Accl2___bias", torch.zeros(2, dtype=torch.int32), "int32"),
+        ("ipu_state", "Accl2___bias", torch.full((2,), torch.nan), "NaN"),
+        (
+            "ipu_param",
+            "lossScaling_FLOAT",
+            torch.tensor(torch.inf),
+            "hyperparameter lossScaling_FLOAT is inf",
+        ),
+        ("ipu_param", "lossScaling_FLOAT", torch.ones(2), "hyperparameter lossScaling_FLOAT"),
+        ("ipu_param", "lossScaling_FLOAT", None, "no hyperparameter"),
+    ],
+)
+def test_an_optimiser_state_of_another_model_is_refused(tmp_path, part, key, value, found):
+    model = torch.nn.BatchNorm1d(2)
+    saved = {name: dict(tensors) for name, tensors in SAVED.items()}
+    check_state(tmp_path, saved, model)
+    saved[part][key] = value
+    if value is None:
+        del saved[part][key]
+    with pytest.raises(CheckpointError, match=f"isn't the optimiser state of this run: .*{found}"):
+        check_state(tmp_path, saved, model)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,3 +141,52 @@ def test_an_unusable_cache_folder_is_named(tmp_path: Path, tokenizer: Tokenizer)
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(DataError, match="cache_folder"):
         prepare_features(question_set(0), tokenizer, OPTIONS, cache_folder=tmp_path / "cache")
+
+
+def sealed(folder: Path, name: str, array: np.ndarray) -> None:
+    """Writes another array into a cache, with checksums that are right."""
+    np.save(folder / f"{name}.npy", array)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["crc32"][name] = zlib.crc32((folder / f"{name}.npy").read_bytes())
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+WRONG = {
+    "input_ids": [lambda a: a * 0 + 60000, lambda a: a[:, :-1], lambda a: a[:-1], lambda a: a * 1.0],
+    "tokens": [lambda a: a * 0, lambda a: a + 100, lambda a: a[:, None]],
+    "context_start": [lambda a: a - 100],
+    "question": [lambda a: a + 1, lambda a: a[::-1], lambda a: a * 0, lambda a: a[:0]],
+    "start_position": [lambda a: a + 100, lambda a: a * 0 + 19],
+    "end_position": [lambda a: a - 100],
+    "offsets": [lambda a: a[:, :, :1], lambda a: a - 5, lambda a: np.asfortranarray(a)],
+    "is_max_context": [lambda a: a.astype(int), lambda a: a.T],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [(name, number) for name, changes in WRONG.items() for number in range(len(changes))]
+)
+def test_arrays_that_are_consistent_but_wrong_are_made_again(
+    tmp_path: Path, tokenizer: Tokenizer, name: str, number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = question_set(2)
+    first = prepare_features(questions, tokenizer, OPTIONS, cache_folder=tmp_path)
+    expected = {key: array.copy() for key, array in arrays_of(first).items()}
+    sealed(tmp_path / "squad" / first.identity, name, WRONG[name][number](expected[name]))
+    again = prepare_features(questions, tokenizer, OPTIONS, cache_folder=tmp_path)
+    assert "made again" in capsys.readouterr().err
+    assert all(np.array_equal(array, expected[key]) for key, array in arrays_of(again).items())
+
+
+def test_arrays_that_are_cut_or_overwritten_in_use_stay_as_they_were(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    features = prepare_features(question_set(2), tokenizer, OPTIONS, cache_folder=tmp_path)
+    expected = {key: array.copy() for key, array in arrays_of(features).items()}
+    for number, file in enumerate(sorted((tmp_path / "squad" / features.identity).glob("*.npy"))):
+        if number % 2:
+            os.truncate(file, 10)
+        else:
+            with file.open("r+b") as stream:
+                stream.write(bytes(file.stat().st_size))
+    assert all(np.array_equal(array, expected[key]) for key, array in arrays_of(features).items())
