@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
 import os
 import platform
+import re
 import shlex
 import signal
 import subprocess
@@ -36,8 +38,6 @@ from config import Config, ConfigError
 from ipu.placement import nearest_divisors
 
 if TYPE_CHECKING:
-    import argparse
-
     from planning.dry_run import DryRun
     from training import Progress, StopRequest
 
@@ -48,12 +48,19 @@ def parser(description: str, *, required: bool) -> configuration.FlagParser:
     `required`: --config must be given.
     """
     made = configuration.FlagParser(description=description)
-    made.add_argument("--config", required=required, help="a recipe of configs.yml, for example demo")
+    made.add_argument(
+        "--config", required=required, help="a recipe of configs.yml, for example demo; --list names all"
+    )
     made.add_argument(
         "--configs",
         type=Path,
         default=configuration.CONFIGS,
         help="another recipe file, such as a run's resolved.yml",
+    )
+    made.add_argument("--list", action=_ListRecipes, nargs=0, help="list the recipes of this runner")
+    made.add_argument("--version", action=_Version, nargs=0, help="print the versions in use")
+    made.add_argument(
+        "--print-config", action="store_true", help="print every key and every derived quantity at the start"
     )
     made.add_argument("--output", type=Path, help="output folder (default: output/CONFIG)")
     made.add_argument(
@@ -75,6 +82,34 @@ def parser(description: str, *, required: bool) -> configuration.FlagParser:
         "replicas and shards over these (default: 1)",
     )
     return made
+
+
+class _ListRecipes(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        runner = Path(parser.prog).stem
+        task = runner[len("run_") :] if runner.startswith("run_") else None
+        try:
+            lines = configuration.recipe_lines(task, namespace.configs)
+        except ConfigError as error:
+            parser.error(str(error))
+        print("\n".join(lines))
+        parser.exit(0)
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        own = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)
+        assert own is not None
+        torch = importlib_metadata.version("torch")
+        python = platform.python_version()
+        print(f"groupbert-ipu {own[1]}, Python {python}, torch {torch}")
+        parser.exit(0)
+
+
+def runner_of(task: str) -> Optional[str]:
+    """The runner that takes recipes of a task; None if there is none."""
+    name = f"run_{task}.py"
+    return name if (ROOT / name).is_file() else None
 
 
 def load_config(flags: argparse.Namespace, task: str) -> Config:
@@ -104,7 +139,11 @@ def load_config(flags: argparse.Namespace, task: str) -> Config:
     else:
         config = configuration.load(flags.config, path=flags.configs, overrides=overrides)
     if config.task != task:
-        raise ConfigError(f"{flags.config} is a {config.task} recipe, but this runner needs a {task} recipe")
+        runner = runner_of(config.task)
+        advice = f"use python {runner} --config {flags.config}" if runner else "it has no runner yet"
+        raise ConfigError(
+            f"{flags.config} is a {config.task} recipe, but this runner needs a {task} recipe: {advice}"
+        )
     if flags.instances != 1:
         _check_instances(flags, config)
     return config
@@ -181,6 +220,7 @@ def dry_run(config: Config, flags: argparse.Namespace) -> Union[DryRun, DryRunEl
         print(f"the verdict needs no device: --device {config.device} is ignored", flush=True)
     for line in flags.found:
         print(line, flush=True)
+    _warn_of_changed_batch(flags, config)
     return make_verdict(config, flags.config, output, instances=flags.instances)
 
 
@@ -315,16 +355,30 @@ def _join_instances(config: Config, device: ipu.DeviceChoice) -> ipu.Instances:
     )
 
 
-def print_configuration(flags: argparse.Namespace, config: Config) -> None:
-    """Prints what a search found, then every key and every derived quantity."""
+def print_configuration(flags: argparse.Namespace, config: Config, output: Path) -> None:
+    """Prints what a search found, then what matters of the configuration; with --print-config all of it."""
     for line in flags.found:
         print(line)
-    print(f"configuration {flags.config}:")
-    for key, value in config.to_dict().items():
-        print(f"  {key}: {json.dumps(value)}")
-    print("derived:")
-    for key, value in configuration.derived(config).items():
-        print(f"  {key}: {json.dumps(value)}", flush=True)
+    if not flags.print_config:
+        for line in configuration.summary(config, flags.config, configuration.overrides_from(flags)):
+            print(line)
+        count = len(config.to_dict())
+        print(f"  all {count} keys are in {output / 'resolved.yml'}; --print-config prints them")
+    else:
+        print(f"configuration {flags.config}:")
+        for key, value in config.to_dict().items():
+            print(f"  {key}: {json.dumps(value)}")
+        print("derived:")
+        for key, value in configuration.derived(config).items():
+            print(f"  {key}: {json.dumps(value)}")
+    _warn_of_changed_batch(flags, config)
+
+
+def _warn_of_changed_batch(flags: argparse.Namespace, config: Config) -> None:
+    recipe = configuration.read_recipe(flags.config, flags.configs)
+    warning = configuration.changed_batch(config, recipe, flags.config)
+    if warning is not None:
+        print(warning, flush=True)
 
 
 def say_how_to_go_on(

@@ -60,7 +60,7 @@ def main(
     device, instances = command_line.start(config)
     output = flags.output or Path("output") / flags.config
     with instances.only_first_prints():
-        command_line.print_configuration(flags, config)
+        command_line.print_configuration(flags, config, output)
 
         # Importing torch takes seconds: check the configuration first.
         from training import hold_folder, stop_on_signals
@@ -82,7 +82,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         type=Path,
         help="start from these weights with a new optimiser (phase 2 after phase 1)",
     )
-    configuration.add_flags(parser)
+    configuration.add_flags(parser, "pretraining")
     return parser.parse_args(arguments)
 
 

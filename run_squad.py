@@ -67,12 +67,12 @@ def main(
     device, instances = command_line.start(config)
     if instances.count > 1:
         raise ConfigError("fine-tuning runs in one instance: start it without poprun and torchrun")
-    command_line.print_configuration(flags, config)
 
     from training import hold_folder, stop_on_signals
 
     apart = "-evaluation" if flags.evaluate_only else "-answers" if flags.predict else ""
     output = flags.output or Path("output") / f"{flags.config}{apart}"
+    command_line.print_configuration(flags, config, output)
     explained = command_line.verdict_if_memory_is_short(config, flags, output, instances)
     with stop_on_signals() as stop, hold_folder(output), explained:
         if apart:
@@ -100,7 +100,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--score", type=Path, metavar="PREDICTIONS", help='score a JSON file of {"question id": "answer"}'
     )
     parser.add_argument("--data", type=Path, metavar="FILE", help="with --score: the SQuAD JSON file")
-    configuration.add_flags(parser)
+    configuration.add_flags(parser, "squad")
     flags = parser.parse_args(arguments)
     _check_flags(flags)
     return flags

@@ -15,7 +15,8 @@ from .config import (
 )
 from .flags import FlagParser
 from .recipes import ConfigError, nearest
-from .schema import ANY, AUTO, AUTO_KEYS, OptimizerKeys, RunKeys, defaults, keys_that_alter
+from .schema import ANY, AUTO, AUTO_KEYS, OptimizerKeys, RunKeys, defaults, keys_that_alter, unread_keys
+from .screen import changed_batch, recipe_lines, summary
 
 __all__ = [
     "ANY",
@@ -28,6 +29,7 @@ __all__ = [
     "OptimizerKeys",
     "RunKeys",
     "add_flags",
+    "changed_batch",
     "defaults",
     "derived",
     "free_keys",
@@ -37,4 +39,7 @@ __all__ = [
     "nearest",
     "overrides_from",
     "read_recipe",
+    "recipe_lines",
+    "summary",
+    "unread_keys",
 ]

@@ -18,7 +18,7 @@ from ipu.placement import minimum_gradient_accumulation, pipeline_stages
 from .flags import add_key_flags
 from .recipes import MOST_PROBLEMS, ConfigError, Problem, Recipe, nearest, read_recipes
 from .rules import rule_problems
-from .schema import ANY, AUTO, AUTO_KEYS, GROUPS, Keys, entries, kinds
+from .schema import ANY, AUTO, AUTO_KEYS, GROUPS, Keys, entries, kinds, unread_keys
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs.yml"
 
@@ -103,10 +103,14 @@ def free_keys(name: str, path: Path, overrides: Optional[Mapping[str, object]] =
     return free
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds a flag for each key to `parser`, in kebab case; flags not given don't appear in its result."""
+def add_flags(parser: argparse.ArgumentParser, task: Optional[str] = None) -> None:
+    """Adds a flag for each key to `parser`, in kebab case; flags not given don't appear in its result.
+
+    --help leaves out the keys that `task`, if given, doesn't read.
+    """
     groups = {title: [entry for part in parts for entry in fields(part)] for title, parts in GROUPS.items()}
-    add_key_flags(parser, groups, kinds(), searchable=AUTO_KEYS, searched=AUTO)
+    hidden = unread_keys(task) if task else ()
+    add_key_flags(parser, groups, kinds(), searchable=AUTO_KEYS, searched=AUTO, hidden=hidden)
 
 
 def overrides_from(namespace: argparse.Namespace) -> Dict[str, object]:

@@ -10,6 +10,8 @@ import re
 from dataclasses import Field
 from typing import Any, Callable, Collection, Dict, List, Mapping, NoReturn, Optional, Sequence
 
+from ipu.keys import REQUIRED
+
 from .recipes import choices_of, describe, from_text, item_of, nearest, tuple_from_text
 
 
@@ -27,6 +29,8 @@ class FlagParser(argparse.ArgumentParser):
             flags = [word.split("=")[0] for word in message[len(lead) :].split() if word.startswith("--")]
             known = [option for option in self._option_string_actions if option.startswith("--")]
             message += "".join(f"\n{flag}: {nearest(flag, known)}" for flag in flags)
+        if message.endswith("required: --config") and "--list" in self._option_string_actions:
+            message += "\n--list names the recipes; --config demo is a small one"
         self.exit(2, f"{self.prog}: error: {message}\n(--help explains all flags)\n")
 
 
@@ -53,30 +57,39 @@ def add_key_flags(
     *,
     searchable: Collection[str],
     searched: str,
+    hidden: Collection[str] = (),
 ) -> None:
     """Adds a flag for each key to `parser`; flags that aren't given don't appear in its result.
 
     `groups` maps the title of each group of flags to its keys, `kinds` each key to its type. The keys in
-    `searchable` may also have the value `searched`.
+    `searchable` may also have the value `searched`; those in `hidden` aren't in --help.
     """
     for title, keys in groups.items():
         group = parser.add_argument_group(title)
         for entry in keys:
-            _add_flag(group, entry, kinds[entry.name], searched if entry.name in searchable else None)
+            word = searched if entry.name in searchable else None
+            _add_flag(group, entry, kinds[entry.name], word, entry.name in hidden)
 
 
-def _add_flag(group: argparse._ArgumentGroup, entry: Field[Any], kind: Any, word: Optional[str]) -> None:
-    """The flag of one key, which may also have the value `word`."""
+def _add_flag(
+    group: argparse._ArgumentGroup, entry: Field[Any], kind: Any, word: Optional[str], hidden: bool
+) -> None:
+    """The flag of one key, which may also have the value `word`; without help if `hidden`."""
     flag = "--" + entry.name.replace("_", "-")
     notes = [describe(kind) + (f" or {word}" if word else "")] + (
         [f"in {entry.metadata['bounds']}"] if entry.metadata["bounds"] else []
     )
-    text = f"{entry.metadata['doc']} [{', '.join(notes)}]".replace("%", "%%")
+    default = "" if entry.default is REQUIRED else f" (default: {_default(entry.default)})"
+    text = f"{entry.metadata['doc']} [{', '.join(notes)}]{default}".replace("%", "%%")
+    text = argparse.SUPPRESS if hidden else text
     common: Dict[str, Any] = {"dest": entry.name, "default": argparse.SUPPRESS}
     if kind in (bool, Optional[bool]):
-        group.add_argument(flag, action="store_const", const=True, help=entry.metadata["doc"], **common)
+        yes, no = entry.metadata["doc"] + ("" if entry.default is None else default), "the opposite"
+        if hidden:
+            yes = no = argparse.SUPPRESS
+        group.add_argument(flag, action="store_const", const=True, help=yes, **common)
         group.add_argument(
-            flag.replace("--", "--no-", 1), action="store_const", const=False, help="the opposite", **common
+            flag.replace("--", "--no-", 1), action="store_const", const=False, help=no, **common
         )
     elif item_of(kind):
         group.add_argument(
@@ -91,6 +104,12 @@ def _add_flag(group: argparse._ArgumentGroup, entry: Field[Any], kind: Any, word
     else:
         metavar = "WORD" if choices_of(kind) or kind in (str, Optional[str]) else "N"
         group.add_argument(flag, type=_reader(kind, word), metavar=metavar, help=text, **common)
+
+
+def _default(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _list_reader(kind: Any, searched: Optional[str]) -> Callable[[List[str]], Any]:

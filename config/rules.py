@@ -5,6 +5,7 @@ Types and bounds are checked before; each rule yields a Problem for every illega
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import fields
 from typing import Iterator, List, Sequence
 
@@ -19,7 +20,7 @@ from ipu.placement import (
 from model.config import ModelConfigError
 from model.tasks import FACTS
 
-from .recipes import ConfigError, Problem, nearest
+from .recipes import ConfigError, Problem
 from .schema import FINE_TUNING, Keys
 
 CLIPPING_OPTIMIZERS = ("adam", "adamw")
@@ -265,8 +266,12 @@ def _device(config: Keys) -> Iterator[Problem]:
             f"{config.validation_replication_factor}: Poplar's IPU model has no replication; use 1",
         )
     if config.target not in machine_ipus():
+        close = difflib.get_close_matches(config.target, machine_ipus(), n=1, cutoff=0.75)
         yield Problem(
-            "target", f"{config.target!r} is not a known machine; {nearest(config.target, machine_ipus())}"
+            "target",
+            f"{config.target!r} is not a known machine; "
+            + "".join(f"did you mean {name!r}? " for name in close)
+            + f"There are {', '.join(machine_ipus())}",
         )
         return
     needed, available = config.ipus_per_replica * config.replication_factor, machine_ipus()[config.target]

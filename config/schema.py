@@ -168,6 +168,13 @@ class OptimizerKeys(KeyGroup):
 
 # Pretraining reads none of these.
 FINE_TUNING: Tuple[Type[KeyGroup], ...] = (ExampleKeys, AnswerKeys, ValidationKeys)
+# Fine-tuning reads none of these.
+_PRETRAINING = frozenset(
+    "corpus text_column corpus_split validation_corpus validation_fraction mask_tokens masked_lm_probability "
+    "dynamic_masking whole_word_masking short_sequence_probability preprocessing_workers compile_only "
+    "embedding_serialization_factor one_hot_masked_positions".split()
+)
+_SQUAD = frozenset("squad_version doc_stride max_query_length".split())
 # The groups of flags in --help, by title, in the order of the keys.
 GROUPS: Dict[str, Tuple[Type[KeyGroup], ...]] = {
     "run: task, length, logging and checkpoints": (RunKeys,),
@@ -295,6 +302,15 @@ def kinds() -> Mapping[str, Any]:
 def defaults() -> Mapping[str, Any]:
     """The defaults of the keys that have one, by name."""
     return {name: entry.default for name, entry in entries().items() if entry.default is not REQUIRED}
+
+
+def unread_keys(task: str) -> FrozenSet[str]:
+    """The keys that a task doesn't read."""
+    fine_tuning = frozenset(entry.name for part in FINE_TUNING for entry in fields(part))
+    if task == "pretraining":
+        return fine_tuning
+    answers = frozenset(entry.name for entry in fields(AnswerKeys))
+    return _PRETRAINING | (frozenset({"glue_task"}) if task == "squad" else _SQUAD | answers)
 
 
 def keys_that_alter(*effects: Effect) -> FrozenSet[str]:

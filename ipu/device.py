@@ -129,8 +129,12 @@ def _first_that_answers(
         return _simulator("the program was started on the simulator's poptorch", target, precision)
     try:
         module = _import_graphcore()
+    except ModuleNotFoundError as error:
+        if error.name != "poptorch":
+            return _simulator(f"PopTorch can't be imported: {error}", target, precision)
+        return _simulator("this CPU computes as IPUs would (PopTorch isn't installed)", target, precision)
     except ImportError as error:
-        return _simulator(f"PopTorch not importable: {error}", target, precision)
+        return _simulator(f"PopTorch can't be imported: {error}", target, precision)
     if _an_ipu_answers(module):
         return module, _graphcore_choice(module, "ipu", "an IPU is available")
     if offline:

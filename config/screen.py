@@ -1,0 +1,105 @@
+"""What a run prints of its configuration and of the recipes there are: the quantities that matter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping, Optional
+
+from .config import CONFIGS, Config, derived
+from .recipes import read_recipes
+from .schema import defaults
+
+
+def summary(config: Config, name: str, given: Mapping[str, object]) -> Iterator[str]:
+    """The lines of a run's first screen. `given`: the keys that were set on the command line."""
+    facts = derived(config)
+    sizes = f"{config.num_layers} layers of {config.hidden_size} features, {config.num_heads} heads"
+    rows: Dict[str, str] = {
+        "task": _task(config),
+        "model": f"{config.model}: {sizes}, vocabulary {config.vocab_size:,}: "
+        f"{facts['parameters']:,} parameters",
+        "data": _data(config),
+        "length": _length(config, facts),
+        "batch": f"global_batch_size {facts['global_batch_size']:,} = micro batch "
+        f"{config.micro_batch_size} x accumulation {config.gradient_accumulation} x replicas "
+        f"{config.replication_factor}; {facts['tokens_per_step']:,} tokens per update",
+        "optimizer": f"{config.optimizer}, learning rate {config.learning_rate:g}, {config.lr_schedule} "
+        f"schedule, warm-up {_warmup(config)}",
+        "machine": f"{config.target}, of whose IPUs {facts['ipus']} are used; pipeline stages: "
+        f"{facts['pipeline_stages']}; seed {config.seed}",
+    }
+    if given:
+        rows["flags"] = ", ".join(f"{key} {_shown(value)}" for key, value in given.items())
+    yield f"configuration {name}:"
+    for title, text in rows.items():
+        yield f"  {title:<10}{text}"
+
+
+def _task(config: Config) -> str:
+    version = {"squad": f" {config.squad_version}", "glue": f": {config.glue_task}"}.get(config.task, "")
+    return config.task + version
+
+
+def _data(config: Config) -> str:
+    if not config.task_facts.is_pretraining:
+        train, held_out = config.train_data or "published", config.validation_data or "published"
+        return f"train {train}, evaluate {held_out}; sequences of {config.sequence_length} tokens"
+    held_out = config.validation_corpus or f"{config.validation_fraction:g} of its documents held out"
+    return (
+        f"{config.corpus}, {held_out}; sequences of {config.sequence_length} tokens, "
+        f"tokenizer {config.tokenizer}"
+    )
+
+
+def _length(config: Config, facts: Mapping[str, Any]) -> str:
+    if config.training_steps:
+        return f"{config.training_steps:,} weight updates, {facts['samples_total']:,} sequences"
+    return f"{config.epochs:g} epochs"
+
+
+def _warmup(config: Config) -> str:
+    if config.training_steps or config.lr_warmup >= 1:
+        return f"{config.warmup_steps:,} updates"
+    return f"{config.lr_warmup:.0%} of the updates"
+
+
+def _shown(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def changed_batch(config: Config, recipe: Mapping[str, Any], name: str) -> Optional[str]:
+    """A warning if flags gave the run another global batch than its recipe's; None if they didn't."""
+    keys = ("micro_batch_size", "gradient_accumulation", "replication_factor")
+    values = [recipe.get(key, defaults().get(key)) for key in keys]
+    if not all(type(value) is int for value in values):  # "auto", which a search decides
+        return None
+    size = 1
+    for value in values:
+        size *= value
+    if size == config.global_batch_size:
+        return None
+    return (
+        f"warning: the global batch is {config.global_batch_size:,} sequences, not {size:,} as in {name}, "
+        "whose learning rate and training_steps were chosen for that"
+    )
+
+
+def recipe_lines(task: Optional[str], path: Path = CONFIGS) -> List[str]:
+    """A line for each runnable recipe of a task (None: of every task) of a file. Raises ConfigError."""
+    rows = []
+    for name, recipe in read_recipes(Path(path)).items():
+        values = {**defaults(), **recipe}
+        if name.startswith("_") or (task is not None and values["task"] != task):
+            continue
+        size = f"{values.get('num_layers')} x {values.get('hidden_size')}"
+        rows.append(
+            (
+                name,
+                *(str(values[key]) for key in ("task", "model")),
+                size,
+                *(str(values.get(key, "")) for key in ("sequence_length", "target")),
+            )
+        )
+    rows.insert(0, ("recipe", "task", "model", "layers", "tokens", "target"))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(word.ljust(width) for word, width in zip(row, widths)).rstrip() for row in rows]
