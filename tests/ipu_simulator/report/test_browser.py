@@ -31,12 +31,15 @@ def open_report(browser: Browser, tmp_path: Path) -> Iterator[Open]:
     """Writes a verdict and opens its page; fails on console messages and network requests."""
     contexts, complaints = [], []
 
-    def open_page(verdict: Verdict, size: tuple[int, int] = DESKTOP, scheme: str = "light") -> Page:
+    def open_page(
+        verdict: Verdict, size: tuple[int, int] = DESKTOP, scheme: str = "light", script: bool = True
+    ) -> Page:
         report.write(verdict, tmp_path)
         context = browser.new_context(
             viewport={"width": size[0], "height": size[1]},
             color_scheme=scheme,  # type: ignore[arg-type]
             offline=True,
+            java_script_enabled=script,
         )
         contexts.append(context)
         page = context.new_page()
@@ -94,7 +97,7 @@ def test_memory_bars_are_drawn_to_scale(open_report: Open) -> None:
     page = open_report(verdict)
     most = max(memory.peak_bytes for memory in verdict.ipus)
     for memory in verdict.ipus:
-        chart = page.get_by_role("img", name=f"IPU {memory.ipu} at the peak")
+        chart = page.get_by_role("group", name=f"IPU {memory.ipu} at the peak")
         frame = chart.bounding_box()
         assert frame is not None
         end = 0.0
@@ -183,4 +186,87 @@ def test_nothing_of_a_users_text_runs(open_report: Open) -> None:
     verdict = overflowing(name=EVIL)
     page = open_report(replace(verdict, target=EVIL))
     assert page.locator("h1").inner_text() == f"{EVIL} on {EVIL}"
-    assert page.locator("img, script").count() == 0
+    assert page.locator("img").count() == 0
+    assert page.locator("script").count() == 1
+
+
+def _hint(page: Page) -> str:
+    hint = page.locator("#hint")
+    return hint.inner_text() if hint.is_visible() else ""
+
+
+def test_the_pointer_gets_hints(open_report: Open) -> None:
+    page = open_report(overflowing())
+    memory = overflowing().ipus[1]
+    page.get_by_role("group", name="IPU 1 at the peak").locator("rect.weights").hover()
+    assert f"({memory.components['weights']:,} B)" in _hint(page)
+    page.get_by_role("group", name="IPU 2: live bytes").locator("rect").nth(100).hover()
+    assert "live on IPU 2" in _hint(page)
+    assert "operation: addmm" in _hint(page)
+    page.get_by_role("group", name="IPU 3 is busy").locator("rect.backward").first.hover()
+    first, *others = _hint(page).splitlines()
+    assert first.startswith("backward, stage 3")
+    assert any(line.startswith("addmm in encoder.layers") and line.endswith("cycles") for line in others)
+    page.mouse.move(0, 0)
+    assert _hint(page) == ""
+
+
+def test_the_keyboard_gets_hints(open_report: Open) -> None:
+    page = open_report(overflowing())
+    bar = page.get_by_role("group", name="IPU 0 at the peak")
+    assert bar.locator("rect[tabindex='0']").count() == 1
+    bar.locator("rect").first.focus()
+    seen = [_hint(page)]
+    for key in ("ArrowRight", "End", "ArrowRight", "ArrowLeft", "Home"):
+        page.keyboard.press(key)
+        seen.append(_hint(page))
+        assert page.locator(":focus").get_attribute("aria-label") is not None
+    assert all(seen)
+    assert seen[0] == seen[-1] != seen[1]
+    assert seen[2] == seen[3] != seen[4]
+    assert bar.locator("rect[tabindex='0']").count() == 1
+    page.keyboard.press("Escape")
+    assert _hint(page) == ""
+
+
+def _operations(page: Page) -> list[list[str]]:
+    rows = page.locator("[aria-labelledby=costliest] tbody tr").all()
+    return [row.locator("th, td").all_inner_texts() for row in rows]
+
+
+def test_operations_are_sorted_filtered_and_grouped(open_report: Open) -> None:
+    page = open_report(fitting())
+    every = _operations(page)
+    assert page.locator("th[aria-sort=descending]").inner_text().startswith("Cycles")
+    page.get_by_role("button", name="Cycles").click()
+    cycles = [int(row[2].replace(",", "")) for row in _operations(page)]
+    assert cycles == sorted(cycles) == sorted(int(row[2].replace(",", "")) for row in every)
+    page.get_by_role("button", name="Operation").press("Enter")
+    names = [row[0] for row in _operations(page)]
+    assert names[0] < names[-1]
+    page.get_by_label("Filter").fill("norm BACKWARD")
+    found = _operations(page)
+    assert 0 < len(found) < len(every)
+    assert all("norm" in row[0] and row[3] == "backward" for row in found)
+    assert page.get_by_text(f"{len(found)} of {len(every)} operations").is_visible()
+    page.get_by_label("Group by module").check()
+    groups = page.locator("tr.group").all_inner_texts()
+    assert len(groups) == 2
+    assert "norm" in groups[0]
+    page.get_by_label("Group by module").uncheck()
+    page.get_by_label("Filter").fill("")
+    assert len(_operations(page)) == len(every)
+    # A page saved from the browser is set up once more.
+    page.get_by_label("Group by module").check()
+    page.set_content(page.content())
+    assert len(_operations(page)) == len(every)
+    page.get_by_label("Filter").fill("softmax")
+    assert 0 < len(_operations(page)) < len(every)
+
+
+def test_the_page_is_complete_without_its_script(open_report: Open) -> None:
+    page = open_report(overflowing(), script=False)
+    assert page.locator("#hint, input, button").count() == 0
+    assert page.locator("[aria-labelledby=costliest] tbody tr").count() > 20
+    assert page.locator("svg[role=img] rect title").count() > 100
+    assert page.get_by_role("heading", name="Memory of each tile").is_visible()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -9,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 from ipu_simulator import report
 from ipu_simulator.cost.verdict import COMPONENTS, Assumption, Buffer, Work
-from ipu_simulator.report.html import cycle_rows, liveness_charts, memory_bars
+from ipu_simulator.report.html import cycle_rows, liveness_charts, memory_bars, tile_bars
 
 from tests.ipu_simulator.report.samples import fitting, overflowing
 from tests.ipu_simulator.report.test_schedule import pipelined
@@ -43,7 +45,7 @@ class Document(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.text.append(data)
 
     def attribute(self, name: str) -> list[str]:
@@ -65,14 +67,19 @@ def test_the_document_is_whole(verdict) -> None:  # type: ignore[no-untyped-def]
         assert link.startswith("#") and link[1:] in ids
 
 
-def test_nothing_comes_from_elsewhere_and_nothing_runs() -> None:
+def test_nothing_comes_from_elsewhere_and_one_script_runs() -> None:
     text = report.html(overflowing())
     document = Document(text)
-    assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in document.elements}
+    tags = [tag for tag, _ in document.elements]
+    assert not {"link", "img", "iframe", "object"} & set(tags)
+    assert tags.count("script") == 1
+    script = text.partition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     assert document.attribute("src") == []
     assert not re.search(r"url\(|@import|https?:", text)
     policy = next(a["content"] for tag, a in document.elements if a.get("http-equiv"))
-    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
+    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    assert not re.search(r"\b(fetch|import|eval|XMLHttpRequest|innerHTML|localStorage)\b", script)
 
 
 def test_users_text_stays_text() -> None:
@@ -180,3 +187,48 @@ def test_a_long_proof_keeps_its_smaller_buffers_folded() -> None:
     assert "28.0 MiB 28 smaller ones 40.0 MiB total The 28 smaller ones" in words
     assert [f"b-{number}-" in words for number in range(40)] == [True] * 40
     assert page.index("b-11-") < page.index("The 28 smaller ones") < page.index("b-12-")
+
+
+def test_hints_name_operation_module_bytes_and_cycles() -> None:
+    verdict = overflowing()
+    path = "encoder.layers.7.feed_forward.output"
+    label = f"addmm in {path}"
+    point = replace(verdict.details.liveness[-1], phase="forward", label=label, live_bytes=3 << 20)
+    buffers = ((1, Buffer("encoder.layers.3.weight", "weights", path, 5 << 20)),)
+    details = replace(
+        verdict.details,
+        liveness=(replace(point, ipu=1),),
+        largest_buffers=buffers,
+        peak_moments={1: f"forward: {label}"},
+        clock_hz=1e9,
+    )
+    text = report.html(replace(verdict, details=details))
+    titles = [" ".join(each.split()) for each in re.findall(r"<title>(.*?)</title>", text, re.DOTALL)]
+    (cycles,) = {work.cycles for work in details.work if work.module == path and work.phase == "forward"}
+    (found,) = [each for each in titles if each.startswith("3.0 MiB live on IPU 1")]
+    assert found == (
+        f"3.0 MiB live on IPU 1 (3,145,728 B) operation: addmm, forward module: {path} cycles: {cycles:,.0f}"
+    )
+    (found,) = [each for each in titles if each.startswith("weights:") and "IPU 1, at the peak" in each]
+    assert found.endswith(
+        f"the peak is in forward: {label}, {cycles:,.0f} cycles largest buffers: 5.0 MiB: "
+        f"encoder.layers.3.weight, in {path}"
+    )
+    stage = next(stage for stage in details.stages if stage.ipu == 1)
+    slices = [each for each in titles if each.startswith("forward, stage 1, micro batch")]
+    assert slices
+    for each in slices:
+        assert f"{stage.forward_s * 1e9:,.0f} cycles" in each
+        assert "at most 3.0 MiB live on IPU 1 in forward" in each
+        assert f"{label}" not in each or "cycles" in each
+
+
+def test_tiles_are_drawn_to_one_scale() -> None:
+    verdict = overflowing()
+    most = max(memory.fullest_tile_bytes for memory in verdict.ipus)
+    for bar in tile_bars(verdict):
+        end = bar.fullest[-1].x + bar.fullest[-1].width
+        assert end == pytest.approx(1000 * bar.memory.fullest_tile_bytes / most, abs=0.2)
+        end = bar.mean[-1].x + bar.mean[-1].width
+        assert end == pytest.approx(1000 * bar.mean_bytes / most, abs=0.2)
+        assert bar.mean_bytes == round(bar.memory.peak_bytes / 1472)

@@ -68,5 +68,8 @@ def assess(
             assumptions=assumptions_of(time.numbers | memory.numbers | numbers, target),
             expected_time_error=expected_time_error(),
             lacking_ipus=lacking_ipus,
+            largest_buffers=memory.largest_buffers,
+            peak_moments=memory.peak_moments,
+            clock_hz=target.clock_hz,
         ),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Callable, Iterable, Mapping, Sequence
 
 from ..environment import Target
@@ -25,6 +25,9 @@ from .serialization import slices_of_weights
 from .settings import Settings
 from .verdict import COMPONENTS, Buffer, IpuMemory, LivenessPoint, Overflow
 from .vertices import vertices
+
+# Buffers of a component that reports name.
+_LARGEST_OF_A_COMPONENT = 3
 
 
 def homes(graph: Graph) -> dict[int, int]:
@@ -227,12 +230,15 @@ class MemoryEstimate:
 
     :param overflows: memories that are too small, an IPU's or an M2000's streaming memory; empty if all fit.
     :param numbers: names of the constants and facts that it depends on, besides those of operations' cycles.
+    :param largest_buffers, peak_moments: see `Details`.
     """
 
     ipus: tuple[IpuMemory, ...]
     liveness: tuple[LivenessPoint, ...]
     overflows: tuple[Overflow, ...]
     numbers: frozenset[str]
+    largest_buffers: tuple[tuple[int, Buffer], ...] = ()
+    peak_moments: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def fits(self) -> bool:
@@ -262,6 +268,8 @@ def memory_of(
     ipus: list[IpuMemory] = []
     points: list[LivenessPoint] = []
     overflows: list[Overflow] = []
+    largest: list[tuple[int, Buffer]] = []
+    moments: dict[int, str] = {}
     for ipu, plan in enumerate(plans):
         always = _by_component(plan.always)
         totals = sum(always.values()) + plan.timeline.live_bytes().sum(axis=0)
@@ -269,6 +277,9 @@ def memory_of(
         at_worst = plan.always if worst is None else (*plan.always, *plan.timeline.live_at(worst))
         memory = _ipu_memory(ipu, always, _by_component(at_worst), target, constants)
         ipus.append(memory)
+        largest += [(ipu, buffer) for buffer in _largest(at_worst)]
+        if worst is not None:
+            moments[ipu] = str(plan.timeline.events[worst])
         points += [
             LivenessPoint(ipu, event.phase, event.label, int(total))
             for event, total in zip(plan.timeline.events, totals, strict=True)
@@ -280,8 +291,25 @@ def memory_of(
     weights = WeightMemory(graph, sizes, settings, constants)
     overflows += streaming_overflows(weights, homes(graph), target)
     return MemoryEstimate(
-        tuple(ipus), tuple(points), tuple(overflows), _numbers(graph, settings, sizes, op_cost)
+        tuple(ipus),
+        tuple(points),
+        tuple(overflows),
+        _numbers(graph, settings, sizes, op_cost),
+        tuple(largest),
+        moments,
     )
+
+
+def _largest(buffers: Iterable[Buffer]) -> list[Buffer]:
+    """The largest few buffers of each component, largest first."""
+    of_component: dict[str, list[Buffer]] = {}
+    for buffer in buffers:
+        of_component.setdefault(buffer.component, []).append(buffer)
+    return [
+        buffer
+        for found in of_component.values()
+        for buffer in sorted(found, key=lambda each: -each.bytes)[:_LARGEST_OF_A_COMPONENT]
+    ]
 
 
 def _numbers(

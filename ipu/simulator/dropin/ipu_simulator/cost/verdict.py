@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Mapping
 
 COMPONENTS = (
@@ -178,6 +178,9 @@ class Details:
     :param assumptions: the numbers that this verdict depends on: changing one can change a result.
     :param expected_time_error: relative error of predicted times on published results; None: unknown.
     :param lacking_ipus: number of IPUs that the replicas need beyond those of the machine.
+    :param largest_buffers: (IPU, buffer): the largest buffers of each component that are live at the peak.
+    :param peak_moments: IPU -> the operation during which its memory peaks.
+    :param clock_hz: cycles per second of a tile; 0 if unknown.
     """
 
     stages: tuple[StageTime, ...]
@@ -189,6 +192,9 @@ class Details:
     assumptions: tuple[Assumption, ...]
     expected_time_error: float | None = None
     lacking_ipus: int = 0
+    largest_buffers: tuple[tuple[int, Buffer], ...] = ()
+    peak_moments: Mapping[int, str] = field(default_factory=dict)
+    clock_hz: float = 0.0
 
 
 @dataclass(frozen=True)

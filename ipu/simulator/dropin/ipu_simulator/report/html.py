@@ -1,9 +1,11 @@
-"""report.html: the verdict as one self-contained file, without scripts or network access."""
+"""report.html: the verdict as one file, without network access, and complete without its script."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from ..cost.verdict import COMPONENTS, IpuMemory, LivenessPoint, Verdict
 from . import sums
 from . import sums as units
 from .compare import Comparison, component_pairs, outcome
+from .hints import Hints
 from .schedule import PARTS, Schedule, Slice, schedule_of
 from .sums import busy_s_of_ipus, human_bytes, human_seconds, percent
 
@@ -58,6 +61,40 @@ class MemoryBar:
 
 
 @dataclass(frozen=True)
+class TileBar:
+    """The memory of a tile of one IPU at the peak: of the mean one by component, and of the fullest one."""
+
+    memory: IpuMemory
+    mean_bytes: int
+    mean: tuple[Segment, ...]
+    fullest: tuple[Segment, ...]
+    capacity_x: float
+
+
+def tile_bars(verdict: Verdict) -> list[TileBar]:
+    """One bar per IPU, all to the same scale. The fullest tile's components are in the mean's proportion."""
+    bars = []
+    most = max(max(memory.tile_capacity_bytes, memory.fullest_tile_bytes) for memory in verdict.ipus)
+    for memory in verdict.ipus:
+        tiles = memory.capacity_bytes / memory.tile_capacity_bytes
+        share = memory.fullest_tile_bytes / memory.peak_bytes if memory.peak_bytes else 0.0
+
+        def parts(factor: float, memory: IpuMemory = memory) -> list[tuple[str, int]]:
+            return [(name, round(memory.components.get(name, 0) * factor)) for name in COMPONENTS]
+
+        bars.append(
+            TileBar(
+                memory,
+                round(memory.peak_bytes / tiles),
+                _stacked(parts(1 / tiles), most),
+                _stacked(parts(share), most),
+                _rounded(memory.tile_capacity_bytes / most * WIDTH),
+            )
+        )
+    return bars
+
+
+@dataclass(frozen=True)
 class LivenessChart:
     """Live bytes of an IPU over a step. Heights are in thousandths of the highest value drawn.
 
@@ -65,6 +102,7 @@ class LivenessChart:
     :param phases: the phase of each section.
     :param peak: the highest point.
     :param operations: number of points before downsampling.
+    :param columns: one transparent segment per column, with the hint of its highest point.
     """
 
     ipu: int
@@ -75,6 +113,7 @@ class LivenessChart:
     peak_x: float
     peak_y: float
     operations: int
+    columns: tuple[Segment, ...]
 
 
 @dataclass(frozen=True)
@@ -108,11 +147,19 @@ class StepChart:
 def memory_bars(verdict: Verdict) -> list[MemoryBar]:
     """One bar per IPU, all to the same scale."""
     most = max(max(memory.capacity_bytes, memory.peak_bytes) for memory in verdict.ipus)
+    hints = Hints(verdict)
+
+    def stacked(memory: IpuMemory, sizes: Mapping[str, int], when: str) -> tuple[Segment, ...]:
+        def hint(name: str, size: int) -> str:
+            return hints.component(memory.ipu, name, size, when)
+
+        return _stacked([(name, sizes.get(name, 0)) for name in COMPONENTS], most, hint)
+
     return [
         MemoryBar(
             memory,
-            _stacked([(name, memory.components.get(name, 0)) for name in COMPONENTS], most),
-            _stacked([(name, memory.always_live_components.get(name, 0)) for name in COMPONENTS], most),
+            stacked(memory, memory.components, "at the peak"),
+            stacked(memory, memory.always_live_components, "always"),
             _rounded(memory.usable_bytes / most * WIDTH),
             _rounded(memory.capacity_bytes / most * WIDTH),
         )
@@ -120,12 +167,17 @@ def memory_bars(verdict: Verdict) -> list[MemoryBar]:
     ]
 
 
-def _stacked(parts: Sequence[tuple[str, int]], most: int) -> tuple[Segment, ...]:
+def _plain_hint(name: str, size: int) -> str:
+    return f"{name.replace('_', ' ')}: {human_bytes(size)}"
+
+
+def _stacked(
+    parts: Sequence[tuple[str, int]], most: float, hint: Callable[[str, int], str] = _plain_hint
+) -> tuple[Segment, ...]:
     segments, start = [], 0
     for name, size in parts:
         if size > 0:
-            title = f"{name.replace('_', ' ')}: {human_bytes(size)}"
-            segments.append(segment(start, size, most, name, title))
+            segments.append(segment(start, size, most, name, hint(name, size)))
         start += size
     return tuple(segments)
 
@@ -140,10 +192,13 @@ def liveness_charts(verdict: Verdict) -> list[LivenessChart]:
         [point.live_bytes for point in verdict.details.liveness] + [*usable.values()],
         default=1,
     )
-    return [_liveness_chart(points[ipu], usable[ipu], most) for ipu in sorted(points)]
+    hints = Hints(verdict)
+    return [_liveness_chart(points[ipu], usable[ipu], most, hints) for ipu in sorted(points)]
 
 
-def _liveness_chart(points: Sequence[LivenessPoint], usable_bytes: int, most: int) -> LivenessChart:
+def _liveness_chart(
+    points: Sequence[LivenessPoint], usable_bytes: int, most: int, hints: Hints
+) -> LivenessChart:
     columns = min(_MOST_COLUMNS, len(points))
     bounds = [column * len(points) // columns for column in range(columns + 1)]
     # Each column shows its maximum, so that no peak is lost.
@@ -165,6 +220,9 @@ def _liveness_chart(points: Sequence[LivenessPoint], usable_bytes: int, most: in
         _rounded((highest.index(peak) + 0.5) * width),
         _height(peak.live_bytes, most),
         len(points),
+        tuple(
+            segment(column, 1, columns, "point", hints.point(point)) for column, point in enumerate(highest)
+        ),
     )
 
 
@@ -188,11 +246,12 @@ def cycle_rows(verdict: Verdict) -> list[CycleRow]:
         by_cycle[slice_.cycle].append(slice_)
     cycle = max(plan.cycles, key=lambda cycle: len(by_cycle[cycle.index]))
     slices = by_cycle[cycle.index]
+    hints = Hints(verdict)
     return [
         CycleRow(
             ipu,
             tuple(
-                _work(slice_, slice_.start_s - cycle.start_s, cycle_s)
+                _work(slice_, slice_.start_s - cycle.start_s, cycle_s, hints)
                 for slice_ in slices
                 if slice_.ipu == ipu
             ),
@@ -205,7 +264,7 @@ def cycle_rows(verdict: Verdict) -> list[CycleRow]:
 
 def step_chart(verdict: Verdict) -> StepChart:
     """Fill, main phase, flush, weight update."""
-    plan = schedule_of(verdict)
+    plan, hints = schedule_of(verdict), Hints(verdict)
     cycles_end_s = plan.cycles_end_s
     after_s = plan.end_s - cycles_end_s
     update_s = min(after_s, _UPDATE_CYCLES * verdict.pipeline.cycle_s)
@@ -219,7 +278,7 @@ def step_chart(verdict: Verdict) -> StepChart:
             memory.ipu,
             (
                 *(
-                    _work(slice_, slice_.start_s, span_s)
+                    _work(slice_, slice_.start_s, span_s, hints)
                     for slice_ in plan.slices
                     if slice_.ipu == memory.ipu
                 ),
@@ -248,11 +307,9 @@ def _cycle_phases(plan: Schedule, span_s: float) -> list[Segment]:
     ]
 
 
-def _work(slice_: Slice, start_s: float, span_s: float) -> Segment:
+def _work(slice_: Slice, start_s: float, span_s: float, hints: Hints) -> Segment:
     assert slice_.part in PARTS
-    which = f", micro batch {slice_.micro_batch}" if slice_.micro_batch >= 0 else ""
-    title = f"{slice_.part}, stage {slice_.stage}{which}: {human_seconds(slice_.duration_s)}"
-    return segment(start_s, slice_.duration_s, span_s, slice_.part, title)
+    return segment(start_s, slice_.duration_s, span_s, slice_.part, hints.slice(slice_))
 
 
 def step_parts(verdict: Verdict) -> list[Segment]:
@@ -283,7 +340,7 @@ def _rounded(value: float) -> float:
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _MODULES_SHOWN = 16
-_OPS_SHOWN = 20
+_OPS_SHOWN = 1000
 _BUFFERS_SHOWN = 12
 
 # Meaning of each origin, for the table of assumptions.
@@ -323,6 +380,9 @@ def html(verdict: Verdict) -> str:
             cycle_rows=cycle_rows(verdict),
             step=step_chart(verdict),
             step_parts=step_parts(verdict),
+            tile_bars=tile_bars(verdict),
+            script=markupsafe.Markup(_script()),
+            script_hash=_hash(_script()),
         )
     )
 
@@ -361,6 +421,16 @@ def comparison_html(comparison: Comparison) -> str:
         components=COMPONENTS,
         bars=bars,
     )
+
+
+def _script() -> str:
+    return (_TEMPLATES / "report.js").read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    """The script's hash as a Content Security Policy names it: no other script runs."""
+    digest = hashlib.sha256(script.encode("utf-8")).digest()
+    return f"sha256-{base64.b64encode(digest).decode('ascii')}"
 
 
 def _environment() -> jinja2.Environment:
