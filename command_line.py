@@ -146,7 +146,41 @@ def load_config(flags: argparse.Namespace, task: str) -> Config:
         )
     if flags.instances != 1:
         _check_instances(flags, config)
-    return config
+    return _with_sizes_of_checkpoint(config, flags, overrides)
+
+
+# What BERTs of the same shape differ in: a checkpoint's value counts unless a flag gives another.
+_SIZES = ("vocab_size", "intermediate_size", "max_position_embeddings", "layer_norm_eps")
+
+
+def _with_sizes_of_checkpoint(
+    config: Config, flags: argparse.Namespace, overrides: Mapping[str, object]
+) -> Config:
+    """The configuration with the checkpoint's vocabulary, lengths and epsilon, each printed if it differs.
+
+    A folder without a readable model is left to the run, which says what is wrong with it.
+    """
+    folder = getattr(flags, "checkpoint", None)
+    if getattr(flags, "resume", False):
+        folder = flags.output or Path("output") / flags.config
+    if folder is None:
+        return config
+    import model as models
+
+    folder = models.model_folder(folder)
+    try:
+        theirs = models.read_model_config(folder)
+    except models.ConversionError:
+        return config
+    ours = config.model_config()
+    changes = {
+        key: getattr(theirs, key)
+        for key in _SIZES
+        if key not in overrides and getattr(theirs, key) != getattr(ours, key)
+    }
+    for key, value in changes.items():
+        flags.found.append(f"{key} {value}, the checkpoint's (recipe: {getattr(ours, key)})")
+    return replace(config, **changes) if changes else config
 
 
 def _check_instances(flags: argparse.Namespace, config: Config) -> None:

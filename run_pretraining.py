@@ -106,7 +106,11 @@ def _run(
     )
     resumed, options = start.resumed, config.section(data.PretrainingDataOptions)
     model = training.initial_model(
-        config.model_config(), head="pretraining", seed=config.seed, folder=start.weights
+        config.model_config(),
+        head="pretraining",
+        seed=config.seed,
+        folder=start.weights,
+        is_resumed=start.resumed is not None,
     )
     if start.weights is not None and resumed is None and options.tokenizer != data.TRAINED_TOKENIZER:
         training.check_vocabulary(

@@ -139,7 +139,11 @@ def _fine_tune(
     start = training.find_start(config, output, resume=flags.resume, checkpoint=flags.checkpoint)
     options = config.section(SquadDataOptions)
     model = training.initial_model(
-        config.model_config(), head="squad", seed=config.seed, folder=start.weights
+        config.model_config(),
+        head="squad",
+        seed=config.seed,
+        folder=start.weights,
+        is_resumed=start.resumed is not None,
     )
     assert isinstance(model, SquadModel)
     tokenizer = _tokenizer(options, start.weights)

@@ -129,7 +129,7 @@ def derived(config: Config) -> Dict[str, Any]:
         "convolution": config.resolved_convolution,
         "feed_forward": config.resolved_feed_forward,
         "head_size": config.hidden_size // config.num_heads,
-        "intermediate_size": 4 * config.hidden_size,
+        "intermediate_size": config.intermediate_size or 4 * config.hidden_size,
         "ipus": config.ipus_per_replica * config.replication_factor,
         "pipeline_stages": pipeline_stages(config.layers_per_ipu, config.head),
         "minimum_gradient_accumulation": minimum_gradient_accumulation(config.layers_per_ipu, config.head),

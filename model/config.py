@@ -42,6 +42,9 @@ class EncoderKeys(KeyGroup):
     hidden_size: int = key("weights", "features per token", bounds=FEATURES)
     num_layers: int = key("weights", "encoder layers", bounds=LAYERS)
     num_heads: int = key("weights", "attention heads; must divide hidden_size", bounds=AT_LEAST_1)
+    intermediate_size: Optional[int] = key(
+        "weights", "inner size of a dense feed-forward; none: 4 * hidden_size", None, FEATURES
+    )
     vocab_size: int = key("weights", "rows of the embedding table", 30522, TOKEN_IDS)
     max_position_embeddings: int = key("weights", "longest sequence that the model accepts", 512, TOKENS)
     norm: Optional[Norm] = key(
@@ -63,7 +66,9 @@ class EncoderKeys(KeyGroup):
 
 @dataclass(frozen=True)
 class ModelConfig(EncoderKeys):
-    """The architecture of an encoder. The feed-forward's inner size is always `4 * hidden_size`.
+    """The architecture of an encoder.
+
+    `intermediate_size` is the feed-forward's inner size; 4 * hidden_size is stored as None, which means it.
 
     `norm`: "pre" is `x + dropout(f(LN(x)))` with one more LayerNorm after the last layer, "post" is `LN(x +
     dropout(f(x)))`. `convolution` adds a convolution and a second feed-forward before the attention of each
@@ -82,10 +87,13 @@ class ModelConfig(EncoderKeys):
         faults = _faults(self)
         if faults:
             raise ModelConfigError(faults)
+        if self.intermediate_size == 4 * self.hidden_size:
+            object.__setattr__(self, "intermediate_size", None)
 
     @property
-    def intermediate_size(self) -> int:
-        return 4 * self.hidden_size
+    def inner_size(self) -> int:
+        """The feed-forward's inner size."""
+        return self.intermediate_size or 4 * self.hidden_size
 
     @property
     def head_size(self) -> int:
@@ -106,7 +114,8 @@ def _faults(config: ModelConfig) -> List[Fault]:
         "hidden_size num_layers num_heads vocab_size max_position_embeddings type_vocab_size "
         "ffn_groups conv_group_size conv_kernel_size"
     )
-    for name in sizes.split():
+    optional = () if config.intermediate_size is None else ("intermediate_size",)
+    for name in (*sizes.split(), *optional):
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             faults.append(Fault(name, f"is {value!r}, but must be a positive integer"))
@@ -143,6 +152,13 @@ def _misfits(config: ModelConfig) -> Iterator[Fault]:
                 f"{_either(nearest_divisors(hidden, parts))}, or hidden_size "
                 f"{_either(nearest_multiples(hidden, parts))}{otherwise}",
             )
+    inner = config.intermediate_size
+    if inner not in (None, 4 * hidden) and config.feed_forward != "dense":
+        yield Fault(
+            "intermediate_size",
+            f"is {inner}, but a grouped feed-forward's is 4 * hidden_size, {4 * hidden}; use none, or "
+            "feed_forward dense",
+        )
     kernel = config.conv_kernel_size
     if config.convolution and kernel % 2 == 0:
         yield Fault(

@@ -6,9 +6,10 @@ names of transformers' BERT, of optimum-graphcore's GroupBERT, or of this progra
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Type, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Type, Union
 
 from torch import Tensor, nn
 
@@ -31,6 +32,7 @@ _SETTINGS = {
     "num_layers": "num_hidden_layers",
     "num_heads": "num_attention_heads",
     "vocab_size": "vocab_size",
+    "intermediate_size": "intermediate_size",
     "max_position_embeddings": "max_position_embeddings",
     "type_vocab_size": "type_vocab_size",
     "hidden_dropout": "hidden_dropout_prob",
@@ -46,7 +48,7 @@ _GROUPBERT_SETTINGS = (
     "conv_kernel_size",
 )
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-# transformers' defaults for settings that config.json lacks.
+# transformers' defaults for settings that config.json lacks; intermediate_size is 4 * hidden_size.
 _DEFAULTS = {
     "max_position_embeddings": 512,
     "type_vocab_size": 2,
@@ -57,6 +59,27 @@ _DEFAULTS = {
 _MOST_NAMES_SHOWN = 5
 
 
+# The code with which transformers loads a GroupBERT; its classes, by those of transformers that find them.
+_REMOTE_CODE = Path(__file__).resolve().parent / "remote_code"
+_REMOTE_CODE_FILES = ("configuration_groupbert.py", "modeling_groupbert.py")
+_AUTO_MAP = {
+    "AutoConfig": "configuration_groupbert.GroupBertConfig",
+    "AutoModel": "modeling_groupbert.GroupBertModel",
+    **{
+        f"AutoModelFor{task}": f"modeling_groupbert.GroupBertFor{task}"
+        for task in (
+            "PreTraining",
+            "MaskedLM",
+            "QuestionAnswering",
+            "SequenceClassification",
+            "TokenClassification",
+        )
+    },
+}
+# transformers' BERT would draw random weights for a GroupBERT's layers, whose names it doesn't know, and
+# only warn. With this standard deviation drawing is an error. The code above doesn't read it.
+_NO_RANDOM_WEIGHTS = {"initializer_range": -1.0}
+
 # GELU's exact form, which PyTorch computes, and names of its tanh form, which an IPU computes.
 _EXACT_GELU, _TANH_GELU = "gelu", ("gelu_pytorch_tanh", "gelu_new")
 
@@ -65,12 +88,15 @@ def save_pretrained(model: TaskModel, folder: Union[str, Path], *, tanh_gelu: bo
     """Writes config.json and model.safetensors into `folder`, in the model's dtype.
 
     `tanh_gelu`: the weights were trained with GELU's tanh form; config.json says so in `hidden_act`.
-    transformers can load a BERT saved here. Not atomic: for an atomic save, write to a temporary folder and
-    rename it.
+    transformers can load a BERT saved here, and a GroupBERT with trust_remote_code, by the code that is
+    written beside it. Not atomic: for an atomic save, write to a temporary folder and rename it.
     """
     activation = _TANH_GELU[0] if tanh_gelu else _EXACT_GELU
-    settings = {**_file_config(model), "hidden_act": activation}
+    settings = {**_file_config(model), **model.file_settings(), "hidden_act": activation}
     write(Path(folder), settings, to_file(model.state_dict(), model.config))
+    if model.config.is_groupbert:
+        for name in _REMOTE_CODE_FILES:
+            shutil.copyfile(str(_REMOTE_CODE / name), str(Path(folder) / name))
 
 
 def from_pretrained(
@@ -80,16 +106,19 @@ def from_pretrained(
     hidden_dropout: Optional[float] = None,
     attention_dropout: Optional[float] = None,
     seed: Optional[int] = None,
-    fresh_head: bool = True,
+    fresh_head: Optional[bool] = None,
+    labels: Sequence[str] = (),
 ) -> TaskModel:
     """The model saved in `folder`, in float32, with its configuration in `.config`.
 
-    `head` is a task. "pretraining" needs all of its weights. Other tasks also accept the folder of a
-    pretrained model: their head is then initialised from `seed`, unless `fresh_head` is false. Dropouts other
-    than None replace the saved ones. Raises ConversionError for missing, damaged or unsafe files, for
-    unsupported settings, and for weights that don't belong to the model.
+    `folder` is a model's, or the output folder of a run, of which the newest checkpoint counts. `head`
+    is a task. With `fresh_head` (by default for all tasks but pretraining) the parts of the head that the
+    folder lacks are initialised from `seed`; the model's `fresh_modules` names them. `labels` names the
+    classes of a classifier, in the order wanted where the folder has none of these names; by default they are
+    the folder's. Dropouts other than None replace the saved ones. Raises ConversionError for missing, damaged
+    or unsafe files, for unsupported settings, and for weights that don't belong to the model.
     """
-    folder = Path(folder)
+    folder = model_folder(Path(folder))
     config = read_model_config(folder)
     try:
         if hidden_dropout is not None:
@@ -103,18 +132,32 @@ def from_pretrained(
 
     if head not in TASKS:
         raise ConversionError(f"head is {head!r}, but must be one of {', '.join(TASKS)}")
-    model = TASKS[head](config, seed=seed)
-    own = _prefixes(model)
-    others = {prefix for task in TASKS.values() for prefix in _prefixes(task)} - set(own)
-    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(tuple(others))}
-    if not model.is_pretraining and not any(name.startswith(own) for name in weights):
-        if not fresh_head:
+    kind = TASKS[head]
+    weights = _of_task(weights, kind, strict=kind.is_pretraining and not fresh_head)
+    fresh_head = not kind.is_pretraining if fresh_head is None else fresh_head
+    classes = _saved_labels(folder, weights) if kind.has_classes else ()
+    if labels and not _matches(classes, labels):
+        if classes and not fresh_head:
             raise ConversionError(
-                f"{folder} has no fine-tuned model: the weights of a {head} head are missing. Fine-tune it "
-                "first, or use the folder of a fine-tuned model"
+                f"{folder} has a classifier of {_quoted(classes)}, not of {_quoted(labels)}: use the data "
+                "that it was trained for, or fine-tune it"
             )
-        fresh = model.state_dict()
-        weights.update({name: fresh[name] for name in fresh if name.startswith(own)})
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("classes.")}
+        classes = ()
+    if labels and (not classes or classes == _generic(len(labels))):
+        classes = tuple(labels)
+    model = kind.build(config, seed=seed, labels=classes)
+    fresh = [part for part in model.parts_of_head if not any(n.startswith(f"{part}.") for n in weights)]
+    if fresh and not model.is_pretraining and not fresh_head:
+        raise ConversionError(
+            f"{folder} has no fine-tuned model: the weights of a {head} head are missing. Fine-tune it "
+            "first, or use the folder of a fine-tuned model"
+        )
+    if fresh_head:
+        model.fresh_modules = tuple(fresh)
+        state = model.state_dict()
+        names = [name for name in state if name.startswith(tuple(f"{part}." for part in fresh))]
+        weights.update({name: state[name] for name in names})
     if not any(name.startswith("encoder.") for name in weights):
         raise ConversionError(
             f"{folder} has no encoder: none of its {len(weights)} weights belongs to a BERT or a "
@@ -147,7 +190,6 @@ def read_model_config(folder: Path) -> ModelConfig:
     except ModelConfigError as error:
         raise ConversionError(f"{path}: {error}") from error
     legal: Dict[str, Any] = {
-        "intermediate_size": config.intermediate_size,
         "position_embedding_type": "absolute",
         "is_decoder": False,
     }
@@ -163,12 +205,69 @@ def read_model_config(folder: Path) -> ModelConfig:
 def _file_config(model: TaskModel) -> Dict[str, Any]:
     config = model.config
     settings = {theirs: getattr(config, ours) for ours, theirs in _SETTINGS.items()}
-    settings.update(intermediate_size=config.intermediate_size, pad_token_id=0)
+    settings.update(intermediate_size=config.inner_size, pad_token_id=0)
     kind = "bert" if config.is_bert else "groupbert"
     if not config.is_bert:
-        settings.update({name: getattr(config, name) for name in _GROUPBERT_SETTINGS})
+        settings.update({name: getattr(config, name) for name in _GROUPBERT_SETTINGS}, **_NO_RANDOM_WEIGHTS)
+    if config.is_groupbert:
+        pooled = any(name.endswith("pooler") for name in (*model.head_modules, *model.parts_of_head))
+        # transformers 4 finds the tokeniser of a family that it doesn't know by its class alone.
+        settings.update(auto_map=_AUTO_MAP, has_pooler=pooled, tokenizer_class="BertTokenizer")
     family = "Bert" if config.is_bert else "GroupBert"
     return {**settings, "model_type": kind, "architectures": [f"{family}For{model.architecture}"]}
+
+
+def model_folder(folder: Path) -> Path:
+    """`folder`, or its newest checkpoint if it is the output folder of a run."""
+    if (folder / CONFIG_FILE).is_file():
+        return folder
+    steps = [path for path in folder.glob("checkpoints/step_*") if path.name[len("step_") :].isdigit()]
+    return max(steps, key=lambda path: int(path.name[len("step_") :]), default=folder)
+
+
+def _of_task(weights: Dict[str, Tensor], kind: Type[TaskModel], *, strict: bool) -> Dict[str, Tensor]:
+    """Without the heads of other tasks. `strict`: keeps weights that no task of this program has."""
+    renamed = dict(weights)
+    for ours, theirs in kind.adopts.items():
+        if not any(name.startswith(f"{ours}.") for name in weights):
+            for name in [name for name in weights if name.startswith(f"{theirs}.")]:
+                renamed[ours + name[len(theirs) :]] = renamed.pop(name)
+    own = _prefixes(kind)
+    others = {prefix for task in TASKS.values() for prefix in _prefixes(task)}
+    if not strict:
+        others |= {f"{theirs}." for task in TASKS.values() for theirs in task.adopts.values()}
+    dropped = tuple(prefix for prefix in others if not prefix.startswith(own))
+    return {name: tensor for name, tensor in renamed.items() if not name.startswith(dropped)}
+
+
+def _generic(count: int) -> Tuple[str, ...]:
+    """transformers' names of classes that have none."""
+    return tuple(f"LABEL_{number}" for number in range(count))
+
+
+def _saved_labels(folder: Path, weights: Dict[str, Tensor]) -> Tuple[str, ...]:
+    """The classes of the folder's classifier, in order; none if it has none. Raises ConversionError."""
+    if "classes.weight" not in weights:
+        return ()
+    count = weights["classes.weight"].shape[0]
+    named = read_config(folder).get("id2label") or dict(enumerate(_generic(count)))
+    if not isinstance(named, dict) or {str(key) for key in named} != {str(number) for number in range(count)}:
+        raise ConversionError(
+            f"{folder / CONFIG_FILE}: id2label must name {count} classes, one for each of the classifier's "
+            f"rows, by the numbers from 0 to {count - 1}, but is {str(named)[:200]}"
+        )
+    by_number = {int(key): str(value) for key, value in named.items()}
+    return tuple(by_number[number] for number in range(count))
+
+
+def _matches(saved: Sequence[str], wanted: Sequence[str]) -> bool:
+    """True if the classes are the same ones, in any order, or have no names but the same number."""
+    same = {label.lower() for label in saved} == {label.lower() for label in wanted}
+    return len(saved) == len(wanted) and (same or tuple(saved) == _generic(len(saved)))
+
+
+def _quoted(labels: Sequence[str]) -> str:
+    return f"{len(labels)} classes ({_listed(list(map(repr, labels)))})"
 
 
 def _prefixes(model: Union[TaskModel, Type[TaskModel]]) -> Tuple[str, ...]:

@@ -121,7 +121,7 @@ class Convolution(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """h -> 4h, GELU (with erf; an IPU computes the tanh form), 4h -> h.
+    """h -> 4h (or another inner size), GELU (with erf; an IPU computes the tanh form), 4h -> h.
 
     In the grouped variants 4h -> h is `ffn_groups` independent matmuls; in "grouped_projected" a dense h -> h
     mixes the groups (Chelombiev et al. 2021, arXiv 2106.05822).
@@ -129,7 +129,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        hidden, inner = config.hidden_size, config.intermediate_size
+        hidden, inner = config.hidden_size, config.inner_size
         self.expansion = nn.Linear(hidden, inner)
         self.contraction: nn.Module
         if config.feed_forward == "dense":
@@ -252,17 +252,21 @@ class Encoder(nn.Module):
     def forward(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor,
+        attention_mask: Optional[Tensor] = None,
+        token_type_ids: Optional[Tensor] = None,
         position_ids: Optional[Tensor] = None,
     ) -> Tensor:
-        """Integers [B, S], [B, S] (1 real, 0 padding), [B, S] -> [B, S, h].
+        """Integers [B, S], [B, S] (1 real, 0 padding; default 1), [B, S] (default 0) -> [B, S, h].
 
         With `position_ids`, integers [B, S], rows are packed: a token's position is the one in its sequence,
         and `attention_mask` has the number of its sequence in the row, from 1 on; 0 is padding. In a model
         with a convolution, sequences must be separated by conv_kernel_size // 2 tokens of padding, which the
         convolution sees as zeros, as it does beyond the ends of a row.
         """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(input_ids)
         # The embeddings must come first: they begin the first pipeline block, and no operator may precede it.
         if position_ids is None:
             x_bsh = self.embeddings(input_ids, token_type_ids)

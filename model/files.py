@@ -187,6 +187,8 @@ _AROUND_THE_LAYERS = {
     "heads.next_sentence": "cls.seq_relationship",
     "span": "qa_outputs",
 }
+# Of a classifier; when it is read, TaskModel.adopts takes the pooler of a pretrained model too.
+_OF_A_CLASSIFIER = {"pooler": "bert.pooler.dense", "classes": "classifier"}
 _IN_EVERY_LAYER = {
     "attention.body.query": "attention.self.query",
     "attention.body.key": "attention.self.key",
@@ -235,7 +237,8 @@ def to_file(weights: Mapping[str, Tensor], config: ModelConfig) -> Dict[str, Ten
         if layer:
             module = f"bert.encoder.layer.{layer[1]}.{table[layer[2]]}"
         else:
-            module = _AROUND_THE_LAYERS.get(module, module)  # a head without a name in the other layouts
+            # A head without a name in the other layouts keeps its own.
+            module = {**_AROUND_THE_LAYERS, **_OF_A_CLASSIFIER}.get(module, module)
         file[f"{module}.{leaf}"] = tensor
     return file
 

@@ -58,7 +58,7 @@ def layer_flops(config: ModelConfig, sequence_length: int) -> int:
 
 
 def _feed_forward_flops(config: ModelConfig, tokens: int) -> int:
-    hidden, inner = config.hidden_size, config.intermediate_size
+    hidden, inner = config.hidden_size, config.inner_size
     products = hidden * inner
     products += hidden * inner if config.feed_forward == "dense" else hidden * inner // config.ffn_groups
     if config.feed_forward == "grouped_projected":

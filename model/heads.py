@@ -6,7 +6,7 @@ Letters in shapes: B sequences, S tokens, M masked positions per sequence, h hid
 from __future__ import annotations
 
 import math
-from typing import Callable, Dict, Optional, Tuple, Type
+from typing import Callable, Dict, Optional, Sequence, Tuple, Type
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +87,7 @@ class PretrainingHeads(nn.Module):
 
 
 IGNORED = -100  # a label that is excluded from loss and counts
+NO_NUMBER = -1e30  # the same in a regression; not NaN, on which an IPU can raise an exception
 
 
 def mean_cross_entropy(logits_nc: Tensor, labels_n: Tensor) -> Tensor:
@@ -98,6 +99,14 @@ def mean_cross_entropy(logits_nc: Tensor, labels_n: Tensor) -> Tensor:
     """
     losses_n = F.cross_entropy(logits_nc, labels_n.long(), ignore_index=IGNORED, reduction="none").float()
     return losses_n.sum() / real_labels(labels_n).clamp(min=1.0)
+
+
+def mean_squared_error(numbers_n: Tensor, labels_n: Tensor) -> Tensor:
+    """Mean squared error over the labels that aren't NO_NUMBER: [N], floats [N] -> 0-d float32; 0 if there
+    are none."""
+    is_real_n = (labels_n > NO_NUMBER / 2).float()
+    errors_n = (numbers_n.float() - labels_n.float() * is_real_n) * is_real_n
+    return (errors_n * errors_n).sum() / is_real_n.sum().clamp(min=1.0)
 
 
 def real_labels(labels_n: Tensor) -> Tensor:
@@ -151,14 +160,36 @@ class TaskModel(nn.Module, TaskFacts):
     """An encoder and the head of a task. Each subclass is its task's entry in TASKS.
 
     `forward` takes a micro batch, in training integers in the shapes of `inputs`, and returns the loss first,
-    0-d; without labels it may omit the loss. The encoder must run first. The head's parameters belong to the
-    attributes `head_modules`. A subclass's `__init__` ends with `initialise(self, seed)`.
+    0-d; without labels it omits the loss, so `model(**tokenizer(...))` gives outputs. The encoder must run
+    first. The head's parameters belong to the attributes `head_modules`. A subclass's `__init__` ends with
+    `initialise(self, seed)`.
     """
 
     def __init__(self, config: ModelConfig, seed: Optional[int] = None) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
+        self.fresh_modules: Tuple[str, ...] = ()  # those that the file it was loaded from didn't have
+
+    @classmethod
+    def build(cls, config: ModelConfig, *, seed: Optional[int], labels: Sequence[str]) -> TaskModel:
+        """A model for `labels`, the names of the classes, if the task has any."""
+        assert not labels, f"{cls.task} has no classes"
+        return cls(config, seed=seed)
+
+    @property
+    def parts_of_head(self) -> Tuple[str, ...]:
+        """The names of the head's modules that a file may lack, each as a whole."""
+        names = []
+        for name in self.head_modules:
+            module: nn.Module = getattr(self, name)
+            has_parts = not list(module.parameters(recurse=False))
+            names += [f"{name}.{part}" for part, _ in module.named_children()] if has_parts else [name]
+        return tuple(names)
+
+    def file_settings(self) -> Dict[str, object]:
+        """The task's settings in config.json, in transformers' names."""
+        return {}
 
     @property
     def head(self) -> nn.Module:
@@ -204,11 +235,11 @@ class PretrainingModel(TaskModel, PretrainingFacts):
     def forward(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor,
-        masked_lm_positions: Tensor,
-        masked_lm_labels: Tensor,
-        next_sentence_labels: Tensor,
+        attention_mask: Optional[Tensor] = None,
+        token_type_ids: Optional[Tensor] = None,
+        masked_lm_positions: Optional[Tensor] = None,
+        masked_lm_labels: Optional[Tensor] = None,
+        next_sentence_labels: Optional[Tensor] = None,
         position_ids: Optional[Tensor] = None,
         next_sentence_positions: Optional[Tensor] = None,
     ) -> Tuple[Tensor, ...]:
@@ -221,7 +252,19 @@ class PretrainingModel(TaskModel, PretrainingFacts):
 
         Packed rows, of up to D sequences, have `next_sentence_labels` [B, D], `position_ids` [B, S] and
         `next_sentence_positions` [B, D], where the sequences begin; see Encoder.
+
+        Without labels: the masked LM logits [B, M, V], or [B, S, V] without positions, and the next sentence
+        logits [B, 2]. By default no token is padding, and all are of the first sentence.
         """
+        if masked_lm_labels is None or next_sentence_labels is None or masked_lm_positions is None:
+            x_bsh = self.encoder(input_ids, attention_mask, token_type_ids)
+            heads, words_vh = self.heads, self.encoder.embeddings.word.weight
+            picked_bmh = x_bsh
+            if masked_lm_positions is not None:
+                picked_bmh = heads.gather(x_bsh, masked_lm_positions).view(len(x_bsh), -1, x_bsh.shape[-1])
+            words_nv = heads.masked_lm(picked_bmh.flatten(0, 1), words_vh)
+            words_bmv = words_nv.view(*picked_bmh.shape[:2], -1)
+            return words_bmv, heads.next_sentence(torch.tanh(heads.pooler(x_bsh[:, 0])))
         masked_lm_logits, next_sentence_logits = self.logits(
             input_ids,
             attention_mask,
@@ -246,8 +289,8 @@ class PretrainingModel(TaskModel, PretrainingFacts):
     def logits(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor,
+        attention_mask: Optional[Tensor],
+        token_type_ids: Optional[Tensor],
         masked_lm_positions: Tensor,
         position_ids: Optional[Tensor] = None,
         next_sentence_positions: Optional[Tensor] = None,
@@ -286,8 +329,8 @@ class SquadModel(TaskModel, SquadFacts):
     def forward(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor,
+        attention_mask: Optional[Tensor] = None,
+        token_type_ids: Optional[Tensor] = None,
         start_positions: Optional[Tensor] = None,
         end_positions: Optional[Tensor] = None,
     ) -> Tuple[Tensor, ...]:
@@ -318,31 +361,58 @@ def _position_loss(logits_bs: Tensor, positions_b: Tensor) -> Tensor:
 
 class ClassificationModel(TaskModel, ClassificationFacts):
     """Classification of a sequence or a pair, from the first token: pooler, dropout and one logit per class
-    (Devlin et al. 2018, section 4.1).
+    (Devlin et al. 2018, section 4.1). With a single class it is a regression: labels are numbers.
 
-    The weights come from `seed`, or from PyTorch's global generator if there is none.
+    `labels` are the names of the classes, by default LABEL_0, ...; `num_classes` counts for less. The weights
+    come from `seed`, or from PyTorch's global generator if there is none.
     """
 
-    def __init__(self, config: ModelConfig, num_classes: int = 2, seed: Optional[int] = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_classes: int = 2,
+        seed: Optional[int] = None,
+        *,
+        labels: Sequence[str] = (),
+    ) -> None:
         super().__init__(config)
+        self.labels = tuple(labels) or tuple(f"LABEL_{number}" for number in range(num_classes))
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout)
-        self.classes = nn.Linear(config.hidden_size, num_classes)
+        self.classes = nn.Linear(config.hidden_size, len(self.labels))
         initialise(self, seed)
+
+    @classmethod
+    def build(cls, config: ModelConfig, *, seed: Optional[int], labels: Sequence[str]) -> TaskModel:
+        return cls(config, seed=seed, labels=labels)
+
+    @property
+    def is_regression(self) -> bool:
+        return len(self.labels) == 1
+
+    def file_settings(self) -> Dict[str, object]:
+        return {
+            "id2label": {str(number): label for number, label in enumerate(self.labels)},
+            "label2id": {label: number for number, label in enumerate(self.labels)},
+            "problem_type": "regression" if self.is_regression else "single_label_classification",
+        }
 
     def forward(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor,
+        attention_mask: Optional[Tensor] = None,
+        token_type_ids: Optional[Tensor] = None,
         labels: Optional[Tensor] = None,
     ) -> Tuple[Tensor, ...]:
-        """Integers [B, S] three times (and [B]) -> logits [B, classes]; with labels, the loss first: the mean
-        cross entropy over labels that aren't -100, 0-d float32."""
+        """Integers [B, S] three times (and [B]) -> logits [B, classes]; with labels, the loss first, 0-d
+        float32: the mean cross entropy over labels that aren't -100. In a regression labels are float32, and
+        the loss is the mean squared error over those that aren't NO_NUMBER."""
         x_bsh = self.encoder(input_ids, attention_mask, token_type_ids)
         logits_bc = self.classes(self.dropout(torch.tanh(self.pooler(x_bsh[:, 0]))))
         if labels is None:
             return (logits_bc,)
+        if self.is_regression:
+            return mean_squared_error(logits_bc[:, 0], labels), logits_bc
         return mean_cross_entropy(logits_bc, labels), logits_bc
 
     @staticmethod

@@ -17,6 +17,9 @@ class TaskFacts:
     place: ClassVar[Head]  # of the head, among the blocks of a pipeline
     head_modules: ClassVar[Tuple[str, ...]]  # a pipeline's last block begins at the first of them
     architecture: ClassVar[str]  # its name in transformers' class names
+    has_classes: ClassVar[bool] = False  # `TaskModel.build` takes the names of classes
+    # Modules of a file, by other names, whose weights the head's modules take: {head's: file's}.
+    adopts: ClassVar[Dict[str, str]] = {}
     is_pretraining: ClassVar[bool] = False  # otherwise fine-tuning: its head may be initialised randomly
     # Of fine-tuning: the key that chooses a published training set, and the number of examples in each.
     dataset_key: ClassVar[Optional[str]] = None
@@ -56,6 +59,8 @@ class ClassificationFacts(TaskFacts):
     place = Head("Classifier", shares_embeddings=False)
     head_modules = ("pooler", "classes")
     architecture = "SequenceClassification"
+    has_classes = True
+    adopts: ClassVar[Dict[str, str]] = {"pooler": "heads.pooler", "classes": "classifier"}
     dataset_key = "glue_task"
     # Lines of the files that gluebenchmark.com distributes; Wang et al. 2018, table 1, rounds them.
     training_examples: ClassVar[Dict[str, int]] = {

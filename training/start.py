@@ -166,21 +166,32 @@ def check_vocabulary(folder: Path, tokenizer: data.Tokenizer) -> None:
 
 
 def initial_model(
-    config: models.ModelConfig, *, head: str, seed: int, folder: Optional[Path]
+    config: models.ModelConfig,
+    *,
+    head: str,
+    seed: int,
+    folder: Optional[Path],
+    labels: Sequence[str] = (),
+    is_resumed: bool = False,
 ) -> models.TaskModel:
     """A model of the task `head`, with weights from `folder` (checked before) or, without one, from `seed`.
 
-    The head of a fine-tuning task is initialised from `seed` if the folder has none.
+    The parts of the head that the folder lacks are initialised from `seed`, and printed; the folder of a run
+    that is resumed has all. `labels`: see `model.from_pretrained`.
     """
     if folder is None:
-        return models.TASKS[head](config, seed=seed)
+        return models.TASKS[head].build(config, seed=seed, labels=labels)
     model = models.from_pretrained(
         folder,
         head=head,
         hidden_dropout=config.hidden_dropout,
         attention_dropout=config.attention_dropout,
         seed=seed,
+        fresh_head=not is_resumed,
+        labels=labels,
     )
+    if model.fresh_modules:
+        print(f"not in the checkpoint, so new from seed {seed}: {', '.join(model.fresh_modules)}", flush=True)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
