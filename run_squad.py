@@ -17,7 +17,6 @@ if __name__ == "__main__":  # Ctrl-C during imports ends the program without a t
 
 import argparse
 import json
-import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -155,7 +154,7 @@ def _fine_tune(
             f"the training questions, length settings or vocabulary have changed since the checkpoint "
             f"{start.resumed.folder} was written: restore them, or start a new run with --checkpoint"
         )
-    config = _with_training_steps(config, len(train.features))
+    config = training.with_training_steps(config, len(train.features), "windows")
     examiner = training.Examiner(config, held_out, device)
 
     def evaluator(executor: Any) -> Evaluator:
@@ -183,7 +182,7 @@ def _fine_tune(
         scores = {key: value for key, value in end.record.items() if key.startswith("eval_")}
     _write_answers(output, latest.answered)
     summary = {**end.summary(config.section(training.LoopPlan)), **scores}
-    _write_summary(output, summary, end.checkpoint)
+    training.write_summary(output, summary, end.checkpoint)
     training.plot_loss(
         output / "metrics.jsonl", output / "loss.png", loss="loss", named="question-answering loss"
     )
@@ -224,16 +223,16 @@ def _answer(
     if flags.predict:
         print(table(answered))
         return SquadResult(output, 0, {}, answered, weights, None)
-    _write_summary(output, scores, weights)
+    training.write_summary(output, scores, weights)
     print(training.SQUAD.evaluation_part(scores))
     return SquadResult(output, 0, scores, answered, weights, None)
 
 
 def _tokenizer(options: SquadDataOptions, weights: Optional[Path]) -> Tokenizer:
-    from data.squad import squad_tokenizer
+    from data import fine_tuning_tokenizer
     from training import check_vocabulary
 
-    tokenizer = squad_tokenizer(options, weights)
+    tokenizer = fine_tuning_tokenizer(options, weights)
     if weights is not None:
         check_vocabulary(weights, tokenizer)
     return tokenizer
@@ -253,32 +252,12 @@ def _prepare(questions: QuestionSet, tokenizer: Tokenizer, config: Config) -> Pr
     return prepared
 
 
-def _with_training_steps(config: Config, windows: int) -> Config:
-    """The configuration with `epochs` converted to weight updates, in whole batches and device calls.
-
-    The last update is filled with the first windows of the next epoch: training never pads.
-    """
-    if config.epochs is None:
-        return config
-    steps = math.ceil(config.epochs * windows / config.samples_per_call) * config.device_iterations
-    size = config.global_batch_size
-    print(f"data: {config.epochs:g} epochs: {steps} weight updates of {size} windows", flush=True)
-    return replace(config, training_steps=steps, epochs=None)
-
-
 def _write_answers(output: Path, answered: List[Answered]) -> None:
     from data.squad import prediction_files
     from training import write_atomically
 
     for name, content in prediction_files(answered).items():
         write_atomically(output / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def _write_summary(output: Path, record: Dict[str, float], checkpoint: Optional[Path]) -> None:
-    from training import plain, write_atomically
-
-    summary = {**plain(record), "checkpoint": None if checkpoint is None else str(checkpoint)}
-    write_atomically(output / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 _TABLE_COLUMN = 60  # most characters of a question or an answer in the table

@@ -262,10 +262,13 @@ def choices_of(kind: Any) -> Tuple[str, ...]:
     return get_args(inner(kind)) if get_origin(inner(kind)) is Literal else ()
 
 
+_LISTED = {int: "whole numbers", float: "numbers", str: "texts"}
+
+
 def describe(kind: Any) -> str:
     """A type in words, for help and error messages."""
     if item_of(kind):
-        text = f"a list of {'whole numbers' if item_of(kind) is int else 'numbers'}"
+        text = f"a list of {_LISTED[item_of(kind)]}"
     elif choices_of(kind):
         text = "one of " + " | ".join(choices_of(kind))
     else:

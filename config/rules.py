@@ -32,7 +32,7 @@ def rule_problems(config: Keys) -> List[Problem]:
         config.task_facts  # noqa: B018
     except ConfigError as error:
         return list(error.problems)
-    rules = (_length, _model, _data, _unread, _squad, _training, _placement, _memory, _device)
+    rules = (_length, _model, _data, _unread, _own_data, _squad, _training, _placement, _memory, _device)
     return [problem for rule in rules for problem in rule(config)]
 
 
@@ -107,6 +107,17 @@ def _unread(config: Keys) -> Iterator[Problem]:
             default = "none" if entry.default is None else entry.default
             given = _words(value) if isinstance(value, tuple) else value
             yield Problem(key, f"{given} is not read by task {task.task}; leave it at {default}")
+
+
+def _own_data(config: Keys) -> Iterator[Problem]:
+    is_own = config.task == "glue" and config.glue_task.startswith("csv")
+    columns = config.text_columns
+    if not is_own and (columns is not None or config.label_column != "label"):
+        key = "label_column" if columns is None else "text_columns"
+        what = f"task {config.task}" + (f" {config.glue_task}" if config.task == "glue" else "")
+        yield Problem(key, f"is read with glue_task csv and csv_regression only, not by {what}; omit it")
+    elif columns is not None and len(columns) > 2:
+        yield Problem("text_columns", f"has {len(columns)} columns; a model reads one text or two")
 
 
 def _squad(config: Keys) -> Iterator[Problem]:

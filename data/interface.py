@@ -23,7 +23,13 @@ from .dataset import (
 from .files import DataError
 from .prepare import PretrainingData, PretrainingDataOptions, prepare_pretraining_data
 from .tfrecord import TfRecordFile
-from .tokenizer import TRAINED_TOKENIZER, Tokenizer, load_tokenizer, train_tokenizer
+from .tokenizer import (
+    TRAINED_TOKENIZER,
+    Tokenizer,
+    fine_tuning_tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
 
 __all__ = [
     "BATCH_FIELDS",
@@ -44,6 +50,7 @@ __all__ = [
     "Tokenizer",
     "blank_batch",
     "collate",
+    "fine_tuning_tokenizer",
     "load_tokenizer",
     "open_corpus",
     "prepare_pretraining_data",

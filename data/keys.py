@@ -7,12 +7,25 @@ Nothing here imports PyTorch or numpy.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Optional
+from typing import Literal, Optional, Tuple
 
 from ipu.keys import ABOVE_0, AT_LEAST_1, BELOW_1, TOKENS, KeyGroup, key
 
 WORKERS = "[0, 1024]"  # processes
-GlueTask = Literal["mnli", "qqp", "qnli", "sst2", "cola", "stsb", "mrpc", "rte", "wnli"]
+GlueTask = Literal[
+    "mnli",
+    "qqp",
+    "qnli",
+    "sst2",
+    "cola",
+    "stsb",
+    "mrpc",
+    "rte",
+    "wnli",
+    "ax",
+    "csv",
+    "csv_regression",
+]
 
 
 @dataclass(frozen=True)
@@ -64,13 +77,20 @@ class ExampleKeys(KeyGroup):
     squad_version: Literal["1.1", "2.0"] = key(
         "weights", "version of SQuAD; 2.0 has unanswerable questions", "1.1"
     )
-    glue_task: GlueTask = key("weights", "task of GLUE", "mnli")
+    glue_task: GlueTask = key(
+        "weights", "task of GLUE; csv, csv_regression: your own texts with classes or numbers", "mnli"
+    )
     train_data: Optional[str] = key(
-        "weights", "SQuAD JSON file or hf:NAME to train on; none: squad_version's from Hugging Face", None
+        "weights",
+        "data to train on: a SQuAD JSON file; for GLUE a TSV, CSV or JSON lines file, or a folder; hf:NAME; "
+        "none: the published data set from Hugging Face",
+        None,
     )
-    validation_data: Optional[str] = key(
-        "evaluation", "SQuAD JSON file or hf:NAME to evaluate on; none: as for train_data", None
+    validation_data: Optional[str] = key("evaluation", "data to evaluate on: as for train_data", None)
+    text_columns: Optional[Tuple[str, ...]] = key(
+        "weights", "columns of the text, or of the two texts, of your own data; none: found by name", None
     )
+    label_column: str = key("weights", "column of the label of your own data", "label")
     epochs: Optional[float] = key(
         "weights", "passes over the training set, instead of training_steps", None, ABOVE_0
     )

@@ -23,6 +23,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUATION = "##"
 _MOST_BYTES = 1 << 28  # of a vocabulary file; the largest published ones have some 20 MB
 TRAINED_TOKENIZER = "train"  # name of a vocabulary that is trained on the corpus
+CHECKPOINTS_TOKENIZER = "checkpoint"  # the one saved with the initial weights
 
 
 class Tokenizer:
@@ -439,3 +440,23 @@ def refuse_larger_vocabulary(tokenizer: Tokenizer, options: VocabularyOptions) -
             f"the vocabulary {options.tokenizer} has {tokenizer.vocab_size} tokens, {excess} more than "
             f"vocab_size {options.vocab_size}: set vocab_size to {tokenizer.vocab_size}"
         )
+
+
+def fine_tuning_tokenizer(options: VocabularyOptions, checkpoint: Optional[Path]) -> Tokenizer:
+    """The run's tokeniser. Raises DataError if there is none or it is larger than the model's vocabulary."""
+    if options.tokenizer == TRAINED_TOKENIZER:
+        raise DataError(
+            f"tokenizer is {TRAINED_TOKENIZER!r}, but fine-tuning trains no vocabulary: set tokenizer to "
+            f"{CHECKPOINTS_TOKENIZER!r}, to a vocab.txt, a folder or a Hugging Face name"
+        )
+    if options.tokenizer != CHECKPOINTS_TOKENIZER:
+        return named_tokenizer(options)
+    if checkpoint is None:
+        raise DataError(
+            f"tokenizer is {CHECKPOINTS_TOKENIZER!r}, but no --checkpoint is given: give one, or for random "
+            "weights a vocabulary, for example --tokenizer vocab.txt"
+        )
+    tokenizer = load_tokenizer(str(checkpoint), lowercase=options.lowercase)
+    refuse_larger_vocabulary(tokenizer, options)
+    warn_of_capitals(tokenizer, str(checkpoint))
+    return tokenizer

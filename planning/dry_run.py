@@ -159,11 +159,17 @@ def _training_steps(config: Config) -> int:
     SQuAD has some more windows than examples, so its updates are slightly too few. Raises ConfigError.
     """
     task = config.task_facts
-    if task.dataset_key is None:
+    data = None if task.dataset_key is None else getattr(config, task.dataset_key)
+    if data not in task.training_examples:
         raise ConfigError(
-            [Problem("epochs", f"the size of {task.task}'s training set isn't known; set training_steps")]
+            [
+                Problem(
+                    "epochs",
+                    f"the size of the training set isn't known ({data or task.task}); set training_steps",
+                )
+            ]
         )
-    examples = task.training_examples[getattr(config, task.dataset_key)]
+    examples = task.training_examples[data]
     return math.ceil((config.epochs or 0) * examples / config.global_batch_size)
 
 

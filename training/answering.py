@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
 import numpy as np
 import torch
 
-import data
 import ipu
 import model as models
 from data.squad import (
@@ -22,11 +21,10 @@ from data.squad import (
     evaluate,
     find_answers,
 )
-from ipu.options import DevicePlan, inference_options
 
-from .compilation import place
 from .errors import DivergenceError
-from .evaluation import Evaluator, build_evaluator
+from .evaluation import Evaluator
+from .fine_tuning import validation_evaluator
 from .metrics_file import Record
 
 if TYPE_CHECKING:
@@ -108,44 +106,25 @@ class Examiner:
         self.latest: Optional[Answering] = None
         self._config, self._prepared, self._device = config, prepared, device
 
-    def while_training(self, trained: models.SquadModel, executor: Any) -> Evaluator:
+    def while_training(self, trained: models.TaskModel, executor: Any) -> Evaluator:
         """An evaluator of the model that `executor` trains, on at most `eval_batches` micro batches."""
         return self._evaluator(trained, executor, self._config.eval_batches)
 
-    def evaluator(self, model: models.SquadModel) -> Evaluator:
+    def evaluator(self, model: models.TaskModel) -> Evaluator:
         """An evaluator of `model` on all questions."""
         return self._evaluator(model, None, None)
 
     def _evaluator(
-        self, model: models.SquadModel, executor: Optional[Any], max_batches: Optional[int]
+        self, model: models.TaskModel, executor: Optional[Any], max_batches: Optional[int]
     ) -> Evaluator:
-        copy = models.SquadModel(model.config, seed=0)
-
-        def refresh() -> None:
-            copy.load_state_dict(model.state_dict())
-
-        config, prepared = self._config, self._prepared
-        layers = config.resolved_validation_layers_per_ipu
-        place(copy, config, layers, device=self._device)
-        plan = replace(
-            config.section(DevicePlan),
-            layers_per_ipu=layers,
-            matmul_proportion=(config.validation_matmul_proportion,) * len(layers),
-            replication_factor=config.resolved_validation_replication_factor,
-        )
-        options = inference_options(plan)
-        options.deviceIterations(config.validation_device_iterations)
-        windows = SquadDataset(prepared.features, seed=0, shuffle=False)
-        return build_evaluator(
-            copy,
+        return validation_evaluator(
+            self._config,
+            model,
             executor,
-            options,
-            lambda multiple: data.EvaluationDataset(windows, multiple),
-            micro_batch_size=config.validation_micro_batch_size,
+            SquadDataset(self._prepared.features, seed=0, shuffle=False),
+            device=self._device,
             max_batches=max_batches,
-            collate=data.collate,
             metrics=self._begin,
-            refresh=refresh,
         )
 
     def _begin(self) -> Answering:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from .answering import Answering, Examiner
 from .checkpoints import Checkpoint, resolve_weights_folder, save_checkpoint
+from .classifying import ClassExaminer, Classifying
 from .compilation import CompilationError, compile_pretraining, compile_program, place
 from .errors import CheckpointError, DivergenceError, TrainingError, is_worker_death, out_of_memory_bytes
 from .evaluation import Evaluator, build_evaluator
 from .folder import hold_folder, write_atomically
 from .job import Job, Start, find_start, fit
 from .loop import LoopPlan, Progress, Speed, refuse_bad_weights, train
-from .metrics import PRETRAINING, SQUAD, EvaluationMetrics
+from .metrics import GLUE, PRETRAINING, SQUAD, EvaluationMetrics
 from .metrics_file import Record, plain
 from .optimizer import OptimizerPlan, Schedule, build_optimizer
 from .report import Reporter, plot_loss
@@ -26,11 +27,14 @@ from .start import (
 )
 
 __all__ = [
+    "GLUE",
     "PRETRAINING",
     "SQUAD",
     "Answering",
     "Checkpoint",
     "CheckpointError",
+    "ClassExaminer",
+    "Classifying",
     "CompilationError",
     "DivergenceError",
     "EvaluationMetrics",
@@ -73,5 +77,8 @@ __all__ = [
     "save_checkpoint",
     "stop_on_signals",
     "train",
+    "validation_evaluator",
+    "with_training_steps",
     "write_atomically",
+    "write_summary",
 ]

@@ -103,8 +103,14 @@ def _squad_evaluation(record: Record) -> str:
     )
 
 
+def _glue_evaluation(record: Record) -> str:
+    scores = [f"{name[len('eval_') :]} {record[name]:.4f}" for name in record if name.startswith("eval_")]
+    return f"held-out: {', '.join(scores)}"
+
+
 PRETRAINING = Task(training_metrics, _pretraining_parts, _pretraining_evaluation)
 SQUAD = Task(mean_loss, lambda record: [f"loss {record['loss']:.4f}"], _squad_evaluation)
+GLUE = Task(mean_loss, lambda record: [f"loss {record['loss']:.4f}"], _glue_evaluation)
 
 
 def is_evaluated(record: Record) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..json_files import read_json
 from ..keys import AnswerKeys
+from ..tokenizer import fine_tuning_tokenizer as squad_tokenizer
 from .answers import Answered, Candidate, find_answers, prediction_files
 from .files import PUBLISHED, Answer, Question, QuestionSet, open_questions, read_questions
 from .prepare import (
@@ -11,7 +12,6 @@ from .prepare import (
     SquadDataOptions,
     prepare_questions,
     read_split,
-    squad_tokenizer,
 )
 from .scores import (
     QuestionScore,

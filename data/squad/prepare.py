@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 from ipu.keys import REQUIRED
 
-from ..files import DataError
 from ..keys import DataKeys, ExampleKeys
-from ..tokenizer import (
-    TRAINED_TOKENIZER,
-    Tokenizer,
-    load_tokenizer,
-    named_tokenizer,
-    refuse_larger_vocabulary,
-    warn_of_capitals,
-)
+from ..tokenizer import Tokenizer
 from .files import PUBLISHED, QuestionSet, open_questions
 from .windows import Features, WindowOptions, prepare_features
-
-CHECKPOINTS_TOKENIZER = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -63,26 +52,6 @@ def read_split(options: SquadDataOptions, split: str) -> QuestionSet:
     named = options.train_data if split == "train" else options.validation_data
     source = PUBLISHED[options.squad_version] if named is None else named
     return open_questions(source, split, version=options.squad_version, subset=options.corpus_subset)
-
-
-def squad_tokenizer(options: SquadDataOptions, checkpoint: Optional[Path]) -> Tokenizer:
-    """The run's tokeniser. Raises DataError if there is none or it is larger than the model's vocabulary."""
-    if options.tokenizer == TRAINED_TOKENIZER:
-        raise DataError(
-            f"tokenizer is {TRAINED_TOKENIZER!r}, but fine-tuning trains no vocabulary: set tokenizer to "
-            f"{CHECKPOINTS_TOKENIZER!r}, to a vocab.txt, a folder or a Hugging Face name"
-        )
-    if options.tokenizer != CHECKPOINTS_TOKENIZER:
-        return named_tokenizer(options)
-    if checkpoint is None:
-        raise DataError(
-            f"tokenizer is {CHECKPOINTS_TOKENIZER!r}, but no --checkpoint is given: give one, or for random "
-            "weights a vocabulary, for example --tokenizer vocab.txt"
-        )
-    tokenizer = load_tokenizer(str(checkpoint), lowercase=options.lowercase)
-    refuse_larger_vocabulary(tokenizer, options)
-    warn_of_capitals(tokenizer, str(checkpoint))
-    return tokenizer
 
 
 def prepare_questions(

@@ -7,11 +7,7 @@ Letters: N windows, S tokens of a sequence.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import sys
-import tempfile
-import zlib
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -21,9 +17,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..arrays import kept_arrays
 from ..batches import Batch, SampleDataset
-from ..files import DataError, exclusive, open_plain, remove_leftovers, write_atomically
-from ..json_files import read_json
+from ..files import DataError
 from ..masking import IGNORED_LABEL
 from ..tokenizer import Tokenizer
 from .files import Question, QuestionSet
@@ -187,11 +183,9 @@ def _window(
     )
 
 
-# The cache of windows: cache_folder/squad/IDENTITY has one .npy file an array and manifest.json, which is
-# written last, with the files' checksums: a folder without it, or with a damaged file, is made again.
+# The cache of windows is cache_folder/squad/IDENTITY, see ..arrays.
 
 FORMAT_VERSION = 1
-_MANIFEST = "manifest.json"
 WINDOWS_IN_A_CHUNK = 1024  # windows held as Python objects at a time
 
 
@@ -239,24 +233,13 @@ def prepare_features(
     Raises DataError for a context without tokens and if the cache folder can't be used.
     """
     identity = _identity(data, tokenizer, options)
-    folder = cache_folder / "squad" / identity
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with exclusive(folder / "lock"):
-            remove_leftovers(folder)
-            arrays = _load(folder, data, tokenizer, options)
-            if arrays is None:
-                _write(folder, _arrays(data, tokenizer, options, progress))
-                arrays = _load(folder, data, tokenizer, options)
-    except OSError as error:
-        raise DataError(
-            f"cannot use {error.filename or folder}: {error.strerror or error}. Prepared data is kept in "
-            f"cache_folder {cache_folder}: make room and check that you may write there, or set another"
-        ) from error
-    if arrays is None:
-        raise DataError(
-            f"{folder} isn't as it was written a moment ago: check the disk, and who else writes there"
-        )
+    arrays = kept_arrays(
+        cache_folder / "squad" / identity,
+        ARRAYS,
+        lambda: _arrays(data, tokenizer, options, progress),
+        lambda found: _problem(found, len(data.questions), tokenizer.vocab_size, options.max_seq_length),
+        cache_folder=cache_folder,
+    )
     return Features(identity, tokenizer.pad_id, **arrays)
 
 
@@ -309,54 +292,6 @@ def _columns(windows: List[Window], vocab_size: int) -> Dict[str, np.ndarray]:
         },
         "is_max_context": stacked("is_max_context"),
     }
-
-
-def _write(folder: Path, arrays: Dict[str, np.ndarray]) -> None:
-    checksums = {}
-    for name, array in arrays.items():
-        content = io.BytesIO()
-        np.save(content, array, allow_pickle=False)
-        checksums[name] = zlib.crc32(content.getbuffer())
-        write_atomically(folder / f"{name}.npy", content.getvalue())
-    write_atomically(folder / _MANIFEST, json.dumps({"crc32": checksums}).encode())
-
-
-def _load(
-    folder: Path, data: QuestionSet, tokenizer: Tokenizer, options: WindowOptions
-) -> Optional[Dict[str, np.ndarray]]:
-    """The arrays of a folder, memory-mapped; None: make them (again)."""
-    if not (folder / _MANIFEST).is_file():
-        return None
-    try:
-        manifest = read_json(folder / _MANIFEST, most_bytes=1 << 20)
-        checksums = manifest["crc32"]
-        arrays = {name: _read(folder / f"{name}.npy", checksums[name]) for name in ARRAYS}
-        problem = _problem(arrays, len(data.questions), tokenizer.vocab_size, options.max_seq_length)
-        if problem:
-            raise ValueError(problem)
-        return arrays
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError, EOFError) as error:
-        print(f"warning: prepared data is damaged and made again: {folder}: {error}", file=sys.stderr)
-        return None
-
-
-def _read(file: Path, checksum: int) -> np.ndarray:
-    """The array in a file, mapped from a copy without a name, which no other process can change or cut."""
-    found = 0
-    with open_plain(file) as stream, tempfile.TemporaryFile(dir=str(file.parent)) as copy:
-        for block in iter(lambda: stream.read(1 << 22), b""):
-            found = zlib.crc32(block, found)
-            copy.write(block)
-        if found != checksum:
-            raise ValueError(f"the checksum of {file} is wrong")
-        copy.seek(0)
-        if np.lib.format.read_magic(copy) != (1, 0):
-            raise ValueError(f"{file} has another version of numpy's format than 1.0")
-        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(copy)
-        if is_fortran or dtype.hasobject or not all(shape):
-            raise ValueError(f"{file} has shape {shape} and type {dtype}")
-        # A plain array over the map, because slicing a numpy.memmap is several times slower.
-        return np.asarray(np.memmap(copy, dtype, "r", copy.tell(), shape))
 
 
 def _problem(arrays: Dict[str, np.ndarray], questions: int, vocab_size: int, length: int) -> Optional[str]:

@@ -67,6 +67,12 @@ def _answer(kind: str, modules: List[str], rng: random.Random) -> str:
     return rng.choice(choices[kind])
 
 
+def sentence_of(kind: str, function: str, rng: random.Random) -> str:
+    """A sentence that states a fact of this kind."""
+    text = rng.choice(FACTS[kind][0])
+    return text.format(f=function, c=rng.choice(CAUSES), x=_answer(kind, MODULES, rng))
+
+
 def _paragraph(name: str, function: str, modules: List[str], rng: random.Random) -> Dict[str, Any]:
     """Some facts of a function, in random order, and a question for each."""
     context = ""
