@@ -135,7 +135,7 @@ def test_published_optimization(row: list) -> None:
 
 
 def test_the_table_is_complete() -> None:
-    ours = {"demo", "squad_demo", "test_bert", "test_groupbert", "test_squad"}
+    ours = {"demo", "squad_demo", "glue_demo", "test_bert", "test_groupbert", "test_squad", "test_glue"}
     assert {row[0] for row in ROWS} == set(config.names()) - ours
 
 
@@ -151,11 +151,10 @@ def test_recipe_agrees_with_its_name(name: str) -> None:
     for word in words:
         if word.startswith("pod"):
             assert recipe.target == word
-    assert recipe.task == (
-        words[0] if words[0] in ("squad", "glue") else "squad" if "squad" in words else "pretraining"
-    )
+    assert recipe.task == next((word for word in words if word in ("squad", "glue")), "pretraining")
     assert recipe.squad_version == ("2.0" if "v2" in words else "1.1")
-    assert recipe.glue_task == ("stsb" if "regression" in words else "mnli")
+    is_own = name in ("glue_demo", "test_glue")
+    assert recipe.glue_task == ("qnli" if is_own else "stsb" if "regression" in words else "mnli")
 
 
 @pytest.mark.parametrize("name", config.names())
@@ -194,7 +193,7 @@ def test_clipping_and_reduction() -> None:
     mp_adamw = {name for name in recipes if name.endswith("_adam_tf1") or name.endswith("_adam_8ipu_tf1")}
     mp_adamw -= {"groupbert_mini_128_pod4_adam_tf1"}
     mp_adamw |= {name for name in recipes if name.startswith(("squad_groupbert", "glue_groupbert"))}
-    assert clipped - {"demo", "squad_demo"} == mp_adamw - {"squad_groupbert_base_384"}
+    assert clipped - {"demo", "squad_demo", "glue_demo"} == mp_adamw - {"squad_groupbert_base_384"}
     assert {recipes[name].max_grad_norm for name in mp_adamw & clipped} == {1.0}
     summed = {name for name, recipe in recipes.items() if recipe.reduction == "sum"}
     tf1 = {name for name in recipes if name.endswith("_tf1")} - {"groupbert_mini_128_pod4_adam_tf1"}
