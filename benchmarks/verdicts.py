@@ -37,7 +37,7 @@ _COMPARED = {
         ("bert_large_512_pod16", "groupbert_base_384_pod16_tf1"),
     ),
 }
-_OWN = ("test_", "demo", "squad_demo", "glue_demo")  # prefixes of this project's recipes, which aren't published ones
+_OWN = ("test_", "demo", "squad_demo", "glue_demo")  # prefixes of recipes of this project, not published
 _PUBLISHED = "about 2 (published: half the training time, Graphcore's GroupBERT article, January 2022)"
 
 
