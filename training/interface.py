@@ -8,6 +8,7 @@ from .classifying import ClassExaminer, Classifying
 from .compilation import CompilationError, compile_pretraining, compile_program, place
 from .errors import CheckpointError, DivergenceError, TrainingError, is_worker_death, out_of_memory_bytes
 from .evaluation import Evaluator, build_evaluator
+from .fine_tuning import validation_evaluator, with_training_steps, write_summary
 from .folder import hold_folder, write_atomically
 from .job import Job, Start, find_start, fit
 from .loop import LoopPlan, Progress, Speed, refuse_bad_weights, train
