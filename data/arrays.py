@@ -33,8 +33,8 @@ def kept_arrays(
 ) -> Arrays:
     """The arrays of `folder`, in `cache_folder`, made if necessary; waits for a process that is making them.
 
-    `problem` says what is wrong with arrays whose checksums are right, or None. Raises DataError if the folder
-    can't be used, and what `make` raises.
+    `problem` says what is wrong with arrays whose checksums are right, or None. Raises DataError if the
+    folder can't be used, and what `make` raises.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
