@@ -1,21 +1,39 @@
-"""Learning a WordPiece vocabulary with the tokenizers library, interruptibly, from text of any kind."""
+"""Learning a WordPiece vocabulary with the tokenizers library, from text of any kind.
+
+The library's trainer takes minutes in which Python handles no signal, and where the host refuses memory it
+aborts its process. So it runs in a process beside this one, which gets the text through a pipe.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pickle
 import re
+import struct
+import subprocess
+import sys
+import tempfile
 import threading
+import time
 from collections import Counter
-from typing import Any, Dict, Iterable, Iterator, List, Sequence
+from pathlib import Path
+from typing import IO, Any, BinaryIO, Dict, Iterable, Iterator, List, Sequence
 
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+from .files import DataError
 
 # WordPiece encodes a longer word as [UNK]. The trainer's time grows with the square of a word's length.
 LONGEST_WORD_CHARACTERS = 100
 # Nor is anything longer than this without a blank text, even if punctuation cuts it into words, as in base64.
 _LONGEST_RUN_CHARACTERS = 1000
 _LONG_RUN = re.compile(rf"\S{{{LONGEST_WORD_CHARACTERS + 1},}}")
-_WAIT_S = 0.2
+_LENGTH = struct.Struct("<Q")
+_ROOT = Path(__file__).resolve().parents[1]
+_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); import data.vocabulary_training as t; t.serve()"
+_NO_MEMORY = (b"memory allocation of", b"MemoryError", b"Cannot allocate memory", b"failed to map segment")
 
 
 def learn(
@@ -28,22 +46,78 @@ def learn(
     continuation: str,
     progress: bool,
 ) -> Dict[str, int]:
-    """At most `vocab_size` tokens with their ids, `first` first. Signals are handled at once."""
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        special_tokens=list(first),
-        limit_alphabet=len(alphabet),
-        initial_alphabet=list(alphabet),
-        continuing_subword_prefix=continuation,
-        show_progress=progress,
-    )
+    """At most `vocab_size` tokens with their ids, `first` first. Signals are handled at once.
+
+    Raises DataError if the host has too little memory.
+    """
+    settings = {
+        "vocab_size": vocab_size,
+        "min_frequency": 2,
+        "special_tokens": list(first),
+        "limit_alphabet": len(alphabet),
+        "initial_alphabet": list(alphabet),
+        "continuing_subword_prefix": continuation,
+        "show_progress": progress,
+    }
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as result:
+        # The trainer's progress bar is for the terminal, an abort's words aren't.
+        process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, str(_ROOT)],
+            stdin=subprocess.PIPE,
+            stdout=result,
+            stderr=None if progress else said,
+        )
+        try:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # it has ended: see below
+                _send(pipe, pickle.dumps((normalizer, settings)))
+                for document in documents:
+                    _send(pipe, learnable(document, normalizer).encode("utf-8"))
+            status = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+        said.seek(0)
+        words = said.read()
+        if status < 0 or any(word in words for word in _NO_MEMORY):
+            raise DataError(
+                f"the vocabulary's training ran out of memory or was killed (status {status}): use a larger "
+                "host, less text or a lower vocab_size, or name a finished vocabulary (tokenizer)"
+            )
+        if status:
+            raise RuntimeError(f"the vocabulary's training failed: {words.decode('utf-8', 'replace')}")
+        result.seek(0)
+        ids: Dict[str, int] = pickle.load(result)
+    return ids
+
+
+def _send(pipe: IO[bytes], content: bytes) -> None:
+    pipe.write(_LENGTH.pack(len(content)))
+    pipe.write(content)
+
+
+def _received(pipe: BinaryIO) -> Iterator[bytes]:
+    for header in iter(lambda: pipe.read(_LENGTH.size), b""):
+        yield pipe.read(_LENGTH.unpack(header)[0])
+
+
+def serve() -> None:
+    """The process beside: settings and texts from its input, the vocabulary to its output."""
+    threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
+    messages = _received(sys.stdin.buffer)
+    normalizer, settings = pickle.loads(next(messages))
     learner = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     learner.normalizer = normalizer
     learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    _train(learner, trainer, (learnable(document, normalizer) for document in documents))
-    ids: Dict[str, int] = learner.get_vocab()
-    return ids
+    trainer: Any = trainers.WordPieceTrainer(**settings)
+    learner.train_from_iterator((text.decode("utf-8") for text in messages), trainer)
+    sys.stdout.buffer.write(pickle.dumps(learner.get_vocab()))
+
+
+def _follow_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def learnable(document: str, normalizer: normalizers.Normalizer) -> str:
@@ -67,38 +141,3 @@ def frequent_characters(documents: Iterable[str], limit: int) -> List[str]:
     characters = [character for character in counts if not character.isspace()]
     characters.sort(key=lambda character: (-counts[character], character))
     return sorted(characters[:limit])
-
-
-class _Cancelled(Exception):
-    pass
-
-
-def _train(learner: tokenizers.Tokenizer, trainer: Any, texts: Iterator[str]) -> None:
-    """Trains in a thread: Python handles signals in the main thread, and only between two of its
-    instructions, but a call of the trainer takes minutes."""
-    cancelled = threading.Event()
-    errors: List[BaseException] = []
-
-    def passed_on() -> Iterator[str]:
-        for text in texts:
-            if cancelled.is_set():
-                raise _Cancelled
-            yield text
-
-    def work() -> None:
-        try:
-            learner.train_from_iterator(passed_on(), trainer)
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while thread.is_alive():
-            thread.join(_WAIT_S)
-    except BaseException:
-        cancelled.set()
-        thread.join(_WAIT_S)  # it doesn't end while it merges; then it ends with the process
-        raise
-    if errors:
-        raise errors[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -94,3 +95,37 @@ def test_a_signal_ends_it_during_the_merges():
         [sys.executable, "-c", PROGRAM], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
     )
     assert (done.stdout, done.returncode) == ("stopped\n", 0), done.stderr
+
+
+SHORT_OF_MEMORY = """
+import random, resource, sys
+from data.files import DataError
+from data.tokenizer import train_tokenizer
+class Corpus:
+    name = "random words"
+    def fingerprint(self): return ""
+    def documents(self):
+        chance = random.Random(1)
+        for _ in range(80):
+            yield " ".join("".join(chance.choices("abcdefghij", k=90)) for _ in range(250))
+now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now + int(sys.argv[1]), -1))
+try:
+    train_tokenizer(Corpus(), 60000)
+except DataError as error:
+    print(error)
+"""
+
+
+def test_too_little_memory_is_an_error_of_ours():
+    """Where the trainer gets no memory it aborts its process."""
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY, str(80_000_000)],
+        cwd=REPOSITORY,
+        env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "the vocabulary's training ran out of memory" in done.stdout, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
