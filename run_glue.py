@@ -68,12 +68,12 @@ def main(argv: Optional[Sequence[str]] = None) -> Union[GlueResult, DryRun, comm
     device, instances = command_line.start(config)
     if instances.count > 1:
         raise ConfigError("fine-tuning runs in one instance: start it without poprun and torchrun")
-    command_line.print_configuration(flags, config)
 
     from training import hold_folder, stop_on_signals
 
     apart = "-evaluation" if flags.evaluate_only else "" if trains else "-predictions"
     output = flags.output or Path("output") / f"{flags.config}{apart}"
+    command_line.print_configuration(flags, config, output)
     explained = command_line.verdict_if_memory_is_short(config, flags, output, instances)
     with stop_on_signals() as stop, hold_folder(output), explained:
         if apart:

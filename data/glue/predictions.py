@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Dict, List, Sequence
+from typing import Any, Dict, List, Sequence
 
 import numpy as np
 
@@ -46,7 +46,7 @@ def prediction_lines(examples: ExampleSet, outputs: np.ndarray, classes: Sequenc
     return "\n".join(rows) + "\n"
 
 
-def predicted(outputs: np.ndarray, classes: Sequence[str]) -> List[object]:
+def predicted(outputs: np.ndarray, classes: Sequence[str]) -> List[Any]:
     """The name of the most likely class, or the number, of each row."""
     if not classes:
         return [float(value) for value in outputs[:, 0]]

@@ -27,7 +27,7 @@ from .tasks import GLUE_TASKS, GlueTask
 
 _FORMAT = 1
 _NO_NUMBER = -1e30  # a number that the loss ignores: model.heads.NO_NUMBER
-_ARRAYS = ("input_ids", "tokens", "second")
+_ARRAYS = ("input_ids", "tokens", "second", "truncated")
 _CHUNK = 8192  # texts encoded at a time
 
 
@@ -103,7 +103,7 @@ def prepare_examples(
     identity = _identity(examples, tokenizer, sequence_length)
     arrays = kept_arrays(
         cache_folder / "glue" / identity,
-        (*_ARRAYS, "truncated"),
+        _ARRAYS,
         lambda: _encode(examples, tokenizer, sequence_length),
         lambda arrays: _problem(arrays, len(examples.examples), tokenizer.vocab_size, sequence_length),
         cache_folder=cache_folder,
@@ -113,9 +113,11 @@ def prepare_examples(
     features = GlueFeatures(
         f"{identity}-{labelled.hexdigest()}",
         tokenizer.pad_id,
-        *(arrays[name] for name in _ARRAYS),
-        labels,
-        int(arrays["truncated"].sum()),
+        input_ids=arrays["input_ids"],
+        tokens=arrays["tokens"],
+        second=arrays["second"],
+        labels=labels,
+        truncated=int(arrays["truncated"].sum()),
     )
     return PreparedExamples(examples, features)
 
