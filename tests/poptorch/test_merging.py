@@ -103,6 +103,11 @@ class FrozenStatistics(Program):
         return self.norm(h)
 
 
+class Checkpointed(Program):
+    def between(self, h):
+        return poptorch.recomputationCheckpoint(h * h.size(1)) / h.numel()
+
+
 class OwnMemory(Program):
     """In-place operations on tensors of one micro batch."""
 
@@ -144,6 +149,7 @@ MERGED = [
     Coupled,
     BatchStatistics,
     FrozenStatistics,
+    Checkpointed,
     OwnMemory,
     Convolution,
     Embedded,

@@ -28,6 +28,24 @@ from .errors import Origin, operation_name
 from .replay import Autocast, Replay, Slot, TapedCall, mapped
 
 _KNOWN_NAMESPACES = frozenset({"aten", "prims"})
+_READS = frozenset(
+    {
+        "__get__",
+        "__hash__",
+        "__len__",
+        "data_ptr",
+        "dim",
+        "element_size",
+        "is_contiguous",
+        "is_floating_point",
+        "nelement",
+        "numel",
+        "size",
+        "storage_offset",
+        "stride",
+        "untyped_storage",
+    }
+)
 _HOOKS = frozenset({"register_hook", "register_post_accumulate_grad_hook"})
 
 
@@ -96,8 +114,8 @@ class Tape:
             if takes_host:
                 self._add_constant(func, result, autocast)
                 return result
-        # Reading an attribute changes nothing; any other call may.
-        if made or getattr(func, "__name__", "") != "__get__":
+        # Reading an attribute or a shape changes nothing; any other call may.
+        if made or getattr(func, "__name__", "") not in _READS:
             places = tuple([self._place_of(tensor) for tensor in made])
             gives_tensor = isinstance(result, torch.Tensor)
             is_pure = self._call_is_pure and bool(made)
