@@ -365,7 +365,7 @@ def print_verdict(
     """
     if "samples_per_s" not in summary:  # there was nothing left to train
         return
-    measured_s = config.global_batch_size / summary["samples_per_s"]
+    measured_s = config.global_batch_size / summary.get("packs_per_s", summary["samples_per_s"])
     lacking = what_a_verdict_lacks()
     if lacking is not None:
         print(f"no verdict on this run: it needs {lacking}")

@@ -19,7 +19,7 @@ import json
 import math
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Union
 
@@ -137,6 +137,8 @@ def _run(
     for line in (*prepared.statistics.lines(), f"unigram entropy of the held-out text: {entropy:.4f} nats"):
         print(f"data: {line}", flush=True)
 
+    if config.packed_data:  # from here on, verdicts and speeds count what the data have
+        config = replace(config, packing_factor=prepared.sequences_per_row)
     if start.weights is not None and prepared.tokenizer is not None:
         training.check_vocabulary(start.weights, prepared.tokenizer)
 
@@ -154,7 +156,7 @@ def _run(
         )
 
     job = training.Job(
-        task=training.PRETRAINING,
+        task=training.PACKED_PRETRAINING if config.packed_data else training.PRETRAINING,
         model=model,
         examples=prepared.train,
         identity=prepared.identity,

@@ -14,6 +14,7 @@ import ipu
 import model as models
 import training
 from config import Config
+from data.masking import IGNORED_LABEL as IGNORED
 from ipu.options import DevicePlan, training_options
 
 # Sources of a step's data: prepared text; one random batch repeated; none, generated on the device.
@@ -22,10 +23,11 @@ DATA = ("real", "generated", "synthetic")
 
 @dataclass(frozen=True)
 class TimedCall:
-    """One device call: host seconds spent waiting for its data, and in the call."""
+    """One device call: host seconds spent waiting for its data, and in the call; and its sequences."""
 
     data_s: float
     device_s: float
+    sequences: int
 
     @property
     def total_s(self) -> float:
@@ -54,14 +56,18 @@ def timed_steps(config: Config, device: ipu.DeviceChoice, source: str, count: in
             loaded = time.perf_counter()
             began = loaded
         executor(*batch)
-        steps.append(TimedCall(loaded - began, time.perf_counter() - loaded))
+        ended = time.perf_counter()
+        sequences = int((batch[5] != IGNORED).sum()) if config.packed_data else config.samples_per_call
+        steps.append(TimedCall(loaded - began, ended - loaded, sequences))
     executor.destroy()
     return steps
 
 
 def random_batch(config: Config, samples: int, seed: int) -> data.Batch:
     """`samples` sequences of random tokens without padding, every mask slot in use: int32, in the order of
-    `data.BATCH_FIELDS`."""
+    `data.BATCH_FIELDS`. With packed data, `samples` rows with the recipe's mean number of sequences."""
+    if config.packed_data:
+        return _random_rows(config, samples, seed)
     draw = torch.Generator().manual_seed(seed)
     shape = (samples, config.sequence_length)
     order = torch.rand(shape, generator=draw).argsort(1)[:, : config.mask_tokens].sort(1).values
@@ -73,6 +79,33 @@ def random_batch(config: Config, samples: int, seed: int) -> data.Batch:
         order.to(torch.int32),
         torch.randint(config.vocab_size, (samples, config.mask_tokens), generator=draw, dtype=torch.int32),
         torch.randint(2, (samples,), generator=draw, dtype=torch.int32),
+    )
+
+
+def _random_rows(config: Config, rows: int, seed: int) -> data.Batch:
+    """As random_batch, in the order of `data.PACKED_FIELDS`."""
+    draw = torch.Generator().manual_seed(seed)
+    inside, gap = min(max(1, round(config.sequences_per_row)), config.pack_depth), config.separator_tokens
+    length = (config.sequence_length - gap * (inside - 1)) // inside
+    starts = torch.arange(inside) * (length + gap)
+    numbers, places = torch.zeros(2, config.sequence_length, dtype=torch.int32)
+    for number, start in enumerate(starts.tolist()):
+        numbers[start : start + length] = number + 1
+        places[start : start + length] = torch.arange(length, dtype=torch.int32)
+    shape = (rows, config.sequence_length)
+    order = (torch.rand(shape, generator=draw) + (numbers == 0)).argsort(1)
+    masked = order[:, : config.row_mask_tokens].sort(1).values
+    unused = torch.zeros(rows, config.pack_depth - inside, dtype=torch.int32)
+    firsts, labels = starts.int().repeat(rows, 1), torch.randint(2, (rows, inside), generator=draw)
+    return (
+        torch.randint(config.vocab_size, shape, generator=draw, dtype=torch.int32),
+        numbers.repeat(rows, 1),
+        (places >= length // 2).int().repeat(rows, 1),
+        masked.int(),
+        torch.randint(config.vocab_size, masked.shape, generator=draw, dtype=torch.int32),
+        torch.cat([labels.int(), unused + IGNORED], 1),
+        places.repeat(rows, 1),
+        torch.cat([firsts, unused], 1),
     )
 
 
@@ -99,12 +132,13 @@ def _batches(config: Config, options: Any, source: str, count: int) -> Iterator[
 
 
 def samples_per_call(config: Config) -> int:
-    """Sequences per device call, over all replicas."""
+    """Sequences per device call, over all replicas; rows of packed data."""
     return config.samples_per_call
 
 
-def flops_per_sample(config: Config) -> int:
-    """Forward and backward, no recomputation (derived)."""
-    return models.flops_per_sequence(
-        config.model_config(), config.sequence_length, config.mask_tokens, training=True
+def flops_per_sample(config: Config) -> float:
+    """Of a sequence; forward and backward, no recomputation (derived)."""
+    row = models.flops_per_sequence(
+        config.model_config(), config.sequence_length, config.row_mask_tokens, training=True
     )
+    return row / config.sequences_per_row

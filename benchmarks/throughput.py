@@ -53,6 +53,8 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
     config = command_line.load_config(flags, "pretraining")
     device = command_line.choose_device(config)
     samples, flops = samples_per_call(config), flops_per_sample(config)
+    what = "packed rows" if config.packed_data else "sequences"
+    flops_per_token = flops * config.sequences_per_row / config.sequence_length
     rows: List[Dict[str, Any]] = []
     missing: List[str] = []
     if device.name == "simulator":
@@ -65,7 +67,10 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
             missing.append(source)
             continue
         steps = timed_steps(config, device, source, flags.warm_up + flags.calls)[flags.warm_up :]
-        low, median, high = quartiles([samples / step.total_s for step in steps])
+        counted = sum(step.sequences for step in steps) / len(steps)
+        # Of a row, with its padding, for each of its sequences.
+        tokens = config.sequence_length * samples / counted
+        low, median, high = quartiles([step.sequences / step.total_s for step in steps])
         rows.append(
             {
                 "config": flags.config,
@@ -74,9 +79,9 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
                 "samples_per_s": median,
                 "samples_per_s_low": low,
                 "samples_per_s_high": high,
-                "tokens_per_s": median * config.sequence_length,
-                "flops_per_s": median * flops,
-                "utilisation": median * flops / peak,
+                "tokens_per_s": median * tokens,
+                "flops_per_s": median * tokens * flops_per_token,
+                "utilisation": median * tokens * flops_per_token / peak,
                 "waiting": sum(step.data_s for step in steps) / sum(step.total_s for step in steps),
             }
         )
@@ -87,7 +92,7 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
         rows,
         [
             f"Median and quartiles of {flags.calls} device calls after {flags.warm_up} warm-up calls; each "
-            f"is {samples} sequences. Compilation, evaluation and checkpoints are not included.",
+            f"is {samples} {what}. Compilation, evaluation and checkpoints are not included.",
             f"Utilisation: {flops:.3g} FLOPs per sequence (forward and backward, derived) over {peak:.3g} "
             f"FLOP/s, the {whose}.",
             *missing_note(missing),

@@ -51,7 +51,7 @@ class Phase:
 
     @property
     def global_batch(self) -> int:
-        return self.config.global_batch_size
+        return self.config.sequences_per_step
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

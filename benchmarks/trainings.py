@@ -74,10 +74,10 @@ class Trained:
 
     @property
     def samples_per_update(self) -> int:
-        return self.config.global_batch_size
+        return self.config.sequences_per_step
 
     @property
-    def flops_per_update(self) -> int:
+    def flops_per_update(self) -> float:
         """Forward and backward, no recomputation (derived: `model.flops_per_sequence`)."""
         return flops_per_sample(self.config) * self.samples_per_update
 
@@ -89,7 +89,7 @@ class Trained:
         """Seconds of updates on this host, including waiting for data, without compilation, evaluations and
         checkpoints."""
         return sum(
-            self.config.samples_per_call / record["samples_per_s"]
+            self.config.samples_per_call / record.get("packs_per_s", record["samples_per_s"])
             for record in self.records
             if record.get("samples_per_s") and (until_step is None or record["step"] <= until_step)
         )

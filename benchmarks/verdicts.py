@@ -102,7 +102,7 @@ def _ratios(rows: Mapping[str, Mapping[str, Any]]) -> List[str]:
 
 
 def _sequences(config: Config) -> int:
-    return config.training_steps * config.global_batch_size
+    return config.training_steps * config.sequences_per_step
 
 
 def _known_fits(verdicts: Mapping[str, Any]) -> str:

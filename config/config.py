@@ -136,10 +136,22 @@ def derived(config: Config) -> Dict[str, Any]:
         "global_batch_size": config.global_batch_size,
         "samples_per_device_call": config.samples_per_call,
         "tokens_per_step": config.global_batch_size * config.sequence_length,
+        **(_packing_quantities(config) if config.packed_data else {}),
         "device_calls": None if steps is None else steps // config.device_iterations,
-        "samples_total": None if steps is None else steps * config.global_batch_size,
+        "samples_total": None if steps is None else steps * config.sequences_per_step,
         "warmup_steps": None if steps is None else config.warmup_steps,
         **_model_quantities(config),
+    }
+
+
+def _packing_quantities(config: Config) -> Dict[str, Any]:
+    """Of packed rows; `sequences_per_step` is an expectation."""
+    return {
+        "sequences_per_row": config.sequences_per_row,
+        "sequences_per_step": config.sequences_per_step,
+        "most_sequences_per_row": config.pack_depth,
+        "mask_tokens_per_row": config.row_mask_tokens,
+        "separator_tokens": config.separator_tokens,
     }
 
 
@@ -152,6 +164,9 @@ def _model_quantities(config: Config) -> Dict[str, int]:
     with torch.device("meta"):  # shapes only: no memory, no random numbers
         model = config.task_model(plan)
     flops = flops_per_sequence(
-        plan, config.sequence_length, config.mask_tokens, training=True, head=config.task
+        plan, config.sequence_length, config.row_mask_tokens, training=True, head=config.task
     )
-    return {"parameters": count_parameters(model), "flops_per_sequence": flops}
+    return {
+        "parameters": count_parameters(model),
+        "flops_per_sequence": round(flops / config.sequences_per_row),
+    }

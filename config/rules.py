@@ -9,6 +9,7 @@ import difflib
 from dataclasses import fields
 from typing import Iterator, List, Sequence
 
+from data.keys import SHORTEST_SEQUENCE
 from ipu.placement import (
     balanced_layers,
     machine_ipus,
@@ -32,7 +33,19 @@ def rule_problems(config: Keys) -> List[Problem]:
         config.task_facts  # noqa: B018
     except ConfigError as error:
         return list(error.problems)
-    rules = (_length, _model, _data, _unread, _own_data, _squad, _training, _placement, _memory, _device)
+    rules = (
+        _length,
+        _model,
+        _data,
+        _packing,
+        _unread,
+        _own_data,
+        _squad,
+        _training,
+        _placement,
+        _memory,
+        _device,
+    )
     return [problem for rule in rules for problem in rule(config)]
 
 
@@ -93,6 +106,41 @@ def _data(config: Keys) -> Iterator[Problem]:
             f"{max(1, round(length * config.masked_lm_probability))} are needed at masked_lm_probability "
             f"{config.masked_lm_probability:g}",
         )
+
+
+def _packing(config: Keys) -> Iterator[Problem]:
+    if not config.packed_data:
+        for key, default in (("max_sequences_per_pack", 3), ("packing_factor", None)):
+            if getattr(config, key) != default:
+                yield Problem(
+                    key, f"{getattr(config, key)} is read with packed_data only; set it, or omit {key}"
+                )
+        return
+    if config.task_facts.packed_inputs is None:
+        yield Problem("packed_data", f"is for pretraining only, not for {config.task}; omit it")
+        return
+    if config.packing_factor is not None and config.packing_factor > config.pack_depth:
+        yield Problem(
+            "packing_factor",
+            f"{config.packing_factor:g} is more than the {config.pack_depth} sequences that a row can have "
+            "(max_sequences_per_pack)",
+        )
+    # A sequence's predictions are its share of the row's, rounded to the nearest and at least one.
+    share = config.masked_lm_probability
+    excess = max(0.5, 1 - SHORTEST_SEQUENCE * share)
+    for sequences in range(1, config.pack_depth + 1):
+        most = min(
+            sequences * config.mask_tokens, int(share * config.sequence_length + excess * sequences + 1e-9)
+        )
+        if most > config.row_mask_tokens:
+            yield Problem(
+                "mask_tokens",
+                f"{config.mask_tokens} is too few for packed rows: {sequences} sequences in one may have "
+                f"{most} masked tokens at masked_lm_probability {share:g}, and a row has room for "
+                f"{config.row_mask_tokens} (mask_tokens + {config.pack_depth - 1}); use at least "
+                f"{most - config.pack_depth + 1}",
+            )
+            return
 
 
 def _unread(config: Keys) -> Iterator[Problem]:

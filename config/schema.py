@@ -23,7 +23,7 @@ from typing import (
     get_type_hints,
 )
 
-from data.keys import AnswerKeys, DataKeys, ExampleKeys
+from data.keys import AnswerKeys, DataKeys, ExampleKeys, most_sequences, published_packing_factor
 from ipu.keys import (
     ABOVE_0,
     AT_LEAST_0,
@@ -249,6 +249,37 @@ class Keys(
     def warmup_steps(self) -> int:
         """Weight updates of the learning rate's warm-up; 0 if training_steps isn't known yet."""
         return round(self.lr_warmup * self.training_steps) if self.lr_warmup < 1 else round(self.lr_warmup)
+
+    @property
+    def separator_tokens(self) -> int:
+        """Tokens of padding between two sequences of a row, so that a convolution sees only one of them."""
+        return self.conv_kernel_size // 2 if self.resolved_convolution else 0
+
+    @property
+    def pack_depth(self) -> int:
+        """The most sequences in a row; 1 without packing."""
+        if not self.packed_data:
+            return 1
+        return self.max_sequences_per_pack or most_sequences(self.sequence_length, self.separator_tokens)
+
+    @property
+    def row_mask_tokens(self) -> int:
+        """Predictions of a row. Rounding to whole predictions may give each sequence but one another one."""
+        return self.mask_tokens + self.pack_depth - 1
+
+    @property
+    def sequences_per_row(self) -> float:
+        """The sequences that a verdict counts in a row."""
+        if not self.packed_data:
+            return 1.0
+        if self.packing_factor is not None:
+            return self.packing_factor
+        return min(float(self.pack_depth), published_packing_factor(self.sequence_length))
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Sequences per weight update; with packed rows, an expectation."""
+        return round(self.global_batch_size * self.sequences_per_row)
 
     @property
     def task_model(self) -> Type[TaskModel]:

@@ -67,6 +67,7 @@ class SampleDataset(Dataset[Batch]):
     replicas, and a run resumes from a number. len() is one epoch.
     """
 
+    unit = "examples"  # what a sample is, in the plural, for messages
     pad_id = 0
     sequence_length: int
     mask_tokens: int
@@ -94,6 +95,10 @@ class SampleDataset(Dataset[Batch]):
             torch.full(slots, IGNORED_LABEL, dtype=torch.int32),
             torch.full((rows,), IGNORED_LABEL, dtype=torch.int32),
         )
+
+    def sizes(self) -> Tuple[np.ndarray, np.ndarray]:
+        """int64 [examples] each: tokens of each example without padding, and the most predictions in it."""
+        raise NotImplementedError
 
     def token_counts(self) -> np.ndarray:
         """int64: how often each token id occurs in the examples, unmasked; 0 for special tokens."""
@@ -175,7 +180,7 @@ class EvaluationDataset(Dataset[Batch]):
     def __init__(self, dataset: SampleDataset, batch_size: int) -> None:
         if dataset.num_examples == 0:
             raise DataError("the held-out data has no example to evaluate on: hold out more of the data")
-        self._dataset = dataset
+        self._dataset, self.unit = dataset, dataset.unit
         self._length = -(-dataset.num_examples // batch_size) * batch_size
         self.num_examples = dataset.num_examples
 
@@ -200,10 +205,15 @@ class EvaluationDataset(Dataset[Batch]):
         return Rows(batch)
 
 
-def blank_batch(rows: int, sequence_length: int, mask_tokens: int) -> Batch:
-    """A batch with a dataset's shapes and dtypes, all zeros and unmasked: for compiling."""
+def blank_batch(rows: int, sequence_length: int, mask_tokens: int, pack_depth: Optional[int] = None) -> Batch:
+    """A batch with a dataset's shapes and dtypes, all zeros and unmasked: for compiling.
+
+    With `pack_depth`, packed rows of up to so many sequences.
+    """
     shape, slots = (rows, sequence_length), (rows, mask_tokens)
-    shapes = (shape, shape, shape, slots, slots, (rows,))
+    shapes: Tuple[Tuple[int, ...], ...] = (shape, shape, shape, slots, slots, (rows,))
+    if pack_depth is not None:
+        shapes = (*shapes[:5], (rows, pack_depth), shape, (rows, pack_depth))
     batch = tuple(torch.zeros(size, dtype=torch.int32) for size in shapes)
     batch[BATCH_FIELDS.index("attention_mask")].fill_(1)
     return batch
@@ -213,7 +223,7 @@ def require_examples(dataset: Union[SampleDataset, EvaluationDataset], needed: i
     """DataError if the dataset has fewer examples than `what` needs, such as "one training step"."""
     if dataset.num_examples < needed:
         raise DataError(
-            f"{what} needs {needed} examples, the data has {dataset.num_examples} "
+            f"{what} needs {needed} {dataset.unit}, the data has {dataset.num_examples} "
             f"({needed - dataset.num_examples} too few): use a larger corpus, a smaller sequence_length or "
             "a smaller batch (micro_batch_size, gradient_accumulation, replication_factor, device_iterations)"
         )

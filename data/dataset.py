@@ -18,6 +18,7 @@ from .tfrecord import FEATURES, TfRecordFile
 _MASK_STREAM = 2
 _SPLIT_STREAM = 3
 _COUNTED_AT_ONCE = 256
+SPECIAL_TOKENS = 3  # [CLS] A [SEP] B [SEP]
 _TOKENS = ("input_ids", "input_mask", "segment_ids")
 _PREDICTIONS = ("masked_lm_positions", "masked_lm_ids")
 
@@ -93,6 +94,10 @@ class PretrainingDataset(SampleDataset):
             [masked_ids, attention_mask, token_type_ids, positions, labels, next_sentence_labels],
         )
 
+    def sizes(self) -> Tuple[np.ndarray, np.ndarray]:
+        lengths = self._examples.lengths() + SPECIAL_TOKENS
+        return lengths, self._masker.predictions(lengths)
+
     def token_counts(self) -> np.ndarray:
         counts = self._examples.token_counts(self._vocab_size)
         counts[self._special_ids] = 0
@@ -130,9 +135,7 @@ class TfRecordPretrainingDataset(SampleDataset):
         self._selected: Optional[np.ndarray] = None
         num_examples = len(records)
         if held_out is not None:
-            numbers = np.arange(num_examples)
-            is_held_out = unit_interval(derive_key(_SPLIT_STREAM, numbers)) < validation_fraction
-            self._selected = np.flatnonzero(is_held_out == held_out)
+            self._selected = np.flatnonzero(held_out_records(num_examples, validation_fraction) == held_out)
             num_examples = len(self._selected)
         super().__init__(num_examples, seed=seed, shuffle=shuffle)
         self.sequence_length = sequence_length
@@ -196,14 +199,36 @@ class TfRecordPretrainingDataset(SampleDataset):
         counts = np.zeros(self._vocab_size, dtype=np.int64)
         for start in range(0, self.num_examples, _COUNTED_AT_ONCE):
             rows = self._read(np.arange(start, min(start + _COUNTED_AT_ONCE, self.num_examples)))
-            ids, is_real = rows["input_ids"], rows["input_mask"] == 1
-            last = ids[np.arange(len(ids)), is_real.sum(axis=1) - 1]
-            specials = np.stack([ids[:, 0], last])[:, :, None]
-            row, prediction = np.nonzero(rows["masked_lm_ids"])
-            ids[row, rows["masked_lm_positions"][row, prediction]] = rows["masked_lm_ids"][row, prediction]
-            is_text = is_real & (ids != specials[0]) & (ids != specials[1])
-            counts += np.bincount(ids[is_text], minlength=self._vocab_size)
+            counts += text_counts(
+                rows["input_ids"],
+                rows["input_mask"],
+                rows["masked_lm_positions"],
+                rows["masked_lm_ids"],
+                self._vocab_size,
+            )
         return counts
+
+
+def held_out_records(number: int, validation_fraction: float) -> np.ndarray:
+    """bool [number]: the records that are held out, by a hash of their number."""
+    draws = unit_interval(derive_key(_SPLIT_STREAM, np.arange(number)))
+    return np.asarray(draws < validation_fraction)
+
+
+def text_counts(
+    ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, labels: np.ndarray, vocab_size: int
+) -> np.ndarray:
+    """int64 [vocab_size]: how often each token occurs in masked examples, int64 [B,S] and [B,M], unmasked.
+
+    A label of 0 is unused. [CLS] and [SEP] are those that are first and last, and aren't counted.
+    """
+    ids, is_real = ids.copy(), mask == 1
+    last = ids[np.arange(len(ids)), is_real.sum(axis=1) - 1]
+    specials = np.stack([ids[:, 0], last])[:, :, None]
+    row, prediction = np.nonzero(labels)
+    ids[row, positions[row, prediction]] = labels[row, prediction]
+    is_text = is_real & (ids != specials[0]) & (ids != specials[1])
+    return np.bincount(ids[is_text], minlength=vocab_size)
 
 
 @dataclasses.dataclass(frozen=True)

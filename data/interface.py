@@ -21,6 +21,7 @@ from .dataset import (
     unigram_entropy,
 )
 from .files import DataError
+from .packed import PACKED_FIELDS, PackedDataset
 from .prepare import PretrainingData, PretrainingDataOptions, prepare_pretraining_data
 from .tfrecord import TfRecordFile
 from .tokenizer import (
@@ -33,11 +34,13 @@ from .tokenizer import (
 
 __all__ = [
     "BATCH_FIELDS",
+    "PACKED_FIELDS",
     "TRAINED_TOKENIZER",
     "Batch",
     "Corpus",
     "DataError",
     "EvaluationDataset",
+    "PackedDataset",
     "PretrainingData",
     "PretrainingDataOptions",
     "PretrainingDataset",

@@ -28,6 +28,23 @@ GlueTask = Literal[
 ]
 
 
+# [CLS] A [SEP] B [SEP].
+SHORTEST_SEQUENCE = 5
+# Sequences in a row of up to three, for Wikipedia, by length (graphcore/examples nlp/bert/pytorch, SDK 3.4).
+_PUBLISHED_FACTORS = {128: 1.17, 384: 1.7, 512: 2.0}
+
+
+def most_sequences(row_length: int, separator: int) -> int:
+    """The most sequences that a row can hold, with `separator` tokens between two."""
+    return max(1, (row_length + separator) // (SHORTEST_SEQUENCE + separator))
+
+
+def published_packing_factor(row_length: int) -> float:
+    """Sequences in a row: as published for the nearest length."""
+    nearest = min(_PUBLISHED_FACTORS, key=lambda length: abs(length - row_length))
+    return _PUBLISHED_FACTORS[nearest]
+
+
 @dataclass(frozen=True)
 class DataKeys(KeyGroup):
     """Corpus, tokenizer, masking and loading."""
@@ -68,6 +85,16 @@ class DataKeys(KeyGroup):
         "nothing", "processes that prepare data; none: one per core", None, WORKERS
     )
     async_dataloader: bool = key("nothing", "prefetch the next batch while the device computes", False)
+    packed_data: bool = key("weights", "several short sequences in a row instead of padding", False)
+    max_sequences_per_pack: Optional[int] = key(
+        "weights", "the most sequences in a row with packed_data; none: no limit", 3, AT_LEAST_1
+    )
+    packing_factor: Optional[float] = key(
+        "nothing",
+        "sequences in a row that a verdict counts with packed_data; none: those published for Wikipedia",
+        None,
+        "[1, inf)",
+    )
 
 
 @dataclass(frozen=True)

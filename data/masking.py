@@ -80,6 +80,10 @@ class Masker:
         labels = np.where(used, originals, np.int32(IGNORED_LABEL))
         return masked_ids, positions.astype(np.int32), labels.astype(np.int32, copy=False)
 
+    def predictions(self, num_tokens: np.ndarray) -> np.ndarray:
+        """int64: the most predictions of an example with so many tokens."""
+        return self._wanted(int(num_tokens.max(initial=0))).take(num_tokens)
+
     def _wanted(self, sequence_length: int) -> np.ndarray:
         """int64 [S + 1]: the number of predictions of an example of so many tokens."""
         if len(self._wanted_of) <= sequence_length:

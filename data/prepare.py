@@ -30,6 +30,8 @@ from .files import DataError, remove_leftovers
 from .keys import DataKeys
 from .make_shards import PairParameters, prepare_shards
 from .masking import Masker
+from .packed import PackedDataset, RowTable, check_rows, fits, packed_rows, padding_note
+from .packed_records import PackedRecords
 from .shards import RECORD, TRAIN, VALIDATION, load_manifest, open_shards
 from .tfrecord import TfRecordFile
 from .tokenizer import (
@@ -59,11 +61,14 @@ class PretrainingDataOptions(DataKeys):
 
     validation_corpus: if given, validation_fraction is ignored; for a Hugging Face dataset its split
     "validation" is used. tokenizer: "train" trains a vocabulary of vocab_size on the corpus, otherwise see
-    load_tokenizer. preprocessing_workers: processes; None for all cores, 0 for none.
+    load_tokenizer. preprocessing_workers: processes; None for all cores, 0 for none. pack_depth,
+    separator_tokens: the most sequences in a packed row, and the padding between two.
     """
 
     vocab_size: int = REQUIRED
     seed: int = 42
+    separator_tokens: int = 0
+    pack_depth: int = 1
     data_timeout_s: int = 1800
 
     def __post_init__(self) -> None:
@@ -95,7 +100,8 @@ class PretrainingDataOptions(DataKeys):
 class PretrainingData:
     """validation: unshuffled, static masks; None without one. tokenizer: None if TFRecords name none.
 
-    identity: of the prepared data and the vocabulary; a checkpoint stores it for resuming.
+    identity: of the prepared data and the vocabulary; a checkpoint stores it for resuming. sequences_per_row:
+    the mean of the training data's rows; 1 unless they are packed.
     """
 
     train: SampleDataset
@@ -103,6 +109,7 @@ class PretrainingData:
     tokenizer: Optional[Tokenizer]
     statistics: PretrainingStatistics
     identity: str
+    sequences_per_row: float = 1.0
 
 
 def prepare_pretraining_data(
@@ -139,6 +146,14 @@ def prepare_pretraining_data(
 
 
 def _prepared_data(
+    options: PretrainingDataOptions, cache_folder: Path, progress: bool, identity: Optional[str]
+) -> PretrainingData:
+    text_or_records = None if identity is None else identity.partition(ROWS)[0]
+    data = _examples(options, cache_folder, progress, text_or_records)
+    return packed(data, options) if options.packed_data else data
+
+
+def _examples(
     options: PretrainingDataOptions, cache_folder: Path, progress: bool, identity: Optional[str]
 ) -> PretrainingData:
     prepared = None if identity is None else find_prepared(identity, cache_folder)
@@ -309,6 +324,64 @@ def _open_validation_corpus(options: PretrainingDataOptions) -> Optional[Corpus]
     )
 
 
+ROWS = "+rows-"  # in an identity: what follows is a digest of the packed rows
+
+
+def packed(data: PretrainingData, options: PretrainingDataOptions) -> PretrainingData:
+    """The same sequences in packed rows. Packed records keep their rows if those have room for separators."""
+    hasher = hashlib.blake2b(digest_size=16)
+    notes, ratios = list(data.statistics.notes), []
+    shape: Dict[str, int] = {
+        "row_length": options.sequence_length,
+        "depth": options.pack_depth,
+        "separator": options.separator_tokens,
+    }
+    most = options.mask_tokens + options.pack_depth - 1
+
+    def rows_of(dataset: SampleDataset, what: str, *, shuffle: bool) -> PackedDataset:
+        lengths, predictions = dataset.sizes()
+        if len(lengths) == 0:
+            raise DataError(
+                f"the {what} data of {options.corpus} has no example to pack: use a larger corpus"
+            )
+        if lengths.max() > options.sequence_length:
+            raise DataError(
+                f"a sequence of the {what} data has {lengths.max()} tokens, but a row has "
+                f"{options.sequence_length} (sequence_length): the prepared data is damaged, so delete "
+                "cache_folder and start again"
+            )
+        table: Optional[RowTable] = None
+        if isinstance(dataset, PackedRecords):
+            table = dataset.rows()
+            if not fits(table, lengths, options.sequence_length, options.separator_tokens):
+                table = None
+                notes.append(
+                    f"packing, {what}: some rows of the files lack room for the {options.separator_tokens} "
+                    "tokens between two sequences that the convolution needs: the sequences are packed again"
+                )
+        if table is None:
+            table = packed_rows(lengths, **shape, seed=options.seed)
+        check_rows(table, lengths, predictions, **shape, most_predictions=most)
+        hasher.update(table.first.astype("<i8").tobytes() + table.sequences.astype("<i4").tobytes())
+        note, ratio = padding_note(lengths, table, options.sequence_length, what)
+        notes.append(note)
+        ratios.append(ratio)
+        return PackedDataset(dataset, table, **shape, mask_tokens=most, seed=options.seed, shuffle=shuffle)
+
+    train = rows_of(data.train, "training", shuffle=True)
+    validation = None
+    if data.validation is not None:
+        validation = rows_of(data.validation, "held-out", shuffle=False)
+    return dataclasses.replace(
+        data,
+        train=train,
+        validation=validation,
+        statistics=dataclasses.replace(data.statistics, notes=tuple(notes)),
+        identity=f"{data.identity}{ROWS}{hasher.hexdigest()}",
+        sequences_per_row=ratios[0],
+    )
+
+
 def _open_split(
     folder: Path, split: str, options: PretrainingDataOptions, tokenizer: Tokenizer, *, for_training: bool
 ) -> Tuple[PretrainingDataset, SplitStatistics]:
@@ -375,9 +448,19 @@ def _prepare_tfrecords(
         if tokenizer is None:
             tokenizer = named_tokenizer(options)
 
-    def dataset(
-        records: TfRecordFile, held_out: Optional[bool], for_training: bool
-    ) -> TfRecordPretrainingDataset:
+    def dataset(records: TfRecordFile, held_out: Optional[bool], for_training: bool) -> SampleDataset:
+        if options.packed_data:
+            return PackedRecords(
+                records,
+                sequence_length=options.sequence_length,
+                mask_tokens=options.mask_tokens + options.pack_depth - 1,
+                depth=options.pack_depth,
+                vocab_size=options.vocab_size,
+                seed=options.seed,
+                validation_fraction=options.validation_fraction,
+                held_out=held_out,
+                index_folder=indices,
+            )
         return TfRecordPretrainingDataset(
             records,
             sequence_length=options.sequence_length,
@@ -392,7 +475,7 @@ def _prepare_tfrecords(
     indices = cache_folder / "tfrecord-indices"
     records = TfRecordFile(options.corpus, index_folder=indices)
     named = [records.fingerprint(), tokenizer and tokenizer.fingerprint()]
-    validation: Optional[TfRecordPretrainingDataset] = None
+    validation: Optional[SampleDataset] = None
     if options.validation_corpus is not None:
         if tfrecord_notes(options.validation_corpus) is None:
             raise DataError(

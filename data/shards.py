@@ -212,6 +212,15 @@ class ShardedExamples:
         tokens = np.frombuffer(content, dtype=token_type)
         return tokens[:length_a], tokens[length_a:], is_random_next
 
+    def lengths(self) -> np.ndarray:
+        """int64 [examples]: tokens of A and B together."""
+        lengths = [np.zeros(0, dtype=np.int64)]
+        for shard, (records_start, tokens_start, _) in enumerate(self._starts):
+            content = self._files.read(shard, records_start, tokens_start - records_start)
+            records = np.frombuffer(content, dtype=_STORED)
+            lengths.append(records["length_a"].astype(np.int64) + records["length_b"])
+        return np.concatenate(lengths)
+
     def token_counts(self, vocab_size: int) -> np.ndarray:
         """int64 [vocab_size]: number of occurrences of each token. Raises DataError for a larger token id."""
         counts = np.zeros(vocab_size, dtype=np.int64)

@@ -206,6 +206,15 @@ FEATURES = (
     "masked_lm_ids",
     "next_sentence_labels",
 )
+PACKED_FEATURES = (
+    "packed_input_ids",
+    "packed_input_mask",
+    "packed_segment_ids",
+    "packed_position_ids",
+    "packed_masked_lm_positions",
+    "packed_masked_lm_ids",
+    "packed_next_sentence_labels",
+)
 # The features of each group have equal lengths: tokens, predictions, and one label per example.
 _SAME_LENGTH = (FEATURES[:3], FEATURES[3:5])
 
@@ -262,13 +271,34 @@ class TfRecordFile:
         In `masked_lm_ids` 0 means that the prediction is unused. Other features of the record are ignored.
         Raises DataError with file and record for a wrong checksum and a missing or wrongly sized feature.
         """
+        return _checked(self._features(index), self.describe(index))
+
+    def read_packed(self, index: int) -> Dict[str, np.ndarray]:
+        """The PACKED_FEATURES of a packed row as stored (data/packed_records.py), int64; others are ignored.
+
+        Raises DataError with file and record for a wrong checksum and for missing features.
+        """
+        features, where = self._features(index), self.describe(index)
+        missing = [name for name in PACKED_FEATURES if name not in features]
+        if set(FEATURES) <= set(features):
+            raise DataError(
+                f"{where} is not packed, but this recipe reads packed rows: use files that are packed, text "
+                "(any text is packed when it is prepared), or --no-packed-data"
+            )
+        if missing:
+            raise DataError(
+                f"{where} lacks the feature(s) {', '.join(missing)}; it has "
+                f"{', '.join(sorted(features)) or 'none'}. Packed rows are described in docs/packing.md."
+            )
+        return {name: features[name] for name in PACKED_FEATURES}
+
+    def _features(self, index: int) -> Dict[str, np.ndarray]:
         file, number = self._place(index)
         where = self.describe(index)
         try:
-            features = int64_features(self._data_at(file, int(self.offsets[file][number]), where))
+            return int64_features(self._data_at(file, int(self.offsets[file][number]), where))
         except MessageError as error:
             raise DataError(f"{where} is not a tf.train.Example: {error}. Write the file again.") from error
-        return _checked(features, where)
 
     def _data_at(self, file: int, offset: int, where: str) -> bytes:
         (length,) = struct.unpack("<Q", self._files.read(file, offset, 8))
@@ -326,6 +356,12 @@ def _damaged(where: str) -> str:
 
 def _checked(features: Dict[str, np.ndarray], where: str) -> Dict[str, np.ndarray]:
     missing = [name for name in FEATURES if name not in features]
+    if missing and set(PACKED_FEATURES) <= set(features):
+        depth, slots = (len(features[name]) for name in (PACKED_FEATURES[6], PACKED_FEATURES[4]))
+        raise DataError(
+            f"{where} is packed: a row of up to {depth} sequences with {slots} predictions. Read it with "
+            f"--packed-data --max-sequences-per-pack {depth} --mask-tokens {slots - depth + 1}"
+        )
     if missing:
         raise DataError(
             f"{where} lacks the feature(s) {', '.join(missing)}; "

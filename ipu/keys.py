@@ -48,7 +48,9 @@ class KeyGroup:
 class BatchKeys(KeyGroup):
     """The sizes of micro batch, weight update and device call."""
 
-    micro_batch_size: int = key("weights", "sequences that one replica processes at a time", bounds=SEQUENCES)
+    micro_batch_size: int = key(
+        "weights", "sequences, or packed rows, that one replica processes at a time", bounds=SEQUENCES
+    )
     gradient_accumulation: int = key("weights", "micro batches per replica in a weight update", bounds=STEPS)
     replication_factor: int = key("weights", "number of data-parallel replicas of the model", 1, AT_LEAST_1)
     device_iterations: int = key("weights", "weight updates per device call", 1, STEPS)
@@ -58,12 +60,12 @@ class BatchKeys(KeyGroup):
 
     @property
     def global_batch_size(self) -> int:
-        """Sequences per weight update."""
+        """Sequences per weight update, or rows of packed data."""
         return self.micro_batch_size * self.gradient_accumulation * self.replication_factor
 
     @property
     def samples_per_call(self) -> int:
-        """Sequences per device call."""
+        """Sequences per device call, or rows of packed data."""
         return self.global_batch_size * self.device_iterations
 
 

@@ -60,11 +60,23 @@ def dry_run(config: Config, name: str, output: Path, *, instances: int = 1) -> D
         if not step_folders(output):
             write_atomically(output / "resolved.yml", config.to_yaml())
     print(report.text(verdict))
+    if config.packed_data:
+        print(_packs(config))
     if instances > 1 and config.replicated_tensor_sharding:
         local = config.replication_factor // instances
         print(f"{instances} instances: the optimiser state is sharded over the {local} replica(s) of each")
     print(f"report {output / 'report.html'}, trace {output / 'trace.json'}")
     return DryRun(output, verdict)
+
+
+def _packs(config: Config) -> str:
+    """The rows and sequences of an update, and the source of their ratio."""
+    packs, ratio = config.global_batch_size, config.sequences_per_row
+    source = "published for Wikipedia" if config.packing_factor is None else "packing_factor"
+    return (
+        f"packing: an update has {packs:,} packs of up to {config.pack_depth} sequences, about "
+        f"{packs * ratio:,.0f} sequences at {ratio:g} in a pack ({source}; a run counts them)"
+    )
 
 
 def verdict_beside(
@@ -206,7 +218,11 @@ def program_of(config: Config, *, layers_per_ipu: Optional[Sequence[float]] = No
     settings = simulator.settings_of(
         training_options(plan), optimizer, micro_batch_size=config.micro_batch_size
     )
-    return graph, replace(settings, matmul_proportions=config.matmul_proportion)
+    return graph, replace(
+        settings,
+        matmul_proportions=config.matmul_proportion,
+        samples_per_sequence=config.sequences_per_row,
+    )
 
 
 def program_of_row(
@@ -286,5 +302,12 @@ def _model_of_row(name: str) -> ModelConfig:
 
 def _input_shapes(config: Config) -> Sequence[Tuple[int, ...]]:
     """Shapes of one micro batch, in the order of the model's arguments."""
-    sizes = {"B": config.micro_batch_size, "S": config.sequence_length, "M": config.mask_tokens}
-    return [tuple(sizes[letter] for letter in shape) for shape in config.task_facts.inputs]
+    task = config.task_facts
+    inputs = task.inputs if task.packed_inputs is None or not config.packed_data else task.packed_inputs
+    sizes = {
+        "B": config.micro_batch_size,
+        "S": config.sequence_length,
+        "M": config.row_mask_tokens,
+        "D": config.pack_depth,
+    }
+    return [tuple(sizes[letter] for letter in shape) for shape in inputs]

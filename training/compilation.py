@@ -117,7 +117,8 @@ def _calls(options: Any) -> int:
 
 def _export(executor: Any, file: Path, config: Config, rows: int) -> None:
     print(f"compiling {file.stem}", flush=True)
-    batch = data.blank_batch(rows, config.sequence_length, config.mask_tokens)
+    depth = config.pack_depth if config.packed_data else None
+    batch = data.blank_batch(rows, config.sequence_length, config.row_mask_tokens, depth)
     try:
         executor.compileAndExport(str(file), *batch, export_model=False)
     except ipu.poptorch.Error as error:

@@ -12,7 +12,7 @@ from .fine_tuning import validation_evaluator, with_training_steps, write_summar
 from .folder import hold_folder, write_atomically
 from .job import Job, Start, find_start, fit
 from .loop import LoopPlan, Progress, Speed, refuse_bad_weights, train
-from .metrics import GLUE, PRETRAINING, SQUAD, EvaluationMetrics
+from .metrics import GLUE, PACKED_PRETRAINING, PRETRAINING, SQUAD, EvaluationMetrics
 from .metrics_file import Record, plain
 from .optimizer import OptimizerPlan, Schedule, build_optimizer
 from .report import Reporter, plot_loss
@@ -29,6 +29,7 @@ from .start import (
 
 __all__ = [
     "GLUE",
+    "PACKED_PRETRAINING",
     "PRETRAINING",
     "SQUAD",
     "Answering",

@@ -124,7 +124,7 @@ def fit(
     instances.refuse_difference("the prepared data", job.identity)
     options = training_options(config.section(DevicePlan), instances)
     executor = ipu.poptorch.trainingModel(job.model, options, optimizer)
-    begin, start_sample = progress_of(resumed), 0
+    begin, start_sample = progress_of(resumed, loop.samples_per_call), 0
     if resumed is not None:
         start_sample = resumed.state["samples"]
         # The number of threads changes the last bits of the simulator's sums.

@@ -29,7 +29,11 @@ from .signals import RunInterrupted, StopRequest, TimedOut, time_limit
 
 @dataclass(frozen=True)
 class LoopPlan(DeviceKeys, BatchKeys, RunKeys):
-    """The keys that the loop needs; steps are weight updates."""
+    """The keys that the loop needs; steps are weight updates. A row is a sequence, or with `packed_data` some
+    of them, `sequences_per_row` on average."""
+
+    packed_data: bool = False
+    sequences_per_row: float = 1.0
 
     @property
     def micro_batches_per_replica(self) -> int:
@@ -48,21 +52,30 @@ class Speed:
     calls: int = 0
     data_wait_s: float = 0.0
     device_s: float = 0.0
+    samples: float = 0.0
 
-    def after(self, data_wait_s: float, device_s: float) -> Speed:
+    def after(self, data_wait_s: float, device_s: float, samples: float) -> Speed:
         """The totals with one more call."""
-        return Speed(self.calls + 1, self.data_wait_s + data_wait_s, self.device_s + device_s)
+        return Speed(
+            self.calls + 1,
+            self.data_wait_s + data_wait_s,
+            self.device_s + device_s,
+            self.samples + samples,
+        )
 
-    def record(self, samples_per_call: int) -> Record:
-        """Mean `samples_per_s`, and `data_wait_fraction`, the fraction of the time spent waiting for data.
+    def record(self, rows_per_call: Optional[int] = None) -> Record:
+        """Mean `samples_per_s`, and `data_wait_fraction`, the fraction of the time spent waiting for data;
+        with the rows of a call, mean `packs_per_s` too.
 
         Empty before the second call.
         """
         seconds = self.data_wait_s + self.device_s
         if not self.calls:
             return {}
+        packs = {} if rows_per_call is None else {"packs_per_s": self.calls * rows_per_call / seconds}
         return {
-            "samples_per_s": self.calls * samples_per_call / seconds,
+            "samples_per_s": self.samples / seconds,
+            **packs,
             "data_wait_fraction": self.data_wait_s / seconds,
         }
 
@@ -83,7 +96,7 @@ class Progress:
 
     def summary(self, plan: LoopPlan) -> Record:
         """The last record, with the run's mean speed instead of the last call's."""
-        return {**self.record, **self.speed.record(plan.samples_per_call)}
+        return {**self.record, **self.speed.record(plan.samples_per_call if plan.packed_data else None)}
 
 
 def train(
@@ -148,17 +161,20 @@ def train(
         device_s = time.perf_counter() - began
         outputs = _joined(instances.gather(outputs))
         step = now.step + plan.device_iterations
+        samples, rows = _samples(outputs, plan, task), plan.samples_per_call
+        seconds = data_wait_s + device_s
         record = {
             "step": step,
             **task.measure(outputs, plan.micro_batches_per_replica),
             "learning_rate": schedule.at(now.step),
-            "samples_per_s": plan.samples_per_call / (data_wait_s + device_s),
+            "samples_per_s": samples / seconds,
+            **({"packs_per_s": rows / seconds} if plan.packed_data else {}),
         }
         if not plan.synthetic_data:  # then the device returns nothing, and the loss is arbitrary
             _refuse_divergence(record, now.checkpoint)
         last = step >= plan.training_steps
         due = last or _due(step, plan.eval_steps, plan.device_iterations)
-        speed = now.speed.after(data_wait_s, device_s) if is_warm else now.speed
+        speed = now.speed.after(data_wait_s, device_s, samples) if is_warm else now.speed
         is_warm = True
         now = replace(now, step=step, record=record, evaluation_due=due, speed=speed)
         if due:
@@ -178,6 +194,15 @@ def train(
             f"{saved}. See that the data can be read, then {again}"
         )
     return now
+
+
+def _samples(outputs: Sequence[torch.Tensor], plan: LoopPlan, task: Task) -> float:
+    """The sequences of a call."""
+    if not plan.packed_data:
+        return plan.samples_per_call
+    if plan.synthetic_data or task.sequences is None:
+        return plan.samples_per_call * plan.sequences_per_row
+    return task.sequences(outputs)
 
 
 def _next_batch(

@@ -7,8 +7,8 @@ loss, mlm_loss, nsp_loss (means of a micro batch), mlm_correct, mlm_count, nsp_c
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Callable, List, Sequence
+from dataclasses import dataclass, replace
+from typing import Callable, List, Optional, Sequence
 
 import torch
 
@@ -75,11 +75,14 @@ class Task:
 
     `measure(outputs, micro batches per replica)` returns the record of one training call; the others format
     the parts of a log line from a record with the training's or the evaluation's metrics.
+
+    `sequences(outputs)` counts the sequences of a call; None: one in each row of the batch.
     """
 
     measure: Callable[[Sequence[torch.Tensor], int], Record]
     training_parts: Callable[[Record], List[str]]
     evaluation_part: Callable[[Record], str]
+    sequences: Optional[Callable[[Sequence[torch.Tensor]], float]] = None
 
 
 def _pretraining_parts(record: Record) -> List[str]:
@@ -109,6 +112,8 @@ def _glue_evaluation(record: Record) -> str:
 
 
 PRETRAINING = Task(training_metrics, _pretraining_parts, _pretraining_evaluation)
+# Packed rows have one next sentence label for each sequence.
+PACKED_PRETRAINING = replace(PRETRAINING, sequences=lambda outputs: outputs[6].double().sum().item())
 SQUAD = Task(mean_loss, lambda record: [f"loss {record['loss']:.4f}"], _squad_evaluation)
 GLUE = Task(mean_loss, lambda record: [f"loss {record['loss']:.4f}"], _glue_evaluation)
 

@@ -74,12 +74,16 @@ def _refuse_another_run(checkpoint: Checkpoint, config: Mapping[str, Any]) -> No
             )
 
 
-def progress_of(checkpoint: Optional[Checkpoint]) -> Progress:
-    """The progress at a run's start: that of the checkpoint it resumes, or before the first evaluation."""
+def progress_of(checkpoint: Optional[Checkpoint], samples_per_call: int) -> Progress:
+    """The progress at a run's start: that of the checkpoint it resumes, or before the first evaluation.
+
+    `samples_per_call` is for checkpoints of earlier versions, which don't count the sequences of a run.
+    """
     if checkpoint is None:
         return Progress(0, {"step": 0}, evaluation_due=True, checkpoint=None)
     saved = checkpoint.state["progress"]
-    speed = Speed(**saved.get("speed", {}))  # checkpoints of earlier versions have none
+    totals = saved.get("speed", {})  # checkpoints of earlier versions have none
+    speed = Speed(**{"samples": totals.get("calls", 0) * samples_per_call, **totals})
     return Progress(checkpoint.step, saved["record"], saved["evaluation_due"], checkpoint.folder, speed)
 
 

@@ -251,7 +251,8 @@ def test_the_surface_changes_on_purpose_only() -> None:
         corpus_split text_column validation_corpus validation_fraction tokenizer lowercase
         sequence_length mask_tokens masked_lm_probability dynamic_masking whole_word_masking
         short_sequence_probability cache_folder dataloader_workers preprocessing_workers
-        async_dataloader squad_version glue_task train_data validation_data text_columns label_column epochs
+        async_dataloader packed_data max_sequences_per_pack packing_factor
+        squad_version glue_task train_data validation_data text_columns label_column epochs
         doc_stride max_query_length
         n_best_size max_answer_length null_score_diff_threshold validation_micro_batch_size
         validation_device_iterations validation_matmul_proportion validation_layers_per_ipu

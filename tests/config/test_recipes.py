@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,11 @@ bert_large_128_pod64_als      8  512 16 65536 0.006    7038 128 20 3,7,7,7
 bert_large_512_pod16          2 2048  4 16384 0.002828 2137 512 76 3,7,7,7
 bert_large_512_pod4           2 8192  1 16384 0.002828 2137 512 76 3,7,7,7
 bert_large_512_pod64          2  512 16 16384 0.002828 2137 512 76 3,7,7,7
+bert_large_128_packed_bow-pod16 8 1751  4 56032 0.006  7038 128 20 3,7,7,7
+bert_large_128_packed_bow-pod64 8  438 16 56064 0.006  7038 128 20 3,7,7,7
+bert_large_512_packed_bow-pod16 2 1024  4 8192 0.002828 2137 512 76 3,7,7,7
+bert_large_512_packed_bow-pod64 2  256 16 8192 0.002828 2137 512 76 3,7,7,7
+bert_base_512_packed_pod16    8  256  4  8192 0.002828 2137 512 76 0,4,4,4
 bert_demo_tiny_128            1   16  1    16 0.001     150 128 20 0,1,1,1
 bert_base_3l_128              8  128  1  1024 0.0001   9600 128 20 0,1,1,1
 bert_base_128_pod16_optimum  32  512  4 65536 0.006   10500 128 20 0,4,4,4
@@ -34,6 +40,8 @@ bert_large_512_pod16_optimum  2 2048  4 16384 0.002828 2038 512 76 3,7,7,7
 bert_large_512_pod64_optimum  2  512 16 16384 0.002828 2038 512 76 3,7,7,7
 groupbert_base_128_pod16     10 1640  4 65600 0.012   10500 128 20 1,3,4,4
 groupbert_base_512_pod16      2 2048  4 16384 0.01     2038 512 96 1,3,4,4
+groupbert_base_128_packed_pod16 10 1402 4 56080 0.012 10500 128 20 1,3,4,4
+groupbert_base_512_packed_pod16 2 1024  4  8192 0.01   2038 512 96 1,3,4,4
 groupbert_base_128_pod16_tf1 18  910  4 65520 0.012    7032 128 20 1,4,4,3
 groupbert_base_128_pod64_tf1 15  270 16 64800 0.012    7111 128 20 1,4,4,3
 groupbert_base_384_pod16_tf1  5 1640  4 32800 0.01     1355 384 56 1,4,4,3
@@ -135,7 +143,17 @@ def test_published_optimization(row: list) -> None:
 
 
 def test_the_table_is_complete() -> None:
-    ours = {"demo", "squad_demo", "glue_demo", "test_bert", "test_groupbert", "test_squad", "test_glue"}
+    ours = {
+        "demo",
+        "demo_packed",
+        "squad_demo",
+        "glue_demo",
+        "test_packed",
+        "test_bert",
+        "test_groupbert",
+        "test_squad",
+        "test_glue",
+    }
     assert {row[0] for row in ROWS} == set(config.names()) - ours
 
 
@@ -149,12 +167,27 @@ def test_recipe_agrees_with_its_name(name: str) -> None:
     if "groupbert" in words or "bert" in words:
         assert recipe.model == ("groupbert" if "groupbert" in words else "bert")
     for word in words:
-        if word.startswith("pod"):
+        if word.startswith(("pod", "bow-pod")):
             assert recipe.target == word
+    assert recipe.packed_data == ("packed" in words)
     assert recipe.task == next((word for word in words if word in ("squad", "glue")), "pretraining")
     assert recipe.squad_version == ("2.0" if "v2" in words else "1.1")
     is_own = name in ("glue_demo", "test_glue")
     assert recipe.glue_task == ("qnli" if is_own else "stsb" if "regression" in words else "mnli")
+
+
+@pytest.mark.parametrize("name", [name for name in config.names() if name.startswith(("bert", "groupbert"))])
+def test_packed_recipes_have_the_published_accumulation(name: str) -> None:
+    """That of the unpacked recipe over the packing factor, rounded up; and rows of up to three sequences."""
+    recipe = config.load(name)
+    if not recipe.packed_data:
+        assert (recipe.pack_depth, recipe.row_mask_tokens) == (1, recipe.mask_tokens)
+        return
+    plain = config.load(name.replace("_packed", "").replace("bow-", ""))
+    factor = {128: 1.17, 512: 2.0}[recipe.sequence_length]
+    assert recipe.gradient_accumulation == math.ceil(plain.gradient_accumulation / factor)
+    assert (recipe.pack_depth, recipe.row_mask_tokens) == (3, plain.mask_tokens + 2)
+    assert recipe.separator_tokens == (3 if recipe.model == "groupbert" else 0)
 
 
 @pytest.mark.parametrize("name", config.names())
@@ -193,7 +226,9 @@ def test_clipping_and_reduction() -> None:
     mp_adamw = {name for name in recipes if name.endswith("_adam_tf1") or name.endswith("_adam_8ipu_tf1")}
     mp_adamw -= {"groupbert_mini_128_pod4_adam_tf1"}
     mp_adamw |= {name for name in recipes if name.startswith(("squad_groupbert", "glue_groupbert"))}
-    assert clipped - {"demo", "squad_demo", "glue_demo"} == mp_adamw - {"squad_groupbert_base_384"}
+    assert clipped - {"demo", "demo_packed", "squad_demo", "glue_demo"} == mp_adamw - {
+        "squad_groupbert_base_384"
+    }
     assert {recipes[name].max_grad_norm for name in mp_adamw & clipped} == {1.0}
     summed = {name for name, recipe in recipes.items() if recipe.reduction == "sum"}
     tf1 = {name for name in recipes if name.endswith("_tf1")} - {"groupbert_mini_128_pod4_adam_tf1"}

@@ -323,9 +323,9 @@ def test_graphcores_sample_is_read_as_the_published_index_says():
 
 
 @needs_samples
-def test_graphcores_packed_sample_is_refused_with_what_it_has():
+def test_graphcores_packed_sample_is_refused_as_unpacked_examples():
     records = TfRecordFile(str(SAMPLES / "packing" / "sample_text_packed.tfrecord"))
-    with pytest.raises(DataError, match=r"lacks .*it has packed_input_ids.* Only unpacked"):
+    with pytest.raises(DataError, match=r"is packed.*--max-sequences-per-pack 3 --mask-tokens 20"):
         records.read(0)
 
 
