@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import textwrap
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, ContextManager, Sequence
 
 import torch
 from ipu_simulator import numerics
@@ -38,6 +38,8 @@ class Trial:
     :param trainable: the weights.
     :param lasting: by storage, names of the tensors that outlive a micro batch: weights, buffers and inputs.
     :param before_write: called with each tensor that the forward is about to write to.
+    :param running: the context of forwards and their backward passes.
+    :param overwrites: whether in-place operations inside it overwrote tensors that gradients need.
     """
 
     def __init__(
@@ -46,7 +48,11 @@ class Trial:
         trainable: Sequence[torch.Tensor],
         lasting: dict[int | None, str],
         before_write: Callable[[torch.Tensor], None],
+        running: Callable[[], ContextManager[None]],
+        overwrites: Callable[[], bool],
     ) -> None:
+        self._running = running
+        self._overwrites = overwrites
         self._calls = calls
         self._trainable = [weight for weight in trainable if weight.requires_grad]
         self._watch = _Watch(lasting, before_write)
@@ -65,31 +71,34 @@ class Trial:
         Raises NotMerged.
         """
         losses: list[torch.Tensor] = []
-        gradients: list[torch.Tensor] = []
         shapes: list[tuple[torch.Size, torch.dtype]] = []
+        gradients: list[torch.Tensor] = []
+        merged_gradients: list[torch.Tensor] = []
         size = 0
         for own, seed in zip(inputs, seeds):
             torch.default_generator.manual_seed(seed)
-            with contextlib.nullcontext() if size else self._watch:
-                loss, outputs = self._calls(own)
-            size = size or self._size(count)
-            if size == 1 or loss is None or not loss.requires_grad:
-                return [], 1
-            if self._watch.reason:
-                raise NotMerged(self._watch.reason)
-            gradients = gradients or [torch.zeros_like(weight) for weight in self._trainable]
+            with self._running():
+                with contextlib.nullcontext() if size else self._watch:
+                    loss, outputs = self._calls(own)
+                size = size or self._size(count)
+                if size == 1 or loss is None or not loss.requires_grad:
+                    return [], 1
+                if self._watch.reason:
+                    raise NotMerged(self._watch.reason)
+                self._add_gradients(loss, gradients)
             losses.append(loss.detach())
             shapes = [(tensor.shape, tensor.dtype) for tensor in outputs]
-            self._add_gradients(loss, gradients)
-        together, outputs = run_merged(self._calls, self._watch.drawn, stacked, seeds)
-        if [(tensor.shape[1:], tensor.dtype) for tensor in outputs] != shapes or together is None:
-            raise NotMerged("torch.func.vmap gives its outputs other shapes or types")
-        _compare("losses", [torch.stack(losses)], [together.detach()])
-        merged_gradients = [torch.zeros_like(weight) for weight in self._trainable]
-        try:
-            self._add_gradients(together, merged_gradients)
-        except Exception as error:
-            raise _not_merged(error) from error
+        if self._overwrites():
+            raise NotMerged("an in-place operation overwrites what a gradient needs")
+        with self._running():
+            together, outputs = run_merged(self._calls, self._watch.drawn, stacked, seeds)
+            if [(tensor.shape[1:], tensor.dtype) for tensor in outputs] != shapes or together is None:
+                raise NotMerged("torch.func.vmap gives its outputs other shapes or types")
+            _compare("losses", [torch.stack(losses)], [together.detach()])
+            try:
+                self._add_gradients(together, merged_gradients)
+            except Exception as error:
+                raise _not_merged(error) from error
         _compare("gradients", gradients, merged_gradients)
         return self._watch.drawn, size
 
@@ -103,10 +112,14 @@ class Trial:
         return max(size, 1)
 
     def _add_gradients(self, loss: torch.Tensor, sums: list[torch.Tensor]) -> None:
+        """Adds the gradients of a loss, or of several, to `sums`; if it is empty, they are the first ones."""
         found = torch.autograd.grad(loss, self._trainable, torch.ones_like(loss), allow_unused=True)
-        for total, gradient in zip(sums, found):
-            if gradient is not None:
-                total += gradient.to_dense() if gradient.is_sparse else gradient
+        for index, (weight, gradient) in enumerate(zip(self._trainable, found)):
+            own = torch.zeros_like(weight) if gradient is None else gradient.to_dense()
+            if index < len(sums):
+                sums[index] = sums[index] + own
+            else:
+                sums.append(own)
 
 
 def _compare(what: str, alone: list[torch.Tensor], merged: list[torch.Tensor]) -> None:

@@ -16,7 +16,8 @@ merged is a forward
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, ContextManager, Sequence
+import contextlib
+from typing import TYPE_CHECKING, Callable, ContextManager, Iterator, Sequence
 
 import torch
 from ipu_simulator import environment, numerics, variables
@@ -82,10 +83,7 @@ class Merger:
                 return None
             if self._size == 0:
                 ordered = [inputs[i] for i in order]
-                with arithmetic(), self._replaying():
-                    self._drawn, self._size = self._trial(calls, ordered)
-                if self._size > 1 and overwrites():
-                    raise NotMerged("an in-place operation overwrites what a gradient needs")
+                self._drawn, self._size = self._trial(calls, ordered, arithmetic, overwrites)
         except NotMerged as reason:
             self._say(reason)
             self._size = 1
@@ -124,8 +122,20 @@ class Merger:
                 raise NotMerged(f"the weight {name} has a hook")
         return calls
 
-    def _trial(self, calls: Replay, inputs: list[torch.Tensor]) -> tuple[list[Draw], int]:
+    def _trial(
+        self,
+        calls: Replay,
+        inputs: list[torch.Tensor],
+        arithmetic: Callable[[], ContextManager[None]],
+        overwrites: Callable[[], bool],
+    ) -> tuple[list[Draw], int]:
         """Runs two micro batches, which leaves no trace."""
+
+        @contextlib.contextmanager
+        def running() -> Iterator[None]:
+            with arithmetic(), self._replaying():
+                yield
+
         plan = self._plan
         first = [numerics.MicroBatch(0, step, 0) for step in range(2)]
         alone = [[plan.micro_input(tensor, which).clone() for tensor in inputs] for which in first]
@@ -140,7 +150,7 @@ class Merger:
         trainable = [self._weights.parameters[i] for i in self._weights.trainable]
         self._weights.enter_replica(0)
         with self._weights.kept() as keep, numerics.host_generator_kept(), torch.enable_grad():
-            trial = Trial(calls, trainable, lasting, keep)
+            trial = Trial(calls, trainable, lasting, keep, running, overwrites)
             return trial.run(alone, stacked, seeds, plan.gradient_accumulation)
 
     def _say(self, reason: NotMerged) -> None:
