@@ -153,6 +153,7 @@ def _run(
             collate=data.collate,
             metrics=training.EvaluationMetrics,
             instances=instances,
+            progress=config.progress_bar and instances.is_first and sys.stderr.isatty(),
         )
 
     job = training.Job(
@@ -213,6 +214,7 @@ def _report(result: PretrainingResult, summary: Dict[str, float]) -> None:
     training.plot_loss(
         result.output / "metrics.jsonl",
         result.output / "loss.png",
+        also={"nsp_loss": "next-sentence loss"},
         unigram_entropy_nats=result.unigram_entropy_nats,
     )
     print(f"done: step {result.step}, checkpoint {result.checkpoint}, plot {result.output / 'loss.png'}")

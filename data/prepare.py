@@ -175,6 +175,7 @@ def _prepare_text(
         subset=options.corpus_subset,
         split=options.corpus_split,
         text_column=options.text_column,
+        progress=progress,
     )
     validation_corpus = _open_validation_corpus(options)
     if options.tokenizer == TRAINED_TOKENIZER:

@@ -73,6 +73,7 @@ def test_each_noun_of_the_glossary_is_where_it_says() -> None:
         ("python run_pretraining.py --config demmo", "no recipe demmo"),
         ("python run_benchmark.py spede", "no subcommand spede"),
         ("./dev tests", "no command ./dev tests"),
+        ("./dev run python run_nothing.py --config demo", "no script run_nothing.py"),
         ("poprun --num-replicas 4 python run_nothing.py", "no script run_nothing.py"),
     ],
 )
@@ -151,6 +152,8 @@ def _problems(command: str) -> Iterator[str]:
     if words[0] == "./dev":
         if f"./dev {words[1]}" not in (ROOT / "dev").read_text():
             yield f"no command {words[0]} {words[1]}"
+        elif words[1] == "run" and _starts_a_program(" ".join(words[2:])):
+            yield from _problems(shlex.join(words[2:]))
         return
     if words[0] in ("torchrun", "poprun"):  # what they start comes after their own flags
         starts = [at for at, word in enumerate(words) if word == "python" or word.endswith(".py")]

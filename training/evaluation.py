@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Callable, Optional, Protocol, Sequence
 
 import torch
+from tqdm import tqdm
 
 import data
 import ipu
@@ -37,6 +38,7 @@ def build_evaluator(
     metrics: Callable[[], Metrics],
     refresh: Callable[[], None] = lambda: None,
     instances: ipu.Instances = ipu.ALONE,
+    progress: bool = False,
 ) -> Evaluator:
     """A function that evaluates the current weights of `model` on the held-out examples.
 
@@ -45,7 +47,7 @@ def build_evaluator(
     `metrics` creates the accumulator of one evaluation. IPUs run one executable at a time, so the training
     executor, if there is one, is detached first; it attaches again at its next call. `refresh` is called in
     between, to copy the trained weights if `model` is a copy. Several instances share the micro batches, and
-    all get the result.
+    all get the result. `progress`: show a bar.
     """
     model.eval()
     executor = ipu.poptorch.inferenceModel(model, options)
@@ -71,7 +73,7 @@ def build_evaluator(
         gathered = metrics()
         model.eval()
         stopped = False
-        for batch in loader:
+        for batch in tqdm(loader, "evaluation", unit="call", disable=not progress, leave=False):
             stopped = instances.any(bool(stop))
             if stopped:
                 break

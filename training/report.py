@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from tqdm import tqdm
 
@@ -154,28 +154,61 @@ def plot_loss(
     *,
     loss: str = "mlm_loss",
     named: str = "masked-LM loss",
+    also: Mapping[str, str] = {},
     unigram_entropy_nats: Optional[float] = None,
 ) -> None:
-    """Plots training and held-out loss (nats) by weight update to a PNG; `loss` is its key in `metrics`."""
+    """Plots training loss (raw and smoothed) and held-out loss, in nats, by weight update to a PNG.
+
+    `loss` is its key in `metrics`, `named` its name; `also` has the keys and names of other losses.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     records = read_metrics(metrics)
-    trained = [record for record in records if record.get(loss) is not None]
-    evaluated = [record for record in records if record.get(f"eval_{loss}") is not None]
-    figure, axes = pyplot.subplots(figsize=(8, 5), constrained_layout=True)
-    axes.plot([r["step"] for r in trained], [r[loss] for r in trained], lw=0.8, alpha=0.6, label="training")
-    axes.plot([r["step"] for r in evaluated], [r[f"eval_{loss}"] for r in evaluated], "o-", label="held-out")
-    if unigram_entropy_nats is not None:
-        axes.axhline(
-            unigram_entropy_nats, color="grey", ls="--", label="unigram entropy of the validation set"
-        )
-    axes.set(xlabel="weight updates", ylabel=f"{named} (nats)", title=named.capitalize())
-    axes.grid(alpha=0.3)
-    axes.legend()
+    losses = {loss: named, **also}
+    heights = [3, *(1 for _ in also)]
+    figure, rows = pyplot.subplots(
+        len(losses),
+        sharex=True,
+        squeeze=False,
+        figsize=(8, 4 + 1.5 * len(losses)),
+        constrained_layout=True,
+        gridspec_kw={"height_ratios": heights},
+    )
+    for axes, (key, name) in zip(rows[:, 0], losses.items()):
+        trained = [(int(r["step"]), float(r[key])) for r in records if r.get(key) is not None]
+        evaluated = [
+            (int(r["step"]), float(r[f"eval_{key}"])) for r in records if r.get(f"eval_{key}") is not None
+        ]
+        if trained:
+            steps, values = zip(*trained)
+            axes.plot(steps, values, lw=0.6, alpha=0.3, color="C0", label="training")
+            axes.plot(steps, smoothed(values), lw=1.4, color="C0", label="training, smoothed")
+        if evaluated:
+            axes.plot(*zip(*evaluated), "o-", color="C1", label="held-out")
+        if key == loss and unigram_entropy_nats is not None:
+            axes.axhline(
+                unigram_entropy_nats, color="grey", ls="--", label="unigram entropy of the validation set"
+            )
+        axes.set(ylabel=f"{name} (nats)")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    rows[0, 0].set(title=named[:1].upper() + named[1:])
+    rows[-1, 0].set(xlabel="weight updates")
+    rows[-1, 0].xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     content = io.BytesIO()
     figure.savefig(content, dpi=120)
     data.files.write_atomically(picture, content.getvalue())
     pyplot.close(figure)
+
+
+def smoothed(values: Sequence[float]) -> List[float]:
+    """Each value's mean with its predecessors, over a fiftieth of all of them."""
+    width = max(1, len(values) // 50)
+    means, total = [], 0.0
+    for number, value in enumerate(values):
+        total += value - (values[number - width] if number >= width else 0.0)
+        means.append(total / min(number + 1, width))
+    return means

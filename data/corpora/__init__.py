@@ -26,16 +26,22 @@ _LEGAL_FORMS = (
 
 
 def open_corpus(
-    corpus: str, *, subset: Optional[str] = None, split: str = "train", text_column: str = "text"
+    corpus: str,
+    *,
+    subset: Optional[str] = None,
+    split: str = "train",
+    text_column: str = "text",
+    progress: bool = False,
 ) -> Corpus:
     """Opens a corpus: "python-docs", "hf:NAME", or a file, folder or glob of text or of rows.
 
     What a file holds is known by its first bytes. `subset` and `split` apply to Hugging Face datasets,
-    `text_column` also to files of rows (JSON, CSV, TSV, Parquet). Raises DataError for an unknown form
-    (listing the legal ones), for a path that matches no file, for files of another kind, and of two kinds.
+    `text_column` also to files of rows (JSON, CSV, TSV, Parquet). `progress`: show a bar. Raises DataError
+    for an unknown form (listing the legal ones), for a path that matches no file, for files of another kind,
+    and of two kinds.
     """
     if corpus == PythonDocsCorpus.name:
-        return PythonDocsCorpus()
+        return PythonDocsCorpus(progress)
     if corpus.startswith("hf:") and len(corpus) > len("hf:"):
         return HuggingFaceCorpus(str(Path(corpus[3:]).expanduser()), subset, split, text_column)
     if corpus.endswith(".tfrecord"):

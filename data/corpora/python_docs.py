@@ -18,6 +18,8 @@ import warnings
 from pathlib import Path, PurePath
 from typing import Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
+from tqdm import tqdm
+
 from .text import refuse_empty
 
 # A sentence boundary in a paragraph: a full stop, perhaps with a closing quote or bracket, then whitespace
@@ -219,7 +221,8 @@ class PythonDocsCorpus:
     name = "python-docs"
     notes = ()
 
-    def __init__(self) -> None:
+    def __init__(self, progress: bool = False) -> None:
+        self._progress = progress
         # At most MAX_CHARACTERS, and read several times: for the vocabulary and the examples.
         self._documents: Optional[List[str]] = None
 
@@ -233,7 +236,13 @@ class PythonDocsCorpus:
     def documents(self) -> Iterator[str]:
         if self._documents is None:
             remedy = "This Python installation has no documentation; use a text corpus."
-            self._documents = list(refuse_empty(_build(), self.name, remedy))
+            with tqdm(
+                desc="reading documentation", unit=" characters", unit_scale=True, disable=not self._progress
+            ) as bar:
+                self._documents = []
+                for document in refuse_empty(_build(), self.name, remedy):
+                    self._documents.append(document)
+                    bar.update(len(document))
         return iter(self._documents)
 
 

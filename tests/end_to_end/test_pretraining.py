@@ -19,6 +19,7 @@ from config import ConfigError
 from data import DataError
 from training import CheckpointError, DivergenceError, TrainingError
 from training.metrics_file import read_metrics
+from training.showcase import masked_tokens, table
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"
@@ -55,6 +56,14 @@ def test_a_run_leaves_what_it_promises(tmp_path, flags, capsys):
     assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
     summary = json.loads((output / "summary.json").read_text())
     assert summary["eval_mlm_loss"] == records[-1]["eval_mlm_loss"]
+    # In words: masked tokens of held-out text, with the answers before and after.
+    rows = masked_tokens(output, 5)
+    lines = table(rows).splitlines()
+    assert len(rows) == 5 and len(lines) == 6 and lines[0].split()[-1] == "now"
+    for row, line in zip(rows, lines[1:]):
+        assert row.truth in line and len(row.trained) == 3 == len(set(row.trained))
+        assert line.endswith("right") == (row.truth == row.trained[0])
+    assert any(row.trained != row.untrained for row in rows)
     # The mean speed leaves out the first call, the warm-up.
     seconds = sum(1 / record["samples_per_s"] for record in records[2:])
     assert summary["samples_per_s"] == pytest.approx(29 / seconds)
