@@ -11,18 +11,20 @@ import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from ipu_simulator import report
 from ipu_simulator.cost import assess as assemble
 from ipu_simulator.cost.verdict import Remedy
 from ipu_simulator.cost.verdict import Verdict as Verdict  # re-exported
 from ipu_simulator.environment import target
+from ipu_simulator.graph.repeat import Unequal, repeated
+from ipu_simulator.graph.stages import restage
 
 import ipu
 from config import Config, ConfigError, nearest
 from config.recipes import Problem
-from ipu.placement import balanced_layers
+from ipu.placement import balanced_layers, placement
 from planning import programs, remedies
 
 if TYPE_CHECKING:
@@ -188,8 +190,33 @@ def _training_steps(config: Config) -> int:
 def program_of(config: Config, *, layers_per_ipu: Optional[Sequence[float]] = None) -> Tuple[Graph, Settings]:
     """The captured graph of one micro batch of training, and its settings.
 
-    `layers_per_ipu`, if given, replaces the configuration's and may have half layers.
+    `layers_per_ipu`, if given, replaces the configuration's and may have half layers. Of a model with many
+    layers three are captured, and the second one is repeated.
     """
+    places = config.layers_per_ipu if layers_per_ipu is None else layers_per_ipu
+    whole = all(float(count).is_integer() for count in places)
+    if not whole or config.num_layers <= _CAPTURED_LAYERS:
+        return _captured(config, config.num_layers, places)
+    graph, settings = _captured(config, _CAPTURED_LAYERS, [0] + [1] * _CAPTURED_LAYERS)
+    try:
+        graph = repeated(graph, "encoder.layers", config.num_layers - _CAPTURED_LAYERS)
+    except Unequal:
+        return _captured(config, config.num_layers, places)
+    return restage(graph, blocks_of(config, places)), settings
+
+
+# The first and the last may differ from those between them, in what they are given and what follows.
+_CAPTURED_LAYERS = 3
+
+
+def blocks_of(config: Config, layers_per_ipu: Sequence[float]) -> List[int]:
+    """The IPU of each block; a head that doesn't share the embeddings belongs to the last layer's block."""
+    blocks = [ipu for _, ipu in placement(config.num_layers, layers_per_ipu, config.head)]
+    return blocks if config.head.shares_embeddings else blocks[:-1]
+
+
+def _captured(config: Config, num_layers: int, layers_per_ipu: Sequence[float]) -> Tuple[Graph, Settings]:
+    """The captured graph of a model with this number of layers, and the settings of the configuration."""
     ipu.select_device("simulator")
     import torch
     from poptorch import simulator
@@ -199,12 +226,12 @@ def program_of(config: Config, *, layers_per_ipu: Optional[Sequence[float]] = No
     from ipu.options import DevicePlan, training_options
 
     with simulator.without_memory():
-        model = config.task_model(config.model_config())
+        model = config.task_model(replace(config.model_config(), num_layers=num_layers))
         if config.precision == "float16":
             model.half()
         models.annotate(
             model,
-            config.layers_per_ipu if layers_per_ipu is None else layers_per_ipu,
+            layers_per_ipu,
             embedding_serialization_factor=config.embedding_serialization_factor,
             recompute_checkpoint_every_layer=config.recompute_checkpoint_every_layer,
             one_hot_masked_positions=config.one_hot_masked_positions,
@@ -212,9 +239,15 @@ def program_of(config: Config, *, layers_per_ipu: Optional[Sequence[float]] = No
         inputs = tuple(torch.zeros(shape, dtype=torch.int32) for shape in _input_shapes(config))
     optimizer = training.build_optimizer(model, config.section(training.OptimizerPlan))
     plan = config.section(DevicePlan)
+    fills = 2 * len(layers_per_ipu) + 3  # a pipeline with a stage on each IPU, and the head's
     # One replica is enough, and avoids the limit of 64 IPUs per process.
-    options = training_options(replace(plan, replication_factor=1, replicated_tensor_sharding=False))
-    graph = simulator.capture(model, inputs, {}, options, training=True)
+    captured = replace(
+        plan,
+        replication_factor=1,
+        replicated_tensor_sharding=False,
+        gradient_accumulation=max(plan.gradient_accumulation, fills),
+    )
+    graph = simulator.capture(model, inputs, {}, training_options(captured), training=True)
     settings = simulator.settings_of(
         training_options(plan), optimizer, micro_batch_size=config.micro_batch_size
     )

@@ -19,9 +19,9 @@ from ipu_simulator.report import sums
 
 import config as configuration
 from config import ANY, CONFIGS, Config, ConfigError
-from ipu.placement import balanced_layers, divisors, minimum_gradient_accumulation, placement
+from ipu.placement import balanced_layers, divisors, minimum_gradient_accumulation
 
-from .dry_run import program_of
+from .dry_run import blocks_of, program_of
 
 # The choices for each IPU if matmul_proportion is auto; published recipes range from 0.05 to 1, and 0 is the
 # plan with the least memory.
@@ -232,18 +232,12 @@ def micro_batches_of(config: Config, free: bool) -> Iterator[Config]:
 def search_over(config: Config, machine: Optional[Target] = None) -> Any:
     """A search over placements of this configuration's layers, on its target or on another machine."""
     layers = config.num_layers
-    # One block per IPU is a deep pipeline, which must be filled to be captured.
-    deep = replace(config, gradient_accumulation=max(config.gradient_accumulation, 2 * layers + 4))
-    graph, settings = program_of(deep, layers_per_ipu=[0] + [1] * layers)
-    settings = replace(settings, gradient_accumulation=config.gradient_accumulation)
+    graph, settings = program_of(config, layers_per_ipu=[0] + [1] * layers)
     return placement_search.PlacementSearch(graph, settings, machine or target(config.target))
 
 
 def candidate_of(config: Config, layers_per_ipu: Sequence[int], free_proportions: bool) -> Any:
-    """The IPU of each block; a head that doesn't share the embeddings belongs to the last layer's block."""
-    blocks = [ipu for _, ipu in placement(config.num_layers, layers_per_ipu, config.head)]
-    if not config.head.shares_embeddings:
-        del blocks[-1]
+    blocks = blocks_of(config, layers_per_ipu)
     choices: List[Tuple[float, ...]] = [(share,) for share in config.matmul_proportion]
     if free_proportions:
         choices = [tuple(sorted({*PROPORTIONS, share})) for share in config.matmul_proportion]
