@@ -58,6 +58,9 @@ def parser(description: str, *, required: bool) -> configuration.FlagParser:
         help="another recipe file, such as a run's resolved.yml",
     )
     made.add_argument("--list", action=_ListRecipes, nargs=0, help="list the recipes of this runner")
+    made.add_argument(
+        "--completion", action=_Completion, nargs=0, help="print the completion of flags, for bash and zsh"
+    )
     made.add_argument("--version", action=_Version, nargs=0, help="print the versions in use")
     made.add_argument(
         "--print-config", action="store_true", help="print every key and every derived quantity at the start"
@@ -93,6 +96,14 @@ class _ListRecipes(argparse.Action):
         except ConfigError as error:
             parser.error(str(error))
         print("\n".join(lines))
+        parser.exit(0)
+
+
+class _Completion(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        from config.completion import script
+
+        print(script(parser), end="")
         parser.exit(0)
 
 
