@@ -34,7 +34,7 @@ class Materialised:
 
 def is_view(op: Op, graph: Graph) -> bool:
     """True if an operation computes nothing: all of its outputs are views of its inputs."""
-    # Not all(...): a generator takes three times as long, and this is asked half a million times in a verdict.
+    # A generator takes three times as long, and a verdict asks half a million times.
     return None not in [graph.tensors[tensor_id].base for tensor_id in op.outputs]
 
 

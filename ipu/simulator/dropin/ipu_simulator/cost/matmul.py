@@ -91,14 +91,14 @@ def plan(product: Product, target: Target, proportion: float) -> MatmulPlan:
 
     A proportion of 0 gives the plan with the least memory.
     """
-    return _plan(product, target, proportion, operation_constants())
+    unit = unit_of(target, product.input_bytes, product.half_partials)
+    return _plan(product, target, proportion, unit, operation_constants())
 
 
 @functools.cache
 def _plan(
-    product: Product, target: Target, proportion: float, constants: OperationConstants
+    product: Product, target: Target, proportion: float, unit: Unit, constants: OperationConstants
 ) -> MatmulPlan:
-    unit = unit_of(target, product.input_bytes, product.half_partials)
     exchange = (target.exchange_bytes_per_cycle, target.shared_exchange_bytes_per_cycle)
     front = _front(product, unit, target.tiles_per_ipu, *exchange, constants)
     least = front[0].temporary_bytes
