@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Set
+from typing import Any, Collection, Dict, List, Mapping, Optional, Set
 
 import yaml
 
@@ -103,12 +103,20 @@ def free_keys(name: str, path: Path, overrides: Optional[Mapping[str, object]] =
     return free
 
 
-def add_flags(parser: argparse.ArgumentParser, task: Optional[str] = None) -> None:
+def add_flags(
+    parser: argparse.ArgumentParser, task: Optional[str] = None, *, only: Optional[Collection[str]] = None
+) -> None:
     """Adds a flag for each key to `parser`, in kebab case; flags not given don't appear in its result.
 
-    --help leaves out the keys that `task`, if given, doesn't read.
+    --help leaves out the keys that `task`, if given, doesn't read. With `only`, there are no others, and none
+    can be left to a search.
     """
     groups = {title: [entry for part in parts for entry in fields(part)] for title, parts in GROUPS.items()}
+    if only is not None:
+        groups = {title: [one for one in group if one.name in only] for title, group in groups.items()}
+        groups = {title: group for title, group in groups.items() if group}
+        add_key_flags(parser, groups, kinds(), searchable=(), searched=AUTO)
+        return
     hidden = unread_keys(task) if task else ()
     add_key_flags(parser, groups, kinds(), searchable=AUTO_KEYS, searched=AUTO, hidden=hidden)
 

@@ -335,13 +335,18 @@ def defaults() -> Mapping[str, Any]:
     return {name: entry.default for name, entry in entries().items() if entry.default is not REQUIRED}
 
 
+_GLUE = frozenset({"glue_task", "text_columns", "label_column"})
+
+
 def unread_keys(task: str) -> FrozenSet[str]:
     """The keys that a task doesn't read."""
     fine_tuning = frozenset(entry.name for part in FINE_TUNING for entry in fields(part))
     if task == "pretraining":
         return fine_tuning
     answers = frozenset(entry.name for entry in fields(AnswerKeys))
-    return _PRETRAINING | (frozenset({"glue_task"}) if task == "squad" else _SQUAD | answers)
+    return _PRETRAINING | (
+        frozenset({"glue_task", "text_columns", "label_column"}) if task == "squad" else _SQUAD | answers
+    )
 
 
 def keys_that_alter(*effects: Effect) -> FrozenSet[str]:
