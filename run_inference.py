@@ -376,7 +376,9 @@ class _Answers(_Job):
         window = max(1, length - query - 3)
         stride = int(str(given.get("doc_stride", min(128, max(1, window // 2)))))
         self.lengths = {"max_query_length": query, "doc_stride": stride}
-        asked = tuple(Question(str(number), "", *text.parts[:2]) for number, text in enumerate(self.texts))
+        asked = tuple(
+            Question(str(number), "", text.parts[0], text.parts[1]) for number, text in enumerate(self.texts)
+        )
         self.questions = QuestionSet("texts", asked, given.get("squad_version") == "2.0")
         self.features = prepare_features(
             self.questions,

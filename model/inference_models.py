@@ -11,7 +11,7 @@ from ipu.placement import Head
 
 from .config import ModelConfig
 from .encoder import Encoder
-from .heads import TaskModel
+from .heads import PretrainingHeads, TaskModel
 
 
 class _Pooling(nn.Module):
@@ -63,7 +63,9 @@ class FillMaskModel(TaskModel):
 
     def __init__(self, pretrained: TaskModel, most: int) -> None:
         super().__init__(pretrained.config)
-        self.encoder, self.heads = pretrained.encoder, pretrained.head
+        heads = pretrained.head
+        assert isinstance(heads, PretrainingHeads)
+        self.encoder, self.heads = pretrained.encoder, heads
         self.most = most
 
     def forward(
