@@ -203,24 +203,40 @@ def stochastic(values: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
     the lower neighbour over the distance between both: exact for normal numbers, to 2^-24 for subnormal ones.
     Values that float16 represents are unchanged; overflow is as in to_nearest.
     """
+    rounded = torch.empty(values.shape, dtype=torch.float16)
+    parts = (tensor.reshape(-1).split(_CHUNK) for tensor in (rounded, values, words))
+    for into, some, random in zip(*parts):
+        into.copy_(_stochastic(some, random))
+    return rounded
+
+
+# Elements whose temporary tensors stay in a core's cache.
+_CHUNK = 1 << 17
+
+
+def _stochastic(values: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
     # Adding random bits to those that are dropped carries into the kept bits with the wanted probability.
-    kept = (values.view(torch.int32) + (words & _DROPPED)) & ~_DROPPED
+    kept = (words & _DROPPED).add_(values.view(torch.int32)).bitwise_and_(~_DROPPED)
     rounded = kept.view(torch.float32)
-    small = values.abs() < FLOAT16.smallest_normal
+    magnitude = values.abs()
+    small = magnitude < FLOAT16.smallest_normal
     if bool(small.any()):
-        rounded[small] = _stochastic_subnormal(values[small], words[small])
+        rounded = torch.where(small, _stochastic_subnormal(magnitude, words).copysign_(values), rounded)
     # The bits of a NaN aren't a magnitude.
-    rounded = torch.where(values.isnan(), values, rounded)
+    is_nan = values.isnan()
+    if bool(is_nan.any()):
+        rounded = torch.where(is_nan, values, rounded)
     return to_nearest(rounded)
 
 
-def _stochastic_subnormal(values: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+def _stochastic_subnormal(magnitudes: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """float32 >= 0, which it overwrites. Larger numbers than subnormal ones give no meaningful results."""
     # Both steps are exact: a multiplication by a power of two, and a fraction that fits float32's mantissa.
-    quanta = values.abs() / FLOAT16.smallest_subnormal
-    lower = quanta.floor()
+    fraction = magnitudes.mul_(1 / FLOAT16.smallest_subnormal)
+    lower = fraction.floor()
+    fraction.sub_(lower)
     chance = ((words >> (FLOAT32.bits - _CHANCE_BITS)) & ((1 << _CHANCE_BITS) - 1)).float()
-    quanta = lower + (chance * 2.0**-_CHANCE_BITS < quanta - lower).float()
-    return torch.copysign(quanta * FLOAT16.smallest_subnormal, values)
+    return lower.add_(chance.mul_(2.0**-_CHANCE_BITS) < fraction).mul_(FLOAT16.smallest_subnormal)
 
 
 def overflows(values: torch.Tensor) -> bool:
