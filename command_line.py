@@ -516,6 +516,7 @@ def run_as_program(main: Callable[[Optional[List[str]]], Any]) -> int:
         sys.stdout, io.TextIOWrapper
     ):  # the terminal's encoding may lack a character of an answer or a path
         sys.stdout.reconfigure(errors="backslashreplace")
+    ipu.choose_waiting()
     interruption = Interruption()
     with interruption.handled():
         try:

@@ -13,10 +13,12 @@ from ipu.device import (
     DROP_IN,
     DeviceChoice,
     DeviceError,
+    choose_waiting,
     is_simulator,
     make_simulator_importable,
     select_device,
     simulator_choice,
+    waiting_note,
 )
 from ipu.device import resolve as _resolve
 
@@ -29,12 +31,14 @@ __all__ = [
     "DeviceChoice",
     "DeviceError",
     "Instances",
+    "choose_waiting",
     "is_simulator",
     "join_instances",
     "make_simulator_importable",
     "poptorch",
     "select_device",
     "simulator_choice",
+    "waiting_note",
 ]
 
 

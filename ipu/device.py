@@ -106,6 +106,27 @@ def make_simulator_importable() -> None:
         sys.path.append(str(DROP_IN))
 
 
+def choose_waiting() -> None:
+    """Lets PyTorch's threads sleep while they wait for each other if the machine is busy.
+
+    Call it before torch is imported (ipu_simulator/host_threads.py). No effect on Python 3.8, where IPUs
+    compute.
+    """
+    if sys.version_info >= _SIMULATORS_PYTHON:
+        make_simulator_importable()
+        from ipu_simulator import host_threads
+
+        host_threads.choose_waiting()
+
+
+def waiting_note() -> str:
+    """What is to be said of the simulator's threads after their number."""
+    from ipu_simulator import host_threads
+
+    note = host_threads.waiting_note()
+    return note and f", which {note}"
+
+
 def is_simulator() -> bool:
     """True if this process uses the simulator's PopTorch."""
     return _chosen is not None and _chosen.name == "simulator"

@@ -138,7 +138,7 @@ def fit(
     elif config.host_threads is not None:
         torch.set_num_threads(config.host_threads)
     if device.name == "simulator" and instances.is_first:
-        print(f"host threads: {torch.get_num_threads()}", flush=True)
+        print(f"host threads: {torch.get_num_threads()}{ipu.waiting_note()}", flush=True)
     evaluate = job.evaluator(executor)
     batches = training_batches(
         config,

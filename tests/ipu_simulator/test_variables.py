@@ -58,7 +58,7 @@ def test_names_for_children_are_those_that_another_process_reads():
     calls = set()
     for path in DROP_IN.rglob("*.py"):
         calls |= set(re.findall(r"set_for_children\((?:\w+\.)?\"?(\w+)\"?,", path.read_text()))
-    assert calls == {"PROFILE", "CUSTOM_OPS", "ANNOUNCED", "RDMAV_FORK_SAFE"}
+    assert calls == {"PROFILE", "CUSTOM_OPS", "ANNOUNCED", "RDMAV_FORK_SAFE", "WAIT_POLICY"}
     for name in calls:
         assert getattr(variables, name, name) in variables.set_for_children.__doc__
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import compare_command, variables
-from .environment import BadVariables, announce, check_variables
+from .environment import BadVariables, announce, check_variables, say
+from .host import NAME
+from .host_threads import choose_waiting
 
 DROP_IN = Path(__file__).resolve().parents[1]
 
@@ -152,6 +154,9 @@ class FrontDoor:
         except BadVariables as error:
             self._refuse(str(error))
         announce()
+        note = choose_waiting()
+        if note:
+            say(f"{NAME}: host threads {note}")
         environment = {**os.environ, "PYTHONPATH": self._python_path()}
         os.execve(sys.executable, [sys.executable, *_interpreter_options(), *arguments], environment)
 

@@ -29,6 +29,8 @@ IPU_MODEL_VERSION = "POPTORCH_IPU_MODEL_VERSION"
 IPU_MODEL = ("POPTORCH_IPU_MODEL", "POPTORCH_SMALL_IPU_MODEL")
 # Read by Poplar too.
 ENGINE_OPTIONS = "POPLAR_ENGINE_OPTIONS"
+# Read by OpenMP.
+WAIT_POLICY = "OMP_WAIT_POLICY"
 # Set by torchrun.
 RANK = "RANK"
 
@@ -61,6 +63,7 @@ def set_for_children(name: str, value: str) -> None:
 
     - IPU_SIMULATOR_PROFILE, IPU_SIMULATOR_CUSTOM_OPS: the command replaces itself by the program (exec).
     - IPU_SIMULATOR_ANNOUNCED: that program, and DataLoader workers that are spawned, import poptorch again.
+    - OMP_WAIT_POLICY: OpenMP reads it when torch is imported.
     - RDMAV_FORK_SAFE: libibverbs reads it; PopTorch sets it.
     """
     os.environ[name] = value
