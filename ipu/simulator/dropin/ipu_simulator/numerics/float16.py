@@ -20,10 +20,10 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 from . import float16_products
 from .float16_products import Operator, check, operator_of
+from .nested import leaves, mapped, mapped_tensors
 from .rounding import FLOAT16, FloatingPointException, fact, overflows, round_to_nearest_, to_nearest
 
 aten = torch.ops.aten
@@ -76,7 +76,7 @@ class Float16Arithmetic(TorchDispatchMode):
             kwargs = {**kwargs, "approximate": _GELU}
         if operator.name in ("_to_copy", "copy_"):
             return self._cast(func, operator, args, kwargs)
-        operands = [leaf for leaf in tree_flatten((args, kwargs))[0] if is_floating(leaf)]
+        operands = [leaf for leaf in leaves((args, kwargs)) if is_floating(leaf)]
         if any(operand.layout is not torch.strided for operand in operands):
             return self._in_float32(func, operator, args, kwargs)  # gradients of embeddings
         if not gives_float16(operator, operands) and not _written(operator, args, kwargs):
@@ -117,7 +117,7 @@ class Float16Arithmetic(TorchDispatchMode):
         """PyTorch's sums in float16; on overflow, float32's, rounded."""
         before = args
         if operator.writes:
-            before = tree_map_only(torch.Tensor, torch.Tensor.clone, args)
+            before = mapped_tensors(torch.Tensor.clone, args)
         result = func(*args, **kwargs)
         if _is_finite(result):
             return result
@@ -255,7 +255,7 @@ def computed_in_float32(
     if kwargs.get("dtype") is torch.float32:
         return exact
     if not isinstance(exact, tuple):
-        return tree_map_only(torch.Tensor, rounded, exact)
+        return mapped_tensors(rounded, exact)
     kept = operator.row.float32_outputs
     return tuple(
         rounded(wide) if isinstance(wide, torch.Tensor) and i not in kept else wide
@@ -295,11 +295,7 @@ def _written(operator: Operator, args: Sequence[Any], kwargs: Dict[str, Any]) ->
     """The float16 tensors that an operation writes to."""
     places = [args[index] for index in operator.writes if index < len(args)]
     places += [kwargs[name] for name in operator.writes_named if name in kwargs]
-    return [
-        leaf
-        for leaf in tree_flatten(places)[0]
-        if isinstance(leaf, torch.Tensor) and leaf.dtype is torch.float16
-    ]
+    return [leaf for leaf in leaves(places) if isinstance(leaf, torch.Tensor) and leaf.dtype is torch.float16]
 
 
 def _on_copies(
@@ -317,5 +313,5 @@ def _on_copies(
             copies[id(leaf)] = leaf.float()
         return copies[id(leaf)]
 
-    wide_args, wide_kwargs = tree_map(widened, (args, kwargs))
+    wide_args, wide_kwargs = mapped(widened, (args, kwargs))
     return func(*wide_args, **wide_kwargs), copies

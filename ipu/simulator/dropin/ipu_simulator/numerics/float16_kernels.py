@@ -12,10 +12,10 @@ from typing import Any, Dict, Iterable, Optional, Tuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from .float16 import computed_in_float32, gives_float16, is_floating
 from .float16_products import operator_of
+from .nested import leaves
 
 
 class Float16InFloat32(TorchDispatchMode):
@@ -34,7 +34,7 @@ class Float16InFloat32(TorchDispatchMode):
         kwargs = kwargs or {}
         operator = operator_of(func)
         if not operator.row.slow_in_float16:
-            self.saw_float16 = self.saw_float16 or _has_float16(tree_flatten((args, kwargs))[0])
+            self.saw_float16 = self.saw_float16 or _has_float16(leaves((args, kwargs)))
             return func(*args, **kwargs)
         if not (_has_float16(args) or _has_float16(kwargs.values())):
             return func(*args, **kwargs)

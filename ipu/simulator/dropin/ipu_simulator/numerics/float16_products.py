@@ -24,9 +24,9 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only
 
 from ..op_table import OpRow, row_of
+from .nested import leaves, mapped_tensors
 from .rounding import FloatingPointException, InvalidOperation, fact
 
 # Rounds partial results in place: float32 tensors with float16 values.
@@ -208,14 +208,14 @@ def check(operator: Operator, operands: Any, result: Any) -> None:
 
     :param operands, result: tensors and numbers, nested in any way.
     """
-    made = [leaf for leaf in tree_flatten(result)[0] if _is_floating(leaf)]
+    made = [leaf for leaf in leaves(result) if _is_floating(leaf)]
     if operator.row.signals_nan:
-        if any(_has_nan(leaf) for leaf in tree_flatten(operands)[0]):
+        if any(_has_nan(leaf) for leaf in leaves(operands)):
             raise InvalidOperation(f"floating point exception, invalid operation, in {operator.name}")
         return
     if all(_is_finite(tensor) for tensor in made):
         return
-    given: List[Any] = tree_flatten(operands)[0]
+    given: List[Any] = leaves(operands)
     if any(_has_nan(tensor) for tensor in made):
         if not any(_has_nan(leaf) for leaf in given):
             raise InvalidOperation(f"floating point exception, invalid operation, in {operator.name}")
@@ -255,7 +255,7 @@ class FloatingPointExceptions(TorchDispatchMode):
             return func(*args, **kwargs)
         given = (args, kwargs)
         if operator.writes or operator.writes_named:
-            given = tree_map_only(torch.Tensor, torch.Tensor.clone, given)
+            given = mapped_tensors(torch.Tensor.clone, given)
         result = func(*args, **kwargs)
         try:
             check(operator, given, result)

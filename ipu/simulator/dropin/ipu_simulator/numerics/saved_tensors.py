@@ -15,9 +15,9 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from .float16_products import operator_of
+from .nested import leaves
 
 
 class _Saved:
@@ -66,7 +66,7 @@ class SavedTensors(TorchDispatchMode):
         if operator.writes or operator.writes_named:
             places: List[Any] = [args[index] for index in operator.writes if index < len(args)]
             places += [kwargs[name] for name in operator.writes_named if name in kwargs]
-            for leaf in tree_flatten(places)[0]:
+            for leaf in leaves(places):
                 if isinstance(leaf, torch.Tensor):
                     self._give_way(leaf)
         return func(*args, **kwargs)
