@@ -87,7 +87,11 @@ def _add_flag(
         yes, no = entry.metadata["doc"] + ("" if entry.default is None else default), "the opposite"
         if hidden:
             yes = no = argparse.SUPPRESS
-        group.add_argument(flag, action="store_const", const=True, help=yes, **common)
+        if word is None:
+            group.add_argument(flag, action="store_const", const=True, help=yes, **common)
+        else:
+            read = _reader(kind, word)
+            group.add_argument(flag, nargs="?", const=True, type=read, metavar=word, help=yes, **common)
         group.add_argument(
             flag.replace("--", "--no-", 1), action="store_const", const=False, help=no, **common
         )

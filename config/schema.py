@@ -50,7 +50,15 @@ if TYPE_CHECKING:
 AUTO = "auto"
 # An entry of layers_per_ipu: any number of layers.
 ANY = -1
-AUTO_KEYS = ("layers_per_ipu", "micro_batch_size", "matmul_proportion")
+AUTO_KEYS = (
+    "layers_per_ipu",
+    "micro_batch_size",
+    "gradient_accumulation",
+    "replication_factor",
+    "matmul_proportion",
+    "optimizer_state",
+    "recompute_checkpoint_every_layer",
+)
 
 SEEDS = f"[0, {2**63})"  # the seeds that every generator accepts
 Family = Literal["bert", "groupbert"]

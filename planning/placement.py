@@ -1,7 +1,7 @@
-"""The search for "auto" values: `layers_per_ipu`, `micro_batch_size` and `matmul_proportion` may be "auto",
-and an entry of `layers_per_ipu` may be -1, for any number of layers.
+"""The search for "auto" values of `config.AUTO_KEYS`; an entry of `layers_per_ipu` may also be -1, for any
+number of layers.
 
-It finds the fastest values that fit, by the cost model of `--dry-run`.
+It finds the fastest values that fit, by the cost model of `--dry-run`. The sequences of a weight update stay.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from ipu_simulator.report import sums
 
 import config as configuration
 from config import ANY, CONFIGS, Config, ConfigError
-from ipu.placement import balanced_layers, divisors, minimum_gradient_accumulation
+from ipu.placement import (
+    balanced_layers,
+    divisors,
+    machine_ipus,
+    minimum_gradient_accumulation,
+    nearest_divisors,
+)
 
 from .dry_run import blocks_of, program_of
 
@@ -42,9 +48,10 @@ def load(
 ) -> Config:
     """The recipe `name` with `overrides`, as from config.load, with values for the free keys.
 
-    `report` gets lines that explain the choice. If micro_batch_size is free, the global batch size stays:
-    gradient_accumulation is changed with it (in a recipe with micro_batch_size auto, gradient_accumulation is
-    that of a micro batch of 1). Raises ConfigError, also if nothing fits.
+    `report` gets lines that explain the choice. If micro_batch_size or replication_factor is free, the global
+    batch size stays: gradient_accumulation is changed with it (in a recipe with micro_batch_size auto,
+    gradient_accumulation is that of a micro batch of 1). gradient_accumulation auto is the one that keeps the
+    recipe's sequences of an update. Raises ConfigError, also if nothing fits.
     """
     free = configuration.free_keys(name, Path(path), overrides)
     if not free:
@@ -85,30 +92,34 @@ def search(config: Config, free: Collection[str], pattern: Sequence[int]) -> Out
 
     :param pattern: encoder layers of each IPU, or ANY; used if layers_per_ipu is free.
     """
-    sizes = list(micro_batches_of(config, "micro_batch_size" in free))
-    own = next((at for at, sized in enumerate(sizes) if sized == config), 0)
     best: Optional[Tuple[Config, Any]] = None
     looked_at: List[Tuple[Config, Any]] = []
+    too_large: Optional[Config] = None
+    largest: Optional[Config] = None
 
-    def look_at(sized: Config) -> Any:
+    def look_at(sized: Config, max_judged: int) -> Any:
         nonlocal best
         limit_s = math.inf if best is None else best[1].step_s
-        found = fastest_of(sized, free, pattern, limit_s, _JUDGED if len(sizes) == 1 else _JUDGED_OF_A_SIZE)
+        found = fastest_of(sized, free, pattern, limit_s, max_judged)
         if found is not None:
             looked_at.append((sized, found))
             if found.best is not None:
                 best = sized, found.best
         return found
 
-    # First larger micro batches until nothing fits, as memory grows with them; then smaller ones.
-    too_large: Optional[Config] = None
-    for sized in sizes[own:]:
-        found = look_at(sized)
-        if found is not None and found.best is None and found.nearest is not None:
-            too_large = sized
-            break
-    for sized in reversed(sizes[:own]):
-        look_at(sized)
+    variants = list(variants_of(config, free))
+    for variant in variants:
+        sizes = list(micro_batches_of(variant, "micro_batch_size" in free))
+        max_judged = _JUDGED if len(sizes) * len(variants) == 1 else _JUDGED_OF_A_SIZE
+        own = next((at for at, sized in enumerate(sizes) if sized == variant), 0)
+        # First larger micro batches until nothing fits, as memory grows with them; then smaller ones.
+        for sized in sizes[own:]:
+            found = look_at(sized, max_judged)
+            if found is not None and found.best is None and found.nearest is not None:
+                too_large, largest = sized, sizes[-1]
+                break
+        for sized in reversed(sizes[:own]):
+            look_at(sized, max_judged)
     if best is None:
         misses = [(sized, found.nearest) for sized, found in looked_at]
         raise ConfigError(_nothing_fits(misses, sorted(free)))
@@ -118,7 +129,8 @@ def search(config: Config, free: Collection[str], pattern: Sequence[int]) -> Out
         layers_per_ipu=_layers(chosen.ipu_of_block, sized),
         matmul_proportion=tuple(chosen.proportions),
     )
-    skipped = too_large if too_large not in (None, sizes[-1]) else None
+    # With several variants there is no one size from which on nothing fits.
+    skipped = too_large if len(variants) == 1 and too_large not in (None, largest) else None
     return Outcome(
         final, tuple(_why(final, sorted(free), chosen, [found for _, found in looked_at], skipped))
     )
@@ -159,12 +171,45 @@ def _stand_ins(
         concrete = isinstance(own, list) and all(isinstance(entry, int) and entry >= 0 for entry in own)
         if concrete and len(own) == ipus and sum(own) == layers:
             values["layers_per_ipu"] = own
-    for key, otherwise in (("micro_batch_size", 1), ("matmul_proportion", 0.25)):
+    for key, otherwise in _OTHERWISE.items():
         if key in free:
             values[key] = (
                 otherwise if recipe.get(key, configuration.AUTO) == configuration.AUTO else recipe[key]
             )
+    if "gradient_accumulation" in free:
+        values["gradient_accumulation"] = _accumulation({**given, **values}, recipe)
     return values
+
+
+# Placeholders of free keys for which the recipe has no value.
+_OTHERWISE: Dict[str, Any] = {
+    "micro_batch_size": 1,
+    "matmul_proportion": 0.25,
+    "replication_factor": 1,
+    "optimizer_state": "on_chip",
+    "recompute_checkpoint_every_layer": True,
+}
+
+
+def _accumulation(given: Mapping[str, Any], recipe: Mapping[str, Any]) -> int:
+    """The accumulation with which an update has as many sequences as the recipe's. Raises ConfigError."""
+    parts = [
+        recipe.get(key, 1) for key in ("micro_batch_size", "gradient_accumulation", "replication_factor")
+    ]
+    if not all(isinstance(part, int) for part in parts):
+        raise ConfigError(
+            "gradient_accumulation is auto, but the recipe doesn't say how many sequences an update has: "
+            "give it a micro_batch_size and a gradient_accumulation"
+        )
+    sequences = math.prod(parts)
+    at_once = given["micro_batch_size"] * given.get("replication_factor", 1)
+    if sequences % at_once:
+        legal = " or ".join(map(str, nearest_divisors(sequences, at_once)))
+        raise ConfigError(
+            f"gradient_accumulation is auto, but the recipe's {sequences} sequences of an update can't be "
+            f"made of {at_once} at a time (micro_batch_size x replication_factor): make that {legal}"
+        )
+    return int(sequences // at_once)
 
 
 def _checked_pattern(layers: Sequence[Any], config: Config) -> List[int]:
@@ -217,6 +262,37 @@ def _ways(layers: int, pattern: Sequence[int], most: int) -> Iterator[Tuple[int,
             yield (count, *others)
 
 
+def variants_of(config: Config, free: Collection[str]) -> Iterator[Config]:
+    """The configuration, then it with other values of the free keys that aren't searched otherwise.
+
+    The replicas are those that the machine has IPUs for and that keep the sequences of an update.
+    """
+    places = ("on_chip", "off_chip") if "optimizer_state" in free else (config.optimizer_state,)
+    kept = config.recompute_checkpoint_every_layer
+    checkpoints = (True, False) if "recompute_checkpoint_every_layer" in free else (kept,)
+    micro_batches = config.gradient_accumulation * config.replication_factor
+    most = machine_ipus()[config.target] // config.ipus_per_replica
+    replicas = [config.replication_factor]
+    if "replication_factor" in free:
+        replicas = [count for count in divisors(micro_batches) if count <= most]
+    found = []
+    for count in replicas:
+        for place in places:
+            for every_layer in checkpoints:
+                changed: Dict[str, Any] = {
+                    "replication_factor": count,
+                    "gradient_accumulation": micro_batches // count,
+                    "replicated_tensor_sharding": config.replicated_tensor_sharding and count > 1,
+                    "optimizer_state": place,
+                    "recompute_checkpoint_every_layer": every_layer,
+                }
+                try:
+                    found.append(replace(config, **changed))
+                except ConfigError:
+                    continue  # too few micro batches to fill the pipeline
+    yield from sorted(found, key=lambda variant: variant != config)
+
+
 def micro_batches_of(config: Config, free: bool) -> Iterator[Config]:
     """The configuration with every micro batch size that divides a replica's sequences per update."""
     if not free:
@@ -256,7 +332,11 @@ def _why(
     values = {
         "layers_per_ipu": _words(config.layers_per_ipu),
         "micro_batch_size": f"{config.micro_batch_size} ({accumulation})",
+        "gradient_accumulation": str(config.gradient_accumulation),
+        "replication_factor": f"{config.replication_factor} ({accumulation})",
         "matmul_proportion": _words(config.matmul_proportion),
+        "optimizer_state": config.optimizer_state,
+        "recompute_checkpoint_every_layer": "yes" if config.recompute_checkpoint_every_layer else "no",
     }
     yield "auto: " + ", ".join(f"{key} {values[key]}" for key in free)
     yield (

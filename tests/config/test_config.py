@@ -160,7 +160,7 @@ RULES = [
     ({"learning_rate": -1e-3}, "learning_rate", "outside (0, inf)"),
     ({"hidden_dropout": 1.0}, "hidden_dropout", "outside [0, 1)"),
     ({"masked_lm_probability": 1.5}, "masked_lm_probability", "outside (0, 1)"),
-    ({"matmul_proportion": (0.2, 1.2)}, "matmul_proportion", "1.2 is outside (0, 1]"),
+    ({"matmul_proportion": (0.2, 1.2)}, "matmul_proportion", "1.2 is outside [0, 1]"),
     ({"layers_per_ipu": (5, -1)}, "layers_per_ipu", "-1 is outside [0, inf)"),
     ({"layers_per_ipu": (2.0, 2)}, "layers_per_ipu", "write 2"),
     ({"layers_per_ipu": ()}, "layers_per_ipu", "the list is empty"),

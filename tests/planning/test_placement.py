@@ -190,6 +190,57 @@ def test_bad_patterns(overrides: dict, words: str) -> None:
         load(**overrides)
 
 
+def test_auto_knows_accumulation_replicas_state_and_recomputation() -> None:
+    given = {"replication_factor": 2, "gradient_accumulation": 24, "target": "pod16"}
+    found = load(
+        **given,
+        optimizer_state="auto",
+        recompute_checkpoint_every_layer="auto",
+        **{"matmul_proportion": (0.2, 0.2, 0.2)},
+    )
+    best = min(
+        (
+            verdict_of(
+                small(**given, optimizer_state=place, recompute_checkpoint_every_layer=every),
+                "",
+            ).step_s,
+            place,
+            every,
+        )
+        for place in ("on_chip", "off_chip")
+        for every in (True, False)
+    )
+    assert (found.optimizer_state, found.recompute_checkpoint_every_layer) == best[1:]
+    free = load(gradient_accumulation=48, target="pod16", replication_factor="auto")
+    before = small(gradient_accumulation=48, target="pod16")
+    assert free.global_batch_size == before.global_batch_size
+    assert free.replication_factor * free.ipus_per_replica <= 16
+    steps = {
+        count.replication_factor: verdict_of(count, "").step_s
+        for count in placement.variants_of(before, {"replication_factor"})
+    }
+    assert {1, 2, 4} <= set(steps)
+    assert free.replication_factor == min(steps, key=steps.__getitem__)
+
+
+def test_auto_accumulation_keeps_the_recipes_sequences() -> None:
+    recipe = config.load("groupbert_base_128_pod16")
+    lines: List[str] = []
+    found = placement.load(
+        "groupbert_base_128_pod16",
+        overrides={"micro_batch_size": 5, "replication_factor": 2, "gradient_accumulation": "auto"},
+        report=lines.append,
+    )
+    assert found.global_batch_size == recipe.global_batch_size
+    assert f"gradient_accumulation {found.gradient_accumulation}" in lines[0]
+    with pytest.raises(ConfigError, match=r"65600 sequences .* 28 at a time .* make that 25 or 32"):
+        placement.load(
+            "groupbert_base_128_pod16",
+            overrides={"micro_batch_size": 7, "gradient_accumulation": "auto"},
+            report=lines.append,
+        )
+
+
 def test_where_nothing_fits_the_nearest_is_named() -> None:
     with pytest.raises(ConfigError, match=r"no value of layers_per_ipu makes .* lacks .* on IPU"):
         placement.load(
@@ -213,7 +264,13 @@ def test_flags_take_auto_and_wildcards() -> None:
     parser = config.FlagParser()
     config.add_flags(parser)
     words = "--micro-batch-size auto --matmul-proportion auto --layers-per-ipu 0 -1 -1".split()
+    words += (
+        "--optimizer-state auto --recompute-checkpoint-every-layer auto --replication-factor auto".split()
+    )
     assert config.overrides_from(parser.parse_args(words)) == {
+        "optimizer_state": "auto",
+        "recompute_checkpoint_every_layer": "auto",
+        "replication_factor": "auto",
         "micro_batch_size": "auto",
         "matmul_proportion": "auto",
         "layers_per_ipu": (0, -1, -1),
