@@ -1,6 +1,6 @@
 """Arguments and results of dispatched operations: tensors and numbers, in lists, tuples and dictionaries.
 
-As torch.utils._pytree, whose generality costs more than a small operation.
+As torch.utils._pytree, whose generality costs more than a small operation. A torch.Size is one value.
 """
 
 from __future__ import annotations
