@@ -29,6 +29,11 @@ def glue() -> None:
     _run("run_glue.py")
 
 
+def inference() -> None:
+    """groupbert-inference: run_inference.py."""
+    _run("run_inference.py")
+
+
 def benchmark() -> None:
     """groupbert-benchmark: run_benchmark.py."""
     _run("run_benchmark.py")

@@ -11,11 +11,17 @@ import glob
 import hashlib
 import struct
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from .files import DataError, OpenFiles, write_atomically
+
+by_package: Optional[Callable[[bytes], int]]
+try:  # 3 GB/s, where numpy takes 24 MB/s; an IPU host may lack it
+    from crc32c import crc32c as by_package  # type: ignore[import-not-found,no-redef,unused-ignore]
+except ImportError:
+    by_package = None
 
 _POLYNOMIAL = 0x82F63B78  # of CRC-32C (Castagnoli, RFC 3720 appendix B.4), bits reversed
 _BLOCK_BYTES = 1024
@@ -39,7 +45,12 @@ def _table() -> np.ndarray:
 
 
 def crc32c(data: bytes) -> int:
-    """The CRC-32C of the bytes, which TFRecord files use."""
+    """The CRC-32C of the bytes, which TFRecord files use: by the package crc32c, where it is installed."""
+    return crc32c_by_table(data) if by_package is None else by_package(data)
+
+
+def crc32c_by_table(data: bytes) -> int:
+    """The same in numpy, for hosts without the package."""
     # The running remainder acts as if XORed into the next four bytes. Leading zeros don't change a remainder
     # of zero, so the first block may be padded on the left.
     content = np.frombuffer(data, dtype=np.uint8)
@@ -72,10 +83,17 @@ def _pair_table() -> np.ndarray:
 
 
 def crc32c_of_many(messages: Sequence[bytes]) -> np.ndarray:
-    """uint32 [messages]: the CRC-32C of each. Vectorised, which is several times as fast as one by one."""
+    """uint32 [messages]: the CRC-32C of each."""
+    if by_package is None:
+        return crc32c_of_many_by_table(messages)
+    return np.array([by_package(message) for message in messages], dtype=np.uint32)
+
+
+def crc32c_of_many_by_table(messages: Sequence[bytes]) -> np.ndarray:
+    """The same in numpy. Vectorised, which is several times as fast as one by one."""
     lengths = np.array([len(message) for message in messages], dtype=np.int64)
     if len(lengths) == 0 or lengths.min() < 4:
-        return np.array([crc32c(message) for message in messages], dtype=np.uint32)
+        return np.array([crc32c_by_table(message) for message in messages], dtype=np.uint32)
     width = int(lengths.max() + lengths.max() % 2)
     filled = np.zeros((len(messages), width), dtype=np.uint8)
     for row, message in zip(filled, messages):

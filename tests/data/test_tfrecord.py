@@ -92,7 +92,17 @@ def as_lists(features: Dict[str, np.ndarray]) -> Dict[str, List[int]]:
     return {name: values.tolist() for name, values in features.items()}
 
 
-def test_crc32c_has_the_values_of_rfc_3720():
+@pytest.fixture(params=["crc32c_by_table", "crc32c"])
+def library(request, monkeypatch):
+    """With the package crc32c, which may be missing, and without it."""
+    if request.param == "crc32c_by_table":
+        monkeypatch.setattr(tfrecord, "by_package", None)
+    else:
+        package = pytest.importorskip("crc32c")
+        monkeypatch.setattr(tfrecord, "by_package", package.crc32c)
+
+
+def test_crc32c_has_the_values_of_rfc_3720(library):
     assert crc32c(bytes(32)) == 0x8A9136AA
     assert crc32c(b"\xff" * 32) == 0x62A8AB43
     assert crc32c(bytes(range(32))) == 0x46DD794E
@@ -100,13 +110,13 @@ def test_crc32c_has_the_values_of_rfc_3720():
 
 
 @pytest.mark.parametrize("length", [*range(9), 1020, 1021, 1022, 1023, 1024, 1025, 1027, 1028, 2048, 5000])
-def test_crc32c_is_the_definition_at_every_length(length):
+def test_crc32c_is_the_definition_at_every_length(length, library):
     data = np.random.default_rng(length).integers(0, 256, length, dtype=np.uint8).tobytes()
     assert crc32c(data) == bitwise_crc32c(data)
 
 
 @pytest.mark.parametrize("shortest", [0, 4])
-def test_crc32c_of_many_is_that_of_each(shortest):
+def test_crc32c_of_many_is_that_of_each(shortest, library):
     rng = np.random.default_rng(shortest)
     lengths = [shortest, 5, 1024, 777, 6, 4, 1025, shortest]
     messages = [rng.integers(0, 256, length, dtype=np.uint8).tobytes() for length in lengths]
