@@ -94,7 +94,10 @@ class RunKeys(KeyGroup):
     )
     checkpoints_to_keep: int = key("nothing", "how many of the newest checkpoints to keep", 2, AT_LEAST_1)
     log_steps: int = key("nothing", "weight updates between log lines", 1, AT_LEAST_1)
-    wandb: bool = key("nothing", "also log to Weights & Biases", False)
+    report_to: Optional[Literal["wandb", "tensorboard", "all"]] = key(
+        "nothing", "where metrics go besides metrics.jsonl: Weights & Biases, TensorBoard, or both", None
+    )
+    wandb: bool = key("nothing", "older name of report_to wandb, which it adds", False)
     wandb_project: str = key("nothing", "Weights & Biases project", "groupbert-ipu")
     data_timeout_s: int = key(
         "nothing",
@@ -229,6 +232,14 @@ class Keys(
             raise ConfigError(problems)
         if len(self.matmul_proportion) == 1:
             object.__setattr__(self, "matmul_proportion", self.matmul_proportion * self.ipus_per_replica)
+
+    @property
+    def trackers(self) -> Tuple[str, ...]:
+        """Where metrics go besides metrics.jsonl."""
+        chosen = ("wandb", "tensorboard") if self.report_to == "all" else (self.report_to or "",)
+        return tuple(
+            name for name in ("wandb", "tensorboard") if name in chosen or (self.wandb and name == "wandb")
+        )
 
     @property
     def resolved_norm(self) -> Norm:

@@ -205,7 +205,8 @@ def fit(
         total_steps=config.training_steps,
         log_steps=config.log_steps,
         progress_bar=config.progress_bar,
-        wandb_project=config.wandb_project if config.wandb else None,
+        trackers=config.trackers,
+        wandb_project=config.wandb_project,
         config=config.to_dict(),
     )
     others = data.workers.process_numbers()

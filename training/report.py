@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Collection, Dict, List, Mapping, Optional, Sequence
 
 from tqdm import tqdm
 
 import data.files
 
-from .errors import TrainingError
-from .folder import write_atomically
 from .metrics import Task, is_evaluated
 from .metrics_file import MetricsFile, Record, read_metrics
+from .trackers import start_trackers
 
 
 class Reporter:
     """Writes each record to all outputs. `total_steps` and `start_step` give the ETA.
 
     Lines of an earlier process for steps after `keep_until` are removed (-1: a new file). `earlier` is what
-    `sync` returned at the checkpoint that the run resumes.
+    `sync` returned at the checkpoint that the run resumes. `trackers`: see start_trackers.
     """
 
     def __init__(
@@ -37,14 +35,17 @@ class Reporter:
         total_steps: int,
         log_steps: int,
         progress_bar: bool,
-        wandb_project: Optional[str],
+        trackers: Collection[str],
+        wandb_project: str,
         config: Mapping[str, Any],
     ) -> None:
         self._file = MetricsFile(output / "metrics.jsonl", continue_from=keep_until, expected=earlier)
         self._task = task
         self._start_step, self._total_steps, self._log_steps = start_step, total_steps, log_steps
         self._began = time.perf_counter()
-        self._wandb = _start_wandb(output, wandb_project, config) if wandb_project is not None else None
+        self._trackers = start_trackers(
+            trackers, output, project=wandb_project, config=config, first_step=keep_until + 1
+        )
         # In a file or a pipe, plain lines are more useful than a progress bar.
         self._bar = (
             tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True)
@@ -54,10 +55,8 @@ class Reporter:
 
     def write(self, record: Record) -> None:
         self._file.write(record)
-        if self._wandb is not None:
-            self._wandb.log(
-                {key: value for key, value in record.items() if key != "step"}, step=int(record["step"])
-            )
+        for tracker in self._trackers:
+            tracker.write(record)
         step = int(record["step"])
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
@@ -99,8 +98,8 @@ class Reporter:
         self._file.close()
         if self._bar is not None:
             self._bar.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 class NoReporter(Reporter):
@@ -123,29 +122,6 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
-
-
-def _start_wandb(output: Path, project: str, config: Mapping[str, Any]) -> Any:
-    """A W&B run, offline unless WANDB_MODE is set; a resumed run continues the same one."""
-    try:
-        import wandb
-    except ImportError as error:
-        raise TrainingError(f"--wandb needs the package wandb ({error}): pip install wandb") from error
-
-    identity = output / "wandb_id"
-    settings: Dict[str, Any] = {"project": project, "dir": str(output), "config": dict(config)}
-    settings["mode"] = os.environ.get("WANDB_MODE", "offline")
-    if identity.exists():
-        settings.update(id=identity.read_text(encoding="utf-8").strip(), resume="allow")
-    try:
-        run = wandb.init(**settings)
-    except Exception as error:  # W&B raises many types of exceptions, some from its dependencies
-        raise TrainingError(
-            f"W&B can't start ({' '.join(str(error).split())[:300]}): run `wandb login`, set "
-            "WANDB_MODE=offline, or leave --wandb out"
-        ) from error
-    write_atomically(identity, run.id)
-    return run
 
 
 def plot_loss(
