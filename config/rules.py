@@ -119,12 +119,6 @@ def _packing(config: Keys) -> Iterator[Problem]:
     if config.task_facts.packed_inputs is None:
         yield Problem("packed_data", f"is for pretraining only, not for {config.task}; omit it")
         return
-    if config.packing_factor is not None and config.packing_factor > config.pack_depth:
-        yield Problem(
-            "packing_factor",
-            f"{config.packing_factor:g} is more than the {config.pack_depth} sequences that a row can have "
-            "(max_sequences_per_pack)",
-        )
     # A sequence's predictions are its share of the row's, rounded to the nearest and at least one.
     share = config.masked_lm_probability
     excess = max(0.5, 1 - SHORTEST_SEQUENCE * share)

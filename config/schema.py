@@ -291,9 +291,8 @@ class Keys(
         """The sequences that a verdict counts in a row."""
         if not self.packed_data:
             return 1.0
-        if self.packing_factor is not None:
-            return self.packing_factor
-        return min(float(self.pack_depth), published_packing_factor(self.sequence_length))
+        factor = self.packing_factor or published_packing_factor(self.sequence_length)
+        return min(float(self.pack_depth), factor)
 
     @property
     def sequences_per_step(self) -> int:

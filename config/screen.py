@@ -28,6 +28,12 @@ def summary(config: Config, name: str, given: Mapping[str, object]) -> Iterator[
         "machine": f"{config.target}, of whose IPUs {facts['ipus']} are used; pipeline stages: "
         f"{facts['pipeline_stages']}; seed {config.seed}",
     }
+    if config.packed_data:
+        rows["packing"] = (
+            f"rows of up to {config.pack_depth} sequences, {config.separator_tokens} tokens of padding "
+            f"between two; about {config.sequences_per_step:,} sequences in the "
+            f"{config.global_batch_size:,} rows of an update"
+        )
     if given:
         rows["flags"] = ", ".join(f"{key} {_shown(value)}" for key, value in given.items())
     yield f"configuration {name}:"
@@ -78,8 +84,9 @@ def changed_batch(config: Config, recipe: Mapping[str, Any], name: str) -> Optio
         size *= value
     if size == config.global_batch_size:
         return None
+    rows = "rows" if config.packed_data else "sequences"
     return (
-        f"warning: the global batch is {config.global_batch_size:,} sequences, not {size:,} as in {name}, "
+        f"warning: the global batch is {config.global_batch_size:,} {rows}, not {size:,} as in {name}, "
         "whose learning rate and training_steps were chosen for that"
     )
 

@@ -35,7 +35,7 @@ FORMAT = 2  # format 1 had no checksum of state.json
 _MOST_STATE_BYTES = 1 << 30
 # Keys that state.json must have; resuming needs more (find_start).
 _REQUIRED = ("format", "step", "sha256", "config", "rng_state", "progress")
-_SPEED = ("calls", "data_wait_s", "device_s")
+_SPEED = ("calls", "data_wait_s", "device_s", "samples")
 _KINDS: Dict[str, type] = {
     "step": int,
     "sha256": dict,
