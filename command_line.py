@@ -363,6 +363,16 @@ def print_speed(summary: Mapping[str, float]) -> None:
         print(f"speed: {summary['samples_per_s']:.1f} samples/s on average, {waiting}")
 
 
+def upload(config: Config, checkpoint: Optional[Path]) -> None:
+    """At the end of a run: uploads the checkpoint to the hub if push_to_hub asks for it. Raises
+    TrainingError."""
+    if config.push_to_hub is None or checkpoint is None:
+        return
+    from training import push_to_hub
+
+    print(f"uploaded to {push_to_hub(checkpoint, config.push_to_hub)}", flush=True)
+
+
 def print_verdict(
     config: Config,
     flags: argparse.Namespace,

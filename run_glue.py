@@ -179,6 +179,7 @@ def _fine_tune(
     print(training.GLUE.evaluation_part(scores))
     if device.name == "simulator":
         command_line.print_verdict(config, flags, output, summary)
+    command_line.upload(config, end.checkpoint)
     return GlueResult(output, end.step, scores, predictions, end.checkpoint, None)
 
 

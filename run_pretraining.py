@@ -183,6 +183,7 @@ def _run(
         _report(result, summary)
         if device.name == "simulator":
             command_line.print_verdict(config, flags, output, summary, instances)
+        command_line.upload(config, result.checkpoint)
     return result
 
 

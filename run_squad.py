@@ -191,6 +191,7 @@ def _fine_tune(
     print(training.SQUAD.evaluation_part(scores))
     if device.name == "simulator":
         command_line.print_verdict(config, flags, output, summary)
+    command_line.upload(config, end.checkpoint)
     return SquadResult(output, end.step, scores, latest.answered, end.checkpoint, None)
 
 

@@ -99,6 +99,9 @@ class RunKeys(KeyGroup):
     )
     wandb: bool = key("nothing", "older name of report_to wandb, which it adds", False)
     wandb_project: str = key("nothing", "Weights & Biases project", "groupbert-ipu")
+    push_to_hub: Optional[str] = key(
+        "nothing", "repository of the Hugging Face hub to which a finished run uploads its model", None
+    )
     data_timeout_s: int = key(
         "nothing",
         "seconds without a batch, or without prepared text, after which a run saves and ends; 0: never",

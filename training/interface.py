@@ -10,6 +10,7 @@ from .errors import CheckpointError, DivergenceError, TrainingError, is_worker_d
 from .evaluation import Evaluator, build_evaluator
 from .fine_tuning import validation_evaluator, with_training_steps, write_summary
 from .folder import hold_folder, write_atomically
+from .hub import push_to_hub
 from .job import Job, Start, find_start, fit
 from .loop import LoopPlan, Progress, Speed, refuse_bad_weights, train
 from .metrics import GLUE, PACKED_PRETRAINING, PRETRAINING, SQUAD, EvaluationMetrics
@@ -72,6 +73,7 @@ __all__ = [
     "plain",
     "plot_loss",
     "progress_of",
+    "push_to_hub",
     "refuse_bad_weights",
     "refuse_folder_of_a_run",
     "resolve_weights_folder",

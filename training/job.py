@@ -30,6 +30,7 @@ from .loading import training_batches
 from .loop import LoopPlan, Progress, refuse_bad_weights, train
 from .metrics import Task
 from .metrics_file import plain
+from .model_card import CARD_FILE, model_card
 from .optimizer import OptimizerPlan, Schedule, build_optimizer, check_state, state_at_rate
 from .report import NoReporter, Reporter
 from .rotation import Rotation, move_damaged_aside, sweep
@@ -154,10 +155,12 @@ def fit(
     if resumed is not None and instances.is_first:
         rotation.remove_old()
 
-    def save_model(folder: Path) -> None:
+    def save_model(folder: Path, now: Progress) -> None:
         models.save_pretrained(job.model, folder, tanh_gelu=computes_as_ipu(config, device))
         if job.tokenizer is not None:
             job.tokenizer.save(folder)
+        card = model_card(config, job.model, now.record, step=now.step, device=device, arguments=arguments)
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
     def save(now: Progress) -> Path:
         refuse_bad_weights(job.model, now.step)
@@ -188,7 +191,7 @@ def fit(
         folder = save_checkpoint(
             output,
             now.step,
-            save_model=save_model,
+            save_model=lambda folder: save_model(folder, now),
             optimizer_state=optimizer_state,
             state=state,
         )

@@ -244,7 +244,7 @@ def test_the_surface_changes_on_purpose_only() -> None:
     """Scripts and recipes out there use these names: adding one is fine, losing one is a break."""
     surface = """
         task seed training_steps eval_steps eval_batches checkpoint_steps checkpoints_to_keep
-        log_steps report_to wandb wandb_project data_timeout_s progress_bar
+        log_steps report_to wandb wandb_project push_to_hub data_timeout_s progress_bar
         model hidden_size num_layers num_heads intermediate_size vocab_size
         max_position_embeddings norm convolution feed_forward ffn_groups conv_group_size
         conv_kernel_size hidden_dropout attention_dropout layer_norm_eps corpus corpus_subset
