@@ -9,15 +9,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import multiprocessing
-import signal
+import os
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, ContextManager, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -28,28 +25,19 @@ import data
 import ipu
 import model as models
 import training
-from config import Config, ConfigError
+from config import Config
 from ipu.options import DevicePlan, training_options
 from training.optimizer import parameter_groups
 
-from . import micro_batches
-from .results import Column, Result, missing_note, publish, quartiles
+from . import host_rows, micro_batches
+from .contenders import Apart, Contender, compare
+from .results import Column, Result, missing_note, publish
 from .steps import random_batch, samples_per_call
 from .trainings import Budget
 
 # The first step creates the optimizer's state; the second is timed.
 _TRAINER_STEPS = 2
-
-
-class Contender:
-    """One side of a comparison: `step_s()` makes a weight update and returns its seconds.
-
-    `model` is the module whose weights are updated, if it is in this process.
-    """
-
-    def __init__(self, step_s: Callable[[], float], model: Optional[nn.Module] = None) -> None:
-        self.step_s = step_s
-        self.model = model
+_FIELDS_AS_USED = ("input_ids", "attention_mask", "token_type_ids", "labels", "next_sentence_label")
 
 
 def _timed(step: Callable[[], None], model: nn.Module) -> Contender:
@@ -89,7 +77,7 @@ class _OnDevice(_InDtype):
 
 def simulator(config: Config, dtype: str) -> Contender:
     """An update of `config` by the simulator's executor, as in run_pretraining; float32 or bfloat16."""
-    ipu.select_device(config.device, target=config.target)
+    ipu.select_device(config.device, target=config.target, precision=config.simulator_precision)
     model = _OnDevice(config, dtype)
     optimizer = training.build_optimizer(model, config.section(training.OptimizerPlan))
     options = training_options(config.section(DevicePlan))
@@ -145,21 +133,41 @@ def _keep_memory() -> None:
 
 def trainer(config: Config, dtype: str) -> Contender:
     """The same update by transformers.Trainer with default settings, no logging and no checkpoints."""
-    try:
-        import accelerate  # noqa: F401 (the Trainer needs it, and says so less plainly)
-        import transformers
-    except ImportError as error:
-        raise ConfigError(
-            f"the comparison with Hugging Face's Trainer needs {error.name}: pip install {error.name}, "
-            "or choose others with --only"
-        ) from error
-    transformers.logging.set_verbosity_error()
-    model = _ForTrainer(config)
     rows = [
         dict(zip(data.BATCH_FIELDS, sample)) for micro in _micro_batches(config) for sample in zip(*micro)
-    ] * _TRAINER_STEPS
+    ]
+    return _by_trainer(config, dtype, _ForTrainer(config), rows)
 
-    class Clock(transformers.TrainerCallback):  # type: ignore[misc]
+
+def trainer_as_used(config: Config, dtype: str) -> Contender:
+    """transformers' BertForPreTraining and Trainer, as their users have them: all positions are projected."""
+    transformers = host_rows.transformers_or_error()
+    model = transformers.BertForPreTraining(
+        transformers.BertConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            intermediate_size=4 * config.hidden_size,
+            max_position_embeddings=config.sequence_length,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    )
+    rows = []
+    for micro in _micro_batches(config):
+        for ids, mask, types, positions, masked, is_random in zip(*micro):
+            labels = torch.full_like(ids, -100).scatter(0, positions.long(), masked)
+            fields = (ids, mask, types, labels, is_random)
+            rows.append({name: field.long() for name, field in zip(_FIELDS_AS_USED, fields)})
+    return _by_trainer(config, dtype, model, rows)
+
+
+def _by_trainer(config: Config, dtype: str, model: nn.Module, rows: List[Dict[str, Tensor]]) -> Contender:
+    transformers = host_rows.transformers_or_error()
+    rows = rows * _TRAINER_STEPS
+
+    class Clock(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             self.seconds: List[float] = []
 
@@ -241,80 +249,122 @@ def _micro_batches(config: Config) -> List[Sequence[Tensor]]:
     return list(zip(*split))
 
 
-# In the process of `Apart`: the contender whose steps are timed.
-_contender: List[Contender] = []
-
-
-class Apart:
-    """A process for one contender at a time, so that the two sides share no allocator, threads or caches.
-
-    A context manager; leaving it ends the process.
-
-    :param name: of the side, for errors.
+@dataclass(frozen=True)
+class Comparison:
+    """A row. Each side is a function that builds it, and its arguments; `lacks()` says why this machine can't
+    show it, or None. `better`: "higher" for their time over ours, "lower" for ours over theirs.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        # Not forked: this process may have threads, and a configured allocator.
-        self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-
-    def contender(self, build: Callable[..., Contender], *arguments: Any) -> Contender:
-        """Replaces the process's contender with `build(*arguments)`. Raises what `build` raises."""
-        # Ctrl-C is handled in this process; the child inherits that it is ignored.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            made = self._pool.submit(_make, build, arguments)
-        finally:
-            signal.signal(signal.SIGINT, before)
-        self._result(made)
-        return Contender(lambda: float(self._result(self._pool.submit(_step_s))))
-
-    def _result(self, asked: Any) -> Any:
-        try:
-            return asked.result()
-        except BrokenProcessPool as error:
-            raise ConfigError(
-                f"the process of {self._name} died in the middle of a step, perhaps out of memory: "
-                "choose smaller comparisons with --only"
-            ) from error
-
-    def __enter__(self) -> Apart:
-        return self
-
-    def __exit__(self, *_: Optional[object]) -> None:
-        self._pool.shutdown()
+    name: str
+    ours: Tuple[Callable[..., Contender], Tuple[Any, ...]]
+    theirs: Tuple[Callable[..., Contender], Tuple[Any, ...]]
+    goal: float
+    stretch: float
+    better: str = "higher"
+    lacks: Callable[[], Optional[str]] = lambda: None
 
 
-def _make(build: Callable[..., Contender], arguments: Any) -> None:
-    _contender.clear()
-    _contender.append(build(*arguments))
+def lacks_bfloat16() -> Optional[str]:
+    """Why this machine can't show a row in bfloat16; None if it can."""
+    if ipu.bfloat16_instructions() is not None:
+        return None
+    return "needs a CPU with AMX or AVX512-BF16"
 
 
-def _step_s() -> float:
-    return _contender[0].step_s()
-
-
-# Comparisons in which the simulator must not be slower.
-_GOAL = 1.0
-# Warm-up until the allocator is in a steady state: the first steps allocate memory from the system.
-WARM_UP_ROUNDS = 3
-
-# Name -> the other side, model, dtype and batch: sequences per micro batch, micro batches per update.
-_COMPARISONS: Tuple[Tuple[str, str, str, str, int, int], ...] = (
-    tuple(
-        (f"{size}_{dtype}_vs_{other}", other, size, dtype, batch, 1)
-        for size, batch in (("mini", 16), ("medium", 8))
-        for dtype in ("float32", "bfloat16")
-        for other in ("plain_loop", "trainer")
-    )
-    + micro_batches.COMPARISONS
-)
-_OTHERS: Dict[str, Callable[[Config, str], Contender]] = {
-    "trainer": trainer,
+_PLAIN_LOOPS: Dict[str, Callable[[Config, str], Contender]] = {
     micro_batches.PLAIN: plain_loop,
     micro_batches.KEEPS_MEMORY: plain_loop_that_keeps_memory,
     micro_batches.ONE_BATCH: one_batch,
 }
+
+
+def _steps(size: str, batch: int, goals: Dict[str, Tuple[float, float]]) -> Iterator[Comparison]:
+    """Rows of one model's training step against a plain loop and the Trainer, in float32."""
+    config, narrow = config_of(size, batch, 1), config_of(size, batch, 1, "bfloat16")
+    ours = (simulator, (config, "float32"))
+    yield Comparison(
+        f"{size}_float32_vs_trainer_as_used",
+        ours,
+        (trainer_as_used, (config, "float32")),
+        *goals["trainer"],
+        lacks=host_rows.lacks_transformers,
+    )
+    yield Comparison(
+        f"{size}_float32_vs_trainer",
+        ours,
+        (trainer, (config, "float32")),
+        1.0,
+        1.0,
+        lacks=host_rows.lacks_transformers,
+    )
+    for other in (micro_batches.PLAIN, micro_batches.KEEPS_MEMORY):
+        theirs = (_PLAIN_LOOPS[other], (config, "float32"))
+        yield Comparison(f"{size}_float32_vs_{other}", ours, theirs, *goals["float32"])
+        yield Comparison(
+            f"{size}_bfloat16_vs_float32_{other}",
+            (simulator, (narrow, "float32")),
+            theirs,
+            *goals["bfloat16"],
+            lacks=lacks_bfloat16,
+        )
+
+
+def _encoders(
+    name: str,
+    ours: Tuple[host_rows.Family, str, int],
+    theirs: Tuple[host_rows.Family, str, int],
+    goal: float,
+    flops: float,
+) -> Iterator[Comparison]:
+    """GroupBERT's encoder over BERT's: family, size and number of layers of each."""
+    for precision in ("float32", "bfloat16"):
+        yield Comparison(
+            f"{name}_{precision}",
+            (host_rows.layers, (host_rows.layers_of(*ours, precision),)),
+            (host_rows.layers, (host_rows.layers_of(*theirs, precision),)),
+            goal,
+            flops,
+            "lower",
+            lacks_bfloat16 if precision == "bfloat16" else lambda: None,
+        )
+
+
+def comparisons() -> List[Comparison]:
+    """All rows, with their goals: what a two-core machine should reach, and what would be better still."""
+    mini = {"trainer": (3.8, 4.2), "float32": (1.2, 1.35), "bfloat16": (2.5, 3.0)}
+    medium = {"trainer": (2.0, 2.3), "float32": (1.2, 1.35), "bfloat16": (3.2, 3.8)}
+    merged = [
+        Comparison(
+            name,
+            (simulator, (config_of(size, batch, count), dtype)),
+            (_PLAIN_LOOPS[other], (config_of(size, batch, count), dtype)),
+            *micro_batches.GOALS[name],
+        )
+        for name, other, size, dtype, batch, count in micro_batches.COMPARISONS
+    ]
+    return [
+        *_steps("mini", 16, mini),
+        *_steps("medium", 8, medium),
+        *merged,
+        *_encoders(
+            "groupbert_layer_over_bert_layer", ("groupbert", "base", 1), ("bert", "base", 1), 1.65, 1.58
+        ),
+        *_encoders(
+            "groupbert_base_over_bert_large", ("groupbert", "base", 12), ("bert", "large", 24), 0.50, 0.45
+        ),
+        Comparison(
+            "masking_vs_collator",
+            (host_rows.masking, ()),
+            (host_rows.collator, ()),
+            50,
+            50,
+            lacks=host_rows.lacks_transformers,
+        ),
+        Comparison(
+            "tokenising_vs_encode_batch", (host_rows.tokenising, ()), (host_rows.encode_batch, ()), 1.5, 2
+        ),
+    ]
+
 
 _COLUMNS = (
     Column("name", "simulator against"),
@@ -332,7 +382,7 @@ _LENGTHS = {"tiny": (32, 5, 1024), "mini": (128, 20, 30522), "medium": (128, 20,
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    names = [comparison[0] for comparison in _COMPARISONS]
+    names = [comparison.name for comparison in comparisons()]
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the ratios to this file")
     parser.add_argument("--rounds", type=int, default=7, help="pairs per comparison [7]")
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="comparisons [all]")
@@ -344,74 +394,63 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
     command_line.choose_device(config_of("tiny", 1, 1))
     rows: List[Dict[str, Any]] = []
     missing: List[str] = []
-    chosen = [comparison for comparison in _COMPARISONS if comparison[0] in flags.only]
-    with Apart("the simulator") as our_process, Apart("the other side") as their_process:
-        for name, other, size, dtype, batch, accumulation in chosen:
-            if budget.is_spent:
-                missing.append(name)
+    left_out: Dict[str, str] = {}
+    with contextlib.ExitStack() as processes:
+        # Sides that keep freed memory have a process of their own: it does so for good.
+        apart = {name: processes.enter_context(Apart(name)) for name in _PROCESSES}
+        for comparison in comparisons():
+            if comparison.name not in flags.only:
                 continue
-            config = config_of(size, batch, accumulation)
-            ours = our_process.contender(simulator, config, dtype)
-            theirs = their_process.contender(_OTHERS[other], config, dtype)
-            goal, stretch = micro_batches.GOALS.get(name, (_GOAL, _GOAL))
-            measured = compare(ours, theirs, flags.rounds, budget)
-            rows.append({"name": name, **measured, "goal": goal, "stretch": stretch})
-            print(_COLUMNS[0].text(rows[-1]), f"{rows[-1]['median']:.3f}", flush=True)
+            if budget.is_spent:
+                missing.append(comparison.name)
+                continue
+            reason = comparison.lacks()
+            if reason is not None:
+                left_out[comparison.name] = reason
+                print(f"{comparison.name}: left out, {reason}", flush=True)
+                continue
+            (build_ours, our_arguments), (build_theirs, their_arguments) = comparison.ours, comparison.theirs
+            other = _KEEPS if "keeps_memory" in comparison.name else _OTHER
+            ours = apart[_OURS].contender(build_ours, *our_arguments)
+            theirs = apart[other].contender(build_theirs, *their_arguments)
+            measured = compare(ours, theirs, flags.rounds, budget, comparison.better)
+            rows.append(
+                {"name": comparison.name, **measured, "goal": comparison.goal, "stretch": comparison.stretch}
+            )
+            print(comparison.name, f"{rows[-1]['median']:.3f}", flush=True)
     ratios = {
         row["name"]: {key: row[key] for key in ("median", "low", "high", "goal", "stretch", "better")}
         for row in rows
     }
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     result = Result(
         "speed",
         "Host speed of the simulator's training step",
         _COLUMNS,
         rows,
         [
-            "Ratio: the other's time over the simulator's in an adjacent pair, median and quartiles; "
-            "above 1 the simulator is faster. Both use the same model and batch, no dropout and a fused "
-            "AdamW. Each runs in a separate process, with the allocator's default or own settings.",
+            "Ratio: the other's time over the simulator's in an adjacent pair, median and quartiles; above 1 "
+            "the simulator is faster. Where lower is better it is the first one's time over the second's. "
+            "Both use the same batch, no dropout and a fused AdamW. Each runs in a separate process, with "
+            "its own allocator settings; the loop that keeps memory has the simulator's.",
+            f"Load of the machine at the end, over a minute: {busy:.1f}; this benchmark's share is about 2.",
+            *(f"{name} is left out: it {reason}." for name, reason in left_out.items()),
             *missing_note(missing),
         ],
-        extra={"ratios": ratios},
+        extra={"ratios": ratios, "left_out": left_out},
     )
     publish(result, output, lambda figure: _draw(figure, rows))
     if flags.json is not None:
         flags.json.parent.mkdir(parents=True, exist_ok=True)
-        training.write_atomically(flags.json, json.dumps({"ratios": ratios}, indent=2) + "\n")
+        found = {"ratios": ratios, "left_out": left_out}
+        training.write_atomically(flags.json, json.dumps(found, indent=2) + "\n")
     return result
 
 
-def compare(
-    ours: Contender, theirs: Contender, rounds: int, budget: Optional[Budget] = None
-) -> Dict[str, Any]:
-    """Alternates the two, and which one starts, after at least one warm-up round."""
-    for _ in range(WARM_UP_ROUNDS):
-        ours.step_s()
-        theirs.step_s()
-    pairs = []
-    for number in range(rounds):
-        if number % 2:
-            second = theirs.step_s()
-            first = ours.step_s()
-        else:
-            first = ours.step_s()
-            second = theirs.step_s()
-        pairs.append((first, second))
-        if budget is not None and budget.is_spent:
-            break
-    low, median, high = quartiles([second / first for first, second in pairs])
-    return {
-        "rounds": len(pairs),
-        "ours_s": quartiles([first for first, _ in pairs])[1],
-        "theirs_s": quartiles([second for _, second in pairs])[1],
-        "median": median,
-        "low": low,
-        "high": high,
-        "better": "higher",
-    }
+_PROCESSES = _OURS, _OTHER, _KEEPS = "the simulator", "the other side", "the other side that keeps memory"
 
 
-def config_of(size: str, batch: int, accumulation: int) -> Config:
+def config_of(size: str, batch: int, accumulation: int, precision: host_rows.Precision = "float32") -> Config:
     hidden, layers, heads = _SIZES[size]
     length, masks, vocabulary = _LENGTHS[size]
     return Config(
@@ -432,6 +471,7 @@ def config_of(size: str, batch: int, accumulation: int) -> Config:
         target="pod4",
         ipus_per_replica=1,
         layers_per_ipu=(layers,),
+        simulator_precision=precision,
     )
 
 
@@ -441,6 +481,6 @@ def _draw(figure: Any, rows: Sequence[Dict[str, Any]]) -> None:
     medians = [row["median"] for row in rows]
     spread = [[row["median"] - row["low"] for row in rows], [row["high"] - row["median"] for row in rows]]
     axes.barh(names, medians, xerr=spread, capsize=4)
-    axes.axvline(_GOAL, color="k", ls="--", lw=1)
+    axes.plot([row["goal"] for row in rows], names, "k|", ms=12)
     axes.invert_yaxis()
     axes.set(xlabel="other's step time over the simulator's (higher: simulator faster)", title="Host speed")

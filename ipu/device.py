@@ -127,6 +127,14 @@ def waiting_note() -> str:
     return note and f", which {note}"
 
 
+def bfloat16_instructions() -> Optional[str]:
+    """The instructions for products in bfloat16 that this CPU has; None without any."""
+    make_simulator_importable()
+    from ipu_simulator import host
+
+    return host.bfloat16_instructions()
+
+
 def is_simulator() -> bool:
     """True if this process uses the simulator's PopTorch."""
     return _chosen is not None and _chosen.name == "simulator"

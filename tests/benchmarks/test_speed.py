@@ -6,8 +6,10 @@ import os
 import pytest
 import torch
 
-from benchmarks import speed
-from benchmarks.speed import Apart, Contender, compare, plain_loop, simulator
+import ipu
+from benchmarks import contenders, speed
+from benchmarks.contenders import Apart, Contender, compare
+from benchmarks.speed import plain_loop, simulator
 from config import ConfigError
 from run_benchmark import main
 
@@ -26,7 +28,7 @@ def test_they_alternate_and_take_turns_to_begin():
 
         return Contender(step_s)
 
-    warm_up = [9.0] * speed.WARM_UP_ROUNDS
+    warm_up = [9.0] * contenders.WARM_UP_ROUNDS
     ours = contender("ours", [*warm_up, 1.0, 2.0, 4.0])
     theirs = contender("theirs", [*warm_up, 2.0, 2.0, 2.0])
     row = compare(ours, theirs, 3)
@@ -34,6 +36,11 @@ def test_they_alternate_and_take_turns_to_begin():
     # Ratios of neighbours 2, 1 and 0.5; warming up isn't counted.
     assert (row["median"], row["low"], row["high"]) == (1.0, 0.75, 1.5)
     assert row["better"] == "higher"
+
+
+def test_where_lower_is_better_the_ratio_is_the_first_ones_time_over_the_seconds():
+    row = compare(Contender(lambda: 3.0), Contender(lambda: 2.0), 2, better="lower")
+    assert (row["median"], row["better"]) == (1.5, "lower")
 
 
 def test_what_goes_wrong_in_the_other_process_is_told():
@@ -68,6 +75,23 @@ def test_the_ratios_file(tmp_path, device):
     assert list(ratios) == [name]
     assert set(ratios[name]) == {"median", "low", "high", "goal", "stretch", "better"}
     assert (ratios[name]["goal"], ratios[name]["stretch"]) == (3.5, 4.0)
+
+
+def test_a_row_that_this_machine_cant_show_is_left_out_with_the_reason(tmp_path, device, monkeypatch):
+    monkeypatch.setattr(ipu, "bfloat16_instructions", lambda: None)
+    file, name = tmp_path / "ratios.json", "mini_bfloat16_vs_float32_plain_loop"
+    main(["speed", "--json", str(file), "--only", name, "--rounds", "1", "--output", str(tmp_path)])
+    reason = "needs a CPU with AMX or AVX512-BF16"
+    assert json.loads(file.read_text()) == {"ratios": {}, "left_out": {name: reason}}
+    assert f"{name} is left out: it {reason}." in (tmp_path / "speed.json").read_text()
+
+
+def test_both_sides_of_the_rows_about_data_run():
+    pytest.importorskip("accelerate")
+    for comparison in speed.comparisons():
+        if comparison.name in ("masking_vs_collator", "tokenising_vs_encode_batch"):
+            for build, arguments in (comparison.ours, comparison.theirs):
+                assert build(*arguments).step_s() > 0
 
 
 def test_one_batch_has_the_work_of_its_micro_batches(device):
