@@ -38,6 +38,8 @@ _COMPARED = {
     ),
 }
 _OWN = ("test_", "demo", "squad_demo", "glue_demo")  # prefixes of recipes of this project, not published
+# Recipes of the table that were never published, so nothing is known about their fit.
+_NEVER_RUN = ("groupbert_base_128_packed", "groupbert_base_512_packed")
 _PUBLISHED = "about 2 (published: half the training time, Graphcore's GroupBERT article, January 2022)"
 
 
@@ -114,7 +116,8 @@ def _known_fits(verdicts: Mapping[str, Any]) -> str:
         config = configuration.load(name, overrides=changes)
         return dry_run.assess(config, name, dry_run.program_of(config)).ipus
 
-    return str(known.markdown(known.judge(known.cases(verdicts), memory_of)))
+    ran = [name for name in verdicts if not name.startswith(_NEVER_RUN)]
+    return str(known.markdown(known.judge(known.cases(ran), memory_of)))
 
 
 def _page(rows: Sequence[Mapping[str, Any]], ratios: Sequence[str], known_fits: str) -> str:
