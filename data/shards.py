@@ -272,7 +272,7 @@ def load_manifest(folder: Path) -> Optional[Dict[str, Any]]:
         return None
     if manifest.get("sha256") != _sha256(manifest):
         raise DataError(_damaged(path, "its content doesn't match its own checksum"))
-    if manifest["format"] != FORMAT_VERSION or not isinstance(manifest.get("parameters"), dict):
+    if manifest.get("format") != FORMAT_VERSION or not isinstance(manifest.get("parameters"), dict):
         raise DataError(_damaged(path, f"its format isn't {FORMAT_VERSION}, or it has no parameters"))
     for split, headers in manifest["splits"].items():
         if not isinstance(headers, list) or not all(_has_counts(header) for header in headers):

@@ -108,6 +108,9 @@ class ModelConfig(EncoderKeys):
         return (self.norm, self.convolution, self.feed_forward) == ("pre", True, "grouped_projected")
 
 
+_LARGEST_SIZE = 1 << 24  # of any dimension; a larger one is a damaged file
+
+
 def _faults(config: ModelConfig) -> List[Fault]:
     faults = []
     sizes = (
@@ -119,6 +122,8 @@ def _faults(config: ModelConfig) -> List[Fault]:
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             faults.append(Fault(name, f"is {value!r}, but must be a positive integer"))
+        elif value > _LARGEST_SIZE:
+            faults.append(Fault(name, f"is {str(value)[:40]}, but must be at most {_LARGEST_SIZE}"))
     for name, legal in (("norm", NORMS), ("feed_forward", FEED_FORWARDS)):
         if getattr(config, name) not in legal:
             faults.append(Fault(name, f"is {getattr(config, name)!r}, but must be one of {', '.join(legal)}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import random
@@ -270,6 +271,11 @@ def test_a_manifest_has_a_checksum(tmp_path: Path) -> None:
 def test_a_manifest_that_is_consistent_but_wrong_is_refused(tmp_path: Path, splits: dict) -> None:
     write_manifest(tmp_path, {}, splits)
     with pytest.raises(DataError, match="lacks a count"):
+        load_manifest(tmp_path)
+    sealed = {"splits": {}}
+    sealed["sha256"] = hashlib.sha256(json.dumps(sealed).encode()).hexdigest()
+    (tmp_path / MANIFEST).write_text(json.dumps(sealed))
+    with pytest.raises(DataError, match="format isn't 2"):
         load_manifest(tmp_path)
 
 

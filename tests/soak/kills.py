@@ -1,0 +1,206 @@
+"""Runs that are killed at random moments, once or twice, and resumed, must end as uninterrupted ones do.
+
+A run is a fork of this process, which has imported everything: kills hit the work, not imports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import command_line
+import ipu
+import run_pretraining
+import run_squad
+from data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from tests.soak.fuzz import Figures
+from tests.soak.targets import tfrecord, tfrecord_example
+from training import compare
+from training.folder import step_folders
+
+ROOT = Path(__file__).resolve().parents[2]
+MOST_SECONDS = 120  # of one run
+_COMMON = ["--device", "simulator", "--no-progress-bar", "--eval-batches", "1", "--host-threads", "1"]
+_PRETRAINING = ["--config", "test_groupbert", *_COMMON, "--training-steps", "8", "--checkpoint-steps", "2"]
+_TEXT = ["--corpus", str(ROOT / "README.md"), "--validation-corpus", str(ROOT / "CONTRIBUTING.md")]
+_TEXT += ["--vocab-size", "500"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`arguments` of a run, given a folder for its inputs. `fresh`: each run prepares its data anew."""
+
+    main: Callable[..., object]
+    arguments: Callable[[Path], list[str]]
+    fresh: bool = False
+    variables: tuple[tuple[str, str], ...] = ()
+
+
+def _pretraining(_inputs: Path) -> list[str]:
+    return [*_PRETRAINING, *_TEXT, "--preprocessing-workers", "0", "--dataloader-workers", "1"]
+
+
+def _preprocessing(_inputs: Path) -> list[str]:
+    steps = ["--training-steps", "2", "--checkpoint-steps", "1", "--preprocessing-workers", "2"]
+    return ["--config", "test_groupbert", *_COMMON, *_TEXT, *steps]
+
+
+def _wandb(inputs: Path) -> list[str]:
+    return [*_pretraining(inputs), "--wandb"]
+
+
+def _hub(inputs: Path) -> list[str]:
+    """A data set of Hugging Face's library, from a local folder."""
+    folder = inputs / "dataset"
+    folder.mkdir(exist_ok=True)
+    paragraphs = (ROOT / "README.md").read_text().split("\n\n")
+    for split in ("train", "validation"):
+        lines = [json.dumps({"text": paragraph}) for paragraph in paragraphs]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    texts = ["--corpus", f"hf:{folder}", "--validation-corpus", f"hf:{folder}", "--vocab-size", "500"]
+    return [*_PRETRAINING, *texts, "--preprocessing-workers", "0"]
+
+
+def _tfrecords(inputs: Path) -> list[str]:
+    rng = random.Random(1)
+    examples = [tfrecord(tfrecord_example(rng, length=32, predictions=5)) for _ in range(200)]
+    (inputs / "examples.tfrecord").write_bytes(b"".join(examples))
+    lengths = ["--sequence-length", "32", "--mask-tokens", "5", "--validation-fraction", "0.2"]
+    return [*_PRETRAINING, "--corpus", str(inputs / "examples.tfrecord"), "--vocab-size", "500", *lengths]
+
+
+def _fine_tuning(inputs: Path) -> list[str]:
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789_.?,"
+    Tokenizer([*SPECIAL_TOKENS, *letters, *("##" + letter for letter in letters)]).save(inputs / "vocabulary")
+    source = json.loads((ROOT / "data" / "squad" / "demo" / "validation.json").read_text())
+    source["data"] = source["data"][:1]
+    source["data"][0]["paragraphs"] = source["data"][0]["paragraphs"][:2]
+    (inputs / "questions.json").write_text(json.dumps(source))
+    words = [
+        "--train-data",
+        str(inputs / "questions.json"),
+        "--validation-data",
+        str(inputs / "questions.json"),
+    ]
+    words += ["--tokenizer", str(inputs / "vocabulary"), "--training-steps", "6", "--checkpoint-steps", "2"]
+    return [
+        "--config",
+        "test_squad",
+        "--device",
+        "simulator",
+        "--no-progress-bar",
+        "--host-threads",
+        "1",
+        *words,
+    ]
+
+
+_OFFLINE = (("WANDB_MODE", "offline"), ("WANDB_SILENT", "true"))
+KINDS = {
+    "pretraining": Kind(run_pretraining.main, _pretraining),
+    "fine-tuning": Kind(run_squad.main, _fine_tuning),
+    "preprocessing": Kind(run_pretraining.main, _preprocessing, fresh=True),
+    "W&B offline": Kind(
+        run_pretraining.main, _wandb, variables=(("WANDB_MODE", "offline"), ("WANDB_SILENT", "true"))
+    ),
+    "hf: corpus": Kind(run_pretraining.main, _hub, fresh=True),
+    "TFRecord": Kind(run_pretraining.main, _tfrecords),
+}
+
+
+def _started(kind: Kind, words: list[str], log: Path) -> int:
+    """Forks a run; returns its process number."""
+    number = os.fork()
+    if number:
+        return number
+    status = 99
+    try:
+        os.setsid()
+        with log.open("ab", buffering=0) as stream:
+            os.dup2(stream.fileno(), 1)
+            os.dup2(stream.fileno(), 2)
+        os.environ.update(kind.variables)
+        sys.argv[1:] = words
+        status = command_line.run_as_program(kind.main)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
+
+
+def _ended(number: int, after_s: float) -> int | None:
+    """The status of a process that ends within this time; None: it was killed then."""
+    end = time.monotonic() + after_s
+    while time.monotonic() < end:
+        done, status = os.waitpid(number, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(number, signal.SIGKILL)
+    os.waitpid(number, 0)
+    return None
+
+
+def kills(name: str, count: int, folder: Path, *, seed: int, deadline: float) -> Figures:
+    """Kills `count` runs of a kind, or as many as the deadline (of time.monotonic) allows; `refused` counts
+    kills that struck."""
+    ipu.select_device("simulator")
+    kind, figures = KINDS[name], Figures()
+    inputs = folder / "inputs"
+    inputs.mkdir(parents=True)
+    plain = kind.arguments(inputs)
+    reference, cache = folder / "reference", folder / "cache"
+    words = [*plain, "--cache-folder", str(cache), "--output", str(reference)]
+    began = time.monotonic()
+    status = _ended(_started(kind, words, folder / "reference.log"), MOST_SECONDS)
+    took_s = time.monotonic() - began
+    assert status == 0, (folder / "reference.log").read_text()
+    rng = random.Random(f"{name} {seed}")
+    for number in range(count):
+        if time.monotonic() > deadline:
+            break
+        output, log = folder / f"run{number}", folder / f"run{number}.log"
+        used = folder / f"cache{number}" if kind.fresh else cache
+        words = [*plain, "--cache-folder", str(used), "--output", str(output)]
+        status = None
+        for _ in range(rng.randint(1, 2)):
+            status = _ended(_started(kind, _continued(words, output), log), rng.uniform(0, 1.1 * took_s))
+            if status is not None:
+                break
+            figures.refused += 1
+        if status is None:
+            status = _ended(_started(kind, _continued(words, output), log), MOST_SECONDS)
+        figures.inputs += 1
+        fault = _fault(status, log, reference, output)
+        if fault:
+            figures.faults.append((number, fault))
+        for path in (output, *([used] if kind.fresh else [])):
+            shutil.rmtree(path, ignore_errors=True)
+    return figures
+
+
+def _continued(words: list[str], output: Path) -> list[str]:
+    return [*words, "--resume"] if step_folders(output) else words
+
+
+def _fault(status: int | None, log: Path, reference: Path, output: Path) -> str:
+    said = log.read_text(errors="replace") if log.exists() else ""
+    if status != 0:
+        return f"status {status}: {said[-2000:]}"
+    if "Traceback" in said:
+        return f"a traceback: {said[-2000:]}"
+    with contextlib.suppress(ValueError):
+        _, differences, _ = compare.compare(reference, output)
+        return "; ".join(differences)
+    return "nothing in common with the uninterrupted run"
