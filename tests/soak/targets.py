@@ -240,7 +240,7 @@ def _change_checkpoint(rng: random.Random, files: Files) -> None:
 def _read_checkpoint(folder: Path) -> None:
     read_metrics(folder / "metrics.jsonl")
     checkpoint = read_checkpoint(folder / "checkpoints" / "step_00000004")
-    progress_of(checkpoint)
+    progress_of(checkpoint, 16)
     checkpoint.optimizer_state()
 
 
