@@ -266,7 +266,28 @@ def dry_run(config: Config, flags: argparse.Namespace) -> Union[DryRun, DryRunEl
     for line in flags.found:
         print(line, flush=True)
     _warn_of_changed_batch(flags, config)
-    return make_verdict(config, flags.config, output, instances=flags.instances)
+    made = make_verdict(config, flags.config, output, instances=flags.instances)
+    remedy = next((remedy.change for remedy in made.verdict.remedies if remedy.fits), None)
+    if remedy is not None:
+        print(f"the first of the remedies that fit: {_command_with(remedy, flags, config)}", flush=True)
+    return made
+
+
+def _command_with(change: str, flags: argparse.Namespace, config: Config) -> str:
+    """The command of this dry run with the flags of a remedy, which override earlier ones."""
+    words = ["python", f"run_{config.task}.py", "--config", flags.config]
+    if flags.configs != configuration.CONFIGS:
+        words += ["--configs", str(flags.configs)]
+    for key, value in configuration.overrides_from(flags).items():
+        flag = key.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            values = value if isinstance(value, (list, tuple)) else (value,)
+            words += [f"--{flag}", *("none" if entry is None else str(entry) for entry in values)]
+    if flags.instances != 1:
+        words += ["--instances", str(flags.instances)]
+    return f"{shlex.join(words)} {change} --dry-run"
 
 
 ROOT = Path(__file__).resolve().parent

@@ -61,7 +61,7 @@ def dry_run(config: Config, name: str, output: Path, *, instances: int = 1) -> D
         report.write(verdict, output)
         if not step_folders(output):
             write_atomically(output / "resolved.yml", config.to_yaml())
-    print(report.text(verdict))
+    print(report.shown(report.text(verdict), sys.stdout))
     if config.packed_data:
         print(_packs(config))
     if instances > 1 and config.replicated_tensor_sharding:
@@ -87,7 +87,7 @@ def verdict_beside(
     """At the end of a run on the simulator: the same verdict, with an update's measured time on this host."""
     verdict = verdict_of(config, name, instances=instances)
     report.write(verdict, output)
-    print(report.summary(verdict, measured_host_s))
+    print(report.shown(report.summary(verdict, measured_host_s), sys.stdout))
 
 
 def verdict_of(

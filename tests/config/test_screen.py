@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,24 @@ def test_a_list_of_another_file(tmp_path: Path, capsys: pytest.CaptureFixture) -
     with pytest.raises(SystemExit) as ended:
         run_pretraining.main(["--configs", str(tmp_path / "none.yml"), "--list"])
     assert ended.value.code == 2
+
+
+@pytest.mark.slow
+def test_a_remedy_is_a_command_to_paste(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """It parses to the flags of the dry run with the remedy's; this program is too large in any case."""
+    words = "--config demo --micro-batch-size 256 --gradient-accumulation 4 --max-grad-norm none".split()
+    words += ["--layers-per-ipu", "3", "--corpus", "my texts/*.txt", "--no-dynamic-masking"]
+    words += ["--output", str(tmp_path)]
+    made = run_pretraining.main([*words, "--dry-run"])
+    assert not made.fits
+    (line,) = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("the first of the remedies")
+    ]
+    command = shlex.split(line.partition(": ")[2])
+    assert command[:2] == ["python", "run_pretraining.py"] and command[-1] == "--dry-run"
+    parser = command_line.parser("", required=True)
+    config.add_flags(parser)
+    given, pasted = (config.overrides_from(parser.parse_args(each)) for each in ([*words], command[2:]))
+    remedy = next(remedy.change for remedy in made.verdict.remedies if remedy.fits)
+    changed = config.overrides_from(parser.parse_args(["--config", "demo", *remedy.split()]))
+    assert changed and pasted == {**given, **changed}

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..cost.verdict import Verdict
 from .html import comparison_html, html
+from .terminal import shown
 from .text import summary, text
 from .trace import trace_text
 
@@ -55,7 +56,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-__all__ = ["FILES", "comparison_html", "html", "summary", "text", "trace_text", "write"]
+__all__ = ["FILES", "comparison_html", "html", "shown", "summary", "text", "trace_text", "write"]
 
 FILES = ("verdict.json", "report.html", "trace.json")
 

@@ -114,8 +114,9 @@ def _remedies(verdict: Verdict) -> Iterator[str]:
     for remedy in verdict.remedies:
         outcome = "fits" if remedy.fits else "does not fit yet"
         sign = "+" if remedy.costs_s >= 0 else ""
+        share = remedy.costs_s / verdict.step_s if verdict.step_s else 0.0
         costs = f"{sign}{human_seconds(remedy.costs_s)}"
-        head = f"  {outcome:<16}  saves {human_bytes(remedy.saves_bytes):>10}  {costs:>10}  "
+        head = f"  {outcome:<16}  saves {human_bytes(remedy.saves_bytes):>10}  {share:>+8.1%}  {costs:>10}  "
         first, *others = _wrapped(remedy.change, _WIDTH - len(head))
         yield head + first
         yield from (" " * len(head) + other for other in others)

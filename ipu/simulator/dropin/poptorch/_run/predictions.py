@@ -176,7 +176,7 @@ def _write(predictions: Predictions, kind: str, folders: list[Path]) -> None:
 
         for folder in folders:
             report.write(verdict, folder)
-        environment.say(report.text(verdict))
+        environment.say(report.shown(report.text(verdict), sys.stderr))
     except Exception as error:
         logger.debug("The report failed", exc_info=True)
         _say(f"warning: no reports on the {kind} model: {type(error).__name__}: {error}")
