@@ -13,7 +13,7 @@ from ipu_simulator.cost.constants import memory_constants
 from ipu_simulator.cost.memory import memory_of, plans_of
 from ipu_simulator.cost.ops import OpCost
 from ipu_simulator.cost.settings import OptimizerSettings
-from ipu_simulator.cost.verdict import COMPONENTS, Buffer
+from ipu_simulator.cost.verdict import COMPONENTS, Buffer, IpuMemory
 from ipu_simulator.environment import target
 from ipu_simulator.graph.stages import stages_of
 
@@ -173,3 +173,34 @@ def test_no_smaller_set_proves_it(seed):
     assert proof.over_bytes == sum(buffer.bytes for buffer in buffers) - usable
     for few in itertools.combinations(buffers, len(sizes) - 1):
         assert sum(buffer.bytes for buffer in few) <= usable
+
+
+def test_buffers_are_a_proof_only_where_no_size_is_assumed():
+    def found(on, constants=CONSTANTS):
+        graph = chain(STAGES, WIDTHS)
+        program = settings(3)
+        estimate = memory_of(graph, stages_of(graph, program), program, on, constants)
+        return {overflow.ipu: overflow for overflow in estimate.overflows}
+
+    # Code alone is too large: no proof.
+    of_code = found(machine(bytes_per_tile=1_000_000))
+    assert of_code and not any(overflow.is_proof for overflow in of_code.values())
+    # Weights, state and stashes alone are too large, whatever the code: a proof, without code.
+    tiny = found(machine(bytes_per_tile=64))
+    assert tiny and all(overflow.is_proof for overflow in tiny.values())
+    for overflow in tiny.values():
+        assert sum(buffer.bytes for buffer in overflow.buffers) > 16 * 64 / CONSTANTS.tile_imbalance
+        assert not {"code", "exchange_code"} & {buffer.component for buffer in overflow.buffers}
+        assert overflow.over_bytes > 25_000_000  # of everything, code included
+
+
+def test_a_verdict_is_near_the_edge_if_a_quarter_of_the_code_decides():
+    def filled(code: int, others: int):
+        components = dict.fromkeys(COMPONENTS, 0) | {"code": code, "weights": others}
+        total = code + others
+        return IpuMemory(0, 1000, others, total, components, components, total, 1000)
+
+    assert filled(400, 500).filled_band == (pytest.approx(0.8), pytest.approx(1.0))
+    assert filled(400, 700).filled_band == (pytest.approx(1.0), pytest.approx(1.2))
+    assert filled(0, 990).filled_band == (0.99, 0.99)
+    assert filled(0, 0).filled_band == (0.0, 0.0)

@@ -152,3 +152,17 @@ def test_a_remedy_of_many_flags_breaks_in_front_of_one() -> None:
     assert max(map(len, lines[start:end])) <= 110
     parts = [line[line.index("--") :] for line in lines[start:end]]
     assert len(parts) > 1 and " ".join(parts) == remedy.change
+
+
+def test_a_verdict_near_the_edge_says_between_what_it_lies() -> None:
+    near, far = fitting(), fitting()
+    assert near.near_edge
+    assert "near the edge: 94.7% to 103.7% with 25% less or more of the assumed code, so it may not fit" in (
+        report.text(near)
+    )
+    ipus = tuple(replace(each, fullest_tile_bytes=each.fullest_tile_bytes // 2) for each in far.ipus)
+    far = replace(far, ipus=ipus)
+    assert not far.near_edge
+    assert "near the edge" not in report.text(far)
+    assert "near the edge" in report.html(near)
+    assert "near the edge" not in report.html(far)

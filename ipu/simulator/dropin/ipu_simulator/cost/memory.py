@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Callable, Iterable, Mapping, Sequence
 
 from ..environment import Target
@@ -23,7 +23,7 @@ from .ops import PRODUCTS, OpCost
 from .ops import op_cost as cost_of
 from .serialization import slices_of_weights
 from .settings import Settings
-from .verdict import COMPONENTS, Buffer, IpuMemory, LivenessPoint, Overflow
+from .verdict import ASSUMED_COMPONENTS, COMPONENTS, Buffer, IpuMemory, LivenessPoint, Overflow
 from .vertices import vertices
 
 # Buffers of a component that reports name.
@@ -193,6 +193,17 @@ def overflow(
     return Overflow(ipu, moment, over_bytes, tuple(taken), m2000)
 
 
+def _overflow_of_ipu(
+    ipu: int, moment: str, live: Sequence[Buffer], usable_bytes: int, capacity_bytes: int
+) -> Overflow:
+    """A proof if buffers whose sizes rest on no assumption exceed the SRAM; otherwise as `overflow`."""
+    found = overflow(ipu, moment, live, usable_bytes)
+    certain = [buffer for buffer in live if buffer.component not in ASSUMED_COMPONENTS]
+    if sum(buffer.bytes for buffer in certain) <= capacity_bytes:
+        return found
+    return replace(found, buffers=overflow(ipu, moment, certain, usable_bytes).buffers)
+
+
 def streaming_overflows(
     weights: WeightMemory, homes: Mapping[int, int], target: Target
 ) -> tuple[Overflow, ...]:
@@ -287,7 +298,7 @@ def memory_of(
         if memory.fullest_tile_bytes > memory.tile_capacity_bytes:
             moment = "always" if worst is None else str(plan.timeline.events[worst])
             usable_bytes = int(memory.capacity_bytes / constants.tile_imbalance)
-            overflows.append(overflow(ipu, moment, at_worst, usable_bytes))
+            overflows.append(_overflow_of_ipu(ipu, moment, at_worst, usable_bytes, memory.capacity_bytes))
     weights = WeightMemory(graph, sizes, settings, constants)
     overflows += streaming_overflows(weights, homes(graph), target)
     return MemoryEstimate(

@@ -18,6 +18,13 @@ COMPONENTS = (
     "stream_buffers",
 )
 
+# Sizes of code are assumed, as no figure is published. A verdict is near the edge if a quarter more or less of
+# it would change the verdict.
+_CODE = ("code", "exchange_code")
+CODE_BAND = 0.25
+# Components whose sizes rest on assumptions: on those, and on the plan of a product.
+ASSUMED_COMPONENTS = (*_CODE, "matmul_working_set")
+
 Origin = Literal["published", "derived", "fitted", "assumed", "measured"]
 
 
@@ -43,6 +50,19 @@ class IpuMemory:
     def filled(self) -> float:
         """Fill level of the fullest tile: above 1, the program doesn't fit."""
         return self.fullest_tile_bytes / self.tile_capacity_bytes
+
+    @property
+    def code_bytes(self) -> int:
+        """Code at the peak, exchange code included."""
+        return sum(self.components.get(name, 0) for name in _CODE)
+
+    @property
+    def filled_band(self) -> tuple[float, float]:
+        """Fill levels with CODE_BAND less and more of the assumed code."""
+        if not self.peak_bytes:
+            return self.filled, self.filled
+        change = CODE_BAND * self.code_bytes / self.peak_bytes
+        return self.filled * (1 - change), self.filled * (1 + change)
 
     @property
     def usable_bytes(self) -> int:
@@ -135,6 +155,11 @@ class Overflow:
     m2000: int | None = None
 
     @property
+    def is_proof(self) -> bool:
+        """Whether no buffer's size rests on an assumption."""
+        return not any(buffer.component in ASSUMED_COMPONENTS for buffer in self.buffers)
+
+    @property
     def memory(self) -> str:
         """Name of the memory, for messages."""
         return f"IPU {self.ipu}" if self.m2000 is None else f"the streaming memory of M2000 {self.m2000}"
@@ -220,6 +245,14 @@ class Verdict:
     time_to_train_s: float
     remedies: tuple[Remedy, ...]
     details: Details
+
+    @property
+    def near_edge(self) -> bool:
+        """Whether CODE_BAND less or more of the assumed code would change the answer about memory."""
+        if any(overflow.m2000 is not None for overflow in self.details.overflows):
+            return False
+        low, high = (max(memory.filled_band[end] for memory in self.ipus) for end in (0, 1))
+        return low <= 1 < high
 
     def to_dict(self) -> dict[str, Any]:
         """The content of verdict.json; of `details` only overflows, bounds and assumptions."""

@@ -365,6 +365,7 @@ def html(verdict: Verdict) -> str:
             components=COMPONENTS,
             origins=ORIGINS,
             fullest=sums.fullest(verdict),
+            near_edge=sums.near_edge(verdict) if verdict.near_edge else "",
             samples=sums.samples_per_step(verdict),
             cycle_name=sums.cycle_name(verdict),
             step_name=sums.step_name(verdict),

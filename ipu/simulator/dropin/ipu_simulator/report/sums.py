@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Callable, Hashable
 
-from ..cost.verdict import IpuMemory, StageTime, Verdict, Work
+from ..cost.verdict import CODE_BAND, IpuMemory, StageTime, Verdict, Work
 
 # Phases that run in every pipeline cycle; the others run once per weight update.
 CYCLE_PHASES = ("forward", "recompute", "backward")
@@ -44,6 +44,16 @@ class CostlyOp:
 def fullest(verdict: Verdict) -> IpuMemory:
     """The IPU with the least headroom."""
     return max(verdict.ipus, key=lambda memory: memory.filled)
+
+
+def near_edge(verdict: Verdict) -> str:
+    """Of a verdict near the edge: between which fill levels it lies, and why."""
+    low, high = (max(memory.filled_band[end] for memory in verdict.ipus) for end in (0, 1))
+    answer = "it may not fit" if verdict.fits else "it may fit"
+    return (
+        f"near the edge: {percent(low)} to {percent(high)} with {CODE_BAND:.0%} less or more of the assumed "
+        f"code, so {answer}"
+    )
 
 
 def busy_s(stage: StageTime) -> float:

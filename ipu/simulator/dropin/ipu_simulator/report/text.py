@@ -17,6 +17,7 @@ from .sums import (
     human_count,
     human_rate,
     human_seconds,
+    near_edge,
     percent,
     samples_per_step,
     step_name,
@@ -34,6 +35,8 @@ _BUFFER_WIDTH, _MODULE_WIDTH = 68, 20
 def text(verdict: Verdict) -> str:
     """The table that a dry run prints; ends with a newline."""
     sections = [_headline(verdict)]
+    if verdict.near_edge:
+        sections.append(near_edge(verdict))
     if verdict.details.lacking_ipus:
         sections.append(_lacking_ipus(verdict))
     if verdict.details.overflows:
@@ -97,7 +100,8 @@ def _proof(overflow: Overflow) -> Iterator[str]:
     number = len(overflow.buffers)
     which = "this buffer alone exceeds" if number == 1 else f"these {number} buffers alone exceed"
     moment = f" in {overflow.moment}" if overflow.m2000 is None else ""
-    yield f"proof: {overflow.memory} lacks {human_bytes(overflow.over_bytes)}{moment}"
+    kind = "proof" if overflow.is_proof else "estimate"
+    yield f"{kind}: {overflow.memory} lacks {human_bytes(overflow.over_bytes)}{moment}"
     yield f"  {total:>10}  in total: {which} its memory"
     for buffer in overflow.buffers[:_BUFFERS_SHOWN]:
         where = _shortened(buffer.module, max(_BUFFER_WIDTH - len(buffer.name), _MODULE_WIDTH))
