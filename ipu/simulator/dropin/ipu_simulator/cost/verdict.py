@@ -18,8 +18,8 @@ COMPONENTS = (
     "stream_buffers",
 )
 
-# Sizes of code are assumed, as no figure is published. A verdict is near the edge if a quarter more or less of
-# it would change the verdict.
+# Sizes of code are assumed, as no figure is published. If a quarter more or less of it changes the
+# verdict, that is near the edge.
 _CODE = ("code", "exchange_code")
 CODE_BAND = 0.25
 # Components whose sizes rest on assumptions: on those, and on the plan of a product.
