@@ -59,6 +59,16 @@ def test_the_dry_run_prints_what_readme_shows(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "report.html").is_file() and (tmp_path / "out" / "trace.json").is_file()
 
 
+def test_the_example_report_has_the_numbers_that_readme_shows() -> None:
+    """If not: `--dry-run --output docs/example` again, and a picture of its first screen."""
+    assert SHOWN is not None
+    report = (ROOT / "docs" / "example" / "report.html").read_text(encoding="utf-8")
+    numbers = re.findall(r"headroom ([\d.]+ \w+)|time to train +(\S.*?)   ", SHOWN[2])
+    assert len(numbers) >= 5
+    assert not [number for pair in numbers for number in pair if number and number not in report]
+    assert (ROOT / "docs" / "example" / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
 @needs_verdict
 def test_a_program_of_the_readers_runs(tmp_path: Path) -> None:
     (command,) = [command for command in COMMANDS if "your_script.py" in command]
