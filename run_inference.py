@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence,
 import command_line
 import config as configuration
 import ipu
-from config import Config, ConfigError
+from config import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +48,6 @@ _KEYS = (
     "replication_factor layers_per_ipu matmul_proportion executable_cache seed cache_folder doc_stride "
     "max_query_length max_answer_length n_best_size null_score_diff_threshold squad_version"
 ).split()
-_LAYERS_OF_AN_IPU = 6  # of BERT Base, in float16, with room for activations
 
 
 @dataclass(frozen=True)
@@ -188,6 +187,7 @@ class _Job:
         self, flags: argparse.Namespace, folder: Path, tokenizer: Tokenizer, texts: List[Text]
     ) -> None:
         from model import read_model_config
+        from training import inference_config
 
         self.flags, self.folder, self.tokenizer, self.texts = flags, folder, tokenizer, texts
         self.lengths: Dict[str, object] = {}  # keys that follow from the sequence length
@@ -208,7 +208,9 @@ class _Job:
             )
         self.inputs = self.encode(wanted if isinstance(wanted, int) else None, most)
         self.sequence_length = int(self.inputs[0].shape[1])
-        self.config = _config(self.model_config, self.task, self.sequence_length, {**given, **self.lengths})
+        self.config = inference_config(
+            self.model_config, self.task, self.sequence_length, {**given, **self.lengths}
+        )
 
     def encode(self, length: Optional[int], most: int) -> Tuple[np.ndarray, ...]:
         """The inputs of all texts, at a sequence length that is `length` or found."""
@@ -264,7 +266,7 @@ class _FillMask(_Job):
         return (*super().encode(length, most), self.encoded.mask_positions)
 
     def kind(self) -> Any:
-        from model.inference_models import FillMaskModel
+        from model import FillMaskModel
 
         return FillMaskModel
 
@@ -341,7 +343,7 @@ class _Embeddings(_Job):
     task, head = "glue", "glue"
 
     def kind(self) -> Any:
-        from model.inference_models import EmbeddingModel
+        from model import EmbeddingModel
 
         return EmbeddingModel
 
@@ -413,38 +415,6 @@ _JOBS: Dict[str, Callable[..., _Job]] = {
     "classes": _Classes,
     "embeddings": _Embeddings,
 }
-
-
-def _config(model: Any, task: str, sequence_length: int, given: Dict[str, object]) -> Config:
-    """A configuration with the checkpoint's model, for its keys of device and answers.
-
-    By default the layers are shared by as few IPUs as have _LAYERS_OF_AN_IPU layers of BERT Base's size.
-    """
-    from ipu.placement import balanced_layers, minimum_gradient_accumulation
-    from model import TASKS
-    from model.config import EncoderKeys
-
-    size = model.num_layers * (model.hidden_size / 768) ** 2
-    ipus = min(max(1, -(-int(size) // _LAYERS_OF_AN_IPU)), model.num_layers)
-    layers = given.get("layers_per_ipu", tuple(balanced_layers(model.num_layers, ipus)))
-    assert isinstance(layers, tuple)
-    values: Dict[str, Any] = {
-        **{name: getattr(model, name) for name in EncoderKeys.__dataclass_fields__},
-        "task": task,
-        "model": "groupbert" if model.convolution else "bert",
-        "glue_task": "csv" if task == "glue" else "mnli",
-        "training_steps": 1,
-        "learning_rate": 1.0,
-        "micro_batch_size": 8,
-        "mask_tokens": 1,
-        "layers_per_ipu": layers,
-        "ipus_per_replica": len(layers),
-        "gradient_accumulation": minimum_gradient_accumulation(layers, TASKS[task].place),
-        **given,
-        "sequence_length": sequence_length,
-    }
-    values["validation_device_iterations"] = max(4, len(layers) + 1)
-    return Config(**values)
 
 
 def _computed(job: _Job, plan: DevicePlan, device: ipu.DeviceChoice) -> Tuple[List[np.ndarray], Measured]:

@@ -51,6 +51,12 @@ def _verdicts() -> Benchmark:
     return verdicts
 
 
+def _downstream() -> Benchmark:
+    from . import downstream
+
+    return downstream
+
+
 def _throughput() -> Benchmark:
     from . import throughput
 
@@ -102,6 +108,7 @@ def _everything() -> Benchmark:
 COMMANDS: Dict[str, Command] = {
     "time-to-train": Command("how long whole recipes take, and how long until a target loss", _time_to_train),
     "verdicts": Command("the verdict on every published recipe", _verdicts),
+    "downstream": Command("predicted speed of fine-tuning and inference on POD4 and POD16", _downstream),
     "throughput": Command("samples/s, tokens/s and utilisation of training", _throughput),
     "ablation": Command("from BERT to GroupBERT, one enhancement at a time (Figure 5)", _ablation),
     "pareto": Command("BERT and GroupBERT sizes, loss against FLOPs (Figure 6)", _pareto),

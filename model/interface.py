@@ -9,6 +9,7 @@ from .conversion import from_pretrained, model_folder, read_model_config, save_p
 from .files import ConversionError
 from .flops import count_parameters, flops_per_sequence
 from .heads import PRETRAINING_OUTPUTS, TASKS, ClassificationModel, PretrainingModel, SquadModel, TaskModel
+from .inference_models import EmbeddingModel, FillMaskModel
 from .ipu_annotations import Annotations, annotate
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "Annotations",
     "ClassificationModel",
     "ConversionError",
+    "EmbeddingModel",
+    "FillMaskModel",
     "ModelConfig",
     "ModelConfigError",
     "PretrainingModel",

@@ -11,6 +11,7 @@ from .evaluation import Evaluator, build_evaluator
 from .fine_tuning import validation_evaluator, with_training_steps, write_summary
 from .folder import hold_folder, write_atomically
 from .hub import push_to_hub
+from .inference_keys import inference_config
 from .job import Job, Start, find_start, fit
 from .loop import LoopPlan, Progress, Speed, refuse_bad_weights, train
 from .metrics import GLUE, PACKED_PRETRAINING, PRETRAINING, SQUAD, EvaluationMetrics
@@ -66,6 +67,7 @@ __all__ = [
     "fit",
     "hold_folder",
     "ignore_interrupts",
+    "inference_config",
     "initial_model",
     "is_worker_death",
     "out_of_memory_bytes",
