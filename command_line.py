@@ -78,6 +78,12 @@ def parser(description: str, *, required: bool) -> configuration.FlagParser:
         "needs requirements.txt",
     )
     made.add_argument(
+        "--inference",
+        action="store_true",
+        help="with --dry-run: report on the model's forward pass alone: latency of a micro batch (of 1 with "
+        "--micro-batch-size 1), throughput, memory",
+    )
+    made.add_argument(
         "--instances",
         type=int,
         default=1,
@@ -155,6 +161,8 @@ def load_config(flags: argparse.Namespace, task: str) -> Config:
         raise ConfigError(
             f"{flags.config} is a {config.task} recipe, but this runner needs a {task} recipe: {advice}"
         )
+    if flags.inference and not flags.dry_run:
+        raise ConfigError("--inference is read with --dry-run only: run_inference.py runs a trained model")
     if flags.instances != 1:
         _check_instances(flags, config)
     return _with_sizes_of_checkpoint(config, flags, overrides)
@@ -252,6 +260,7 @@ def dry_run(config: Config, flags: argparse.Namespace) -> Union[DryRun, DryRunEl
     output = flags.output or Path("output") / flags.config
     if flags.simulator_python is not None:
         words = ["--dry-run", "--instances", str(flags.instances)]
+        words += ["--inference"] if flags.inference else []
         done = run_on_simulator(flags.simulator_python, config, flags.config, output, *words)
         print(done.stdout, end="", flush=True)
         return DryRunElsewhere(output, done.returncode == 0)
@@ -265,8 +274,9 @@ def dry_run(config: Config, flags: argparse.Namespace) -> Union[DryRun, DryRunEl
         print(f"the verdict needs no device: --device {config.device} is ignored", flush=True)
     for line in flags.found:
         print(line, flush=True)
-    _warn_of_changed_batch(flags, config)
-    made = make_verdict(config, flags.config, output, instances=flags.instances)
+    if not flags.inference:
+        _warn_of_changed_batch(flags, config)
+    made = make_verdict(config, flags.config, output, instances=flags.instances, inference=flags.inference)
     remedy = next((remedy.change for remedy in made.verdict.remedies if remedy.fits), None)
     if remedy is not None:
         print(f"the first of the remedies that fit: {_command_with(remedy, flags, config)}", flush=True)

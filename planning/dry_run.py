@@ -49,15 +49,22 @@ class DryRun:
         return self.verdict.fits
 
 
-def dry_run(config: Config, name: str, output: Path, *, instances: int = 1) -> DryRun:
+def dry_run(
+    config: Config, name: str, output: Path, *, instances: int = 1, inference: bool = False
+) -> DryRun:
     """Predicts a run, prints the verdict and writes it to `output`, with the configuration.
+
+    `inference`: the verdict is on the trained model's forward pass alone.
 
     Files of a training run in `output` don't change, including resolved.yml.
     """
     from training.folder import hold_folder, step_folders, write_atomically
 
     with hold_folder(output):
-        verdict = verdict_of(config, name, instances=instances, capture=kept_program_of)
+        if inference:
+            verdict = inference_verdict_of(config, name)
+        else:
+            verdict = verdict_of(config, name, instances=instances, capture=kept_program_of)
         report.write(verdict, output)
         if not step_folders(output):
             write_atomically(output / "resolved.yml", config.to_yaml())
@@ -115,6 +122,46 @@ def kept_program_of(config: Config) -> Captured:
         found = program_of(config)
         programs.keep(config, found)
     return found
+
+
+# A fine-tuned model's inputs without labels: tokens, mask and types.
+_WITHOUT_LABELS = 3
+
+
+def inference_verdict_of(config: Config, name: str) -> Verdict:
+    """The verdict on inference: latency of a micro batch, throughput, memory. It has no remedies.
+
+    The model runs in the configuration's placement and micro batches, with `ipu.options.inference_options`:
+    a fine-tuned model without labels, a pretraining model with those of an evaluation.
+    """
+    ipu.select_device("simulator")
+    import torch
+    from poptorch import simulator
+
+    import model as models
+    from ipu.options import DevicePlan, inference_options
+
+    with simulator.without_memory():
+        model = config.task_model(config.model_config()).eval()
+        if config.precision == "float16":
+            model.half()
+        models.annotate(
+            model,
+            config.layers_per_ipu,
+            embedding_serialization_factor=config.embedding_serialization_factor,
+            recompute_checkpoint_every_layer=False,
+            one_hot_masked_positions=config.one_hot_masked_positions,
+        )
+        shapes = _input_shapes(config)
+        if not config.task_facts.is_pretraining:
+            shapes = shapes[:_WITHOUT_LABELS]
+        inputs = tuple(torch.zeros(shape, dtype=torch.int32) for shape in shapes)
+    plan = config.section(DevicePlan)
+    one = replace(plan, replication_factor=1, replicated_tensor_sharding=False)
+    graph = simulator.capture(model, inputs, {}, inference_options(one), training=False)
+    settings = simulator.settings_of(inference_options(plan), None, micro_batch_size=config.micro_batch_size)
+    program = graph, replace(settings, matmul_proportions=config.matmul_proportion)
+    return replace(assess(config, name, program), training_steps=0, time_to_train_s=0.0)
 
 
 def assess(config: Config, name: str, program: Captured) -> Verdict:

@@ -247,6 +247,14 @@ class Verdict:
     details: Details
 
     @property
+    def latency_s(self) -> float:
+        """From a micro batch's input on the host to its outputs there: its way through the pipeline's stages,
+        and the host's part of a call. In training a stage's cycle has its backward pass too.
+        """
+        cycles = self.pipeline.forward_stages if self.pipeline.pipelined else 1
+        return cycles * self.pipeline.cycle_s + self.host_s
+
+    @property
     def near_edge(self) -> bool:
         """Whether CODE_BAND less or more of the assumed code would change the answer about memory."""
         if any(overflow.m2000 is not None for overflow in self.details.overflows):

@@ -192,6 +192,11 @@ def _time(verdict: Verdict) -> Iterator[str]:
         f"  host              {human_seconds(verdict.host_s):>12}   "
         "call overhead, and input transfers that don't overlap with compute"
     )
+    if step_name(verdict) == "call":
+        yield (
+            f"  latency           {human_seconds(verdict.latency_s):>12}   "
+            "of a micro batch: from its input on the host to its outputs"
+        )
     yield (
         f"  {f'one {step_name(verdict)}':<17} {human_seconds(verdict.step_s):>12}   "
         f"{samples_per_step(verdict):,} samples: {', '.join(_rates(verdict))}"
