@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -104,3 +105,12 @@ def test_a_failed_installation_is_an_error(tmp_path: Path) -> None:
     python.chmod(0o755)
     with pytest.raises(subprocess.CalledProcessError):
         dependencies.install(python, "requirements.txt")
+
+
+def test_an_audit_counts_only_what_a_service_knows() -> None:
+    known = {"name": "a", "version": "1", "vulns": [{"id": "CVE-1", "aliases": []}]}
+    clean = {"name": "b", "version": "2", "vulns": []}
+    unknown = {"name": "c", "skip_reason": "Dependency not found"}
+    report = json.dumps({"dependencies": [known, clean, unknown], "fixes": []})
+    assert dependencies.audited(report) == {"a 1": ["CVE-1"], "b 2": []}
+    assert dependencies.audited("") == dependencies.audited("{}") == {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import re
 import subprocess
 import sys
@@ -146,15 +147,43 @@ def licence_of(metadata: importlib.metadata.PackageMetadata) -> str:
 
 
 def audit() -> int:
-    """Asks a vulnerability service about the locked packages. pip-audit's status; 2 without a service."""
-    words = ["--disable-pip", "--require-hashes", "--timeout", "30"]
-    words += [word for lock in LOCKS.values() for word in ("-r", lock)]
+    """Asks the services that know of vulnerabilities about the locked packages, and prints what they know.
+
+    0: none is known; 1: some are; 2: no service knows the packages.
+    """
+    words = ["--disable-pip", "--require-hashes", "--timeout", "30", "--progress-spinner", "off"]
+    words += ["-r", LOCKS["requirements-dev.txt"], "--format", "json"]
+    with _tool(_PIP_AUDIT) as python:
+        for service in ("pypi", "osv"):
+            command = [str(python), "-m", "pip_audit", "--vulnerability-service", service, *words]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+            found = audited(done.stdout)
+            if found:
+                for name, known in sorted(found.items()):
+                    if known:
+                        print(f"{name}: {', '.join(known)}")
+                print(
+                    f"{service}: {len(found)} packages audited, {sum(map(bool, found.values()))} vulnerable"
+                )
+                return int(any(found.values()))
+            print(
+                f"no audit by {service}: {(done.stderr.strip() or 'it knows no package')[-300:]}",
+                file=sys.stderr,
+            )
+    return 2
+
+
+def audited(report: str) -> dict[str, list[str]]:
+    """Each package that a service knows, with its vulnerabilities, from pip-audit's JSON."""
     try:
-        with _tool(_PIP_AUDIT) as python:
-            return subprocess.run([python, "-m", "pip_audit", *words], cwd=ROOT, timeout=900).returncode
-    except (subprocess.SubprocessError, OSError) as error:
-        print(f"no audit: {error}", file=sys.stderr)
-        return 2
+        packages = json.loads(report)["dependencies"]
+    except (ValueError, KeyError):
+        return {}
+    return {
+        f"{each['name']} {each['version']}": [known["id"] for known in each["vulns"]]
+        for each in packages
+        if "skip_reason" not in each
+    }
 
 
 if __name__ == "__main__":
