@@ -157,9 +157,10 @@ def _train_merged(
         for which, value in zip(together, losses.detach().reshape(len(together), -1).sum(1).tolist()):
             if not math.isfinite(value):
                 program.on_bad_loss(which, value)
+    of_each = [tensor.detach().unbind() for tensor in outputs]
     for index, which in enumerate(together):
-        collector.add(which, [tensor[index] for tensor in outputs])
-    del losses, outputs, results
+        collector.add(which, [parts[index] for parts in of_each])
+    del losses, outputs, results, of_each
     with torch.no_grad():
         gradients.add(weights, together[-1])
     return True
