@@ -9,7 +9,8 @@ import pytest
 import torch
 from ipu_simulator.cost.constants import constants
 from ipu_simulator.cost.ops import op_cost
-from ipu_simulator.cost.time import load_of, pipeline_cycles, program_of, time_of
+from ipu_simulator.cost.pipeline import StageWork, cycle_s, cycles_s, full_cycle, pipeline_cycles
+from ipu_simulator.cost.time import load_of, program_of, time_of
 from ipu_simulator.environment import target
 from ipu_simulator.graph.stages import stages_of
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,39 +26,58 @@ def estimate(graph, settings, machine=BOW):
     return time_of(graph, stages_of(graph, settings), settings, machine, constants())
 
 
-def by_events(stages, micro_batches):
-    """(seconds, cycles) until every micro batch has passed [(forward, backward)] stages, one per IPU.
+def by_events(stages, micro_batches, training=True):
+    """(seconds, cycles) until every micro batch has passed `stages`, played micro batch by micro batch.
 
-    A pipeline cycle ends when the slowest busy stage is done. A micro batch is in stage s one cycle after
-    stage s - 1, and in its backward pass one cycle after that of stage s + 1; the last stage does both in one
-    cycle.
+    Each micro batch takes one stage a cycle, forward and back; the last stage does both in one cycle. A cycle
+    ends when the slowest busy IPU and the slowest sender are done.
     """
     last = len(stages) - 1
-    time, cycle, left = 0.0, 0, len(stages) * micro_batches
-    while left:
-        busy = []
-        for index, (forward, backward) in enumerate(stages):
-            work = 0.0
-            if 0 <= cycle - index < micro_batches:
-                work += forward
-            if 0 <= cycle - (2 * last - index) < micro_batches:
-                work += backward
-                left -= 1
-            busy.append(work)
-        time += max(busy)
+    path = [[("forward", stage)] for stage in range(last)]
+    path.append([("forward", last), ("backward", last)] if training else [("forward", last)])
+    path += [[("backward", stage)] for stage in reversed(range(last))] if training else []
+    waiting, on_the_way, seconds, cycle = micro_batches, [], 0.0, 0
+    while waiting or on_the_way:
+        if waiting:
+            on_the_way.append(0)
+            waiting -= 1
+        computing, sending = {}, {}
+        for position in on_the_way:
+            for phase, index in path[position]:
+                stage = stages[index]
+                work = (stage.forward_s, stage.sending_s)
+                if phase == "backward":
+                    work = (stage.backward_s, stage.sending_back_s)
+                computing[stage.ipu] = computing.get(stage.ipu, 0.0) + work[0]
+                sending[stage.ipu] = sending.get(stage.ipu, 0.0) + work[1]
+        seconds += max(computing.values()) + max(sending.values())
+        on_the_way = [position + 1 for position in on_the_way if position + 1 < len(path)]
         cycle += 1
-    return time, cycle
+    return seconds, cycle
 
 
-@pytest.mark.parametrize("stages", range(1, 9))
-@pytest.mark.parametrize("extra", [0, 1, 7, 64])
-def test_as_many_cycles_as_a_simulation_by_events_needs(stages, extra):
-    micro_batches = 2 * stages - 1 + extra
-    time, cycles = by_events([(1.0, 2.0)] * stages, micro_batches)
-    assert pipeline_cycles(micro_batches, stages) == cycles == micro_batches + 2 * stages - 2
-    # Cycles of filling and emptying count as full: never too few seconds, too many by their share at most.
-    analytic = 3.0 * cycles
-    assert time <= analytic <= time * (1 + (2 * stages - 2) / micro_batches)
+def uneven(ipus):
+    """Stages of which each could be the slowest one, depending on which are busy."""
+    return [
+        StageWork(ipu, 1.0 + 0.3 * (index % 3), 2.0 - 0.4 * (index % 4), 0.1 * index, 0.2 / (1 + index))
+        for index, ipu in enumerate(ipus)
+    ]
+
+
+@pytest.mark.parametrize("ipus", [(0,), (0, 1), (0, 1, 0), (0, 1, 2, 3, 0), (0, 1, 0, 1, 2), tuple(range(9))])
+@pytest.mark.parametrize("micro_batches", [1, 2, 3, 4, 8, 9, 17, 64])
+@pytest.mark.parametrize("training", [True, False])
+def test_cycles_are_those_of_a_simulation_by_events(ipus, micro_batches, training):
+    stages = uneven(ipus)
+    seconds, cycles = by_events(stages, micro_batches, training)
+    assert pipeline_cycles(micro_batches, len(ipus), training) == cycles
+    assert cycles_s(stages, micro_batches, training, 0.0) == pytest.approx(seconds, rel=1e-12)
+    assert cycles_s(stages, micro_batches, training, 0.25) == pytest.approx(seconds + 0.25 * cycles)
+    # One more micro batch costs a whole cycle as soon as all stages are busy together.
+    if micro_batches > cycles - micro_batches:
+        whole_s = cycle_s(stages, full_cycle(len(ipus), training), 0.0)
+        more_s = cycles_s(stages, micro_batches + 1, training, 0.0)
+        assert more_s - seconds == pytest.approx(whole_s)
 
 
 def test_a_pipeline_of_one_direction():
@@ -80,7 +100,9 @@ def test_the_cycle_is_that_of_the_busiest_ipu(model):
     assert found.pipeline.forward_stages == 5
     assert found.pipeline.pipeline_cycles_per_update == 16 + 8
     assert found.pipeline.bubble_fraction == pytest.approx(8 / 24)
-    assert found.step_s == pytest.approx(24 * expected + found.update_s + found.host_s)
+    assert found.step_s == pytest.approx(found.pipeline.cycles_s + found.update_s + found.host_s)
+    # Of 24 cycles, 8 have all 5 stages busy; the others last at least as long as one layer's stage.
+    assert 8 * expected < found.pipeline.cycles_s < 24 * expected
     assert found.update_s == pytest.approx(sum(found.update_parts_s.values()))
 
 

@@ -7,8 +7,10 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from ipu_simulator.cost.pipeline import cycle_s, cycles_s, full_cycle
 from ipu_simulator.cost.verdict import Pipeline, StageTime, Verdict
-from ipu_simulator.report.schedule import Schedule, schedule_of
+from ipu_simulator.report.schedule import Schedule, schedule_of, work_of
+from ipu_simulator.report.sums import busy_s
 
 from tests.ipu_simulator.report.samples import fitting
 
@@ -29,19 +31,21 @@ def program(stage_ipus: tuple[int, ...], micro_batches: int, depth: int, trained
             backward_s=2e-3 * (stage + 1) if trained else 0.0,
             stash_s=0.1e-3 if trained else 0.0,
             copies_s=0.2e-3,
+            copies_back_s=0.05e-3 if trained else 0.0,
         )
         for stage, ipu in enumerate(stage_ipus)
     )
-    busy: dict[int, float] = defaultdict(float)
-    for stage in stages:
-        busy[stage.ipu] += sum(
-            (stage.forward_s, stage.recompute_s, stage.backward_s, stage.stash_s, stage.copies_s)
-        )
     verdict = fitting()
     ipus = tuple(replace(verdict.ipus[0], ipu=ipu) for ipu in range(1 + max(stage_ipus)))
     cycles = micro_batches + depth
-    cycle_s = max(busy.values()) if depth else sum(busy.values())
-    pipeline = Pipeline(len(stages), cycles, cycle_s, 1 - micro_batches / cycles)
+    work = work_of(stages)
+    if depth:
+        full_s = cycle_s(work, full_cycle(len(stages), trained), 0.0)
+        all_s = cycles_s(work, micro_batches, trained, 0.0)
+    else:
+        full_s = sum(busy_s(stage) for stage in stages)
+        all_s = micro_batches * full_s
+    pipeline = Pipeline(len(stages), cycles, full_s, 1 - micro_batches / cycles, all_s)
     return replace(
         verdict, ipus=ipus, pipeline=pipeline, details=replace(verdict.details, stages=stages, liveness=())
     )
@@ -94,6 +98,9 @@ def test_an_ipu_does_one_thing_at_a_time_within_the_cycle(stage_ipus: tuple[int,
     verdict = pipelined(stage_ipus, 40)
     plan = schedule_of(verdict)
     starts_s = {cycle.index: cycle.start_s for cycle in plan.cycles}
+    assert plan.omitted * verdict.pipeline.cycle_s + plan.cycles_end_s == pytest.approx(
+        verdict.pipeline.cycles_s
+    )
     for ipu in set(stage_ipus):
         slices = sorted((each for each in plan.slices if each.ipu == ipu), key=lambda each: each.start_s)
         for before, after in pairwise(slices):
@@ -101,7 +108,7 @@ def test_an_ipu_does_one_thing_at_a_time_within_the_cycle(stage_ipus: tuple[int,
         for each in slices:
             assert starts_s[each.cycle] <= each.start_s
             end_s = each.start_s + each.duration_s
-            assert end_s <= starts_s[each.cycle] + verdict.pipeline.cycle_s + 1e-12
+            assert end_s <= starts_s.get(each.cycle + 1, plan.cycles_end_s) + 1e-12
 
 
 def test_work_is_conserved() -> None:
@@ -160,6 +167,7 @@ def test_without_a_pipeline_stages_take_turns() -> None:
 def test_the_update_follows_the_last_cycle() -> None:
     verdict = fitting()
     plan = schedule_of(verdict)
-    assert plan.cycles_end_s == pytest.approx(len(plan.cycles) * verdict.pipeline.cycle_s)
+    left_out_s = plan.omitted * verdict.pipeline.cycle_s
+    assert plan.cycles_end_s == pytest.approx(verdict.pipeline.cycles_s - left_out_s)
     assert [part.name for part in plan.after][-1] == "host input and output"
     assert plan.end_s - plan.cycles_end_s == pytest.approx(verdict.update_s + verdict.host_s)

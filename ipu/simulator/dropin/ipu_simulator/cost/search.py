@@ -21,13 +21,13 @@ from .constants import Constants, constants, memory_constants
 from .memory import MemoryEstimate, memory_of
 from .ops import OpCost
 from .ops import op_cost as cost_of
+from .pipeline import pipeline_cycles
 from .settings import Settings
 from .time import (
     Load,
     Program,
     StageLoad,
     costs_of,
-    pipeline_cycles,
     program_of,
     stage_loads,
     trained_weights,
@@ -192,7 +192,7 @@ class PlacementSearch:
         return self._judged(candidate, placed[0], memories[0])
 
     def lower_bound_s(self, candidate: Candidate) -> float:
-        """Lower bound of a weight update: the busiest IPU's blocks in every cycle, then the update."""
+        """Lower bound of a weight update: the busiest IPU's blocks for every micro batch, then the update."""
         blocks = candidate.ipu_of_block
         first_of_last_stage = len(blocks) - 1
         while first_of_last_stage > 0 and blocks[first_of_last_stage - 1] == blocks[-1]:
@@ -213,7 +213,7 @@ class PlacementSearch:
         micro_batches = self._settings.gradient_accumulation
         stages = 1 + sum(before != after for before, after in pairwise(blocks))
         cycles = pipeline_cycles(micro_batches, stages) if pipelined else micro_batches
-        cycles_s = cycles * factor * (compute_s + self._constants.cycle_overhead_s)
+        cycles_s = factor * (micro_batches * compute_s + cycles * self._constants.cycle_overhead_s)
         return cycles_s + self.update_s(candidate)
 
     def update_s(self, candidate: Candidate) -> float:

@@ -1,10 +1,4 @@
-"""Time of a program: its pipeline, cycle by cycle, and its weight update.
-
-All IPUs of a replica compute in parallel and synchronise after every pipeline cycle; then all copies between
-them happen at once. So a cycle lasts as long as the busiest IPU, with all of its stages, and N = G + 2F - 2
-cycles make a weight update of G micro batches through F forward stages (PopART's pipelining). Cycles of the
-fill and flush phases count as full ones. Without a pipeline, stages run one after another.
-"""
+"""Time of a program: the work of its stages, its pipeline cycles (pipeline.py), and its weight update."""
 
 from __future__ import annotations
 
@@ -17,6 +11,7 @@ from ..graph.stages import Stage
 from .aliases import materialised
 from .constants import FRAMEWORK_FACTORS, Constants
 from .ops import OpCost, op_cost
+from .pipeline import StageWork, cycle_s, cycles_s, full_cycle, pipeline_cycles
 from .settings import Settings
 from .verdict import Bound, Pipeline, StageTime, Work
 
@@ -263,15 +258,14 @@ class TimeEstimate:
 class Program:
     """Inputs of the time model besides constants.
 
-    :param copied_bytes: bytes per cycle sent by the IPU that sends most; by stage.
+    :param copied_bytes: bytes that each stage sends to other IPUs, forward and backward.
     :param input_bytes: from the host, for one micro batch.
     :param replicas: run in parallel, with `num_ipus` each.
     :param calls: calls from the host per timed unit: below 1 if a call makes several updates.
     """
 
     loads: tuple[StageLoad, ...]
-    copied_bytes: tuple[int, ...]
-    cycles_per_update: int
+    copied_bytes: tuple[tuple[int, int], ...]
     micro_batches: int
     input_bytes: int
     replicas: int
@@ -280,26 +274,49 @@ class Program:
     update: Update | None
     framework: str
     pipelined: bool
+    training: bool
 
-    def busiest(self, target: Target, constants: Constants) -> float:
-        """Compute seconds of a cycle: of the busiest IPU, or without a pipeline of all stages in turn."""
-        of_ipu: dict[int, Load] = {}
-        for load in self.loads:
-            of_ipu[load.ipu] = of_ipu.get(load.ipu, Load()) + load.total
-        cycles = [load.cycles(constants) for load in of_ipu.values()]
-        return (max(cycles) if self.pipelined else sum(cycles)) / target.clock_hz
+    @property
+    def cycles_per_update(self) -> int:
+        if not self.pipelined:
+            return self.micro_batches
+        return pipeline_cycles(self.micro_batches, len(self.loads), self.training)
 
-    def copies_s(self, target: Target) -> float:
-        of_ipu: dict[int, int] = {}
-        for load, sent in zip(self.loads, self.copied_bytes):
-            of_ipu[load.ipu] = of_ipu.get(load.ipu, 0) + sent
-        sent_bytes = max(of_ipu.values()) if self.pipelined else sum(of_ipu.values())
-        return sent_bytes / target.ipu_link_bytes_per_s
+    def work(self, target: Target, constants: Constants) -> tuple[StageWork, ...]:
+        """Seconds of each stage. A stash is written in the forward pass and read in the backward pass."""
+        second = self.framework_factor(constants) / target.clock_hz
+        byte_s = self.framework_factor(constants) / target.ipu_link_bytes_per_s
+        found = []
+        for load, (forwards, backwards) in zip(self.loads, self.copied_bytes):
+            stash = load.stash.cycles(constants) / 2
+            found.append(
+                StageWork(
+                    load.ipu,
+                    second * (load.forward.cycles(constants) + stash),
+                    second * ((load.recompute + load.backward + load.accumulation).cycles(constants) + stash),
+                    byte_s * forwards,
+                    byte_s * backwards,
+                )
+            )
+        return tuple(found)
+
+    def framework_factor(self, constants: Constants) -> float:
+        return constants.framework_factor(self.framework)
 
     def cycle_s(self, target: Target, constants: Constants) -> float:
-        framework = constants.framework_factor(self.framework)
-        work = self.busiest(target, constants) + self.copies_s(target)
-        return framework * (work + constants.cycle_overhead_s)
+        """A cycle in which all stages are busy; without a pipeline, one micro batch through all stages."""
+        overhead_s = self.framework_factor(constants) * constants.cycle_overhead_s
+        work = self.work(target, constants)
+        if self.pipelined:
+            return cycle_s(work, full_cycle(len(work)), overhead_s)
+        return sum(map(_alone_s, work)) + overhead_s
+
+    def cycles_s(self, target: Target, constants: Constants) -> float:
+        """All cycles of a weight update, or in inference of a call."""
+        if not self.pipelined:
+            return self.micro_batches * self.cycle_s(target, constants)
+        overhead_s = self.framework_factor(constants) * constants.cycle_overhead_s
+        return cycles_s(self.work(target, constants), self.micro_batches, self.training, overhead_s)
 
     def update_s(self, target: Target, constants: Constants) -> float:
         return sum(self.update.parts_s(target, constants).values()) if self.update else 0.0
@@ -315,8 +332,11 @@ class Program:
         return constants.call_overhead_s * self.calls + inputs_s
 
     def step_s(self, target: Target, constants: Constants) -> float:
-        cycles = self.cycles_per_update * self.cycle_s(target, constants)
-        return cycles + self.update_s(target, constants) + self.host_s(target, constants)
+        return (
+            self.cycles_s(target, constants)
+            + self.update_s(target, constants)
+            + self.host_s(target, constants)
+        )
 
 
 def program_of(
@@ -329,14 +349,10 @@ def program_of(
 ) -> Program:
     """The program of a graph with these settings on this machine."""
     costs = costs_of(graph, settings, target) if costs is None else costs
-    pipelined = settings.execution == "pipelined"
     micro_batches = settings.gradient_accumulation if graph.training else settings.device_iterations
     return Program(
         loads=stage_loads(graph, stages, costs, settings, target, constants),
         copied_bytes=tuple(_sent_bytes(graph, stages, stage) for stage in stages),
-        cycles_per_update=pipeline_cycles(micro_batches, len(stages), graph.training)
-        if pipelined
-        else micro_batches,
         micro_batches=micro_batches,
         input_bytes=sum(graph.tensors[number].bytes for number in graph.inputs),
         replicas=settings.replicas,
@@ -344,14 +360,14 @@ def program_of(
         calls=1 / settings.device_iterations if graph.training else 1.0,
         update=update_of(graph, stages, settings, target, constants),
         framework=settings.framework,
-        pipelined=pipelined,
+        pipelined=settings.execution == "pipelined",
+        training=graph.training,
     )
 
 
-def pipeline_cycles(micro_batches: int, forward_stages: int, training: bool = True) -> int:
-    """Cycles of all micro batches: through 2F - 1 stages in training, or F in inference."""
-    stages = 2 * forward_stages - 1 if training else forward_stages
-    return micro_batches + stages - 1
+def _alone_s(work: StageWork) -> float:
+    """Seconds of a stage that runs alone, without a pipeline."""
+    return work.forward_s + work.backward_s + work.sending_s + work.sending_back_s
 
 
 def time_of(
@@ -367,6 +383,7 @@ def time_of(
             forward_stages=len(stages),
             pipeline_cycles_per_update=cycles,
             cycle_s=program.cycle_s(target, constants),
+            cycles_s=program.cycles_s(target, constants),
             bubble_fraction=1 - program.micro_batches / cycles,
         ),
         step_s=program.step_s(target, constants),
@@ -400,7 +417,7 @@ def _numbers(
         (total.rearranged_elements, ("rearrangement_cycles",)),
         (graph.gradients, ("accumulation_cycles",)),
         (stash, ("stash_in_8_bits_cycles" if settings.stash_bytes_per_element == 1 else "stash_cycles",)),
-        (any(program.copied_bytes), links),
+        (any(map(any, program.copied_bytes)), links),
         (program.input_bytes, ("host_bytes_per_s",)),
         (program.input_bytes and program.replicas * program.num_ipus > 1, ("ipus_per_m2000",)),
         (update and update.cycles, ("update_cycles_per_tensor_of_state",)),
@@ -415,20 +432,20 @@ def _numbers(
     return frozenset(names | ({factor} if factor else set()))
 
 
-def _sent_bytes(graph: Graph, stages: Sequence[Stage], stage: Stage) -> int:
+def _sent_bytes(graph: Graph, stages: Sequence[Stage], stage: Stage) -> tuple[int, int]:
     """Activations sent to the next stage and gradients to the previous one, if they are on other IPUs."""
-    sent = 0
+    sent = []
     for numbers, neighbour in (
         (stage.sends_forward, stage.index + 1),
         (stage.sends_backward, stage.index - 1),
     ):
-        if 0 <= neighbour < len(stages) and stages[neighbour].ipu != stage.ipu:
-            sent += sum(graph.tensors[number].bytes for number in numbers)
-    return sent
+        elsewhere = 0 <= neighbour < len(stages) and stages[neighbour].ipu != stage.ipu
+        sent.append(sum(graph.tensors[number].bytes for number in numbers) if elsewhere else 0)
+    return sent[0], sent[1]
 
 
 def _stage_time(
-    load: StageLoad, sent_bytes: int, framework: float, target: Target, constants: Constants
+    load: StageLoad, sent: tuple[int, int], framework: float, target: Target, constants: Constants
 ) -> StageTime:
     def seconds(of: Load) -> float:
         return framework * of.cycles(constants) / target.clock_hz
@@ -440,7 +457,8 @@ def _stage_time(
         recompute_s=seconds(load.recompute),
         backward_s=seconds(load.backward + load.accumulation),
         stash_s=seconds(load.stash),
-        copies_s=framework * sent_bytes / target.ipu_link_bytes_per_s,
+        copies_s=framework * sum(sent) / target.ipu_link_bytes_per_s,
+        copies_back_s=framework * sent[1] / target.ipu_link_bytes_per_s,
     )
 
 

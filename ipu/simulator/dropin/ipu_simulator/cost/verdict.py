@@ -72,12 +72,17 @@ class IpuMemory:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """F forward stages; N pipeline cycles in a weight update; a cycle lasts as long as the busiest IPU."""
+    """F forward stages; N pipeline cycles in a weight update; a cycle lasts as long as the busiest IPU.
+
+    :param cycle_s: a cycle in which every stage is busy.
+    :param cycles_s: all N cycles; those of filling and emptying are shorter.
+    """
 
     forward_stages: int
     pipeline_cycles_per_update: int
     cycle_s: float
     bubble_fraction: float
+    cycles_s: float
 
     @property
     def micro_batches(self) -> int:
@@ -91,7 +96,10 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class StageTime:
-    """Seconds of one stage in one pipeline cycle."""
+    """Seconds of one stage in one pipeline cycle.
+
+    :param copies_back_s: the part of `copies_s` that sends gradients.
+    """
 
     stage: int
     ipu: int
@@ -100,6 +108,7 @@ class StageTime:
     backward_s: float
     stash_s: float
     copies_s: float
+    copies_back_s: float = 0.0
 
 
 @dataclass(frozen=True)

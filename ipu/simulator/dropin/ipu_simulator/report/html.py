@@ -316,7 +316,7 @@ def step_parts(verdict: Verdict) -> list[Segment]:
     """A weight update to scale: all pipeline cycles, the update's parts, the host."""
     pipeline = verdict.pipeline
     cycles = "pipeline cycles" if pipeline.pipelined else "micro batches"
-    parts = [(cycles, "forward", pipeline.pipeline_cycles_per_update * pipeline.cycle_s)]
+    parts = [(cycles, "forward", pipeline.cycles_s)]
     parts += [(name, "update", seconds) for name, seconds in verdict.details.update_parts_s.items()]
     parts.append(("host", "copies", verdict.host_s))
     total_s = sum(seconds for *_, seconds in parts) or 1.0

@@ -3,8 +3,8 @@
 With F forward stages and N = G + 2F - 2 pipeline cycles for G micro batches, forward stage s computes
 micro batch c - s in cycle c and its backward pass computes micro batch c - (2F - 2 - s); the last stage does
 both at once. In the first 2F - 2 cycles the pipeline fills, in the last 2F - 2 it empties. Every cycle lasts
-as long as the busiest IPU. Without backward passes (inference) there are N = G + F - 1 cycles. Without a
-pipeline, N = G: the stages run one after another, forward and backward, within a cycle.
+as long as the busiest IPU with the stages that are busy then. Without backward passes (inference) there are
+N = G + F - 1 cycles. Without a pipeline, N = G: the stages run one after another, forward and backward, within a cycle.
 
 An update may have thousands of identical cycles: a schedule keeps the first and the last of them and the
 number of those left out. Times are the verdict's predictions.
@@ -12,8 +12,11 @@ number of those left out. Times are the verdict's predictions.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
+from typing import Callable, Sequence
 
+from ..cost.pipeline import StageWork, busy_in, cycle_s, full_cycle
 from ..cost.verdict import StageTime, Verdict
 
 # Cycles of the main phase drawn before and after those left out.
@@ -93,16 +96,43 @@ def schedule_of(verdict: Verdict) -> Schedule:
 
     cycles: list[Cycle] = []
     slices: list[Slice] = []
-    gap_s = None
-    for position, index in enumerate(drawn):
-        start_s = position * pipeline.cycle_s
+    gap_s, start_s = None, 0.0
+    lengths_s = _lengths_s(verdict, stages)
+    for index in drawn:
         if cycles and index != cycles[-1].index + 1:
             gap_s = start_s
         phase = "fill" if index < depth else "flush" if index >= micro_batches else "main"
         cycles.append(Cycle(index, phase, start_s))
         slices += _slices_of_cycle(stages, index, start_s, depth, micro_batches)
-    end_s = len(drawn) * pipeline.cycle_s
-    return Schedule(tuple(cycles), tuple(slices), gap_s, total - len(drawn), end_s, _after(verdict, end_s))
+        start_s += lengths_s(index)
+    return Schedule(
+        tuple(cycles), tuple(slices), gap_s, total - len(drawn), start_s, _after(verdict, start_s)
+    )
+
+
+def _lengths_s(verdict: Verdict, stages: list[StageTime]) -> Callable[[int], float]:
+    """Seconds of a pipeline cycle by its index. Syncs last as long as they do in a cycle of the main phase."""
+    pipeline = verdict.pipeline
+    if not pipeline.pipelined:
+        return lambda index: pipeline.cycle_s
+    work = work_of(stages)
+    micro_batches, training = pipeline.micro_batches, any(stage.backward_s for stage in stages)
+    sync_s = pipeline.cycle_s - cycle_s(work, full_cycle(len(work), training), 0.0)
+    return lambda index: cycle_s(work, busy_in(index, micro_batches, len(work), training), sync_s)
+
+
+def work_of(stages: Sequence[StageTime]) -> list[StageWork]:
+    """A verdict's stages for the pipeline's rules. A stash is written forward and read backward."""
+    return [
+        StageWork(
+            stage.ipu,
+            stage.forward_s + stage.stash_s / 2,
+            stage.recompute_s + stage.backward_s + stage.stash_s / 2,
+            stage.copies_s - stage.copies_back_s,
+            stage.copies_back_s,
+        )
+        for stage in stages
+    ]
 
 
 def _drawn_cycles(total: int, depth: int) -> list[int]:
@@ -128,22 +158,25 @@ def _slices_of_cycle(
             slices.append(Slice(stage.ipu, stage.stage, part, cycle, micro_batch, start_s, duration_s))
             free_s[worker] = start_s + duration_s
 
-    busy: dict[int, StageTime] = {}
+    stash_s: dict[int, float] = defaultdict(float)
+    copies_s: dict[int, float] = defaultdict(float)
     for stage in stages:
         micro_batch = cycle - (stage.stage if pipelined else 0)
         if 0 <= micro_batch < micro_batches:
-            busy[stage.stage] = stage
             add(stage, "forward", micro_batch, stage.forward_s)
+            # Written in the forward pass, read in the backward pass.
+            stash_s[stage.stage] += stage.stash_s / 2
+            copies_s[stage.stage] += stage.copies_s - stage.copies_back_s
     for stage in reversed(stages):
         micro_batch = cycle - (depth - stage.stage if pipelined else 0)
         if 0 <= micro_batch < micro_batches and stage.backward_s > 0:
-            busy[stage.stage] = stage
             add(stage, "recompute", micro_batch, stage.recompute_s)
             add(stage, "backward", micro_batch, stage.backward_s)
-    for stage in busy.values():
-        add(stage, "stash", -1, stage.stash_s)
-    for stage in busy.values():
-        add(stage, "copies", -1, stage.copies_s)
+            stash_s[stage.stage] += stage.stash_s / 2
+            copies_s[stage.stage] += stage.copies_back_s
+    for part, of_stage in (("stash", stash_s), ("copies", copies_s)):
+        for stage in stages:
+            add(stage, part, -1, of_stage[stage.stage])
     return slices
 
 
