@@ -104,7 +104,9 @@ def _program(row: Row) -> tuple[Graph, Settings]:
         raise row.error("layers_per_ipu", str(error)) from None
     except ConfigError as error:
         raise _of_row(row, error) from None
-    return graph, replace(settings, framework=row.framework)
+    # The overlapping updates of this application's options are those of PopTorch's recipes.
+    overlap = settings.updates_overlap and row.framework == "PopTorch"
+    return graph, replace(settings, framework=row.framework, updates_overlap=overlap)
 
 
 def _of_row(row: Row, error: ConfigError) -> RowError:

@@ -13,14 +13,15 @@ from tests.ipu_simulator.cost.graphs import Builder, chain, settings
 from tests.ipu_simulator.cost.programs import program
 
 BOW = target("bow-pod16")
-# For these the change that acts: capacities that suffice have to be cut first.
-CHANGED = {"name": "bow-pod64", "num_ipus": 4, "streaming_memory_bytes": 1e6}
+# For these the change that acts: what suffices has to be cut first.
+CHANGED = {"name": "bow-pod64", "num_ipus": 4, "streaming_memory_bytes": 1e6, "host_bytes_per_s": 1e3}
 
 
 def programs():
-    """BERT in float16; the same with float32 partial sums; float32 products."""
+    """BERT in float16; the same over two PODs, and with float32 partial sums; float32 products."""
     graph, made = program("bert-medium")
     yield graph, made
+    yield graph, replace(made, replicas=32)
     yield graph, replace(made, half_partials=False)
     builder = Builder((0,))
     x, w = builder.tensor([64, 512], "input", "x", "float32"), builder.tensor([512, 512], "parameter", "w")

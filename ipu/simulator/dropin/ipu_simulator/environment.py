@@ -73,6 +73,9 @@ class Target:
     link_bytes_per_s: float
     links_between_ipus: int
     link_efficiency: float
+    links_of_a_ring: int
+    ipus_per_pod: int
+    gateway_link_bytes_per_s: float
     streaming_memory_bytes_per_s: float
     streaming_memory_bytes: float
     host_bytes_per_s: float
@@ -103,6 +106,11 @@ class Target:
     def peak_flops_per_s(self) -> float:
         """Of one IPU: matrix unit, float16 with float16 partials; a multiply-add counts as two FLOPs."""
         return 2.0 * self.half_macs_per_cycle * self.tiles_per_ipu * self.clock_hz
+
+    @property
+    def ring_bytes_per_s(self) -> float:
+        """Bandwidth between neighbours in a ring of replicas, in one direction."""
+        return self.link_bytes_per_s * self.links_of_a_ring * self.link_efficiency
 
     @property
     def ipu_link_bytes_per_s(self) -> float:

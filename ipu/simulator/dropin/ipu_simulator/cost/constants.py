@@ -36,13 +36,15 @@ class Constants:
     compute_set_cycles: float
     rearrangement_cycles: float
     poptorch_factor: float
-    collective_bytes_per_s: float
+    collective_latency_s: float
     tf1_factor: float
     tf2_factor: float
     paddle_factor: float
     cycle_overhead_s: float
     call_overhead_s: float
-    transfer_overhead_s: float
+    poptorch_sample_s: float
+    poptorch_sample_of_replica_s: float
+    remote_buffer_s: float
     update_cycles_per_tensor_of_state: float
     accumulation_cycles: float
     stash_cycles: float

@@ -145,8 +145,11 @@ def _is_by_window(
 def _by_vertex(
     convolution: Convolution, target: Target, groups: Counts, positions: Counts, out_channels: Counts
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Cycles of one tile with the nx1 vertex, and with the SLIC vertex, which takes float16 only."""
-    unit = unit_of(target, convolution.input_bytes, convolution.half_partials)
+    """Cycles of one tile with the nx1 vertex, and with the SLIC vertex, which takes float16 only.
+
+    The nx1 vertex uses 8 units of the AMP, whatever its partial sums: measured vertices say so.
+    """
+    unit = unit_of(target, convolution.input_bytes, half_partials=False)
     row_length, in_channels = convolution.field[1], convolution.in_channels
     kernel = convolution.kernel
     by_tap = kernel_cycles(unit, groups, positions, row_length, in_channels, out_channels, kernel)

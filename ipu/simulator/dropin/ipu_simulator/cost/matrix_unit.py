@@ -224,7 +224,7 @@ def slic_cycles(
     pieces = np.maximum(1, own / row_length)
     worker = (
         made.slic_vertex_worker_cycles
-        + pieces * (made.slic_vertex_row_cycles - 5 * passes)
+        + passes * pieces * (made.slic_vertex_row_cycles - 5)
         + passes * np.maximum(own, 5)
     )
     cycles: np.ndarray = made.slic_vertex_cycles + groups * blocks * (

@@ -30,9 +30,8 @@ from .time import (
     costs_of,
     program_of,
     stage_loads,
-    trained_weights,
-    update_with,
 )
+from .update import trained_weights, update_with
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ class Settings:
     :param stash_bytes_per_element: None: as in the tensor; 1 for stashes in 8 bits.
     :param instances: processes that drive the replicas, an equal share each.
     :param framework: the framework that compiled the program: "PopTorch", "PopART", "TF1", "TF2", "Paddle".
+    :param updates_overlap: the IPUs of a replica update their weights at once, except `updates_apart`
+        (PopART's accumulateOuterFragmentSettings); by default one after another.
     :param samples_per_sequence: mean number of sequences in a packed sample; 1 without packing.
     """
 
@@ -52,8 +54,13 @@ class Settings:
     framework: str = "PopTorch"
     samples_per_sequence: float = 1.0
     instances: int = 1
+    updates_overlap: bool = False
+    updates_apart: frozenset[int] = frozenset()
 
     @property
     def shards(self) -> int:
         """Replicas that share one copy of the optimiser state: those of one instance (Poplar), or 1."""
         return self.replicas // self.instances if self.optimizer and self.optimizer.sharded else 1
+
+    def ipus_that_update_at_once(self, num_ipus: int) -> frozenset[int]:
+        return frozenset(range(num_ipus)) - self.updates_apart if self.updates_overlap else frozenset()

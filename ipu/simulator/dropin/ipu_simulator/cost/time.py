@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Iterable, Mapping, Sequence
 
 from ..environment import Target
-from ..graph.ir import BYTES_OF_DTYPE, Graph, Op
+from ..graph.ir import Graph, Op
 from ..graph.stages import Stage
 from .aliases import materialised
 from .constants import FRAMEWORK_FACTORS, Constants
 from .ops import OpCost, op_cost
 from .pipeline import StageWork, cycle_s, cycles_s, full_cycle, pipeline_cycles
 from .settings import Settings
+from .update import Update, update_of
 from .verdict import Bound, Pipeline, StageTime, Work
 
 
@@ -130,110 +131,6 @@ def _stash(graph: Graph, stage: Stage, settings: Settings, target: Target, const
 
 
 @dataclass(frozen=True)
-class Update:
-    """The weight update of the IPU with the most weights, in bytes, and in cycles of its fullest tile.
-
-    Gradients are summed over replicas, then each IPU updates the weights that it stores.
-
-    :param collective_bytes: bytes it sends: gradients reduced (scattered if sharded), weights gathered.
-    :param remote_bytes: optimiser state read from and written to streaming memory.
-    :param collectives: number of collectives, one per weight, run in sequence; `remote_buffers` likewise.
-    :param ipus: of all replicas.
-    """
-
-    collective_bytes: float
-    remote_bytes: float
-    cycles: float
-    collectives: int
-    remote_buffers: int
-    ipus: int
-
-    def parts_s(self, target: Target, constants: Constants) -> dict[str, float]:
-        """Seconds by part. The IPUs in use of an M2000 share its streaming memory's bandwidth."""
-        each_s = constants.transfer_overhead_s
-        sharing = min(self.ipus, target.ipus_per_m2000)
-        remote_s = self.remote_bytes * sharing / target.streaming_memory_bytes_per_s
-        return {
-            "collectives": self.collectives * each_s
-            + self.collective_bytes / constants.collective_bytes_per_s,
-            "remote buffers": self.remote_buffers * each_s + remote_s,
-            "optimiser": self.cycles / target.clock_hz,
-        }
-
-
-@dataclass(frozen=True)
-class Held:
-    """Trained weights: elements, bytes, number of tensors. They can be added."""
-
-    elements: int = 0
-    bytes: int = 0
-    tensors: int = 0
-
-    def __add__(self, other: Held) -> Held:
-        return Held(self.elements + other.elements, self.bytes + other.bytes, self.tensors + other.tensors)
-
-
-def update_of(
-    graph: Graph, stages: Sequence[Stage], settings: Settings, target: Target, constants: Constants
-) -> Update | None:
-    """The update of the IPU with the most weights; None if nothing is trained."""
-    if settings.optimizer is None or not graph.training:
-        return None
-    ipu_of_stage = [stage.ipu for stage in stages]
-    weights = trained_weights(graph, stages)
-    return update_with(weights, ipu_of_stage, graph.num_ipus, settings, target, constants)
-
-
-def update_with(
-    weights: Mapping[int, Held],
-    ipu_of_stage: Sequence[int],
-    num_ipus: int,
-    settings: Settings,
-    target: Target,
-    constants: Constants,
-) -> Update:
-    """The update of a program that trains `weights` (by stage), with its stages on these IPUs."""
-    optimizer = settings.optimizer
-    assert optimizer is not None
-    of_ipu: dict[int, Held] = {}
-    for stage, held in weights.items():
-        ipu = ipu_of_stage[stage]
-        of_ipu[ipu] = of_ipu.get(ipu, Held()) + held
-    most = max(of_ipu.values(), key=lambda held: (held.elements, held.tensors), default=Held())
-    replicas = settings.replicas
-    ring = (replicas - 1) / replicas
-    gathered = most.bytes + settings.accumulator_bytes * most.elements
-    share = settings.shards
-    state_bytes = sum(optimizer.state_bytes_per_element) * most.elements / share
-    per_element = constants.update_cycles_per_tensor_of_state * (1 + len(optimizer.state_bytes_per_element))
-    remote = optimizer.location == "off_chip" and state_bytes > 0
-    return Update(
-        collective_bytes=gathered * ring,
-        remote_bytes=2 * state_bytes if remote else 0.0,
-        cycles=per_element * most.elements / share / target.tiles_per_ipu,
-        # Sharded: a reduce-scatter and an all-gather; a load and a store.
-        collectives=most.tensors * (1 + (share > 1)) if replicas > 1 else 0,
-        remote_buffers=2 * most.tensors if remote else 0,
-        ipus=replicas * num_ipus,
-    )
-
-
-def trained_weights(graph: Graph, stages: Sequence[Stage]) -> dict[int, Held]:
-    """The trained weights by the first stage that uses them."""
-    home: dict[int, int] = {}
-    for stage in stages:
-        for op in stage.forward:
-            for number in op.inputs:
-                home.setdefault(graph.owner(number).id, stage.index)
-    held: dict[int, Held] = {}
-    for number in graph.gradients:
-        tensor, stage_index = graph.tensors[number], home.get(number, 0)
-        own = Held(tensor.elements, tensor.elements * BYTES_OF_DTYPE[tensor.dtype], 1)
-        held[stage_index] = held.get(stage_index, Held()) + own
-    return held
-
-
-@dataclass(frozen=True)
 class TimeEstimate:
     """Seconds of a weight update; in inference, of a call with `device_iterations` micro batches.
 
@@ -261,6 +158,7 @@ class Program:
     :param copied_bytes: bytes that each stage sends to other IPUs, forward and backward.
     :param input_bytes: from the host, for one micro batch.
     :param replicas: run in parallel, with `num_ipus` each.
+    :param samples: of all replicas in a weight update, or in inference in a call.
     :param calls: calls from the host per timed unit: below 1 if a call makes several updates.
     """
 
@@ -270,6 +168,7 @@ class Program:
     input_bytes: int
     replicas: int
     num_ipus: int
+    samples: int
     calls: float
     update: Update | None
     framework: str
@@ -322,14 +221,26 @@ class Program:
         return sum(self.update.parts_s(target, constants).values()) if self.update else 0.0
 
     def host_s(self, target: Target, constants: Constants) -> float:
-        """Seconds of the call overhead and of the inputs of all micro batches.
+        """Seconds that the IPUs wait for the host: a call's start, PopTorch's work on its samples, inputs."""
+        exposed_s = self.exposed_input_s(target, constants)
+        return constants.call_overhead_s * self.calls + self.batching_s(constants) + exposed_s
+
+    def exposed_input_s(self, target: Target, constants: Constants) -> float:
+        """Inputs arrive while the IPUs compute: seconds that those of all micro batches take beyond that.
 
         Replicas share the host links of their M2000s.
         """
         m2000s = -(-self.replicas * self.num_ipus // target.ipus_per_m2000)
         all_bytes = self.replicas * self.micro_batches * self.input_bytes
         inputs_s = all_bytes / (m2000s * target.host_bytes_per_s)
-        return constants.call_overhead_s * self.calls + inputs_s
+        return max(0.0, inputs_s - self.cycles_s(target, constants))
+
+    def batching_s(self, constants: Constants) -> float:
+        """PopTorch's work on the host for each sample and replica of a weight update."""
+        if self.framework != "PopTorch":
+            return 0.0
+        of_sample_s = constants.poptorch_sample_s + self.replicas * constants.poptorch_sample_of_replica_s
+        return self.samples * of_sample_s
 
     def step_s(self, target: Target, constants: Constants) -> float:
         return (
@@ -357,6 +268,7 @@ def program_of(
         input_bytes=sum(graph.tensors[number].bytes for number in graph.inputs),
         replicas=settings.replicas,
         num_ipus=graph.num_ipus,
+        samples=settings.micro_batch_size * micro_batches * settings.replicas,
         calls=1 / settings.device_iterations if graph.training else 1.0,
         update=update_of(graph, stages, settings, target, constants),
         framework=settings.framework,
@@ -396,20 +308,25 @@ def time_of(
         work=_work(graph, stages, costs, program, target, constants),
         update_parts_s=program.update.parts_s(target, constants) if program.update else {},
         bounds=_bounds(graph, costs, target, constants),
-        numbers=_numbers(graph, costs, program, settings),
+        numbers=_numbers(graph, costs, program, settings, target, constants),
         flops_per_micro_batch=sum(costs[op.index].flops for op in graph.ops),
     )
 
 
 def _numbers(
-    graph: Graph, costs: Mapping[int, OpCost], program: Program, settings: Settings
+    graph: Graph,
+    costs: Mapping[int, OpCost],
+    program: Program,
+    settings: Settings,
+    target: Target,
+    constants: Constants,
 ) -> frozenset[str]:
     """Names of the numbers that affect this program's time: its framework, and links only if used."""
     names = {"cycle_overhead_s", "call_overhead_s", "clock_hz", "tiles_per_ipu"}
     names.update(*(costs[op.index].numbers for op in graph.ops))
     total = sum((load.total for load in program.loads), Load())
     stash = any(load.stash.vertex_cycles for load in program.loads)
-    update = program.update
+    exposed = program.exposed_input_s(target, constants) > 0
     links = ("link_bytes_per_s", "links_between_ipus", "link_efficiency")
     for acts, numbers in (
         (total.matmul_cycles, ("matmul_factor",)),
@@ -418,16 +335,13 @@ def _numbers(
         (graph.gradients, ("accumulation_cycles",)),
         (stash, ("stash_in_8_bits_cycles" if settings.stash_bytes_per_element == 1 else "stash_cycles",)),
         (any(map(any, program.copied_bytes)), links),
-        (program.input_bytes, ("host_bytes_per_s",)),
-        (program.input_bytes and program.replicas * program.num_ipus > 1, ("ipus_per_m2000",)),
-        (update and update.cycles, ("update_cycles_per_tensor_of_state",)),
-        (update and update.collective_bytes, ("collective_bytes_per_s",)),
-        (update and update.collectives + update.remote_buffers, ("transfer_overhead_s",)),
-        (update and update.remote_bytes, ("streaming_memory_bytes_per_s",)),
-        (update and update.remote_bytes and update.ipus > 1, ("ipus_per_m2000",)),
+        (exposed, ("host_bytes_per_s",)),
+        (exposed and program.replicas * program.num_ipus > 1, ("ipus_per_m2000",)),
+        (program.framework == "PopTorch", ("poptorch_sample_s", "poptorch_sample_of_replica_s")),
     ):
         if acts:
             names.update(numbers)
+    names.update(program.update.numbers(target) if program.update else ())
     factor = FRAMEWORK_FACTORS[program.framework]
     return frozenset(names | ({factor} if factor else set()))
 

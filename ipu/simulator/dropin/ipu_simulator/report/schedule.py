@@ -4,7 +4,8 @@ With F forward stages and N = G + 2F - 2 pipeline cycles for G micro batches, fo
 micro batch c - s in cycle c and its backward pass computes micro batch c - (2F - 2 - s); the last stage does
 both at once. In the first 2F - 2 cycles the pipeline fills, in the last 2F - 2 it empties. Every cycle lasts
 as long as the busiest IPU with the stages that are busy then. Without backward passes (inference) there are
-N = G + F - 1 cycles. Without a pipeline, N = G: the stages run one after another, forward and backward, within a cycle.
+N = G + F - 1 cycles. Without a pipeline, N = G: within a cycle, the stages run one after another, forward and
+backward.
 
 An update may have thousands of identical cycles: a schedule keeps the first and the last of them and the
 number of those left out. Times are the verdict's predictions.
@@ -111,7 +112,7 @@ def schedule_of(verdict: Verdict) -> Schedule:
 
 
 def _lengths_s(verdict: Verdict, stages: list[StageTime]) -> Callable[[int], float]:
-    """Seconds of a pipeline cycle by its index. Syncs last as long as they do in a cycle of the main phase."""
+    """Seconds of a pipeline cycle by its index. Syncs last as long as in a cycle of the main phase."""
     pipeline = verdict.pipeline
     if not pipeline.pipelined:
         return lambda index: pipeline.cycle_s

@@ -21,6 +21,10 @@ FLOATING_POINT_CHECKS = "enableFloatingPointChecks"
 STOCHASTIC_ROUNDING = "enableStochasticRounding"
 MATMUL_PARTIALS = "partialsTypeMatMuls"
 CONVOLUTION_OPTIONS = "convolutionOptions"
+UPDATE_SCHEDULE = "accumulateOuterFragmentSettings.schedule"
+UPDATES_APART = "accumulateOuterFragmentSettings.excludedVirtualGraphs"
+# PopART's AccumulateOuterFragmentSchedule: OverlapCycleOptimized, OverlapMemoryOptimized.
+_OVERLAPPING_SCHEDULES = (2, 3)
 STRIDED_GROUP_NORM = "groupNormStridedChannelGrouping"
 
 
@@ -97,6 +101,16 @@ class Obeyed:
     def recomputation(self) -> int | None:
         """PopART's RecomputationType; None for PopTorch's default."""
         return self._options.get(RECOMPUTATION)
+
+    @property
+    def updates_overlap(self) -> bool:
+        """Whether the IPUs of a replica update their weights at once, instead of one after another."""
+        return self._options.get(UPDATE_SCHEDULE) in _OVERLAPPING_SCHEDULES
+
+    @property
+    def updates_apart(self) -> frozenset[int]:
+        """The IPUs that `updates_overlap` leaves out."""
+        return frozenset(int(ipu) for ipu in self._options.get(UPDATES_APART, ()) if str(ipu).isdecimal())
 
     @property
     def shows_accumulators(self) -> bool:

@@ -87,6 +87,8 @@ def settings_of(
         accumulator_bytes=_FLOAT32_BYTES if found is None else found.settings.accumulator_type.itemsize,
         framework="PopTorch",
         instances=options.Distributed.numProcesses,
+        updates_overlap=popart.updates_overlap,
+        updates_apart=popart.updates_apart,
     )
 
 
