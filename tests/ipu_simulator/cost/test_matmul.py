@@ -59,7 +59,7 @@ def one_plan(product, m, n, tiles, sn, sk, pg, pm, pn, pk, bound):
     if pk > 1:
         exchange += partials / 4
         reduced = g * rows * columns / pk
-        reduction = 33 + 6 * (20 + ceil(reduced / 8 / 6) * (2 * (pk - 1) + 9))
+        reduction = 33 + 6 * (20 + ceil(reduced / 8 / 6) * (pk - 1 + 9))
     serial = 0.0
     outputs = product.groups * m * n / tiles
     if sn * sk > 1:
@@ -71,7 +71,9 @@ def one_plan(product, m, n, tiles, sn, sk, pg, pm, pn, pk, bound):
     temporary = ceil(max(inputs + weights + partials, partials + 2 * reduced))
     if temporary > bound:
         return (inf, inf)
-    return sn * sk * (compute + exchange + reduction) + serial, temporary
+    moved = 2 * product.groups * m * (product.k + n) / tiles
+    swap = 2 * 587 + moved * (0.44 + 1 / 4) if m > n and product.groups == 1 else 0
+    return sn * sk * (compute + exchange + reduction) + serial + swap, temporary
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -160,10 +162,31 @@ def test_an_impossible_bound_is_doubled_until_a_plan_fits():
     ],
 )
 def test_cycles_are_those_of_an_earlier_independent_run_of_the_same_rules(product, proportion, cycles):
-    """The earlier run searched fewer splits, so its plans may be slightly worse."""
-    assert plan(product, CHIP, proportion).cycles == pytest.approx(cycles, rel=0.025)
+    """The earlier run searched fewer splits and took two cycles instead of one to add a vector of partial sums,
+    so its plans may be worse by that.
+    """
+    made = plan(replace(product, resident="neither"), CHIP, proportion)
+    assert 0.9 * cycles < made.cycles < 1.025 * cycles
 
 
 def test_the_clock_and_the_size_of_the_machine_change_no_plan():
     product = Product(1, 512, 768, 768)
     assert plan(product, target("pod4"), 0.2) == plan(product, target("bow-pod256"), 0.2)
+
+
+def test_few_rows_leave_the_larger_operand_where_it_is():
+    """The same plan for both orders of the operands: batch-1 inference moves the sample, not the weights."""
+    for rows in (1, 4, 8, 16, 64):
+        one = plan(Product(1, rows, 4096, 4096), CHIP, 0.6)
+        other = plan(Product(1, 4096, 4096, rows), CHIP, 0.6)
+        assert one.cycles == other.cycles and one.swapped != other.swapped
+        assert one.swap_cycles == 0 == other.swap_cycles
+        # Every block of 16 x 16 weights is loaded in 64 cycles, by each tile's share of them.
+        assert one.compute_cycles >= 256 * 256 / CHIP.tiles_per_ipu * 64
+
+
+def test_a_swap_is_chosen_where_it_pays_and_costs_copies():
+    """Per tile: 587 cycles for the operand and the result each, 451 for 1,024 bytes, and their exchange."""
+    made = plan(Product(1, 2048, 2048, 16384), CHIP, 0.6)
+    moved = 2 * (16384 * 2048 + 2048 * 16384) / CHIP.tiles_per_ipu
+    assert made.swapped and made.swap_cycles == pytest.approx(2 * 587 + moved * (0.44 + 1 / 4))

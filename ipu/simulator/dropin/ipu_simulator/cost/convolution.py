@@ -68,6 +68,7 @@ class Convolution:
             self.out_channels,
             self.input_bytes,
             self.half_partials,
+            resident="right",
         )
 
 

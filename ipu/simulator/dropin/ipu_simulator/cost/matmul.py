@@ -2,15 +2,17 @@
 
 A product of `groups` matrices [m, k] x [k, n] is split over tiles (groups, m, n and k) and, if memory
 requires it, into a series of smaller products (slices of the output channels n, or of the input channels k).
-Either operand may be the weights. As in poplibs (poplin/ConvPlan.cpp), the planner takes the plan of fewest
-cycles, then of least memory, whose temporary bytes per tile are within the available-memory proportion. If
-there is none, the bound is doubled until it exceeds twice the tile, then dropped.
+Either operand may be the weights, which stay where they are; some cost copies if they don't (`resident`). As
+in poplibs (poplin/ConvPlan.cpp), the planner takes the plan of fewest cycles, then of least memory, whose
+temporary bytes per tile are within the available-memory proportion. If there is none, the bound is doubled
+until it exceeds twice the tile, then dropped.
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -29,12 +31,16 @@ from .vertices import OperationConstants, operation_constants
 
 # Numbers of slices that the planner tries: a search space, not a hardware property.
 SERIAL_N = (1, 2, 3, 4, 5, 6, 8, 12, 16)
-SERIAL_K = (1, 2, 4)
+SERIAL_K = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
 class Product:
-    """`groups` products [m, k] x [k, n] of elements of `input_bytes` (2 or 4)."""
+    """`groups` products [m, k] x [k, n] of elements of `input_bytes` (2 or 4).
+
+    :param resident: the operand that stays where it is as the weights: moving it past the other one costs
+        copies. "larger" is the rule of a single product, with groups neither stays.
+    """
 
     groups: int
     m: int
@@ -42,6 +48,21 @@ class Product:
     n: int
     input_bytes: int = 2
     half_partials: bool = True
+    resident: Literal["left", "right", "larger", "neither"] = "larger"
+
+    @property
+    def moves_resident(self) -> bool:
+        """Whether a plan with [k, n] as the weights moves the operand that should stay."""
+        if self.resident == "larger":
+            return self.groups == 1 and self.m > self.n
+        return self.resident == "left"
+
+    @property
+    def mirrored(self) -> Product:
+        """The same product with its operands exchanged."""
+        others: dict[str, Literal["left", "right"]] = {"left": "right", "right": "left"}
+        resident = others.get(self.resident, self.resident)
+        return replace(self, m=self.n, n=self.m, resident=resident)
 
     @property
     def flops(self) -> int:
@@ -53,6 +74,7 @@ class MatmulPlan:
     """The chosen plan. Cycles are those of the fullest tile, over all products of the series.
 
     :param swapped: the operand [m, k] is the weights, so `split_m` and `split_n` split n and m.
+    :param swap_cycles: to move the operand that should stay.
     :param temporary_bytes: on one tile, in one product of the series.
     :param within_bound: False if no plan was within the proportion.
     :param numbers: names of the coefficients and constants that its cycles depend on.
@@ -62,6 +84,7 @@ class MatmulPlan:
     exchange_cycles: float
     reduction_cycles: float
     serial_cycles: float
+    swap_cycles: float
     split_groups: int
     split_m: int
     split_n: int
@@ -75,7 +98,8 @@ class MatmulPlan:
 
     @property
     def cycles(self) -> float:
-        return self.compute_cycles + self.exchange_cycles + self.reduction_cycles + self.serial_cycles
+        inside = self.compute_cycles + self.exchange_cycles + self.reduction_cycles
+        return inside + self.serial_cycles + self.swap_cycles
 
     @property
     def tiles(self) -> int:
@@ -120,6 +144,7 @@ def _numbers(made: MatmulPlan, product: Product, unit: Unit) -> frozenset[str]:
     names = numbers_of_product(unit, ceil_div(product.groups, made.split_groups), rows, in_blocks)
     names |= NUMBERS_OF_REDUCTION if made.split_k > 1 else frozenset()
     names |= {"serial_cycles", "slice_cycles"} if made.serial_splits > 1 else frozenset()
+    names |= {"transform_cycles", "transform_cycles_per_byte"} if made.swap_cycles else frozenset()
     names |= {"update_cycles"} if made.serial_n > 1 else frozenset()
     return names | ({"add_cycles"} if made.serial_k > 1 else frozenset())
 
@@ -135,9 +160,8 @@ def _front(
 ) -> tuple[MatmulPlan, ...]:
     """The Pareto front of cycles and memory, from least memory to fewest cycles."""
     orders = [_one_order(product, unit, tiles, exchange, shared_exchange, constants)]
-    if product.m != product.n:
-        other = replace(product, m=product.n, n=product.m)
-        orders.append(_one_order(other, unit, tiles, exchange, shared_exchange, constants))
+    if product.m != product.n or product.moves_resident:
+        orders.append(_one_order(product.mirrored, unit, tiles, exchange, shared_exchange, constants))
     temporary = np.concatenate([order.temporary for order in orders])
     cycles = np.concatenate([order.cycles for order in orders])
     # Skip plans that are worse in both than the plan of fewest cycles or of least memory.
@@ -162,12 +186,13 @@ class _Candidates:
     exchange: np.ndarray
     reduction: np.ndarray
     serial: np.ndarray
+    swap: float
     temporary: np.ndarray
     splits: tuple[np.ndarray, ...]
 
     @property
     def cycles(self) -> np.ndarray:
-        cycles: np.ndarray = self.compute + self.exchange + self.reduction + self.serial
+        cycles: np.ndarray = self.compute + self.exchange + self.reduction + self.serial + self.swap
         return cycles
 
     def plan(self, index: int, swapped: bool) -> MatmulPlan:
@@ -177,6 +202,7 @@ class _Candidates:
             exchange_cycles=float(self.exchange[index]),
             reduction_cycles=float(self.reduction[index]),
             serial_cycles=float(self.serial[index]),
+            swap_cycles=self.swap,
             split_groups=groups,
             split_m=m,
             split_n=n,
@@ -239,6 +265,7 @@ def _one_order(
         exchange=series * exchange,
         reduction=series * reduction_cycles(unit, result, split_k),
         serial=serial,
+        swap=_swap_cycles(product, unit, tiles, own_exchange, constants),
         temporary=np.ceil(
             np.maximum(
                 input_bytes + weight_bytes + partial_bytes,
@@ -247,6 +274,17 @@ def _one_order(
         ),
         splits=(split_g, split_m, split_n, split_k, serial_n, serial_k),
     )
+
+
+def _swap_cycles(
+    product: Product, unit: Unit, tiles: int, exchange: float, constants: OperationConstants
+) -> float:
+    """To move the operand that should stay: it and the result change their layout (poplin/ConvPlan.cpp)."""
+    if not product.moves_resident:
+        return 0.0
+    elements = product.groups * product.m * (product.k + product.n)
+    moved = elements * unit.input_bytes / tiles
+    return 2 * constants.transform_cycles + moved * (constants.transform_cycles_per_byte + 1 / exchange)
 
 
 def _splits(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -37,6 +38,7 @@ class OpCost:
     :param vertex_cycles: elementwise and other vertices.
     :param compute_sets: number of compute sets; each costs a sync and an exchange phase.
     :param rearranged_elements: elements copied into another layout, over the whole IPU.
+    :param slow_elements: what narrow atoms add to those: as many elements in atoms of 8 bytes take as long.
     :param working_set_bytes: over the whole IPU, besides its inputs and outputs as they are stored.
     :param flops: floating-point operations, 2 per multiply-add.
     :param rule: the rule that gave this cost, such as "matmul planner"; "bound" if there is no rule.
@@ -48,6 +50,7 @@ class OpCost:
     vertex_cycles: float = 0.0
     compute_sets: int = 0
     rearranged_elements: int = 0
+    slow_elements: float = 0.0
     working_set_bytes: int = 0
     flops: int = 0
     rule: str = ""
@@ -79,7 +82,9 @@ def matmul_cost(op: Op, graph: Graph, target: Target, proportion: float, half_pa
             BYTES_OF_DTYPE[left.dtype],
             half_partials,
         )
+    product = replace(product, resident=_resident(op, graph))
     slices, product = sliced(op, graph, product)
+    moved = [_rearranged(op, number, graph) for number in operands]
     made = plan(product, target, proportion)
     constants = operation_constants()
     biased = len(op.inputs) > 2
@@ -90,11 +95,16 @@ def matmul_cost(op: Op, graph: Graph, target: Target, proportion: float, half_pa
         vertex_cycles=constants.bias_cycles * _tile_share(outputs, target) if biased else 0.0,
         compute_sets=slices * made.serial_splits * _compute_sets(made)
         + (constants.bias_compute_sets if biased else 0),
-        rearranged_elements=sum(_rearranged(op, number, graph) for number in operands),
+        rearranged_elements=sum(moved),
+        slow_elements=sum(_slow(graph.tensors[number], count) for number, count in zip(operands, moved)),
         working_set_bytes=made.temporary_bytes * target.tiles_per_ipu,
         flops=slices * product.flops,
         rule="matmul planner",
-        numbers=_numbers_of_product(product, made, target) | (_BIAS if biased else frozenset()),
+        numbers=_numbers_of_product(product, made, target)
+        | (_BIAS if biased else frozenset())
+        | frozenset().union(
+            *(_atoms(graph.tensors[number], count)[1] for number, count in zip(operands, moved))
+        ),
     )
 
 
@@ -125,6 +135,14 @@ def _numbers_of_product(product: Product, made: MatmulPlan, target: Target) -> f
     return _OF_PLANS | names | made.numbers
 
 
+def _resident(op: Op, graph: Graph) -> Literal["left", "right", "neither"]:
+    """A parameter stays where it is."""
+    left, right = (graph.owner(number).role == "parameter" for number in op.inputs[-2:])
+    if left != right:
+        return "left" if left else "right"
+    return "neither"
+
+
 def _rearranged(op: Op, number: int, graph: Graph) -> int:
     """Elements of an operand that must be copied into the layout of the plan."""
     elements = graph.tensors[number].elements
@@ -140,6 +158,24 @@ def _rearranged(op: Op, number: int, graph: Graph) -> int:
         if producer is not None and row_of(producer.name).keeps_order and _same_order(number, graph)
         else elements
     )
+
+
+def _atoms(tensor: Tensor, elements: int) -> tuple[float, frozenset[str]]:
+    """(How many times as long a tensor's atoms take as atoms of 8 bytes, name of that number if it acts).
+
+    Atoms are the widest pieces of 8, 4 or 2 bytes that a row divides into (poplin/ConvPlan.cpp).
+    """
+    row_bytes = (tensor.shape[-1] if tensor.shape else 1) * BYTES_OF_DTYPE[tensor.dtype]
+    if not elements or row_bytes % 8 == 0:
+        return 1.0, frozenset()
+    constants = operation_constants()
+    if row_bytes % 4 == 0:
+        return constants.four_byte_atoms_factor, frozenset({"four_byte_atoms_factor"})
+    return constants.two_byte_atoms_factor, frozenset({"two_byte_atoms_factor"})
+
+
+def _slow(tensor: Tensor, elements: int) -> float:
+    return (_atoms(tensor, elements)[0] - 1) * elements
 
 
 def _same_order(number: int, graph: Graph) -> bool:
@@ -250,6 +286,7 @@ def _gradient_of_weights(convolution: Convolution, target: Target, proportion: f
             convolution.out_channels,
             convolution.input_bytes,
             convolution.half_partials,
+            resident="neither",
         )
         made = plan(product, target, proportion)
         return ConvolutionPlan(made.cycles, made.temporary_bytes, made.numbers)
@@ -313,8 +350,10 @@ def _lookup_cycles(gathering: bool, rows: int, columns: int, indices: int, targe
     most_splits = min(math.ceil(columns / constants.lookup_atom_elements), target.tiles_per_ipu)
     column_splits = np.arange(1, most_splits + 1)
     row_splits = np.minimum(np.maximum(target.tiles_per_ipu // column_splits, 1), rows)
+    # Tiles that a small table leaves over hold copies of it, each for some of the indices.
+    copies = np.maximum(target.tiles_per_ipu // (column_splits * row_splits), 1)
     elements = np.ceil(columns / column_splits)
-    of_worker = math.ceil(indices / workers)
+    of_worker = np.ceil(indices / (workers * copies))
     here = of_worker / row_splits
     worker = fixed + here * (found + elements * per_element) + (of_worker - here) * elsewhere
     return float(workers * worker.min())
@@ -340,13 +379,17 @@ def vertex_cost(op: Op, graph: Graph, target: Target) -> OpCost:
         )
     half = largest is not None and BYTES_OF_DTYPE[largest.dtype] <= 2
     cycles = vertex.cycles(half)
+    moved = elements if vertex.rearranged else 0
+    atoms = _atoms(largest, moved)[1] if largest else frozenset()
     return OpCost(
         vertex.kind,
         vertex_cycles=cycles * on_a_tile,
         compute_sets=vertex.compute_sets,
-        rearranged_elements=elements if vertex.rearranged else 0,
+        rearranged_elements=moved,
+        slow_elements=_slow(largest, moved) if largest else 0.0,
         rule="vertex table",
-        numbers=frozenset({vertex.compute_sets_name, *([vertex.cycles_name(half)] if cycles else [])}),
+        numbers=frozenset({vertex.compute_sets_name, *([vertex.cycles_name(half)] if cycles else [])})
+        | atoms,
     )
 
 
@@ -357,6 +400,8 @@ def op_cost(op: Op, graph: Graph, settings: Settings, target: Target) -> OpCost:
     """The cost of one operation on its IPU. Never fails: an operation without a rule gets the upper bound."""
     if all(graph.tensors[number].base is not None for number in op.outputs):
         return _VIEW  # no new memory, no cycles
+    if row_of(op.name).uninitialised:
+        return _VIEW  # memory, but no cycles
     rule = row_of(op.name).rule
     if rule in PRODUCTS:
         cost = matmul_cost if rule == "matmul" else convolution_cost

@@ -67,7 +67,7 @@ def load_of(cost: OpCost, target: Target) -> Load:
         cost.matmul_cycles,
         cost.vertex_cycles,
         cost.compute_sets,
-        cost.rearranged_elements / target.tiles_per_ipu,
+        (cost.rearranged_elements + cost.slow_elements) / target.tiles_per_ipu,
         cost.flops,
     )
 

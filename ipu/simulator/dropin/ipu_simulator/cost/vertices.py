@@ -72,6 +72,10 @@ class OperationConstants:
     slice_cycles: float
     update_cycles: float
     add_cycles: float
+    transform_cycles: float
+    transform_cycles_per_byte: float
+    four_byte_atoms_factor: float
+    two_byte_atoms_factor: float
     weight_gradient_factor: float
     bias_cycles: float
     bias_compute_sets: int
