@@ -212,7 +212,7 @@ def test_published_rows_are_reached(published):
     assert found.errors.mean <= 0.02
     assert found.leave_one_out.mean <= 0.025 and found.leave_one_out.max <= 0.06
     for name, errors in found.leave_a_group_out.items():
-        assert errors.mean <= 0.04, name
+        assert errors.mean <= 0.045, name
     assert found.errors.mean < found.baselines["constant_utilisation"].mean
     assert found.baselines["constant_utilisation"].mean < found.baselines["flops_over_peak"].mean
 

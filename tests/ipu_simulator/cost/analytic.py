@@ -44,8 +44,8 @@ class Layer:
     def per_tile(self, elements, cycles):
         return cycles * -(-elements // self.target.tiles_per_ipu)
 
-    def product(self, groups, m, k, n, tally):
-        made = plan(Product(groups, m, k, n), self.target, self.proportion)
+    def product(self, groups, m, k, n, tally, resident="neither"):
+        made = plan(Product(groups, m, k, n, resident=resident), self.target, self.proportion)
         tally.matmul += made.cycles
         tally.compute_sets += made.serial_splits * (2 + (made.split_k > 1))
 
@@ -58,9 +58,9 @@ class Layer:
 
     def dense(self, k, n):
         """T x k times k x n with a bias."""
-        self.product(1, self.t, k, n, self.forward)
+        self.product(1, self.t, k, n, self.forward, "right")
         self.vertex(self.forward, self.t * n, 0.75)
-        self.product(1, self.t, n, k, self.backward)
+        self.product(1, self.t, n, k, self.backward, "right")
         self.product(1, k, self.t, n, self.backward)
         self.backward.rearranged += k * n + self.t * (k + n)
         self.vertex(self.backward, self.t * n, 0.5, 2)
@@ -124,7 +124,9 @@ class Layer:
         self.backward.matmul += plan_convolution(backward, self.target, self.proportion).cycles
         if taps == 1:
             self.backward.matmul += plan(
-                Product(groups, in_channels, self.t, out_channels), self.target, self.proportion
+                Product(groups, in_channels, self.t, out_channels, resident="neither"),
+                self.target,
+                self.proportion,
             ).cycles
         else:
             self.backward.matmul += 3 * cycles

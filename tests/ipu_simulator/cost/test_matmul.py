@@ -162,9 +162,7 @@ def test_an_impossible_bound_is_doubled_until_a_plan_fits():
     ],
 )
 def test_cycles_are_those_of_an_earlier_independent_run_of_the_same_rules(product, proportion, cycles):
-    """The earlier run searched fewer splits and took two cycles instead of one to add a vector of partial sums,
-    so its plans may be worse by that.
-    """
+    """The earlier run searched fewer splits, and took two cycles to add a vector of partial sums."""
     made = plan(replace(product, resident="neither"), CHIP, proportion)
     assert 0.9 * cycles < made.cycles < 1.025 * cycles
 

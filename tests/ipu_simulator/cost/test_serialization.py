@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from ipu_simulator.cost.aliases import materialised
@@ -67,7 +65,10 @@ def expected(letters, dimension):
     sizes = {"m": M, "k": K, "n": N}
     if dimension:
         sizes[dimension] //= FACTOR
-    made = plan(Product(1, *(sizes[letter] for letter in letters)), CHIP, PROPORTION)
+    of_weight = {frozenset(letters[:2]): "left", frozenset(letters[1:]): "right"}
+    resident = of_weight.get(frozenset("kn"), "neither")
+    product = Product(1, *(sizes[letter] for letter in letters), resident=resident)
+    made = plan(product, CHIP, PROPORTION)
     return (FACTOR if dimension else 1), made
 
 
@@ -113,5 +114,5 @@ def test_a_factor_of_none_cuts_nothing(factor):
 
 def test_slices_of_unequal_size_count_as_the_largest():
     _, found = products(Mode.OutputChannels, transposed=False, factor=3)
-    made = plan(replace(Product(1, M, K, N), n=-(-N // 3)), CHIP, PROPORTION)
+    made = plan(Product(1, M, K, -(-N // 3), resident="right"), CHIP, PROPORTION)
     assert found["mkn"].matmul_cycles == 3 * made.cycles
