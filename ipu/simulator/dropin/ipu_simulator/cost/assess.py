@@ -68,6 +68,7 @@ def assess(
             assumptions=assumptions_of(time.numbers | memory.numbers | numbers, target),
             expected_time_error=expected_time_error(),
             lacking_ipus=lacking_ipus,
+            input_s=time.input_s,
             largest_buffers=memory.largest_buffers,
             peak_moments=memory.peak_moments,
             clock_hz=target.clock_hz,

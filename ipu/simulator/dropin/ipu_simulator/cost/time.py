@@ -143,6 +143,7 @@ class TimeEstimate:
     step_s: float
     update_s: float
     host_s: float
+    input_s: float
     stages: tuple[StageTime, ...]
     work: tuple[Work, ...]
     update_parts_s: Mapping[str, float]
@@ -226,14 +227,14 @@ class Program:
         return constants.call_overhead_s * self.calls + self.batching_s(constants) + exposed_s
 
     def exposed_input_s(self, target: Target, constants: Constants) -> float:
-        """Inputs arrive while the IPUs compute: seconds that those of all micro batches take beyond that.
+        """Inputs arrive while the IPUs compute: seconds that those of all micro batches take beyond that."""
+        return max(0.0, self.input_s(target) - self.cycles_s(target, constants))
 
-        Replicas share the host links of their M2000s.
-        """
+    def input_s(self, target: Target) -> float:
+        """The inputs of all micro batches. Replicas share the host links of their M2000s."""
         m2000s = -(-self.replicas * self.num_ipus // target.ipus_per_m2000)
         all_bytes = self.replicas * self.micro_batches * self.input_bytes
-        inputs_s = all_bytes / (m2000s * target.host_bytes_per_s)
-        return max(0.0, inputs_s - self.cycles_s(target, constants))
+        return all_bytes / (m2000s * target.host_bytes_per_s)
 
     def batching_s(self, constants: Constants) -> float:
         """PopTorch's work on the host for each sample and replica of a weight update."""
@@ -301,6 +302,7 @@ def time_of(
         step_s=program.step_s(target, constants),
         update_s=program.update_s(target, constants),
         host_s=program.host_s(target, constants),
+        input_s=program.input_s(target) + program.batching_s(constants),
         stages=tuple(
             _stage_time(load, sent, framework, target, constants)
             for load, sent in zip(program.loads, program.copied_bytes)

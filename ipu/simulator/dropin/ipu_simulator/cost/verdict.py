@@ -211,6 +211,7 @@ class Details:
 
     :param assumptions: the numbers that this verdict depends on: changing one can change a result.
     :param expected_time_error: relative error of predicted times on published results; None: unknown.
+    :param input_s: seconds of a step's inputs from the host, also while the IPUs compute.
     :param lacking_ipus: number of IPUs that the replicas need beyond those of the machine.
     :param largest_buffers: (IPU, buffer): the largest buffers of each component that are live at the peak.
     :param peak_moments: IPU -> the operation during which its memory peaks.
@@ -226,6 +227,7 @@ class Details:
     assumptions: tuple[Assumption, ...]
     expected_time_error: float | None = None
     lacking_ipus: int = 0
+    input_s: float = 0.0
     largest_buffers: tuple[tuple[int, Buffer], ...] = ()
     peak_moments: Mapping[int, str] = field(default_factory=dict)
     clock_hz: float = 0.0

@@ -118,11 +118,11 @@ class Predictions:
         iterations = self._options.device_iterations
         if self._optimizer is not None:
             to_host_s = call_overhead_s / iterations
-            return Latencies(verdict.host_s - to_host_s, verdict.step_s - verdict.host_s, to_host_s)
+            return Latencies(verdict.details.input_s, verdict.step_s - verdict.host_s, to_host_s)
         pipeline = verdict.pipeline
         cycles = pipeline.forward_stages if pipeline.pipelined else 1
         to_host_s = call_overhead_s
-        return Latencies((verdict.host_s - to_host_s) / iterations, cycles * pipeline.cycle_s, to_host_s)
+        return Latencies(verdict.details.input_s / iterations, cycles * pipeline.cycle_s, to_host_s)
 
     def _quiet_verdict(self, of_what: str) -> Verdict:
         if isinstance(self._outcome, Exception):
