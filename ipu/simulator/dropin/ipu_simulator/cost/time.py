@@ -328,7 +328,6 @@ def _numbers(
     names.update(*(costs[op.index].numbers for op in graph.ops))
     total = sum((load.total for load in program.loads), Load())
     stash = any(load.stash.vertex_cycles for load in program.loads)
-    exposed = program.exposed_input_s(target, constants) > 0
     links = ("link_bytes_per_s", "links_between_ipus", "link_efficiency")
     for acts, numbers in (
         (total.matmul_cycles, ("matmul_factor",)),
@@ -337,8 +336,8 @@ def _numbers(
         (graph.gradients, ("accumulation_cycles",)),
         (stash, ("stash_in_8_bits_cycles" if settings.stash_bytes_per_element == 1 else "stash_cycles",)),
         (any(map(any, program.copied_bytes)), links),
-        (exposed, ("host_bytes_per_s",)),
-        (exposed and program.replicas * program.num_ipus > 1, ("ipus_per_m2000",)),
+        (program.input_bytes, ("host_bytes_per_s",)),
+        (program.input_bytes and program.replicas * program.num_ipus > 1, ("ipus_per_m2000",)),
         (program.framework == "PopTorch", ("poptorch_sample_s", "poptorch_sample_of_replica_s")),
     ):
         if acts:
