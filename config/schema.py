@@ -297,6 +297,13 @@ class Keys(
         factor = self.packing_factor or published_packing_factor(self.sequence_length)
         return min(float(self.pack_depth), factor)
 
+    def input_shapes(self, rows: int) -> List[Tuple[int, ...]]:
+        """The shapes of a batch of so many rows, in the order of the model's arguments."""
+        facts = self.task_facts
+        packed = facts.packed_inputs if self.packed_data else None
+        sizes = {"B": rows, "S": self.sequence_length, "M": self.row_mask_tokens, "D": self.pack_depth}
+        return [tuple(sizes[letter] for letter in shape) for shape in packed or facts.inputs]
+
     @property
     def sequences_per_step(self) -> int:
         """Sequences per weight update; with packed rows, an expectation."""

@@ -152,7 +152,7 @@ def inference_verdict_of(config: Config, name: str) -> Verdict:
             recompute_checkpoint_every_layer=False,
             one_hot_masked_positions=config.one_hot_masked_positions,
         )
-        shapes = _input_shapes(config)
+        shapes = config.input_shapes(config.micro_batch_size)
         if not config.task_facts.is_pretraining:
             shapes = shapes[:_WITHOUT_LABELS]
         inputs = tuple(torch.zeros(shape, dtype=torch.int32) for shape in shapes)
@@ -160,7 +160,14 @@ def inference_verdict_of(config: Config, name: str) -> Verdict:
     one = replace(plan, replication_factor=1, replicated_tensor_sharding=False)
     graph = simulator.capture(model, inputs, {}, inference_options(one), training=False)
     settings = simulator.settings_of(inference_options(plan), None, micro_batch_size=config.micro_batch_size)
-    program = graph, replace(settings, matmul_proportions=config.matmul_proportion)
+    program = (
+        graph,
+        replace(
+            settings,
+            matmul_proportions=config.matmul_proportion,
+            samples_per_sequence=config.sequences_per_row,
+        ),
+    )
     return replace(assess(config, name, program), training_steps=0, time_to_train_s=0.0)
 
 
@@ -283,7 +290,8 @@ def _captured(config: Config, num_layers: int, layers_per_ipu: Sequence[float]) 
             recompute_checkpoint_every_layer=config.recompute_checkpoint_every_layer,
             one_hot_masked_positions=config.one_hot_masked_positions,
         )
-        inputs = tuple(torch.zeros(shape, dtype=torch.int32) for shape in _input_shapes(config))
+        shapes = config.input_shapes(config.micro_batch_size)
+        inputs = tuple(torch.zeros(shape, dtype=torch.int32) for shape in shapes)
     optimizer = training.build_optimizer(model, config.section(training.OptimizerPlan))
     plan = config.section(DevicePlan)
     fills = 2 * len(layers_per_ipu) + 3  # a pipeline with a stage on each IPU, and the head's
@@ -378,16 +386,3 @@ def _model_of_row(name: str) -> ModelConfig:
             f"model {name!r} has no layers, or its hidden size is not a multiple of {like.head_size}"
         )
     return replace(like, num_layers=layers, hidden_size=hidden, num_heads=hidden // like.head_size)
-
-
-def _input_shapes(config: Config) -> Sequence[Tuple[int, ...]]:
-    """Shapes of one micro batch, in the order of the model's arguments."""
-    task = config.task_facts
-    inputs = task.inputs if task.packed_inputs is None or not config.packed_data else task.packed_inputs
-    sizes = {
-        "B": config.micro_batch_size,
-        "S": config.sequence_length,
-        "M": config.row_mask_tokens,
-        "D": config.pack_depth,
-    }
-    return [tuple(sizes[letter] for letter in shape) for shape in inputs]

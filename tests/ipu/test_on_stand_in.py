@@ -119,7 +119,6 @@ def test_every_recipes_program_is_accepted(stand_in):
         from config import recipes
         from ipu.options import DevicePlan, inference_options, training_options
         device = ipu.select_device("ipu")
-        sizes = lambda config, rows: {"B": rows, "S": config.sequence_length, "M": config.mask_tokens}
         for name in configuration.names():
             config = configuration.load(name)
             with torch.device("meta"):
@@ -129,8 +128,7 @@ def test_every_recipes_program_is_accepted(stand_in):
             plan = config.section(DevicePlan)
             options = training_options(plan)
             executor = poptorch.trainingModel(model, options, optimizer)
-            rows = config.samples_per_call
-            shapes = [[sizes(config, rows)[letter] for letter in shape] for shape in config.task_model.inputs]
+            shapes = config.input_shapes(config.samples_per_call)
             batch = [torch.empty(shape, dtype=torch.int32, device="meta") for shape in shapes]
             executor.compile(*batch)
             executor(*batch)
