@@ -94,17 +94,18 @@ def test_a_demo_continues_where_it_was_interrupted(
     dev: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     output = tmp_path / "output" / "demo"
-    assert dev.demo_folder() == (output, [])
+    assert dev.demo_folder("demo") == (output, [])
     output.mkdir(parents=True)
     (output / "resolved.yml").touch()
-    assert dev.demo_folder() == (output, [])  # it was stopped before its first checkpoint
+    assert dev.demo_folder("demo") == (output, [])  # it was stopped before its first checkpoint
     assert capsys.readouterr().out == ""
     (output / "checkpoints" / "step_00000500").mkdir(parents=True)
-    assert dev.demo_folder() == (output, ["--resume"])
+    assert dev.demo_folder("demo") == (output, ["--resume"])
     assert "continuing the demo that was interrupted in output/demo" in capsys.readouterr().out
     (output / "summary.json").touch()
-    assert dev.demo_folder() == (tmp_path / "output" / "demo-2", [])
+    assert dev.demo_folder("demo") == (tmp_path / "output" / "demo-2", [])
     assert "output/demo has a finished demo: this one goes to output/demo-2" in capsys.readouterr().out
+    assert dev.demo_folder("squad_demo") == (tmp_path / "output" / "squad_demo", [])
 
 
 def test_dev_run_says_what_it_needs() -> None:

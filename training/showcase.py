@@ -141,7 +141,8 @@ def main(argv: Sequence[str]) -> int:
     print(
         "\nnext, answers to questions, from this checkpoint; and a published model on a machine of 16 IPUs:"
     )
-    print(f"  ./dev run python run_squad.py --config squad_demo --checkpoint {named}")
+    squad = f"run python run_squad.py --config squad_demo --checkpoint {named}"
+    print(f"  ./dev {'squad' if output == Path('output/demo') else squad}")
     print("  ./dev run python run_pretraining.py --config groupbert_base_128_pod16 --dry-run")
     return 0
 

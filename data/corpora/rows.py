@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
+import itertools
+import lzma
+import zlib
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple
 
 from ..files import DataError
 from ..hugging_face import is_saved, library, parts_of, rows_of
-from .kinds import CSV, JSON, PARQUET, TSV
+from .kinds import CSV, JSON, PARQUET, TSV, compression_of, open_bytes
 from .text import document_from_lines, fingerprint_of, refuse_empty
 
 # Kind of file -> builder of `datasets` and its options.
@@ -102,6 +107,28 @@ class RowsCorpus(HuggingFaceCorpus):
     def fingerprint(self) -> str:
         """Of the files, their kind and the column."""
         return fingerprint_of(self.files, f"rows-1 {self.kind} {self.text_column}")
+
+    def documents(self) -> Iterator[str]:
+        if self.kind in (CSV, TSV):
+            for file in self.files:
+                self._refuse_more_cells_than_columns(file)
+        return super().documents()
+
+    def _refuse_more_cells_than_columns(self, file: Path) -> None:
+        """Where the first row has more cells than the header, pandas takes the first one for a row's name,
+        and the text would be lost without an error."""
+        separator = _BUILDERS[self.kind][1].get("sep", ",")
+        try:
+            with open_bytes(file, compression_of(file)) as stream:
+                lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+                first = list(itertools.islice(csv.reader(lines, delimiter=separator), 2))
+        except (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError, zlib.error):
+            return  # which reading it reports
+        if len(first) == 2 and len(first[1]) > len(first[0]):
+            raise DataError(
+                f"{str(file)!r}: its first row has {len(first[1])} cells, but the header names "
+                f"{len(first[0])} column(s): put texts that contain {separator!r} into double quotes."
+            )
 
     def _rows(self, datasets: Any) -> Any:
         builder, options = _BUILDERS[self.kind]

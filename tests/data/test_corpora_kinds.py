@@ -157,6 +157,16 @@ def test_damaged_rows_are_told(tmp_path, monkeypatch, name):
         documents(tmp_path / name)
 
 
+@pytest.mark.parametrize(("name", "between"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_texts_that_are_cut_into_cells_are_told(tmp_path, name, between):
+    pytest.importorskip("datasets")
+    (tmp_path / name).write_text(f"text\nHello{between} world.\n")
+    with pytest.raises(
+        DataError, match=r"its first row has 2 cells, but the header names 1 column.*double quotes"
+    ):
+        documents(tmp_path / name)
+
+
 def test_prose_that_begins_with_brackets_is_text(tmp_path):
     for text in ("[Music] Hello.", "{see below} Hello.", '["Hello," he said.', "<b> Hello.", "{}", "[]"):
         (tmp_path / "a.txt").write_text(text)
