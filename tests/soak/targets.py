@@ -299,10 +299,11 @@ def _change_text(rng: random.Random, files: Files) -> None:
 
 
 def _read_text(folder: Path) -> None:
-    corpus = open_corpus(str(next(folder.iterdir())))
-    corpus.fingerprint()
-    for document in corpus.documents():
-        document.encode("utf-8")
+    for file in sorted(folder.iterdir()):
+        corpus = open_corpus(str(file))
+        corpus.fingerprint()
+        for document in corpus.documents():
+            document.encode("utf-8")
 
 
 # Shards, with right checksums half of the time.
