@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
-import queue
+import os
 import random
 import resource
 import signal
-import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing import connection
 from pathlib import Path
 from types import FrameType
 
@@ -43,38 +43,44 @@ class _TooSlow(BaseException):
 def trials(
     trial: Trial, first: int, count: int, *, deadline_s: float, most_s: float = MOST_SECONDS
 ) -> Figures:
-    """Runs inputs `first` to `first + count`, or as many as the time allows, in a child process, which is
-    started again if one ends it. An input that takes over `most_s` seconds of CPU time, or hangs, is a fault."""
+    """Runs inputs `first` to `first + count`, or as many as the time allows, in a child process.
+
+    The child is started again if an input ends it. An input that takes over `most_s` seconds of CPU time, or
+    hangs, is a fault.
+    """
     figures, context = Figures(), multiprocessing.get_context("fork")
-    done: multiprocessing.Queue = context.Queue()
     number, end, deadline = first, first + count, time.monotonic() + deadline_s
     while number < end and time.monotonic() < deadline:
-        child = context.Process(target=_work, args=(trial, number, end, most_s, done))
+        # A pipe to each child: a queue would lose results that a child has not written when it ends.
+        receiver, sender = context.Pipe(duplex=False)
+        child = context.Process(target=_work, args=(trial, number, end, most_s, sender))
         child.start()
-        waited_s, fault = 0.0, ""
-        while number < end and time.monotonic() < deadline and not fault.startswith("the process"):
-            try:
-                refused, fault = done.get(timeout=1.0)
-            except queue.Empty:
-                waited_s += 1.0
-                if child.is_alive() and waited_s < 10 * most_s + 5:
+        sender.close()
+        waited_s, has_ended = 0, False
+        while number < end and not has_ended and time.monotonic() < deadline:
+            if not receiver.poll(1.0):
+                waited_s += 1
+                if waited_s < 10 * most_s + 5:
                     continue
-                child.kill()  # hangs outside of Python, or has ended
+                child.kill()  # it hangs outside of Python
+            try:
+                refused, fault = receiver.recv()
+            except EOFError:
+                has_ended = True
                 child.join()
                 refused, fault = False, f"the process ended with status {child.exitcode}"
             figures.inputs += 1
             figures.refused += refused
             if fault:
                 figures.faults.append((number, fault))
-            number, waited_s = number + 1, 0.0
-        if number == end:
-            child.join(timeout=30)
+            number, waited_s = number + 1, 0
         child.kill()
         child.join()
+        receiver.close()
     return figures
 
 
-def _work(trial: Trial, first: int, end: int, most_s: float, done: multiprocessing.Queue) -> None:
+def _work(trial: Trial, first: int, end: int, most_s: float, results: connection.Connection) -> None:
     def expire(_number: int, _frame: FrameType | None) -> None:
         raise _TooSlow
 
@@ -82,19 +88,18 @@ def _work(trial: Trial, first: int, end: int, most_s: float, done: multiprocessi
     now_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now_bytes + MOST_BYTES, resource.RLIM_INFINITY))
     with Path("/dev/null").open("w") as nowhere:
-        sys.stdout = sys.stderr = nowhere
+        for standard in (1, 2):
+            os.dup2(nowhere.fileno(), standard)
         for number in range(first, end):
             with tempfile.TemporaryDirectory() as folder:
-                signal.setitimer(signal.ITIMER_PROF, most_s)
                 try:
+                    signal.setitimer(signal.ITIMER_PROF, most_s)
                     refused, fault = trial(number, Path(folder)), ""
-                except BaseException:
-                    refused, fault = False, traceback.format_exc()
-                finally:
                     signal.setitimer(signal.ITIMER_PROF, 0)
-            done.put((refused, fault))
-    done.close()
-    done.join_thread()
+                except BaseException:
+                    signal.setitimer(signal.ITIMER_PROF, 0)
+                    refused, fault = False, traceback.format_exc()
+            results.send((refused, fault))
 
 
 def of_target(name: str) -> Trial:
