@@ -75,6 +75,7 @@ def open_plain(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+_SMALL_BYTES = 1 << 20
 _MOST_OPEN = 128  # a process may often have 1,024
 
 
@@ -98,23 +99,33 @@ class OpenFiles:
 
     def read(self, number: int, offset: int, size: int) -> bytes:
         """`size` bytes from `offset` of file `number`. Raises DataError if it has fewer, or can't be read."""
-        file = self._file(number)
-        ends = os.fstat(file.fileno()).st_size
-        if offset + size > ends:  # before allocating what a damaged length asks for
-            raise DataError(
-                f"{str(self.paths[number])!r} ends at byte {ends}, but byte {offset + size} is needed: "
-                "it is damaged, or was cut or replaced while it was in use. Restore it."
-            )
-        content = b""
-        while len(content) < size:  # the kernel reads at most 2 GB at a time
-            try:
-                part = os.pread(file.fileno(), size - len(content), offset + len(content))
-            except OSError as error:
-                raise self._unreadable(number, error) from error
-            if not part:
-                raise DataError(f"{str(self.paths[number])!r} was cut while it was read. Restore it.")
-            content = content + part if content else part
-        return content
+        descriptor = (self._open.get(number) or self._file(number)).fileno()
+        try:
+            if size <= _SMALL_BYTES:
+                content = os.pread(descriptor, size, offset)
+                if len(content) == size:
+                    return content
+            # Before allocating what a damaged length asks for.
+            if offset + size > os.fstat(descriptor).st_size:
+                raise self._too_short(number, offset + size)
+            content = b""
+            while len(content) < size:  # the kernel reads at most 2 GB at a time
+                part = os.pread(descriptor, size - len(content), offset + len(content))
+                if not part:
+                    raise self._too_short(number, offset + size)
+                content = content + part if content else part
+            return content
+        except OverflowError:  # an offset of a damaged file
+            raise self._too_short(number, offset + size) from None
+        except OSError as error:
+            raise self._unreadable(number, error) from error
+
+    def _too_short(self, number: int, needed: int) -> DataError:
+        ends = os.fstat(self._file(number).fileno()).st_size
+        return DataError(
+            f"{str(self.paths[number])!r} ends at byte {ends}, but byte {needed} is needed: it is damaged, "
+            "or was cut or replaced while it was in use. Restore it."
+        )
 
     def _file(self, number: int) -> BinaryIO:
         if number not in self._open:
