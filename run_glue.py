@@ -99,7 +99,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="DATA",
         help="predict on a test set (file, folder with GLUE's files, hf:NAME), in the leaderboard's format",
     )
-    configuration.add_flags(parser)
+    configuration.add_flags(parser, "glue")
     flags = parser.parse_args(arguments)
     if flags.resume and flags.checkpoint is not None:
         raise ConfigError("--resume continues from a checkpoint in --output: remove --checkpoint")

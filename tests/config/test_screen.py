@@ -10,11 +10,12 @@ import pytest
 
 import command_line
 import config
+import run_glue
 import run_pretraining
 import run_squad
 from config import ConfigError
 
-RUNNERS = {"pretraining": run_pretraining, "squad": run_squad}
+RUNNERS = {"pretraining": run_pretraining, "squad": run_squad, "glue": run_glue}
 
 
 @pytest.mark.parametrize("name", ["demo", "squad_demo", "groupbert_base_128_pod16", "squad_bert_base_384"])
