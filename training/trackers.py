@@ -61,7 +61,7 @@ class _WandB:
         write_atomically(identity, self._run.id)
         where = f"{output / 'wandb'}, to upload with `wandb sync`"
         if settings["mode"] == "online":
-            where = self._run.url
+            where = str(self._run.url)
         print(f"W&B: run {self._run.id} of {project}, {settings['mode']}: {where}", flush=True)
 
     def write(self, record: Record) -> None:
