@@ -10,13 +10,14 @@ from dataclasses import replace
 
 import pytest
 from ipu_simulator.cost.constants import memory_constants
-from ipu_simulator.cost.memory import memory_of
+from ipu_simulator.cost.memory import homes, memory_of, overflow
 from ipu_simulator.cost.ops import PRODUCTS, op_cost
 from ipu_simulator.cost.settings import OptimizerSettings
+from ipu_simulator.cost.verdict import Buffer
 from ipu_simulator.environment import target
 from ipu_simulator.graph.stages import stages_of
 
-from tests.ipu_simulator.cost.graphs import chain, settings
+from tests.ipu_simulator.cost.graphs import Builder, chain, settings
 
 CONSTANTS = memory_constants()
 MACHINE = replace(target("pod4"), tiles_per_ipu=16)
@@ -45,7 +46,7 @@ def _key(graph, op) -> tuple[object, ...]:
     return (op.name, tuple(of_tensors), tuple(of_results), str(sorted(op.attributes.items())))
 
 
-def always_live(graph, program, ipu: int) -> dict[str, int]:
+def always_live(graph, program, ipu: int, constants=CONSTANTS) -> dict[str, int]:
     """Bytes of each component that are always live on an IPU."""
     place, stages = _first_ipus(graph), stages_of(graph, program)
     mine = [w for w in graph.tensors if w.role == "parameter" and place[w.id] == ipu]
@@ -60,7 +61,7 @@ def always_live(graph, program, ipu: int) -> dict[str, int]:
     if optimizer.location == "on_chip":
         for weight in trained:
             shard = weight.elements
-            if weight.elements >= CONSTANTS.sharding_threshold_elements:
+            if weight.elements >= constants.sharding_threshold_elements:
                 shard = math.ceil(weight.elements / program.shards)
             found["optimizer_state"] += shard * sum(optimizer.state_bytes_per_element)
     last = len(stages) - 1
@@ -80,14 +81,14 @@ def always_live(graph, program, ipu: int) -> dict[str, int]:
     compute_sets = 0.0
     for op in by_key.values():
         cost = op_cost(op, graph, program, MACHINE)
-        most = CONSTANTS.code_compute_sets_of_a_product if cost.kind in PRODUCTS else math.inf
+        most = constants.code_compute_sets_of_a_product if cost.kind in PRODUCTS else math.inf
         compute_sets += min(cost.compute_sets, most)
-    found["code"] = round(CONSTANTS.code_bytes_fixed)
-    found["code"] += round(CONSTANTS.code_bytes_per_distinct_operation * len(by_key))
-    found["code"] += round(CONSTANTS.code_bytes_per_call * len(calls))
+    found["code"] = round(constants.code_bytes_fixed)
+    found["code"] += round(constants.code_bytes_per_distinct_operation * len(by_key))
+    found["code"] += round(constants.code_bytes_per_call * len(calls))
     doublings, shapes = math.log2(program.replicas), {weight.shape for weight in trained}
-    found["exchange_code"] = round(CONSTANTS.exchange_code_bytes_per_compute_set * round(compute_sets))
-    found["exchange_code"] += round(CONSTANTS.exchange_code_bytes_per_collective * doublings * len(shapes))
+    found["exchange_code"] = round(constants.exchange_code_bytes_per_compute_set * round(compute_sets))
+    found["exchange_code"] += round(constants.exchange_code_bytes_per_collective * doublings * len(shapes))
     return found
 
 
@@ -112,3 +113,51 @@ def test_always_live_memory_by_ipu_and_component(replicas, location, sharded, st
     assert sums["weights"] == sum(weight.bytes for weight in graph.parameters)
     # Weights that differ between IPUs, so that one IPU's can't pass as another's.
     assert len({memory.always_live_components["exchange_code"] for memory in found.ipus}) > 1
+
+
+def test_a_product_counts_few_compute_sets_and_another_operation_all() -> None:
+    constants = replace(CONSTANTS, code_compute_sets_of_a_product=1)
+    graph, program = chain((0, 1, 2, 3), WIDTHS), settings(4)
+    found = memory_of(graph, stages_of(graph, program), program, MACHINE, constants)
+    for memory in found.ipus:
+        expected = always_live(graph, program, memory.ipu, constants)
+        assert memory.always_live_components["exchange_code"] == expected["exchange_code"]
+        assert expected != always_live(graph, program, memory.ipu)
+
+
+def test_a_weight_that_nothing_uses_is_on_the_first_ipu() -> None:
+    builder = Builder((0, 1))
+    x, unused = builder.tensor([8, 16], "input", "x"), builder.tensor([64, 64], "parameter", "unused")
+    y, z = builder.tensor([8, 16]), builder.tensor([8, 16])
+    builder.op("relu", [x], [y])
+    builder.stage = 1
+    builder.op("relu", [y], [z])
+    graph = builder.graph([x], [z])
+    assert homes(graph)[unused] == 0
+    found = memory_of(graph, stages_of(graph, settings(2)), settings(2), MACHINE, CONSTANTS)
+    assert [memory.components["weights"] for memory in found.ipus] == [64 * 64 * 2, 0]
+
+
+def test_buffers_that_fill_a_memory_exactly_do_not_exceed_it() -> None:
+    sizes = [5, 5, 1]
+    buffers = [Buffer(f"buffer {size}", "weights", "", size) for size in sizes]
+    assert [buffer.bytes for buffer in overflow(0, "always", buffers, 10).buffers] == sizes
+    assert [buffer.bytes for buffer in overflow(0, "always", buffers, 9).buffers] == [5, 5]
+
+
+def test_an_ipu_lacks_what_exceeds_the_memory_that_an_uneven_filling_leaves() -> None:
+    graph, program = chain((0, 1, 2, 3), WIDTHS), settings(4)
+    small = replace(MACHINE, bytes_per_tile=1_000_000)
+    found = memory_of(graph, stages_of(graph, program), program, small, CONSTANTS)
+    assert len(found.overflows) == 4
+    usable_bytes = int(16 * 1_000_000 / CONSTANTS.tile_imbalance)
+    for memory, lacking in zip(found.ipus, found.overflows, strict=True):
+        assert lacking.over_bytes == memory.peak_bytes - usable_bytes
+
+
+def test_stashes_are_named_after_what_makes_them() -> None:
+    graph, program = chain((0, 1, 2, 3), WIDTHS), settings(4)
+    found = memory_of(graph, stages_of(graph, program), program, MACHINE, CONSTANTS)
+    stashes = {buffer.name for ipu, buffer in found.largest_buffers if buffer.component == "stashes"}
+    assert "7 x input/0 [8, 64]" in stashes
+    assert any(name.startswith("5 x gelu [8, ") for name in stashes)
