@@ -165,6 +165,8 @@ def load_config(flags: argparse.Namespace, task: str) -> Config:
         raise ConfigError("--inference is read with --dry-run only: run_inference.py runs a trained model")
     if flags.instances != 1:
         _check_instances(flags, config)
+    if config.simulator_precision == "fastest":  # a run's record says which
+        config = replace(config, simulator_precision=ipu.fastest_precision())
     return _with_sizes_of_checkpoint(config, flags, overrides)
 
 

@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Optional
+from typing import Any, Literal, Optional
 
 DEVICES = ("auto", "ipu", "ipu-model", "simulator")
 
@@ -127,8 +127,18 @@ def waiting_note() -> str:
     return note and f", which {note}"
 
 
+def fastest_precision() -> Literal["float32", "bfloat16"]:
+    """The simulator's fastest arithmetic on this CPU."""
+    return "float32" if bfloat16_instructions() is None else "bfloat16"
+
+
 def bfloat16_instructions() -> Optional[str]:
-    """The instructions for products in bfloat16 that this CPU has; None without any."""
+    """The instructions for products in bfloat16 that this CPU has; None without any.
+
+    None too where the simulator doesn't run, on Python 3.8.
+    """
+    if sys.version_info < _SIMULATORS_PYTHON:
+        return None
     make_simulator_importable()
     from ipu_simulator import host
 

@@ -80,9 +80,10 @@ class DeviceKeys(KeyGroup):
     precision: Literal["float16", "float32"] = key(
         "weights", "type in which an IPU stores and computes", "float16"
     )
-    simulator_precision: Literal["float32", "bfloat16", "ipu-float16"] = key(
+    simulator_precision: Literal["float32", "bfloat16", "fastest", "ipu-float16"] = key(
         "weights",
-        "arithmetic of the simulator: float32, products in bfloat16 (fast), or as on an IPU",
+        "arithmetic of the simulator: float32; products in bfloat16; the fastest of these two here; or "
+        "as on an IPU",
         "float32",
     )
     host_threads: Optional[int] = key(

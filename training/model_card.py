@@ -149,8 +149,10 @@ def _limits(config: Config, model: models.TaskModel, device: ipu.DeviceChoice) -
         f"- Sequences of training had at most {config.sequence_length} tokens"
         + (", in lower case." if config.lowercase else "."),
     ]
-    if device.name == "simulator" and config.simulator_precision == "float32":
-        limits.append("- It was trained on a simulator of IPUs in float32, not on an IPU.")
+    if device.name == "simulator" and config.simulator_precision != "ipu-float16":
+        limits.append(
+            f"- It was trained on a simulator of IPUs in {config.simulator_precision}, not on an IPU."
+        )
     else:
         limits.append("- It was trained with the tanh form of GELU, which `hidden_act` in config.json names.")
     return limits

@@ -9,6 +9,7 @@ from ipu_simulator import environment, host
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import ipu
 from tests.poptorch.executor_models import options, poptorch
 
 # Rounding to 8 bits of mantissa is 2^-9 of a number at most; products of a few layers add up.
@@ -304,3 +305,11 @@ def test_the_announcement_names_the_instructions_or_the_cost(bfloat16, monkeypat
     assert "neither AMX nor AVX512-BF16, without which they take 1.3 times" in environment.announcement()
     bfloat16(False)
     assert environment.announcement().endswith("(16 IPUs)")
+
+
+def test_fastest_is_bfloat16_where_the_cpu_has_instructions_for_it(monkeypatch):
+    monkeypatch.setenv("IPU_SIMULATOR_PRECISION", "fastest")
+    monkeypatch.setattr(host, "bfloat16_instructions", lambda: "amx_bf16")
+    assert environment.precision() == ipu.fastest_precision() == "bfloat16"
+    monkeypatch.setattr(host, "bfloat16_instructions", lambda: None)
+    assert environment.precision() == ipu.fastest_precision() == "float32"

@@ -174,7 +174,8 @@ def _entries(name: str) -> dict[str, Mapping[str, Any]]:
 FLOAT32 = "float32"
 BFLOAT16 = "bfloat16"
 IPU_FLOAT16 = "ipu-float16"
-PRECISIONS = (BFLOAT16, FLOAT32, IPU_FLOAT16)
+FASTEST = "fastest"  # bfloat16 if this CPU has instructions for it, otherwise float32
+PRECISIONS = (BFLOAT16, FASTEST, FLOAT32, IPU_FLOAT16)
 
 
 class UnknownPrecision(ValueError):
@@ -188,6 +189,8 @@ def precision() -> str:
     if name not in PRECISIONS:
         where = "precision" if chosen else PRECISION_VARIABLE
         raise UnknownPrecision(_not_known("precision", PRECISIONS, name, where))
+    if name == FASTEST:
+        return FLOAT32 if host.bfloat16_instructions() is None else BFLOAT16
     return name
 
 
