@@ -108,7 +108,7 @@ def test_the_mean_leaves_out_the_first_call(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_mean_is_that_of_all_processes_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    resumed = Progress(2, {"step": 2}, False, None, Speed(1, data_wait_s=1, device_s=2))
+    resumed = Progress(2, {"step": 2}, False, None, Speed(1, data_wait_s=1, device_s=2, samples=6))
     summary = trained(resumed, [10, 7], monkeypatch)[-1].summary(PLAN)
     assert (summary["samples_per_s"], summary["data_wait_fraction"]) == (12 / 12, 8 / 12)
 
