@@ -73,7 +73,10 @@ def dry_run(
         print(_packs(config))
     if instances > 1 and config.replicated_tensor_sharding:
         local = config.replication_factor // instances
-        print(f"{instances} instances: the optimiser state is sharded over the {local} replica(s) of each")
+        if local > 1:
+            print(f"{instances} instances: the optimiser state is sharded over the {local} replicas of each")
+        else:
+            print(f"{instances} instances of one replica each: Poplar doesn't shard the optimiser state")
     print(f"report {output / 'report.html'}, trace {output / 'trace.json'}")
     return DryRun(output, verdict)
 

@@ -15,6 +15,7 @@ from typing import Any, Sequence
 from ipu_simulator.cost import constants as shipped
 from ipu_simulator.cost.constants import entries
 
+from . import evidence
 from .fit_constants import Errors, Fit, MeasuredRow, Validation, fit, measured, utilisation, validate
 from .published_rows import RowError, RowsError, read_rows
 
@@ -130,6 +131,7 @@ def as_markdown(validation: Validation, command: str) -> str:
             "The baseline of constant utilisation has two constants, fitted to the same rows: the",
             "utilisation, and PopTorch's factor.",
             "",
+            *evidence.as_markdown(),
             "## Fitted constants",
             "",
             "Fitted by least squares on log errors with log-normal priors, on rows "
@@ -253,6 +255,7 @@ def _write_constants(made: Fit, rows: Sequence[MeasuredRow]) -> None:
     }
     file["expected_error"]["value"] = _rounded(validate(rows).leave_one_out.mean, 2)
     file["expected_error"]["rows"] = " ".join(names)
+    file["expected_error"]["frameworks"] = sorted({row.row.framework for row in rows})
     file["residuals"] = {
         row.row.id: round(row.predicted_s(made.constants) / row.row.step_s - 1, 4) for row in rows
     }

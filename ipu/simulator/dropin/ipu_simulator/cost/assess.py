@@ -5,7 +5,8 @@ from __future__ import annotations
 from ..environment import Target
 from ..graph.ir import Graph
 from ..graph.stages import stages_of
-from .constants import assumptions_of, constants, expected_time_error, memory_constants
+from .constants import assumptions_of, constants, memory_constants
+from .kinds import expected_time_error, kind_of
 from .memory import memory_of
 from .settings import Settings
 from .time import time_of
@@ -66,7 +67,8 @@ def assess(
             overflows=memory.overflows,
             bounds=time.bounds,
             assumptions=assumptions_of(time.numbers | memory.numbers | numbers, target),
-            expected_time_error=expected_time_error(),
+            expected_time_error=expected_time_error(graph, settings),
+            kind=kind_of(graph),
             lacking_ipus=lacking_ipus,
             input_s=time.input_s,
             largest_buffers=memory.largest_buffers,

@@ -84,11 +84,6 @@ def time_assumptions() -> tuple[Assumption, ...]:
     return (*fitted, *assumed)
 
 
-def expected_time_error() -> float:
-    """Mean relative error of predicted step times on published results that were left out of the fit."""
-    return float(entries()["expected_error"]["value"])
-
-
 def _fitted_on(entry: Mapping[str, Any]) -> str:
     rows = entry.get("rows")
     return f"{entry['source']}; fitted on rows {rows}" if rows else str(entry["source"])

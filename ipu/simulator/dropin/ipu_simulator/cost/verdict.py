@@ -210,7 +210,9 @@ class Details:
     """What reports show besides the verdict's fields.
 
     :param assumptions: the numbers that this verdict depends on: changing one can change a result.
-    :param expected_time_error: relative error of predicted times on published results; None: unknown.
+    :param expected_time_error: relative error of predicted times of published programs of this kind, left out
+        of the fit; None: none was measured.
+    :param kind: of program, for messages about that error: "pretraining of BERT", "convolutional networks".
     :param input_s: seconds of a step's inputs from the host, also while the IPUs compute.
     :param lacking_ipus: number of IPUs that the replicas need beyond those of the machine.
     :param largest_buffers: (IPU, buffer): the largest buffers of each component that are live at the peak.
@@ -226,6 +228,7 @@ class Details:
     bounds: tuple[Bound, ...]
     assumptions: tuple[Assumption, ...]
     expected_time_error: float | None = None
+    kind: str = ""
     lacking_ipus: int = 0
     input_s: float = 0.0
     largest_buffers: tuple[tuple[int, Buffer], ...] = ()

@@ -259,7 +259,10 @@ def _origin(verdict: Verdict) -> Iterator[str]:
 
 def _error(verdict: Verdict) -> str:
     error = verdict.details.expected_time_error
-    return "" if error is None else f"; off by {percent(error)} on published rows left out of the fit"
+    if error is not None:
+        return f"; off by {percent(error)} on published rows left out of the fit"
+    kind = verdict.details.kind
+    return f"; no published time of {kind} was at hand" if kind else ""
 
 
 def _rates(verdict: Verdict) -> Iterator[str]:

@@ -1,0 +1,53 @@
+"""Kinds of programs: the error beside a time belongs to the kind at hand, or none was measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from ipu_simulator.cost.assess import assess
+from ipu_simulator.cost.constants import entries
+from ipu_simulator.cost.kinds import kind_of
+from ipu_simulator.environment import target
+from ipu_simulator.report import text
+
+from tests.ipu_simulator.cost.graphs import chain
+from tests.ipu_simulator.cost.programs import program
+
+BOW = target("bow-pod16")
+
+
+def judged(graph, made):
+    verdict = assess(graph, made, BOW, name="p")
+    return verdict.details.kind, verdict.details.expected_time_error, text(verdict)
+
+
+def test_berts_pretraining_has_the_error_of_rows_left_out():
+    graph, made = program("bert-medium")
+    kind, error, said = judged(graph, made)
+    assert kind == "pretraining of BERT" and error == entries()["expected_error"]["value"]
+    assert "published rows left out of the fit" in said
+    # No row of this framework was measured.
+    assert judged(graph, replace(made, framework="TF2"))[1] is None
+
+
+def test_other_programs_have_none():
+    kind, error, said = judged(*program("groupbert-medium"))
+    assert (kind, error) == ("other encoders", None)
+    assert "no published time of other encoders was at hand" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("lstm", "recurrent networks"),
+        ("convolution", "convolutional networks"),
+        ("mm", "programs of this kind"),
+    ],
+)
+def test_kinds_by_operations(name, kind):
+    graph = chain((0, 1, 0), [[16], [16, 16], [16]])
+    ops = tuple(replace(op, name="zeta") if op.phase == "forward" else op for op in graph.ops)
+    ops = tuple(replace(op, name=name) if op.phase == "forward" and not op.index else op for op in ops)
+    assert kind_of(replace(graph, ops=ops)) == kind
+    assert kind_of(replace(graph, ops=ops, gradients={})) == "inference"
