@@ -190,7 +190,7 @@ def _time(verdict: Verdict) -> Iterator[str]:
         yield f"  update            {human_seconds(verdict.update_s):>12}   {named}".rstrip()
     yield (
         f"  host              {human_seconds(verdict.host_s):>12}   "
-        "call overhead, and input transfers that don't overlap with compute"
+        "call overhead, work on samples, and inputs that take longer than computing"
     )
     if step_name(verdict) == "call":
         yield (
