@@ -41,7 +41,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA), help="sources to time [all]")
     parser.add_argument("--calls", type=int, default=20, help="timed device calls [20]")
     parser.add_argument("--warm-up", type=int, default=3, help="device calls before them [3]")
-    parser.set_defaults(instances=1)
+    parser.set_defaults(instances=1, inference=False)
     configuration.add_flags(parser)
 
 
