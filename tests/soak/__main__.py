@@ -68,6 +68,7 @@ def _work(
     arguments: argparse.Namespace, jobs: list[str], part: int, deadline: float, results: multiprocessing.Queue
 ) -> None:
     """One of several processes, each with a share of every job."""
+    fuzz.end_with_parent()
     with tempfile.TemporaryDirectory() as folder:
         for job in jobs:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import random
@@ -38,6 +39,11 @@ Trial = Callable[[int, Path], bool]  # the number of an input and a folder; whet
 
 class _TooSlow(BaseException):
     pass
+
+
+def end_with_parent() -> None:
+    """Makes the kernel kill this process when the one that forked it ends (prctl(2), PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def trials(
@@ -84,6 +90,7 @@ def _work(trial: Trial, first: int, end: int, most_s: float, results: connection
     def expire(_number: int, _frame: FrameType | None) -> None:
         raise _TooSlow
 
+    end_with_parent()
     signal.signal(signal.SIGPROF, expire)
     now_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now_bytes + MOST_BYTES, resource.RLIM_INFINITY))

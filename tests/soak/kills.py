@@ -23,7 +23,7 @@ import ipu
 import run_pretraining
 import run_squad
 from data.tokenizer import SPECIAL_TOKENS, Tokenizer
-from tests.soak.fuzz import Figures
+from tests.soak.fuzz import Figures, end_with_parent
 from tests.soak.targets import tfrecord, tfrecord_example
 from training import compare
 from training.folder import step_folders
@@ -125,6 +125,7 @@ def _started(kind: Kind, words: list[str], log: Path) -> int:
         return number
     status = 99
     try:
+        end_with_parent()
         os.setsid()
         with log.open("ab", buffering=0) as stream:
             os.dup2(stream.fileno(), 1)
