@@ -13,6 +13,7 @@ import datetime
 import multiprocessing
 import os
 import re
+import shlex
 import sys
 import tempfile
 import time
@@ -125,7 +126,7 @@ def _say(job: str, part: int, figures: Figures) -> None:
 
 def table(found: dict[str, Figures], minutes: float, arguments: list[str]) -> str:
     """The figures, with the date, the command and the host's cores."""
-    command = " ".join(["./dev soak", *arguments])
+    command = shlex.join(["./dev", "soak", *arguments])
     rows = [figures.row(job) for job, figures in found.items()]
     today = datetime.datetime.now(datetime.timezone.utc).date()
     return (
