@@ -236,7 +236,7 @@ def _training_steps(config: Config) -> int:
             [
                 Problem(
                     "epochs",
-                    f"the size of the training set isn't known ({data or task.task}); set training_steps",
+                    f"the size of {data or task.task}'s training set isn't known; set training_steps",
                 )
             ]
         )

@@ -138,7 +138,9 @@ def test_epochs_are_over_the_published_set_of_the_task() -> None:
 def test_each_value_of_a_tasks_key_has_its_number_of_examples(name: str) -> None:
     key = TASKS[name].dataset_key
     assert key is not None
-    assert set(TASKS[name].training_examples) == set(get_args(kinds()[key]))
+    # "ax" has no training set, and the size of a user's own isn't known.
+    unknown = {"ax", "csv", "csv_regression"}
+    assert set(TASKS[name].training_examples) == set(get_args(kinds()[key])) - unknown
 
 
 def test_a_task_without_a_published_set_needs_training_steps(monkeypatch: pytest.MonkeyPatch) -> None:
