@@ -12,7 +12,7 @@ import hashlib
 import json
 import platform
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Iterator, Optional, Tuple
@@ -120,7 +120,8 @@ def keep(config: Config, captured: Captured) -> None:
         return
     graph, settings = captured
     try:
-        text = f"{json.dumps(asdict(settings))}\n{graph_text(graph)}"
+        # Sets become sorted lists.
+        text = f"{json.dumps(asdict(settings), default=sorted)}\n{graph_text(graph)}"
     except TypeError:
         return
     try:
@@ -159,7 +160,11 @@ def _sources() -> Iterator[Path]:
 
 
 def _settings(values: Dict[str, Any]) -> Settings:
-    values["matmul_proportions"] = tuple(values["matmul_proportions"])
+    """The settings of a kept program, with tuples and sets again."""
+    sets = {entry.name for entry in fields(Settings) if isinstance(entry.default, frozenset)}
+    for name, value in values.items():
+        if isinstance(value, list):
+            values[name] = frozenset(value) if name in sets else tuple(value)
     optimizer = values["optimizer"]
     if optimizer is not None:
         optimizer["state_bytes_per_element"] = tuple(optimizer["state_bytes_per_element"])
