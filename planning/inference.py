@@ -15,7 +15,7 @@ from ipu.options import DevicePlan, inference_options
 
 @dataclass(frozen=True)
 class PredictedInference:
-    """`latency_s` is a micro batch's way through the pipeline, `samples_per_s` all replicas' sequences."""
+    """`latency_s` is a verdict's; `samples_per_s` counts the sequences of all replicas."""
 
     target: str
     fits: bool
@@ -51,6 +51,5 @@ def predict(
         verdict = simulator.verdict_of(
             model.eval(), inputs, inference_options(plan), target=config.target, name="inference"
         )
-    latency_s = verdict.pipeline.forward_stages * verdict.pipeline.cycle_s
     fullest = max(memory.peak_bytes / memory.capacity_bytes for memory in verdict.ipus)
-    return PredictedInference(config.target, verdict.fits, latency_s, verdict.samples_per_s, fullest)
+    return PredictedInference(config.target, verdict.fits, verdict.latency_s, verdict.samples_per_s, fullest)
