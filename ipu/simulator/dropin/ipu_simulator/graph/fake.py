@@ -119,27 +119,6 @@ class _FakeTensorMode(FakeTensorMode):
     )
 
 
-@contextlib.contextmanager
-def _without_dynamo() -> Iterator[None]:
-    """Inside, `import torch._dynamo.config` doesn't import the rest of the compiler, which takes a second.
-
-    FakeTensorMode's constructor reads two settings there. Afterwards the package can be imported as ever.
-    """
-    name = "torch._dynamo"
-    if name in sys.modules:
-        yield
-        return
-    package = ModuleType(name)
-    package.__path__ = [str(Path(torch.__file__).parent / "_dynamo")]
-    sys.modules[name] = package
-    try:
-        yield
-    finally:
-        for module in [each for each in sys.modules if each == name or each.startswith(f"{name}.")]:
-            del sys.modules[module]
-        vars(torch).pop("_dynamo", None)
-
-
 def stand_in(
     mode: FakeTensorMode | None, tensor: torch.Tensor, device_dtype: Callable[[torch.dtype], torch.dtype]
 ) -> torch.Tensor:
