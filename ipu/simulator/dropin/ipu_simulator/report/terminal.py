@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import TextIO
+
+from .. import variables
 
 _RED, _GREEN, _YELLOW, _DIM = "31", "32", "33", "2"
 _LEGEND = "  legend: # always live, = live at the peak only, . free, ! over the IPU's memory"
@@ -21,7 +22,7 @@ _PATTERNS = (
 
 def has_colour(stream: TextIO) -> bool:
     """Whether a stream is a terminal that shows colours; NO_COLOR turns them off (https://no-color.org)."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return stream.isatty() and not variables.text("NO_COLOR") and variables.text("TERM") != "dumb"
 
 
 def shown(text: str, stream: TextIO) -> str:
