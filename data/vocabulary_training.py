@@ -59,24 +59,27 @@ def learn(
         "continuing_subword_prefix": continuation,
         "show_progress": progress,
     }
-    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as result:
+    with tempfile.TemporaryFile() as said:
         # The trainer's progress bar is for the terminal, an abort's words aren't.
         process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, str(_ROOT)],
             stdin=subprocess.PIPE,
-            stdout=result,
+            stdout=subprocess.PIPE,
             stderr=None if progress else said,
         )
         try:
-            assert process.stdin is not None
+            assert process.stdin is not None and process.stdout is not None
             with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # it has ended: see below
                 _send(pipe, pickle.dumps((normalizer, settings)))
                 for document in documents:
                     _send(pipe, learnable(document, normalizer).encode("utf-8"))
+            result = process.stdout.read()
             status = process.wait()
         finally:
             process.kill()
             process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
         said.seek(0)
         words = said.read()
         if status < 0 or any(word in words for word in _NO_MEMORY):
@@ -86,8 +89,7 @@ def learn(
             )
         if status:
             raise RuntimeError(f"the vocabulary's training failed: {words.decode('utf-8', 'replace')}")
-        result.seek(0)
-        ids: Dict[str, int] = pickle.load(result)
+    ids: Dict[str, int] = pickle.loads(result)
     return ids
 
 

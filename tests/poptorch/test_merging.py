@@ -462,3 +462,26 @@ def test_an_error_in_a_merged_micro_batch_is_that_of_running_alone(monkeypatch):
             executor(x, y)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize("merged", ["0", "1"])
+def test_a_floating_point_exception_is_named_merged_or_not(monkeypatch, merged):
+    monkeypatch.setenv("IPU_SIMULATOR_MERGE", merged)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return poptorch.identity_loss(self.layer(x) / (x[:, :1] - 3), "mean")
+
+    options = poptorch.Options()
+    options.Training.gradientAccumulation(4)
+    options.Precision.enableFloatingPointExceptions(True)
+    model = poptorch.trainingModel(Model(), options)
+    x = torch.rand(8, 4)
+    model(x)
+    x[5, 0] = 3.0
+    with pytest.raises(poptorch.Error, match=r"division by zero or overflow, in div, at test_merging\.py"):
+        model(x)

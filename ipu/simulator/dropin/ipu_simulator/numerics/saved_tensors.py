@@ -50,6 +50,12 @@ class SavedTensors(TorchDispatchMode):
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
         self._hooks.__exit__()
+        # A node that saves its result is a cycle that Python's garbage collector can't see. A backward pass
+        # breaks it; a forward may have had none.
+        for group in self._in_storage.values():
+            for saved in group:
+                del saved.tensor
+        self._in_storage.clear()
 
     def _pack(self, tensor: torch.Tensor) -> _Saved:
         saved = _Saved(tensor)

@@ -146,13 +146,20 @@ def _train_merged(
     """The same for several micro batches at once; False, with nothing done, if they must run one by one."""
     if program.merge is None or len(together) == 1:
         return False
-    with program.arithmetic():
-        results = program.merged(program.merge, inputs, together)
-        if results is None:
+    results = None
+    try:
+        with program.arithmetic():
+            results = program.merged(program.merge, inputs, together)
+            if results is None:
+                return False
+            losses, outputs = results
+            if losses is not None and losses.requires_grad:
+                losses.backward(gradients.seed(losses))
+    except FloatingPointException as exception:
+        if results is None:  # run alone, one of them is named
             return False
-        losses, outputs = results
-        if losses is not None and losses.requires_grad:
-            losses.backward(gradients.seed(losses))
+        origins = filter(None, map(program.origin, together))
+        raise FloatingPointException(next(origins, f"{exception}, in the backward pass")) from exception
     if losses is not None:
         for which, value in zip(together, losses.detach().reshape(len(together), -1).sum(1).tolist()):
             if not math.isfinite(value):

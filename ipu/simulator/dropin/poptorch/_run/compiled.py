@@ -144,9 +144,7 @@ class Executable:
         self._has_warned = False  # of a loss that is NaN or infinite
         self._merger: Merger | None = None
         if training and not as_ipu:
-            self._merger = Merger(
-                model, self.plan, self.weights, randomness, self._replaying, self._exceptions is not None
-            )
+            self._merger = Merger(model, self.plan, self.weights, randomness, self._replaying)
         self._is_traced = isinstance(compiled, Arguments)  # otherwise the first run traces
         if isinstance(compiled, Arguments):
             self._inputs = compiled.frozen()

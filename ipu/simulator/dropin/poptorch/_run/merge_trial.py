@@ -97,6 +97,8 @@ class Trial:
             _compare("losses", [torch.stack(losses)], [together.detach()])
             try:
                 self._add_gradients(together, merged_gradients)
+            except numerics.FloatingPointException:
+                raise
             except Exception as error:
                 raise _not_merged(error) from error
         _compare("gradients", gradients, merged_gradients)
@@ -140,6 +142,8 @@ def run_merged(
     try:
         with MergedDraws(drawn, seeds) if drawn else contextlib.nullcontext():
             return calls.merged(inputs, draws=bool(drawn))
+    except numerics.FloatingPointException:
+        raise
     except Exception as error:
         raise _not_merged(error) from error
 

@@ -46,14 +46,12 @@ class Merger:
         weights: DeviceWeights,
         randomness: numerics.KeyedRandomness,
         replaying: Callable[[], ContextManager[None]],
-        stops_at_exceptions: bool,
     ) -> None:
         self._model = model
         self._plan = plan
         self._weights = weights
         self._randomness = randomness
         self._replaying = replaying
-        self._stops_at_exceptions = stops_at_exceptions
         self._drawn: list[Draw] = []
         self._size = 0  # of micro batches that run together; 0: not decided
         self._has_said = False
@@ -87,6 +85,8 @@ class Merger:
         except NotMerged as reason:
             self._say(reason)
             self._size = 1
+        except numerics.FloatingPointException:  # run alone, a micro batch is named
+            return None
         if self._size == 1 or calls is None or order is None:
             return None
         replay, indices = calls, order
@@ -111,8 +111,6 @@ class Merger:
             raise NotMerged("its forward can't be replayed: its Python runs for each of them")
         if calls.has_callbacks:
             raise NotMerged("its forward calls Python in each run")
-        if self._stops_at_exceptions:
-            raise NotMerged("floating-point exceptions are on, which name the micro batch")
         if anchors.need_operations or anchors.need_each_gradient:
             raise NotMerged("an anchored tensor is one of each micro batch")
         if optimizer.watch is not None:
