@@ -66,6 +66,7 @@ def learn(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if progress else said,
+            start_new_session=True,  # signals of the terminal are for this process, which ends the other
         )
         try:
             assert process.stdin is not None and process.stdout is not None

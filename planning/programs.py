@@ -64,14 +64,14 @@ _NUMBERS = frozenset(
         "host_threads",
     )
 )
-_LENGTHS = frozenset(("sequence_length", "mask_tokens"))
+_SHAPES = frozenset(("sequence_length", "mask_tokens", "packed_data", "max_sequences_per_pack"))
 
 
 def _of_data() -> frozenset[str]:
     names: set[str] = set()
     for group in (DataKeys, ExampleKeys, AnswerKeys):
         names |= set(group.__dataclass_fields__)
-    return frozenset(names - _LENGTHS)
+    return frozenset(names - _SHAPES)
 
 
 def key_of(config: Config) -> Tuple[Tuple[str, object], ...]:

@@ -133,3 +133,11 @@ def test_a_key_of_the_graph_changes_it() -> None:
         "test_bert", overrides={"device": "simulator", "embedding_serialization_factor": 5}
     )
     assert len(dry_run.program_of(plain)[0].ops) != len(dry_run.program_of(serialized)[0].ops)
+
+
+@needs_verdict
+@pytest.mark.parametrize("key, value", [("packed_data", True), ("sequence_length", 64), ("mask_tokens", 7)])
+def test_a_program_of_other_shapes_is_another_program(key: str, value: object) -> None:
+    plain = {"device": "simulator"}
+    changed = config.load("test_bert", overrides={**plain, key: value})
+    assert programs.key_of(changed) != programs.key_of(config.load("test_bert", overrides=plain))

@@ -61,7 +61,9 @@ def always_live_bytes(config: Config) -> list[dict[str, float]]:
             # outputs of layers; ids and types of tokens, and the mask where there are layers
             stashed = max(0, layers - 1) * rows * h * 2 + (3 if layers else 2) * rows * 4
         else:
-            masks = (2 if groupbert else 1) * rows * 2
+            # Packed rows have an attention mask for each pair of positions, not for each position.
+            attention = rows * config.sequence_length if config.packed_data else rows
+            masks = (attention + rows if groupbert else attention) * 2
             stashed = (layers + (groupbert and last)) * rows * h * 2 + masks
         inputs = 3 * rows + 2 * config.micro_batch_size * config.mask_tokens + config.micro_batch_size
         ipus.append(
