@@ -512,7 +512,7 @@ class Interruption:
 
     def interrupted(self, number: int, *, again: bool) -> None:
         """Notes a signal; ends the process if it is the second, or if `again`."""
-        if os.getpid() != self._process:  # a child, forked a moment ago, without handlers of its own yet
+        if os.getpid() != self._process:  # a child that was just forked and has no handlers yet
             os._exit(_INTERRUPTED)
         if again or self.signal_name is not None:
             with contextlib.suppress(Exception):  # the signal may have come while these were written

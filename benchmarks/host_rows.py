@@ -1,6 +1,6 @@
 """The rows of `speed` beside training steps: encoder layers on the simulator, masking and tokenising.
 
-Each function builds one side in a process of its own; data rows count that process's CPU time.
+Each function builds one side in a separate process; data rows count that process's CPU time.
 """
 
 from __future__ import annotations

@@ -396,7 +396,7 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
     missing: List[str] = []
     left_out: Dict[str, str] = {}
     with contextlib.ExitStack() as processes:
-        # Sides that keep freed memory have a process of their own: it does so for good.
+        # Sides that keep freed memory run in a separate process, which keeps it for good.
         apart = {name: processes.enter_context(Apart(name)) for name in _PROCESSES}
         for comparison in comparisons():
             if comparison.name not in flags.only:
