@@ -12,7 +12,7 @@ from planning import dry_run
 # What the graph of a micro batch depends on.
 _OF_GRAPH = (
     "task micro_batch_size sequence_length mask_tokens layers_per_ipu embedding_serialization_factor "
-    "precision recompute_checkpoint_every_layer optimizer"
+    "precision recompute_checkpoint_every_layer optimizer packed_data max_sequences_per_pack"
 ).split()
 
 
