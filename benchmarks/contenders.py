@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Callable, Dict, List, Optional
 
 from torch import nn
 
+import data.workers
 from config import ConfigError
 
 from .results import quartiles
@@ -49,12 +49,8 @@ class Apart:
 
     def contender(self, build: Callable[..., Contender], *arguments: Any) -> Contender:
         """Replaces the process's contender with `build(*arguments)`. Raises what `build` raises."""
-        # Ctrl-C is handled in this process; the child inherits that it is ignored.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
+        with data.workers.interrupts_blocked():  # Ctrl-C is handled in this process
             made = self._pool.submit(_make, build, arguments)
-        finally:
-            signal.signal(signal.SIGINT, before)
         self._result(made)
         return Contender(lambda: float(self._result(self._pool.submit(_step_s))))
 

@@ -17,7 +17,6 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import random
-import signal
 import sys
 import threading
 from concurrent.futures.process import BrokenProcessPool
@@ -41,7 +40,7 @@ from .shards import (
     write_shard,
 )
 from .tokenizer import Tokenizer
-from .workers import described, end, process_numbers, started_since
+from .workers import described, end, interrupts_blocked, process_numbers, started_since
 
 _CONTENT_VERSION = 1  # of what a folder of shards holds, whatever their format
 _NUM_SPECIAL_TOKENS = 3  # [CLS] A [SEP] B [SEP]
@@ -241,7 +240,9 @@ def _write_in_parallel(
         for chunk in chunks:
             # Two chunks per worker keep it busy; more would only use memory.
             collect(limit=2 * workers - 1)
-            pending[pool.submit(_work, chunk)] = chunk
+            with interrupts_blocked():  # submitting starts workers; the parent handles Ctrl-C
+                work = pool.submit(_work, chunk)
+            pending[work] = chunk
         collect(limit=0)
     except BrokenProcessPool as error:
         raise DataError(
@@ -268,7 +269,6 @@ _worker: Dict[str, Any] = {}
 
 
 def _start_worker(tokenizer: Tokenizer, parameters: PairParameters, folder: Path) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent handles it
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core per worker
     _worker.update(tokenizer=tokenizer, parameters=parameters, folder=folder)
     # A parent that is killed can't stop its workers, and an idle worker wouldn't notice.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.resource_tracker
 import signal
 import threading
 import time
@@ -30,6 +31,28 @@ def started_since(before: Set[int]) -> List[Process]:
 def process_numbers() -> Set[int]:
     """Those of the children that run now, for `started_since`."""
     return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
+
+
+@contextlib.contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Processes that are spawned inside the block don't get Ctrl-C, which a terminal sends to them too.
+
+    They inherit the blocked signal, so not even one that arrives while they import ends in a traceback. This
+    process gets it when the block ends. A child that wants to end on Ctrl-C calls `end_on_interrupts`.
+    """
+    # Started with the first process, and unblocks the signal: have it behind us.
+    multiprocessing.resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_on_interrupts() -> None:
+    """In a child that was spawned with the signal blocked: from now on Ctrl-C ends it, silently."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def described(children: Iterable[Process]) -> str:

@@ -18,6 +18,7 @@ from ipu_simulator.environment import Target, target
 from ipu_simulator.report import sums
 
 import config as configuration
+import data.workers
 from config import ANY, CONFIGS, Config, ConfigError
 from ipu.placement import (
     balanced_layers,
@@ -73,8 +74,11 @@ def load(
 
 def _apart(config: Config, free: Collection[str], pattern: Sequence[int]) -> Outcome:
     """`search` in a separate process: one process can't import Graphcore's poptorch and the simulator's."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as child:
-        return child.submit(search, config, free, pattern).result()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=data.workers.end_on_interrupts) as child:
+        with data.workers.interrupts_blocked():
+            found = child.submit(search, config, free, pattern)
+        return found.result()
 
 
 @dataclass(frozen=True)
