@@ -59,7 +59,8 @@ _DEFAULTS = {
 _MOST_NAMES_SHOWN = 5
 
 
-# The code with which transformers loads a GroupBERT; its classes, by those of transformers that find them.
+# The code with which transformers loads what isn't a BERT, and its classes by those of transformers that find
+# them.
 _REMOTE_CODE = Path(__file__).resolve().parent / "remote_code"
 _REMOTE_CODE_FILES = ("configuration_groupbert.py", "modeling_groupbert.py")
 _AUTO_MAP = {
@@ -88,13 +89,13 @@ def save_pretrained(model: TaskModel, folder: Union[str, Path], *, tanh_gelu: bo
     """Writes config.json and model.safetensors into `folder`, in the model's dtype.
 
     `tanh_gelu`: the weights were trained with GELU's tanh form; config.json says so in `hidden_act`.
-    transformers can load a BERT saved here, and a GroupBERT with trust_remote_code, by the code that is
-    written beside it. Not atomic: for an atomic save, write to a temporary folder and rename it.
+    transformers can load a BERT saved here, and all other encoders with trust_remote_code, by the code that
+    is written beside them. Not atomic: for an atomic save, write to a temporary folder and rename it.
     """
     activation = _TANH_GELU[0] if tanh_gelu else _EXACT_GELU
     settings = {**_file_config(model), **model.file_settings(), "hidden_act": activation}
     write(Path(folder), settings, to_file(model.state_dict(), model.config))
-    if model.config.is_groupbert:
+    if not model.config.is_bert:
         for name in _REMOTE_CODE_FILES:
             shutil.copyfile(str(_REMOTE_CODE / name), str(Path(folder) / name))
 
@@ -209,7 +210,6 @@ def _file_config(model: TaskModel) -> Dict[str, Any]:
     kind = "bert" if config.is_bert else "groupbert"
     if not config.is_bert:
         settings.update({name: getattr(config, name) for name in _GROUPBERT_SETTINGS}, **_NO_RANDOM_WEIGHTS)
-    if config.is_groupbert:
         pooled = any(name.endswith("pooler") for name in (*model.head_modules, *model.parts_of_head))
         # transformers 4 finds the tokeniser of a family that it doesn't know by its class alone.
         settings.update(auto_map=_AUTO_MAP, has_pooler=pooled, tokenizer_class="BertTokenizer")

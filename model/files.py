@@ -1,9 +1,9 @@
 """A model's files, and the mapping of parameter names to those of other libraries. No unsafe unpickling.
 
-Three layouts: Hugging Face's for a BERT, optimum-graphcore's for a GroupBERT (names in both begin with
-`bert.` or `cls.`), and this program's for all other encoders. The tables map modules; `weight` or `bias`
-follows. In optimum-graphcore a GroupBERT's values and gates are one matrix: gates in the first half of its
-rows, values in the second.
+Two layouts: Hugging Face's for a BERT, optimum-graphcore's for a GroupBERT and the encoders between (names in
+both begin with `bert.` or `cls.`). This program's names, in which it once saved these encoders, can be read
+too. The tables map modules; `weight` or `bias` follows. In optimum-graphcore a GroupBERT's values and gates
+are one matrix: gates in the first half of its rows, values in the second.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def write(folder: Path, config: Dict[str, Any], weights: Dict[str, Tensor]) -> N
     save_file(contiguous, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
 
 
-# Names of modules: this program's -> the names in both other layouts.
+# Names of modules: this program's -> the names in both layouts.
 _AROUND_THE_LAYERS = {
     "encoder.embeddings.word": "bert.embeddings.word_embeddings",
     "encoder.embeddings.position": "bert.embeddings.position_embeddings",
@@ -228,8 +228,6 @@ _WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 def to_file(weights: Mapping[str, Tensor], config: ModelConfig) -> Dict[str, Tensor]:
     """A model's state -> the tensors of its file, in the layout for `config`."""
     table = _layer_table(config)
-    if table is None:
-        return dict(weights)
     file = {}
     for name, tensor in _join_gates_and_values(weights).items():
         module, _, leaf = name.rpartition(".")
@@ -237,7 +235,7 @@ def to_file(weights: Mapping[str, Tensor], config: ModelConfig) -> Dict[str, Ten
         if layer:
             module = f"bert.encoder.layer.{layer[1]}.{table[layer[2]]}"
         else:
-            # A head without a name in the other layouts keeps its own.
+            # A head without a name in the layouts keeps its own.
             module = {**_AROUND_THE_LAYERS, **_OF_A_CLASSIFIER}.get(module, module)
         file[f"{module}.{leaf}"] = tensor
     return file
@@ -253,7 +251,7 @@ def from_file(weights: Mapping[str, Tensor], config: ModelConfig) -> Dict[str, T
     if _WORD_EMBEDDINGS not in theirs:
         return theirs  # this program's layout
     around = {theirs: ours for ours, theirs in _AROUND_THE_LAYERS.items()}
-    table = {theirs: ours for ours, theirs in (_layer_table(config) or {}).items()}
+    table = {theirs: ours for ours, theirs in _layer_table(config).items()}
     ours = {}
     for name, tensor in theirs.items():
         module, _, leaf = name.rpartition(".")
@@ -266,10 +264,8 @@ def from_file(weights: Mapping[str, Tensor], config: ModelConfig) -> Dict[str, T
     return _split_gates_and_values(ours)
 
 
-def _layer_table(config: ModelConfig) -> Optional[Dict[str, str]]:
-    if config.is_bert:
-        return _IN_A_BERT_LAYER
-    return _IN_A_GROUPBERT_LAYER if config.is_groupbert else None
+def _layer_table(config: ModelConfig) -> Dict[str, str]:
+    return _IN_A_BERT_LAYER if config.is_bert else _IN_A_GROUPBERT_LAYER
 
 
 def _normalised(weights: Mapping[str, Tensor]) -> Dict[str, Tensor]:

@@ -40,6 +40,8 @@ def model_card(
     and its repetition write the same card."""
     family = "BERT" if model.config.is_bert else "GroupBERT"
     head: Dict[str, Any] = {"library_name": "transformers", "tags": [family.lower(), config.task]}
+    if not (model.config.is_bert or model.config.is_groupbert):
+        family = "Encoder between BERT and GroupBERT"
     if config.task in _PIPELINES:
         head["pipeline_tag"] = _PIPELINES[config.task]
     recipe = _recipe(arguments)
@@ -72,7 +74,7 @@ def model_card(
         "",
         "## Use",
         "",
-        *_use(config, model, family),
+        *_use(config, model),
         "",
         "## Limits",
         "",
@@ -127,18 +129,14 @@ def _metrics(record: Record) -> List[str]:
     return ["| metric | of | value |", "|---|---|---|", *rows]
 
 
-def _use(config: Config, model: models.TaskModel, family: str) -> List[str]:
+def _use(config: Config, model: models.TaskModel) -> List[str]:
     kind = _CLASSES.get(config.task, "AutoModelForSequenceClassification")
-    if not (model.config.is_bert or model.config.is_groupbert):
-        return [
-            "This encoder is neither a BERT nor a GroupBERT, so only the program that wrote it can load it."
-        ]
     trust = "" if model.config.is_bert else ", trust_remote_code=True"
     text = ["```python", f"from transformers import AutoTokenizer, {kind}", ""]
     text += [f'model = {kind}.from_pretrained("THIS FOLDER"{trust})']
     text += [f'tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER"{trust})', "```"]
     if trust:
-        text += ["", f"The code of {family} is beside the weights; classes of BERT refuse them."]
+        text += ["", "The model's code is beside the weights; classes of BERT refuse them."]
     return text
 
 

@@ -1,4 +1,5 @@
-"""The configuration of a GroupBERT for `transformers`, loaded from a model's folder with trust_remote_code.
+"""The configuration of a GroupBERT, or of an encoder between it and BERT, for `transformers`, loaded from a
+model's folder with trust_remote_code.
 
 This file and modeling_groupbert.py are copied beside each saved GroupBERT. They need `transformers` (4.46 or
 newer) and `torch`, and nothing else.
@@ -12,11 +13,12 @@ from transformers import PretrainedConfig
 
 
 class GroupBertConfig(PretrainedConfig):  # type: ignore[misc]
-    """A GroupBERT's sizes; the defaults are GroupBERT Base's.
+    """The encoder's sizes and parts; the defaults are GroupBERT Base's.
 
     `ffn_groups` is the number of independent matmuls of the second feed-forward projection, `conv_group_size`
     the number of channels per group of the convolution, `conv_kernel_size` its width in tokens. `has_pooler`:
-    the saved model has a pooler.
+    the saved model has a pooler. Encoders between BERT and GroupBERT have `norm` "post", no `convolution`
+    (nor the feed-forward after it), or `feed_forward` "dense" or "grouped" (without the projection).
     """
 
     model_type = "groupbert"
@@ -37,6 +39,9 @@ class GroupBertConfig(PretrainedConfig):  # type: ignore[misc]
         ffn_groups: int = 4,
         conv_group_size: int = 16,
         conv_kernel_size: int = 7,
+        norm: str = "pre",
+        convolution: bool = True,
+        feed_forward: str = "grouped_projected",
         has_pooler: bool = True,
         pad_token_id: int = 0,
         **others: Any,
@@ -55,6 +60,9 @@ class GroupBertConfig(PretrainedConfig):  # type: ignore[misc]
         self.ffn_groups = ffn_groups
         self.conv_group_size = conv_group_size
         self.conv_kernel_size = conv_kernel_size
+        self.norm = norm
+        self.convolution = convolution
+        self.feed_forward = feed_forward
         self.has_pooler = has_pooler
         # A BERT's layers aren't a GroupBERT's: BertModel would draw random weights for those that it misses.
         # A negative standard deviation makes that an error. GroupBertPreTrainedModel doesn't read it.

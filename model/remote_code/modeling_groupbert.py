@@ -3,7 +3,8 @@
     AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True)
 
 PreNorm layers of four modules: convolution, grouped feed-forward, attention, grouped feed-forward. Parameters
-have the names of optimum-graphcore's GroupBERT. Padded tokens are zeroed before the convolution.
+have the names of optimum-graphcore's GroupBERT. Padded tokens are zeroed before the convolution. Encoders
+between BERT and GroupBERT lack some of this: the configuration says what.
 
 Letters in shapes: B sequences, S tokens, h hidden size, V vocabulary.
 """
@@ -38,6 +39,18 @@ def _gelu(x: Tensor, config: GroupBertConfig) -> Tensor:
 
 def _norm(config: GroupBertConfig) -> nn.LayerNorm:
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+
+def _before(norm: nn.Module, x_bsh: Tensor, config: GroupBertConfig) -> Tensor:
+    """A module's input: normalised in PreNorm models."""
+    out_bsh: Tensor = norm(x_bsh) if config.norm == "pre" else x_bsh
+    return out_bsh
+
+
+def _after(norm: nn.Module, x_bsh: Tensor, config: GroupBertConfig) -> Tensor:
+    """The sum of a module's input and output: normalised in PostNorm models."""
+    out_bsh: Tensor = x_bsh if config.norm == "pre" else norm(x_bsh)
+    return out_bsh
 
 
 class GroupedConvolution(nn.Module):
@@ -85,6 +98,7 @@ class GroupBertConvolution(nn.Module):
     def __init__(self, config: GroupBertConfig) -> None:
         super().__init__()
         size = config.hidden_size
+        self.config = config
         self.prenorm = _norm(config)
         self.glu = nn.Linear(size, 2 * size)
         self.groupconv = GroupedConvolution(
@@ -95,13 +109,13 @@ class GroupBertConvolution(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x_bsh: Tensor, real_bs1: Tensor) -> Tensor:
-        normed_bsh = self.prenorm(x_bsh)
+        normed_bsh = _before(self.prenorm, x_bsh, self.config)
         (gates, values), (gates_bias, values_bias) = self.glu.weight.chunk(2), self.glu.bias.chunk(2)
         gated_bsh = F.linear(normed_bsh, values, values_bias)
         gated_bsh = gated_bsh * torch.sigmoid(F.linear(normed_bsh, gates, gates_bias)) * real_bs1
         convolved_bsh = F.silu(self.conv_norm(self.groupconv(gated_bsh)))
-        out_bsh: Tensor = x_bsh + self.dropout(self.output_projection(convolved_bsh))
-        return out_bsh
+        x_bsh = x_bsh + self.dropout(self.output_projection(convolved_bsh))
+        return _after(self.prenorm, x_bsh, self.config)
 
 
 class GroupBertIntermediate(nn.Module):
@@ -112,15 +126,19 @@ class GroupBertIntermediate(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
 
     def forward(self, x_bsh: Tensor) -> Tensor:
-        return _gelu(self.dense(self.LayerNorm(x_bsh)), self.config)
+        return _gelu(self.dense(_before(self.LayerNorm, x_bsh, self.config)), self.config)
 
 
 class GroupBertOutput(nn.Module):
     def __init__(self, config: GroupBertConfig) -> None:
         super().__init__()
         size = config.hidden_size
-        self.grouped_matmul = GroupedConvolution(config.intermediate_size, size, config.ffn_groups)
-        self.dense_output_projection = nn.Linear(size, size)
+        self.grouped_matmul: nn.Module = nn.Linear(config.intermediate_size, size)
+        if config.feed_forward != "dense":
+            self.grouped_matmul = GroupedConvolution(config.intermediate_size, size, config.ffn_groups)
+        self.dense_output_projection: nn.Module = nn.Identity()
+        if config.feed_forward == "grouped_projected":
+            self.dense_output_projection = nn.Linear(size, size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, inner_bsi: Tensor, x_bsh: Tensor) -> Tensor:
@@ -161,37 +179,43 @@ class GroupBertSelfOutput(nn.Module):
 class GroupBertAttention(nn.Module):
     def __init__(self, config: GroupBertConfig) -> None:
         super().__init__()
+        self.config = config
         self.LayerNorm = _norm(config)
         self.self = GroupBertSelfAttention(config)
         self.output = GroupBertSelfOutput(config)
 
     def forward(self, x_bsh: Tensor, mask_b11s: Tensor) -> Tuple[Tensor, Tensor]:
-        context_bsh, probabilities = self.self(self.LayerNorm(x_bsh), mask_b11s)
-        return self.output(context_bsh, x_bsh), probabilities
+        context_bsh, probabilities = self.self(_before(self.LayerNorm, x_bsh, self.config), mask_b11s)
+        return _after(self.LayerNorm, self.output(context_bsh, x_bsh), self.config), probabilities
 
 
 class GroupBertLayer(nn.Module):
     def __init__(self, config: GroupBertConfig) -> None:
         super().__init__()
-        self.convolution = GroupBertConvolution(config)
-        self.intermediate_first = GroupBertIntermediate(config)
-        self.output_first = GroupBertOutput(config)
+        self.config = config
+        if config.convolution:
+            self.convolution = GroupBertConvolution(config)
+            self.intermediate_first = GroupBertIntermediate(config)
+            self.output_first = GroupBertOutput(config)
         self.attention = GroupBertAttention(config)
         self.intermediate_second = GroupBertIntermediate(config)
         self.output_second = GroupBertOutput(config)
 
     def forward(self, x_bsh: Tensor, real_bs1: Tensor, mask_b11s: Tensor) -> Tuple[Tensor, Tensor]:
-        x_bsh = self.convolution(x_bsh, real_bs1)
-        x_bsh = self.output_first(self.intermediate_first(x_bsh), x_bsh)
+        if self.config.convolution:
+            x_bsh = self.convolution(x_bsh, real_bs1)
+            x_bsh = self.output_first(self.intermediate_first(x_bsh), x_bsh)
+            x_bsh = _after(self.intermediate_first.LayerNorm, x_bsh, self.config)
         x_bsh, probabilities = self.attention(x_bsh, mask_b11s)
-        return self.output_second(self.intermediate_second(x_bsh), x_bsh), probabilities
+        x_bsh = self.output_second(self.intermediate_second(x_bsh), x_bsh)
+        return _after(self.intermediate_second.LayerNorm, x_bsh, self.config), probabilities
 
 
 class GroupBertEncoder(nn.Module):
     def __init__(self, config: GroupBertConfig) -> None:
         super().__init__()
         self.layer = nn.ModuleList(GroupBertLayer(config) for _ in range(config.num_hidden_layers))
-        self.LayerNorm = _norm(config)
+        self.LayerNorm: nn.Module = _norm(config) if config.norm == "pre" else nn.Identity()
 
 
 class GroupBertPooler(nn.Module):

@@ -24,6 +24,14 @@ pytestmark = pytest.mark.slow
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TOKENIZER = Tokenizer([*SPECIAL_TOKENS, *LETTERS, *(f"##{letter}" for letter in LETTERS), "the", "is"])
 CONFIG = replace(GROUPBERT, vocab_size=TOKENIZER.vocab_size)
+# Encoders between BERT and GroupBERT.
+BETWEEN = {
+    "post_norm": replace(CONFIG, norm="post"),
+    "no_convolution": replace(CONFIG, convolution=False),
+    "grouped_alone": replace(CONFIG, norm="post", convolution=False, feed_forward="grouped"),
+    "pre_norm_alone": replace(CONFIG, convolution=False, feed_forward="dense", intermediate_size=48),
+    "convolution_alone": replace(CONFIG, norm="post", feed_forward="dense"),
+}
 
 PROGRAM = """
     import json, sys
@@ -56,7 +64,7 @@ PROGRAM = """
     found["fresh"] = [float(random.classifier.weight.std()), float(random.classifier.bias.abs().max())]
     refused = []
     for kind in ("BertForMaskedLM", "BertModel", "BertForQuestionAnswering", "BertForSequenceClassification"):
-        for saved in ("pretraining", "squad", "glue", "again", "variant"):
+        for saved in ("pretraining", "squad", "glue", "again", *expected["between"]):
             try:
                 getattr(transformers, kind).from_pretrained(f"{folder}/{saved}")
             except Exception as error:
@@ -75,7 +83,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, Any]:
         "squad": SquadModel(CONFIG),
         "glue": ClassificationModel(CONFIG, labels=("wrong", "right", "either")),
         "rating": ClassificationModel(CONFIG, labels=("score",)),
-        "variant": PretrainingModel(replace(CONFIG, norm="post")),
+        **{name: PretrainingModel(config) for name, config in BETWEEN.items()},
     }
     for name, model in made.items():
         perturb(model)
@@ -125,7 +133,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, Any]:
         {"last_hidden_state": made["squad"].encoder(ids, mask, types).detach()},
         {},
     )
-    torch.save({"inputs": inputs, "models": several}, folder / "expected.pt")
+    for name in BETWEEN:
+        with torch.no_grad():
+            logits = made[name].logits(ids, mask, types, every_token)[0].view(4, 20, -1)
+        several[name] = ("AutoModelForMaskedLM", name, {"logits": logits}, {})
+    expected = {"inputs": inputs, "models": several, "between": list(BETWEEN)}
+    torch.save(expected, folder / "expected.pt")
     ours = ("PYTHONPATH", "IPU_SIMULATOR", "POPTORCH")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     environment.update(HF_HUB_OFFLINE="1", HF_MODULES_CACHE=str(folder / "modules"), CUDA_VISIBLE_DEVICES="")
@@ -144,7 +157,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "name", ["masked", "pretraining", "encoder", "encoder_of_squad", "answers", "classes", "number"]
+    "name",
+    ["masked", "pretraining", "encoder", "encoder_of_squad", "answers", "classes", "number", *BETWEEN],
 )
 def test_outputs_are_ours(name: str, found: Dict[str, Any]) -> None:
     assert found[name] <= 1e-6
@@ -161,7 +175,7 @@ def test_a_new_head_is_drawn_as_at_the_start_of_pretraining(found: Dict[str, Any
 
 
 def test_a_bert_class_refuses_it(found: Dict[str, Any]) -> None:
-    assert found["refused"] == 4 * 5
+    assert found["refused"] == 4 * (4 + len(BETWEEN))
 
 
 def test_a_bert_has_no_code_beside_it(tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ def test_it_says_what_the_run_was(name: str, pipeline: str, kind: str) -> None:
 
 
 def test_it_names_what_differs() -> None:
+    between = card_of("test_groupbert", convolution=False)
+    assert "# Encoder between BERT and GroupBERT, 2 layers" in between and "trust_remote_code=True" in between
     assert "trust_remote_code" not in card_of("test_bert")
     assert "only the program that wrote it can load it" in card_of("test_groupbert", norm="post")
     assert "tanh form of GELU" in card_of("test_bert", simulator_precision="ipu-float16")
