@@ -60,7 +60,6 @@ def test_it_names_what_differs() -> None:
     between = card_of("test_groupbert", convolution=False)
     assert "# Encoder between BERT and GroupBERT, 2 layers" in between and "trust_remote_code=True" in between
     assert "trust_remote_code" not in card_of("test_bert")
-    assert "only the program that wrote it can load it" in card_of("test_groupbert", norm="post")
     assert "tanh form of GELU" in card_of("test_bert", simulator_precision="ipu-float16")
     assert "| training data | `my.csv` |" in card_of("test_glue", glue_task="csv", train_data="my.csv")
     assert card_of("test_bert") == card_of("test_bert")
