@@ -11,12 +11,14 @@ import training
 from config import Config
 from planning import dry_run
 
+from .downstream import GLUE_RECIPE, MACHINES, glue_verdicts
 from .results import Column, Result, missing_note, publish
 from .trainings import Budget
 
 _COLUMNS = (
     Column("config", "configuration"),
     Column("target", "machine"),
+    Column("layers", "layers per IPU", "given"),
     Column("fits", "fits", "predicted"),
     Column("fullest", "fullest tile", "predicted", "{:.0%}"),
     Column("cycle_ms", "cycle, ms", "predicted", "{:.2f}"),
@@ -57,22 +59,28 @@ def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
         if not budget.is_spent:
             verdicts[name] = dry_run.verdict_of(configuration.load(name), name)
     missing = [name for name in names if name not in verdicts]
-    rows = [_row(name, verdict) for name, verdict in verdicts.items()]
+    rows = [_row(name, configuration.load(name), verdict) for name, verdict in verdicts.items()]
     ratios = _ratios({row["config"]: row for row in rows})
-    result = Result(
-        "verdicts", "Verdicts on the published recipes", _COLUMNS, rows, [*ratios, *missing_note(missing)]
-    )
+    tasks: List[Dict[str, Any]] = []
+    for target in MACHINES if GLUE_RECIPE in verdicts else ():
+        if budget.is_spent:
+            missing.append(f"GLUE on {target}")
+        else:
+            tasks += [_row(config.glue_task, config, verdict) for config, verdict in glue_verdicts(target)]
+    notes = [*ratios, *missing_note(missing)]
+    result = Result("verdicts", "Verdicts on the published recipes", _COLUMNS, rows + tasks, notes)
     publish(result, output, lambda figure: _draw(figure, rows))
     if flags.markdown is not None:
-        training.write_atomically(flags.markdown, _page(rows, ratios, _known_fits(verdicts)))
+        training.write_atomically(flags.markdown, _page(rows, tasks, ratios, _known_fits(verdicts)))
         print(flags.markdown)
     return result
 
 
-def _row(name: str, verdict: Any) -> Dict[str, Any]:
+def _row(name: str, config: Config, verdict: Any) -> Dict[str, Any]:
     return {
         "config": name,
         "target": verdict.target,
+        "layers": " ".join(map(str, config.layers_per_ipu)),
         "fits": "yes" if verdict.fits else "NO",
         "fullest": max(memory.filled for memory in verdict.ipus),
         "cycle_ms": verdict.pipeline.cycle_s * 1e3,
@@ -120,10 +128,17 @@ def _known_fits(verdicts: Mapping[str, Any]) -> str:
     return str(known.markdown(known.judge(known.cases(ran), memory_of)))
 
 
-def _page(rows: Sequence[Mapping[str, Any]], ratios: Sequence[str], known_fits: str) -> str:
-    headings = [f"{column.heading}" for column in _COLUMNS]
-    table = [f"| {' | '.join(headings)} |", f"|{'---|' * len(_COLUMNS)}"]
-    table += [f"| {' | '.join(column.text(row) for column in _COLUMNS)} |" for row in rows]
+def _table(rows: Sequence[Mapping[str, Any]]) -> List[str]:
+    lines = [f"| {' | '.join(column.heading for column in _COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}"]
+    return lines + [f"| {' | '.join(column.text(row) for column in _COLUMNS)} |" for row in rows]
+
+
+def _page(
+    rows: Sequence[Mapping[str, Any]],
+    tasks: Sequence[Mapping[str, Any]],
+    ratios: Sequence[str],
+    known_fits: str,
+) -> str:
     return "\n".join(
         [
             "# Verdicts on the published recipes",
@@ -133,7 +148,15 @@ def _page(rows: Sequence[Mapping[str, Any]], ratios: Sequence[str], known_fits: 
             "[accuracy.md](accuracy.md) holds against measurements; none was measured on an IPU here. Hours",
             "are those of the recipe's own weight updates. The packed GroupBERT recipes are this project's.",
             "",
-            *table,
+            *_table(rows),
+            "",
+            "## GLUE, task by task",
+            "",
+            f"`{GLUE_RECIPE}` with `--glue-task` and three passes over the task's training set, as",
+            "published; on pod16 with four replicas and an accumulation of 8. MNLI has three classes, STS-B",
+            "is a regression. [downstream.md](downstream.md) has inference.",
+            "",
+            *_table(tasks),
             "",
             "## GroupBERT Base beside BERT Large",
             "",

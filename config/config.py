@@ -170,7 +170,7 @@ def _model_quantities(config: Config) -> Dict[str, int]:
 
     plan = config.model_config()
     with torch.device("meta"):  # shapes only: no memory, no random numbers
-        model = config.task_model(plan)
+        model = config.task_model.build(plan, seed=None, labels=config.class_names)
     flops = flops_per_sequence(
         plan, config.sequence_length, config.row_mask_tokens, training=True, head=config.task
     )

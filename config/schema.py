@@ -326,6 +326,18 @@ class Keys(
         return self.task_model
 
     @property
+    def class_names(self) -> Tuple[str, ...]:
+        """The classes of a GLUE task, one for a regression; none for other tasks and a user's own classes."""
+        if not self.task_facts.has_classes:
+            return ()
+        from data.glue.tasks import GLUE_TASKS
+
+        task = GLUE_TASKS[self.glue_task]
+        if task.is_regression:
+            return ("score",)
+        return task.classes if task.columns else ()
+
+    @property
     def head(self) -> Head:
         """The task's head, for its placement."""
         return self.task_facts.place

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ipu_simulator.cost.settings import Settings
     from ipu_simulator.graph.ir import Graph
 
-    from model import ModelConfig
+    from model import ModelConfig, TaskModel
 
     Captured = Tuple[Graph, Settings]
     Capture = Callable[[Config], Captured]
@@ -145,7 +145,7 @@ def inference_verdict_of(config: Config, name: str) -> Verdict:
     from ipu.options import DevicePlan, inference_options
 
     with simulator.without_memory():
-        model = config.task_model(config.model_config()).eval()
+        model = _model(config, config.num_layers).eval()
         if config.precision == "float16":
             model.half()
         models.annotate(
@@ -272,6 +272,11 @@ def blocks_of(config: Config, layers_per_ipu: Sequence[float]) -> List[int]:
     return blocks if config.head.shares_embeddings else blocks[:-1]
 
 
+def _model(config: Config, num_layers: int) -> TaskModel:
+    model_config = replace(config.model_config(), num_layers=num_layers)
+    return config.task_model.build(model_config, seed=None, labels=config.class_names)
+
+
 def _captured(config: Config, num_layers: int, layers_per_ipu: Sequence[float]) -> Tuple[Graph, Settings]:
     """The captured graph of a model with this number of layers, and the settings of the configuration."""
     ipu.select_device("simulator")
@@ -283,7 +288,7 @@ def _captured(config: Config, num_layers: int, layers_per_ipu: Sequence[float]) 
     from ipu.options import DevicePlan, training_options
 
     with simulator.without_memory():
-        model = config.task_model(replace(config.model_config(), num_layers=num_layers))
+        model = _model(config, num_layers)
         if config.precision == "float16":
             model.half()
         models.annotate(
@@ -294,7 +299,9 @@ def _captured(config: Config, num_layers: int, layers_per_ipu: Sequence[float]) 
             one_hot_masked_positions=config.one_hot_masked_positions,
         )
         shapes = config.input_shapes(config.micro_batch_size)
-        inputs = tuple(torch.zeros(shape, dtype=torch.int32) for shape in shapes)
+        inputs = [torch.zeros(shape, dtype=torch.int32) for shape in shapes]
+        if getattr(model, "is_regression", False):
+            inputs[-1] = inputs[-1].float()
     optimizer = training.build_optimizer(model, config.section(training.OptimizerPlan))
     plan = config.section(DevicePlan)
     fills = 2 * len(layers_per_ipu) + 3  # a pipeline with a stage on each IPU, and the head's
@@ -305,7 +312,7 @@ def _captured(config: Config, num_layers: int, layers_per_ipu: Sequence[float]) 
         replicated_tensor_sharding=False,
         gradient_accumulation=max(plan.gradient_accumulation, fills),
     )
-    graph = simulator.capture(model, inputs, {}, training_options(captured), training=True)
+    graph = simulator.capture(model, tuple(inputs), {}, training_options(captured), training=True)
     settings = simulator.settings_of(
         training_options(plan), optimizer, micro_batch_size=config.micro_batch_size
     )

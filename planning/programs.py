@@ -64,7 +64,8 @@ _NUMBERS = frozenset(
         "host_threads",
     )
 )
-_SHAPES = frozenset(("sequence_length", "mask_tokens", "packed_data", "max_sequences_per_pack"))
+# Keys of data that decide shapes: a task of GLUE has a number of classes.
+_SHAPES = frozenset(("sequence_length", "mask_tokens", "packed_data", "max_sequences_per_pack", "glue_task"))
 
 
 def _of_data() -> frozenset[str]:

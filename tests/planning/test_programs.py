@@ -161,3 +161,15 @@ def test_a_second_dry_run_needs_no_pytorch(tmp_path: Path) -> None:
     assert run("--gradient-accumulation", "64", "--learning-rate", "0.3").startswith("alone")
     verdict = (tmp_path / "out" / "verdict.json").read_text(encoding="utf-8")
     assert '"fits": true' in verdict
+
+
+@pytest.mark.parametrize(("task", "classes"), [("mnli", 3), ("stsb", 1), ("qqp", 2), ("csv", 2)])
+def test_a_task_of_glue_has_its_classes(task: str, classes: int, tmp_path: Path) -> None:
+    given = {"device": "simulator", "glue_task": task, "cache_folder": str(tmp_path)}
+    glue = configuration.load("test_glue", overrides=given)
+    graph, settings = dry_run.kept_program_of(glue)
+    shapes = {tensor.name: tensor.shape for tensor in graph.tensors}
+    assert shapes["classes.weight"] == (classes, glue.hidden_size)
+    assert graph.tensors[graph.inputs[-1]].dtype == ("float32" if task == "stsb" else "int32")
+    assert programs.kept(glue) == (graph, settings)
+    assert programs.kept(replace(glue, glue_task="rte")) is None
