@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import run_pretraining
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -51,6 +53,23 @@ def flags(corpus, cache):
         ]
 
     return command_line
+
+
+# Dropout on, so that the device's random state matters as well.
+STEPS = ("--training-steps", 8, "--checkpoint-steps", 4, "--eval-steps", 4, "--hidden-dropout", 0.1)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory):
+    return tmp_path_factory.mktemp("uninterrupted") / "run"
+
+
+@pytest.fixture
+def reference(uninterrupted, flags):
+    """The run of STEPS that nothing interrupted."""
+    if not uninterrupted.exists():
+        run_pretraining.main(flags(uninterrupted, *STEPS))
+    return uninterrupted
 
 
 @pytest.fixture

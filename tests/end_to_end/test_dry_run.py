@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, get_args
 
 import pytest
 
+import command_line
 import config
 import run_pretraining
 import run_squad
@@ -21,7 +20,6 @@ from planning.dry_run import DryRun, assess, program_of, verdict_of
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
 # Types of the fields that programs read from verdict.json.
 FIELDS: Dict[str, Any] = {
     "config": str,
@@ -90,19 +88,20 @@ def test_what_it_leaves(name: str, tmp_path: Path, capsys: pytest.CaptureFixture
     assert again == config.load(name)
 
 
-def test_what_does_not_fit_is_status_3_with_every_field(tmp_path: Path) -> None:
-    words = "run_pretraining.py --config bert_demo_tiny_128 --micro-batch-size 256 --device ipu --dry-run"
-    ran = subprocess.run(
-        [sys.executable, *words.split(), "--output", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert ran.returncode == 3, ran.stderr
-    assert "DOES NOT FIT" in ran.stdout
+def test_what_does_not_fit_is_status_3_with_every_field(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "--config bert_demo_tiny_128 --micro-batch-size 256 --device ipu --dry-run".split()
+    arguments = [*words, "--output", str(tmp_path)]
+    assert command_line.run_as_program(lambda _: run_pretraining.main(arguments)) == 3
+    printed = capsys.readouterr().out
+    assert "DOES NOT FIT" in printed
     verdict = json.loads((tmp_path / "verdict.json").read_text())
     check_verdict(verdict, "bert_demo_tiny_128", micro_batch_size=256)
     assert verdict["fits"] is False
     first = verdict["remedies"][0]
     assert {"change", "saves_bytes", "costs_s"} <= set(first)
-    assert first["change"] in ran.stdout
+    assert first["change"] in printed
 
 
 def test_a_finished_runs_configuration_stays(tmp_path: Path) -> None:

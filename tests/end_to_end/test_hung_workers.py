@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import run_pretraining
-from tests.end_to_end.test_resume import STEPS, assert_same_run
+from tests.end_to_end.conftest import STEPS
+from tests.end_to_end.test_resume import assert_same_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]
 
@@ -43,7 +44,7 @@ def is_alive(number):
 
 
 @pytest.mark.parametrize("mode", [(), ("--async-dataloader",)])
-def test_a_stopped_loader_worker_ends_the_run_with_a_checkpoint(tmp_path, flags, mode):
+def test_a_stopped_loader_worker_ends_the_run_with_a_checkpoint(tmp_path, flags, reference, mode):
     output = tmp_path / "run"
     arguments = flags(output, *STEPS, "--dataloader-workers", 1, *mode)
     command = [sys.executable, "-c", STOPPING, *arguments, "--data-timeout-s", "3"]
@@ -55,8 +56,7 @@ def test_a_stopped_loader_worker_ends_the_run_with_a_checkpoint(tmp_path, flags,
     assert "no batch came for 3 s" in done.stderr and "--resume" in done.stderr
     assert not is_alive(number)
     run_pretraining.main([*arguments, "--resume"])
-    run_pretraining.main(flags(tmp_path / "plain", *STEPS))
-    assert_same_run(output, tmp_path / "plain", 8)
+    assert_same_run(output, reference, 8)
 
 
 def test_a_worker_whose_run_is_killed_while_it_starts_ends_too(tmp_path, flags):

@@ -9,6 +9,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+import command_line
 import model as models
 import run_squad
 from config import ConfigError
@@ -224,16 +225,14 @@ def test_padding_and_replicas_of_an_evaluation_change_nothing(tmp_path, flags, t
     assert read(tmp_path / "run", "predictions.json") == read(trained, "predictions.json")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_kill_9_and_resume(tmp_path, flags, trained, workers):
+def test_kill_9_and_resume(tmp_path, flags, trained):
+    """In one process; `test_resume.py` has a loader with workers."""
     output = tmp_path / "killed"
-    arguments = flags(output, *STEPS, "--dataloader-workers", workers)
+    arguments = flags(output, *STEPS)
     # The fourth line of metrics is that of step 3, after the checkpoint of step 2.
     killed = signalled_at(arguments, "MetricsFile", "write", 4, signal.SIGKILL, "run_squad")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    result = run_squad.main(
-        [*flags(output, *STEPS, "--dataloader-workers", workers, start=False), "--resume"]
-    )
+    result = run_squad.main([*flags(output, *STEPS, start=False), "--resume"])
     assert result.step == 4
     assert_same_run(trained, output, 4)
     for name in ("predictions.json", "nbest_predictions.json"):
@@ -364,12 +363,11 @@ def test_a_checkpoint_without_an_encoder_is_refused(tmp_path, flags, pretrained)
         run_squad.main(flags(tmp_path / "run", *STEPS, "--checkpoint", folder))
 
 
-def test_a_users_mistake_has_no_traceback_and_status_2(tmp_path, flags):
+def test_a_users_mistake_has_no_traceback_and_status_2(tmp_path, flags, capsys):
     bad = tmp_path / "bad.json"
     bad.write_text('{"data": [}')
-    done = signalled_at(
-        flags(tmp_path / "run", "--train-data", bad), "MetricsFile", "write", 99, 15, "run_squad"
-    )
-    assert done.returncode == 2
-    assert "bad.json" in done.stderr and "line 1, column 11" in done.stderr
-    assert "Traceback" not in done.stderr
+    arguments = flags(tmp_path / "run", "--train-data", bad)
+    assert command_line.run_as_program(lambda _: run_squad.main(arguments)) == 2
+    said = capsys.readouterr().err
+    assert "bad.json" in said and "line 1, column 11" in said
+    assert "Traceback" not in said
