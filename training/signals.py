@@ -86,8 +86,11 @@ def time_limit(seconds: float) -> Iterator[None]:
     A timer that runs already goes on after the block; inside it doesn't fire.
     """
 
+    inside = True
+
     def expire(_number: int, _frame: Optional[FrameType]) -> None:
-        raise TimedOut
+        if inside:
+            raise TimedOut
 
     if not seconds:
         yield
@@ -96,8 +99,11 @@ def time_limit(seconds: float) -> Iterator[None]:
     left_s, every_s = signal.setitimer(signal.ITIMER_REAL, 0.0)
     previous, began = signal.signal(signal.SIGALRM, expire), time.monotonic()
     try:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        yield
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            yield
+        finally:
+            inside = False  # an alarm that comes now must not skip what follows
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, signal.SIG_IGN)  # discards an alarm that another thread still holds
