@@ -1,7 +1,9 @@
 """Small real runs: text of the standard library, the runner itself."""
 
+import contextlib
 import os
 import pydoc
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -74,14 +76,27 @@ def reference(uninterrupted, flags):
 
 @pytest.fixture
 def program():
-    """Starts the runner as a user would; returns the process."""
+    """Starts the runner as a user would; returns the process, which ends with the test at the latest."""
+    started = []
 
     def start(arguments):
         command = [sys.executable, str(ROOT / "run_pretraining.py"), *arguments]
         # As many threads as here: they decide the order of float32 sums.
         environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-        return subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
+        started.append(process)
+        return process
 
-    return start
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
