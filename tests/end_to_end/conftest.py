@@ -6,6 +6,7 @@ import pydoc
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -75,28 +76,38 @@ def reference(uninterrupted, flags):
 
 
 @pytest.fixture
-def program():
-    """Starts the runner as a user would; returns the process, which ends with the test at the latest."""
-    started = []
+def started():
+    """Starts processes. Each is killed when the test ends, or after minutes, with those that it started."""
+    killers = []
 
-    def start(arguments):
-        command = [sys.executable, str(ROOT / "run_pretraining.py"), *arguments]
-        # As many threads as here: they decide the order of float32 sums.
-        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    def end(process):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    def start(command, **options):
         process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
+            list(map(str, command)), stdout=subprocess.PIPE, text=True, start_new_session=True, **options
         )
-        started.append(process)
+        killers.append((process, threading.Timer(240, end, (process,))))  # a test may read its output
+        killers[-1][1].start()
         return process
 
     yield start
-    for process in started:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    for process, killer in killers:
+        killer.cancel()
+        killer.join(timeout=60)
+        end(process)
         process.communicate(timeout=60)
+
+
+@pytest.fixture
+def program(started):
+    """Starts the runner as a user would; returns the process."""
+
+    def start(arguments):
+        # As many threads as here: they decide the order of float32 sums.
+        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        command = [sys.executable, ROOT / "run_pretraining.py", *arguments]
+        return started(command, cwd=ROOT, env=environment, stderr=subprocess.STDOUT)
+
+    return start

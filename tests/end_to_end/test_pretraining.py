@@ -241,7 +241,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path, flags):
 
 def test_a_users_mistake_has_no_traceback_and_status_2(tmp_path, flags, program):
     process = program(flags(tmp_path / "run", *FEW, "--learning-rat", "1"))
-    said, _ = process.communicate()
+    said, _ = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "learning-rate" in said and "Traceback" not in said
 
@@ -276,7 +276,7 @@ sys.exit(run_pretraining.run_as_program())
 
 def test_ipu_without_the_sdk_is_a_clear_error(tmp_path, flags, program):
     arguments = [word if word != "simulator" else "ipu" for word in flags(tmp_path / "run", *FEW)]
-    said, _ = (process := program(arguments)).communicate()
+    said, _ = (process := program(arguments)).communicate(timeout=120)
     assert process.returncode == 2
     assert "simulator" in said and "Traceback" not in said
     assert isinstance(ipu.DeviceError("x"), ValueError)
