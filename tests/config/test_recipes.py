@@ -38,6 +38,7 @@ bert_large_128_pod64_optimum  8  512 16 65536 0.006   10550 128 20 3,7,7,7
 bert_large_512_pod16_optimum  2 2048  4 16384 0.002828 2038 512 76 3,7,7,7
 bert_large_512_pod64_optimum  2  512 16 16384 0.002828 2038 512 76 3,7,7,7
 groupbert_base_128_pod16     10 1640  4 65600 0.012   10500 128 20 1,3,4,4
+groupbert_base_128_pod16_fast 10 1640 4 65600 0.012  10500 128 20 3,3,3,3
 groupbert_base_512_pod16      2 2048  4 16384 0.01     2038 512 96 1,3,4,4
 groupbert_base_128_packed_pod16 10 1402 4 56080 0.012 10500 128 20 1,3,4,4
 groupbert_base_512_packed_pod16 2 1032  4  8256 0.01   2038 512 96 1,3,4,4
