@@ -271,9 +271,7 @@ def table(answered: Sequence[Answered]) -> str:
         given = next(candidate for candidate in one.candidates if candidate.text == one.text)
         shown = _shown(one.text) or "(no answer)"
         rows.append((_shown(one.question.question), shown, f"{given.probability:.1%}"))
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>11}" for a, b, c in rows]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return configuration.text_table(rows, right=(2,), rule=True)
 
 
 def _shown(text: str) -> str:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
+import config as configuration
 import training
 
 # measured here, predicted by the cost model, published by others, derived by arithmetic from what is named,
@@ -61,17 +62,9 @@ class Result:
         """The table for a terminal; each column's origin is below its heading."""
         lines = [[column.heading for column in self.columns], [column.origin for column in self.columns]]
         lines += [[column.text(row) for column in self.columns] for row in self.rows]
-        widths = [max(len(line[index]) for line in lines) for index in range(len(self.columns))]
-        words = [column.origin == "" for column in self.columns]
-        printed = [
-            "  ".join(
-                cell.ljust(width) if left else cell.rjust(width)
-                for cell, width, left in zip(line, widths, words)
-            ).rstrip()
-            for line in lines
-        ]
-        printed.insert(2, "  ".join("-" * width for width in widths))
-        return "\n".join([self.title, "", *printed, "", *self.notes]).rstrip()
+        numbers = [index for index, column in enumerate(self.columns) if column.origin]
+        table = configuration.text_table(lines, headings=2, right=numbers, rule=True)
+        return "\n".join([self.title, "", table, "", *self.notes]).rstrip()
 
     def markdown(self) -> str:
         """The table and the picture as Markdown, for a page in the same folder."""

@@ -16,7 +16,7 @@ from .config import (
 from .flags import FlagParser
 from .recipes import ConfigError, nearest
 from .schema import ANY, AUTO, AUTO_KEYS, OptimizerKeys, RunKeys, defaults, keys_that_alter, unread_keys
-from .screen import changed_batch, recipe_lines, summary
+from .screen import changed_batch, recipe_lines, summary, text_table
 
 __all__ = [
     "ANY",
@@ -41,5 +41,6 @@ __all__ = [
     "read_recipe",
     "recipe_lines",
     "summary",
+    "text_table",
     "unread_keys",
 ]

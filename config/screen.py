@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional
+from typing import Any, Collection, Dict, Iterator, List, Mapping, Optional, Sequence
 
 from .config import CONFIGS, Config, derived
 from .recipes import read_recipes
@@ -108,5 +108,37 @@ def recipe_lines(task: Optional[str], path: Path = CONFIGS) -> List[str]:
             )
         )
     rows.insert(0, ("recipe", "task", "model", "layers", "tokens", "target"))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(word.ljust(width) for word, width in zip(row, widths)).rstrip() for row in rows]
+    return text_table(rows).splitlines()
+
+
+_PIPE_CHARACTERS = 1 << 16  # of a line: nothing is cut where it may be read by a program
+
+
+def text_table(
+    rows: Sequence[Sequence[str]], *, headings: int = 1, right: Collection[int] = (), rule: bool = False
+) -> str:
+    """Rows of words as aligned columns, those in `right` to the right; the first `headings` rows name them.
+
+    `rule`: a line of dashes below the headings. For standard output: in a terminal long words are wrapped to
+    fit it, and headings are bold; in a pipe or a file a row is a plain line. Chinese, Japanese and emoji take
+    two places.
+    """
+    from rich.cells import cell_len  # here: --help needs no tables
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_PIPE_CHARACTERS)
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for column in range(len(rows[0])):
+        grid.add_column(justify="right" if column in right else "left", overflow="fold")
+    for number, row in enumerate(rows):
+        if rule and number == headings:
+            dashes = ["-" * max(map(cell_len, column)) for column in zip(*rows)]
+            grid.add_row(*(Text(one, no_wrap=True, overflow="crop") for one in dashes))
+        grid.add_row(*map(Text, row), style="bold" if number < headings else None)
+    with console.capture() as captured:
+        console.print(grid)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())

@@ -115,8 +115,7 @@ def table(rows: Sequence[Row]) -> str:
         text = f"{row.before:>{_AROUND_CHARACTERS}} [....] {row.after}"
         right = "right" if row.trained[0] == row.truth else ""
         lines.append((text, row.truth, " ".join(row.untrained), " ".join(row.trained), right))
-    widths = [max(len(line[column]) for line in lines) for column in range(5)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return configuration.text_table(lines)
 
 
 def main(argv: Sequence[str]) -> int:

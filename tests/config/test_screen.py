@@ -167,3 +167,25 @@ def test_a_remedy_is_a_command_to_paste(tmp_path: Path, capsys: pytest.CaptureFi
     remedy = next(remedy.change for remedy in made.verdict.remedies if remedy.fits)
     changed = config.overrides_from(parser.parse_args(["--config", "demo", *remedy.split()]))
     assert changed and pasted == {**given, **changed}
+
+
+TABLE = [("word", "where", "n"), ("[MASK]", "日本 here", "1"), ("a", "", "22")]
+
+
+def test_a_table_in_a_pipe_is_plain() -> None:
+    expected = ["word    where       n", "------  ---------  --", "[MASK]  日本 here   1"]
+    lines = config.text_table(TABLE, right=(2,), rule=True).splitlines()
+    assert lines[:3] == expected and lines[3].split() == ["a", "22"]
+    long = config.text_table([("word",), ("x" * 3000,)])
+    assert long.splitlines() == ["word", "x" * 3000]
+
+
+def test_a_table_in_a_terminal_fits_it_and_has_bold_headings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"FORCE_COLOR": "1", "COLUMNS": "30", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    lines = config.text_table([("word", "n"), ("x" * 50, "1"), ("short", "2")], right=(1,)).splitlines()
+    bare = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in lines]
+    assert "\x1b[1m" in lines[0] and bare[0].split() == ["word", "n"]
+    assert max(map(len, bare)) <= 30 and "".join(line.split()[0] for line in bare[1:3]) == "x" * 50
+    assert not any("\x1b" in line for line in lines[1:])

@@ -291,7 +291,7 @@ def test_ones_own_questions_are_answered_in_a_table(tmp_path, flags, trained, ca
     (one,) = result.answered
     assert one.text in "The  module is\nold."
     heading, rule, row = capsys.readouterr().out.splitlines()[-3:]
-    assert heading.split() == ["question", "answer", "probability"] and set(rule) == {"-"}
+    assert heading.split() == ["question", "answer", "probability"] and set(rule) == {"-", " "}
     assert row.startswith("How is it?  " + " ".join(one.text.split())) and row.endswith("%")
     assert list(read(tmp_path / "answers", "predictions.json").values()) == [one.text]
 
