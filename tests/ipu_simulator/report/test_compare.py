@@ -84,6 +84,22 @@ def test_different_numbers_of_ipus_and_of_samples_are_said(
     assert "| fullest IPU peak" in out
 
 
+def test_what_a_program_does_not_have_is_no_row_and_rounding_is_no_change(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A foreign program's samples have no tokens, and its training no end that is known."""
+    verdict = replace(fitting(), tokens_per_s=0.0, time_to_train_s=0.0)
+    after = replace(verdict, host_s=verdict.host_s * (1 - 1e-9))
+    _compare(_written(tmp_path / "a", verdict), _written(tmp_path / "b", after))
+    out = capsys.readouterr().out
+    assert "tokens/s" not in out and "time to train" not in out
+    assert "-0.0%" not in out and re.search(r"\| host +\|.*\+0\.0%", out)
+    trained = replace(verdict, tokens_per_s=5.0, time_to_train_s=7.0)
+    _compare(tmp_path / "a", _written(tmp_path / "c", trained))
+    out = capsys.readouterr().out
+    assert re.search(r"\| tokens/s +\|.*\| new", out) and re.search(r"\| time to train +\|.*\| new", out)
+
+
 def test_folders_do_and_the_page_goes_where_the_user_says(tmp_path: Path) -> None:
     for name in "ab":
         _written(tmp_path / name, fitting(name=EVIL))
@@ -119,6 +135,7 @@ def test_a_file_that_is_no_verdict_is_named(
     error = capsys.readouterr().err
     assert problem in error
     assert "bad.json" in error
+    assert "name a verdict.json that --dry-run or --profile wrote" in error
 
 
 @pytest.mark.parametrize("arguments", [["a"], ["a", "b", "--worse-by", "-1"], ["a", "b", "--worse-by", "x"]])

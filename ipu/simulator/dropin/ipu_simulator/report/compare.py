@@ -17,6 +17,7 @@ from . import sums
 
 # A larger share than this of memory or of a step's time is a change for the worse, unless the user says.
 WORSE_BY = 0.01
+_WRITERS = "--dry-run or --profile"
 
 Outcome = Literal["better", "worse", "equal", ""]
 
@@ -56,16 +57,18 @@ class Summary:
 def read(path: Path) -> Summary:
     """The verdict in a file, or in a folder's verdict.json. Raises NoVerdict, OSError."""
     path = path / "verdict.json" if path.is_dir() else path
+    if not path.exists():
+        raise NoVerdict(f"No such file: {path}; name a verdict.json that {_WRITERS} wrote, or its folder")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise NoVerdict(f"{path} is not JSON ({error}): name a verdict.json that --dry-run wrote") from None
+        raise NoVerdict(f"{path} is not JSON ({error}): name a verdict.json that {_WRITERS} wrote") from None
     try:
         return _summary(found)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise NoVerdict(
-            f"{path} is not a verdict: {what}; name a verdict.json that --dry-run wrote"
+            f"{path} is not a verdict: {what}; name a verdict.json that {_WRITERS} wrote"
         ) from None
 
 
@@ -120,7 +123,8 @@ class Row:
     def change_text(self) -> str:
         if self.change is None:
             return ""
-        return "new" if math.isinf(self.change) else f"{self.change:+.1%}"
+        shown = "new" if math.isinf(self.change) else f"{self.change:+.1%}"
+        return "+0.0%" if shown == "-0.0%" else shown
 
 
 @dataclass(frozen=True)
@@ -168,9 +172,11 @@ def compared(before: Summary, after: Summary, worse_by: float = WORSE_BY) -> Com
     add("host", before.host_s, after.host_s, sums.human_seconds)
     add("samples per step", before.samples_per_step, after.samples_per_step, _whole)
     add("samples/s", before.samples_per_s, after.samples_per_s, sums.human_rate)
-    add("tokens/s", before.tokens_per_s, after.tokens_per_s, sums.human_rate)
+    if before.tokens_per_s or after.tokens_per_s:  # not of a program whose samples have no tokens
+        add("tokens/s", before.tokens_per_s, after.tokens_per_s, sums.human_rate)
     add("utilisation", before.utilisation, after.utilisation, sums.percent)
-    add("time to train", before.time_to_train_s, after.time_to_train_s, sums.human_seconds)
+    if before.time_to_train_s or after.time_to_train_s:  # not of a program without a number of steps
+        add("time to train", before.time_to_train_s, after.time_to_train_s, sums.human_seconds)
     add("parameters", before.parameters, after.parameters, sums.human_count)
     same_ipus = len(before.ipus) == len(after.ipus)
     pairs = zip(before.ipus, after.ipus, strict=True) if same_ipus else [(before.fullest, after.fullest)]
