@@ -146,3 +146,48 @@ def test_ipus_of_an_m2000_share_its_streaming_memory():
         for replicas in (1, 2, 4, 8)
     ]
     assert remote == pytest.approx([remote[0], 2 * remote[0], 4 * remote[0], 4 * remote[0]])
+
+
+def test_replicas_of_several_instances_also_sum_their_shards():
+    """Two instances of two replicas: a shard is half a weight, and its gradient is all-reduced by two."""
+    elements, gradient = 1_000_000, 2
+    weights = {0: Trained(sharded=Held(elements, 2 * elements, 3))}
+    settings = settings_with(replicas=4, instances=2)
+    ((update,),) = update_with(weights, (0,), 1, settings, BOW, constants()).turns
+    scattered_and_gathered = (gradient + 2) * elements / 2
+    between = 2 * gradient * (elements / 2) / 2
+    assert update.ring_bytes == scattered_and_gathered + between
+    assert update.collectives == 3 * 3
+
+
+COMPUTED = {"update_cycles_per_tensor_of_state"}
+SENT = {"collective_latency_s", "link_bytes_per_s", "links_of_a_ring", "link_efficiency"}
+BEYOND_A_POD = {"gateway_link_bytes_per_s", "ipus_per_pod"}
+STREAMED = {"streaming_memory_bytes_per_s", "remote_buffer_s"}
+
+
+@pytest.mark.parametrize(
+    ("replicas", "ipus_per_replica", "location", "numbers"),
+    [
+        (1, 4, "on_chip", COMPUTED),
+        (4, 1, "on_chip", COMPUTED | SENT),
+        (1, 1, "off_chip", COMPUTED | STREAMED),
+        (1, 4, "off_chip", COMPUTED | STREAMED | {"ipus_per_m2000"}),
+        (2, 1, "off_chip", COMPUTED | SENT | STREAMED | {"ipus_per_m2000"}),
+        (16, 4, "on_chip", COMPUTED | SENT),
+        (32, 4, "on_chip", COMPUTED | SENT | BEYOND_A_POD),
+        (1, 128, "on_chip", COMPUTED),
+    ],
+)
+def test_an_update_names_the_numbers_that_it_rests_on(replicas, ipus_per_replica, location, numbers):
+    adam = OptimizerSettings("adam", (4, 4), location, sharded=replicas > 1)
+    # An IPU without weights takes part in nothing.
+    weights = {0: Trained(), 1: Trained(sharded=Held(1000, 2000, 1))}
+    settings = settings_with(replicas=replicas, optimizer=adam)
+    made = update_with(weights, (0, 1), ipus_per_replica, settings, BOW, constants())
+    assert made.numbers(target("pod128")) == numbers
+
+
+def test_without_an_optimizer_nothing_is_updated():
+    graph, settings = program("bert-medium")
+    assert update_of(replace(settings, optimizer=None), graph) is None
