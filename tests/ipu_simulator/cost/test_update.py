@@ -151,13 +151,14 @@ def test_ipus_of_an_m2000_share_its_streaming_memory():
 def test_replicas_of_several_instances_also_sum_their_shards():
     """Two instances of two replicas: a shard is half a weight, and its gradient is all-reduced by two."""
     elements, gradient = 1_000_000, 2
-    weights = {0: Trained(sharded=Held(elements, 2 * elements, 3))}
+    weights = {0: Trained(Held(elements, 2 * elements, 3), Held(100, 200, 1))}
     settings = settings_with(replicas=4, instances=2)
     ((update,),) = update_with(weights, (0,), 1, settings, BOW, constants()).turns
     scattered_and_gathered = (gradient + 2) * elements / 2
     between = 2 * gradient * (elements / 2) / 2
-    assert update.ring_bytes == scattered_and_gathered + between
-    assert update.collectives == 3 * 3
+    whole = 2 * gradient * 100 * 3 / 4
+    assert update.ring_bytes == scattered_and_gathered + between + whole
+    assert update.collectives == 3 * 3 + 1
 
 
 COMPUTED = {"update_cycles_per_tensor_of_state"}

@@ -69,8 +69,8 @@ class StageWork:
     ipu: int
     forward_s: float
     backward_s: float
-    sending_s: float = 0.0
-    sending_back_s: float = 0.0
+    sending_s: float
+    sending_back_s: float
 
 
 def cycle_s(work: Sequence[StageWork], busy: Busy, overhead_s: float) -> float:

@@ -177,7 +177,7 @@ def _of_ipu(held: Trained, settings: Settings, target: Target, constants: Consta
     states = len(optimizer.state_bytes_per_element)
     elements = whole.elements + sharded.elements / share
     state_bytes = sum(optimizer.state_bytes_per_element) * elements
-    remote = optimizer.location == "off_chip" and state_bytes > 0
+    remote = optimizer.location == "off_chip"
     per_element = constants.update_cycles_per_tensor_of_state * (1 + states)
     return IpuUpdate(
         ring_bytes=whole_bytes + shard_bytes + between_bytes,
