@@ -45,6 +45,38 @@ class Ended:
         ]
 
 
+# Several runs of a process that imports torch once: each has its environment, output and status.
+SEVERAL = """
+import json, os, sys, traceback
+import command_line, run_pretraining
+
+before = dict(os.environ)
+for prefix, words, environment in json.loads(sys.argv[1]):
+    os.environ.clear()
+    os.environ.update(before, **environment)
+    for number, name in ((1, "out"), (2, "err")):
+        file = os.open(f"{prefix}.{name}", os.O_WRONLY | os.O_CREAT, 0o600)
+        os.dup2(file, number)
+        os.close(file)
+    sys.argv[1:] = words
+    try:
+        status = command_line.run_as_program(run_pretraining.main)
+    except SystemExit as error:
+        status = error.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with open(f"{prefix}.status", "w") as file:
+        file.write(str(status))
+"""
+
+
+def _calls(log):
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+
+
 class StandIn:
     """Starts programs; their core's calls go to a file each in `folder`."""
 
@@ -76,10 +108,7 @@ class StandIn:
 
     def end(self, process, timeout=120):
         out, err = process.communicate(timeout=timeout)
-        calls = []
-        if process.log.exists():
-            calls = [json.loads(line) for line in process.log.read_text(encoding="utf-8").splitlines()]
-        return Ended(process.returncode, out, err, calls)
+        return Ended(process.returncode, out, err, _calls(process.log))
 
     def left_by(self, process):
         """The processes of an ended program's session: those that outlive it by more than two seconds."""
@@ -113,8 +142,27 @@ class StandIn:
         words = [ROOT / "run_pretraining.py", *self.arguments(output, *extra)]
         return self.end(self.start(words, **environment))
 
+    def pretrainings(self, *runs):
+        """Runs of the pretraining runner one after the other, in a process; each is (output, extra words, its
+        environment)."""
+        told, prefixes = [], []
+        for output, extra, environment in runs:
+            prefix = self.folder / f"several-{len(self.started)}-{len(prefixes)}"
+            prefixes.append(prefix)
+            variables = {"STAND_IN_LOG": f"{prefix}.jsonl", **environment}
+            words = [str(word) for word in self.arguments(output, *extra)]
+            told.append([str(prefix), words, {name: str(value) for name, value in variables.items()}])
+        self.end(self.start(["-c", SEVERAL, json.dumps(told)]))
+        return [self._ended(prefix) for prefix in prefixes]
+
+    def _ended(self, prefix):
+        out, err, status = (
+            Path(f"{prefix}.{name}").read_text(encoding="utf-8") for name in ("out", "err", "status")
+        )
+        return Ended(int(status), out, err, _calls(Path(f"{prefix}.jsonl")))
+
     def instances(self, count, output, *extra, replicas=None, **environment):
-        """The same under PopRun's environment, in `count` instances at once."""
+        """Runs of it under PopRun's environment, in `count` instances at once."""
         words = [ROOT / "run_pretraining.py", *self.arguments(output, *extra)]
         replicas = replicas or count
         processes = [

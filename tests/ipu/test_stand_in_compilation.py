@@ -8,7 +8,7 @@ import pytest
 
 from tests.old_hosts import needs_verdict
 
-from .conftest import ROOT
+from .conftest import ROOT, poprun
 
 pytestmark = pytest.mark.slow
 
@@ -16,17 +16,19 @@ ONE = ("--training-steps", 1, "--eval-batches", 1)
 
 
 @needs_verdict
-@pytest.mark.parametrize("kind", ["training", "inference"])
-def test_out_of_memory_ends_with_the_verdict_and_without_a_traceback(stand_in, tmp_path, kind):
-    memory = {"STAND_IN_COMPILATION": f"{kind} out of memory"}
-    ended = stand_in.pretraining(tmp_path / "run", *ONE, "--simulator-python", sys.executable, **memory)
-    assert ended.status == 2
-    assert "Traceback" not in ended.err
-    what = "training" if kind == "training" else "evaluation"
-    assert f"error: PopTorch can't compile the {what} program:" in ended.err
-    assert "Cannot fit all variable data onto one or more tiles" in ended.err
-    assert "test_groupbert on pod4: FITS (predicted)" in ended.err, "the simulator's verdict"
-    assert "the verdict above is wrong here" in ended.err and "--matmul-proportion" in ended.err
+def test_out_of_memory_ends_with_the_verdict_and_without_a_traceback(stand_in, tmp_path):
+    words = (*ONE, "--simulator-python", sys.executable)
+    faults = [{"STAND_IN_COMPILATION": f"{kind} out of memory"} for kind in ("training", "inference")]
+    runs = stand_in.pretrainings(
+        *((tmp_path / str(number), words, fault) for number, fault in enumerate(faults))
+    )
+    for ended, what in zip(runs, ("training", "evaluation")):
+        assert ended.status == 2
+        assert "Traceback" not in ended.err
+        assert f"error: PopTorch can't compile the {what} program:" in ended.err
+        assert "Cannot fit all variable data onto one or more tiles" in ended.err
+        assert "test_groupbert on pod4: FITS (predicted)" in ended.err, "the simulator's verdict"
+        assert "the verdict above is wrong here" in ended.err and "--matmul-proportion" in ended.err
 
 
 def test_another_error_of_a_compilation_is_told_as_it_is(stand_in, tmp_path):
@@ -55,9 +57,11 @@ THREE = (
 def test_an_executable_compiled_ahead_is_the_runs_own(stand_in, tmp_path):
     """A run reserves a power of two of IPUs, an offline target as many as the program uses."""
     folder = tmp_path / "executables"
-    ahead = stand_in.pretraining(tmp_path / "ahead", *AHEAD, folder, *THREE)
+    ahead, run = stand_in.pretrainings(
+        (tmp_path / "ahead", (*AHEAD, folder, *THREE), {}),
+        (tmp_path / "run", (*THREE, *ONE, "--executable-cache", folder), {}),
+    )
     assert ahead.status == 0, ahead.err
-    run = stand_in.pretraining(tmp_path / "run", *THREE, *ONE, "--executable-cache", folder)
     assert run.status == 0, run.err
     for kind in ("training", "inference"):
         (offline,), (attached,) = ahead.of("compile", kind), run.of("compile", kind)
@@ -74,10 +78,12 @@ def test_an_executable_compiled_ahead_is_the_runs_own(stand_in, tmp_path):
 
 def test_compiling_ahead_is_refused_where_no_run_would_find_it(stand_in, tmp_path):
     folder = tmp_path / "executables"
-    (ended,) = stand_in.instances(1, tmp_path / "run", *AHEAD, folder)
-    assert ended.status == 2 and ended.calls == []
-    assert "--compile-only runs without poprun" in ended.err
     replicas = ("--replication-factor", 3, "--target", "pod16")
-    ended = stand_in.pretraining(tmp_path / "run", *AHEAD, folder, *replicas)
+    by_poprun, ended = stand_in.pretrainings(
+        (tmp_path / "run", (*AHEAD, folder), poprun(1, 0, 1)),
+        (tmp_path / "run", (*AHEAD, folder, *replicas), {}),
+    )
+    assert by_poprun.status == 2 and by_poprun.calls == []
+    assert "--compile-only runs without poprun" in by_poprun.err
     assert ended.status == 2 and ended.of("compile") == []
     assert "which has 6 IPUs, reserves the next power of two" in ended.err

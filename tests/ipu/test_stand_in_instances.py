@@ -10,6 +10,7 @@ import socket
 
 import pytest
 
+from .conftest import poprun
 from .test_on_stand_in import assert_same
 
 pytestmark = pytest.mark.slow
@@ -53,13 +54,16 @@ def test_each_instance_gets_its_own_random_state_back(stand_in, tmp_path):
 
 def test_what_popruns_numbers_are_checked_against(stand_in, tmp_path):
     """popdist.checkNumIpusPerReplica only answers True or False."""
-    (ended,) = stand_in.instances(1, tmp_path / "run", *TWO, replicas=2, POPDIST_NUM_IPUS_PER_REPLICA=4)
+    # Refused at once, before the instances look for each other.
+    sharded = ("--replicated-tensor-sharding", *TWO)
+    ended, *instances = stand_in.pretrainings(
+        (tmp_path / "run", TWO, poprun(1, 0, 2, ipus_per_replica=4)),
+        *((tmp_path / "run", sharded, poprun(2, index, 2)) for index in range(2)),
+    )
     assert ended.status == 2 and ended.calls == []
     assert "ipus_per_replica is 2, but PopRun reserved 4 IPUs for each replica" in ended.err
     assert "poprun --ipus-per-replica 2" in ended.err
 
-    # Refused at once, before the instances look for each other.
-    sharded = ("--replicated-tensor-sharding", *TWO)
-    for ended in stand_in.instances(2, tmp_path / "run", *sharded):
+    for ended in instances:
         assert ended.status == 2 and ended.calls == []
         assert "each of the 2 instances has 1 of the 2 replicas" in ended.err

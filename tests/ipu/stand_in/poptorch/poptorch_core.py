@@ -6,12 +6,41 @@ state, so a program that restores any of them wrongly ends with other weights.
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
+import sys
+import types
 from pathlib import Path
 
 import torch
+
+
+class _Compiler(types.ModuleType):
+    """PopTorch's torch 2.0.1 imports torch._dynamo for torch.compile alone; newer ones in every program, to
+    exclude functions from a compilation: a second for each process here, none of which compiles. This gives
+    way to it where anything else is asked for."""
+
+    trace_rules = types.SimpleNamespace(clear_lru_cache=lambda: None)
+
+    @staticmethod
+    def disable(fn, *_arguments, **_words):
+        return fn
+
+    @staticmethod
+    def graph_break(*_arguments, **_words):
+        pass
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        del sys.modules[self.__name__], torch._dynamo
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+if "torch._compile" in sys.modules and "torch._dynamo" not in sys.modules:
+    sys.modules["torch._dynamo"] = torch._dynamo = _Compiler("torch._dynamo")
 
 
 class Error(Exception):
