@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import fields, replace
 
 import pytest
@@ -31,17 +32,22 @@ def programs():
 
 
 def verdicts(machine):
-    """The reports, without their lists of facts."""
+    """The reports, one after the other, without their lists of facts."""
     for graph, made in programs():
         verdict = assess(graph, made, machine, name="p")
         yield json_text(replace(verdict, details=replace(verdict.details, assumptions=())))
+
+
+@functools.cache
+def unchanged():
+    return list(verdicts(BOW))
 
 
 @pytest.mark.parametrize("fact", [field.name for field in fields(Target)])
 def test_a_change_of_any_fact_changes_a_verdict(fact):
     value = getattr(BOW, fact)
     changed = replace(BOW, **{fact: CHANGED[fact] if fact in CHANGED else 2 * value})
-    assert list(verdicts(BOW)) != list(verdicts(changed))
+    assert any(before != after for before, after in zip(unchanged(), verdicts(changed), strict=True))
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 4])
