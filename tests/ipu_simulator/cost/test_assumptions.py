@@ -38,10 +38,10 @@ CACHES = (
 @functools.cache
 def programs():
     """Training on several IPUs with state off the chip; on one with a convolution; inference in float32."""
-    small = {"sequence_length": 32, "mask_tokens": 4, "micro_batch_size": 1}
+    small = {"sequence_length": 16, "mask_tokens": 2, "micro_batch_size": 1}
     pipeline = settings(2, replicas=2, matmul_proportions=(0.01, 0.01))
     sharded = replace(pipeline.optimizer, location="off_chip", sharded=True)
-    wide = chain((0, 1, 0), [[1024], [1024, 1024], [1024]], batch=2048)
+    wide = chain((0, 1, 0), [[512], [512, 512], [512]], batch=512)
     graph, made = program("groupbert-1x64", layers_per_ipu=(1,), matmul_proportion=(0.2,), **small)
     alone = replace(made, replicas=1, framework="PopART", execution="sharded", recompute=False)
     on_chip = replace(alone, optimizer=replace(made.optimizer, location="on_chip", sharded=False))
