@@ -14,7 +14,8 @@ from .compilation import compile_program
 from .metrics_file import Record
 from .signals import StopRequest
 
-# Returns None if the request becomes true during the evaluation.
+# Returns None if the request becomes true during the evaluation. Raises DataError for damaged data; other
+# instances get None then.
 Evaluator = Callable[[StopRequest], Optional[Record]]
 
 
@@ -72,9 +73,15 @@ def build_evaluator(
         refresh()
         gathered = metrics()
         model.eval()
+        damage: Optional[data.DataError] = None
         stopped = False
-        for batch in tqdm(loader, "evaluation", unit="call", disable=not progress, leave=False):
-            stopped = instances.any(bool(stop))
+        batches = iter(loader)
+        for _ in tqdm(range(rounds), "evaluation", unit="call", disable=not progress, leave=False):
+            try:
+                batch = next(batches)
+            except data.DataError as error:  # raised below: the others wait for this instance
+                damage = error
+            stopped = instances.any(bool(stop) or damage is not None)
             if stopped:
                 break
             if not executor.isCompiled():
@@ -84,6 +91,8 @@ def build_evaluator(
         stopped = stopped or instances.any(bool(stop))
         _let_go(executor)
         model.train()
+        if damage is not None:
+            raise damage
         return None if stopped else gathered.result()
 
     return evaluate

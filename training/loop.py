@@ -233,11 +233,14 @@ def _called(executor: Any, batch: Sequence[torch.Tensor], plan: LoopPlan, now: P
         ) from error
 
 
+_OTHER = "a signal to another instance, or damaged data there"
+
+
 def _agreed(stop: StopRequest, instances: ipu.Instances) -> bool:
     """True if any instance received a stop signal; the same on all instances."""
     if not instances.any(bool(stop)):
         return False
-    stop.signal_name = stop.signal_name or "a signal to another instance"
+    stop.signal_name = stop.signal_name or _OTHER
     return True
 
 
@@ -255,11 +258,10 @@ def _evaluated(
     try:
         result = None if _agreed(stop, instances) else evaluate(stop)
     except DataError as error:
-        if instances.count > 1:  # the others wait for this one's outputs
-            raise
         damage.append(message_from_worker(error))
         result, stop.signal_name = None, "damaged data"
     if result is None:
+        stop.signal_name = stop.signal_name or _OTHER  # after the last update nobody asks again
         return now
     return replace(now, record={**now.record, **result}, evaluation_due=False)
 

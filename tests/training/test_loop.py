@@ -8,13 +8,15 @@ import time
 import types
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import pytest
 import torch
 
 import config
+import ipu
 import training
+from data import DataError
 from training import LoopPlan, Progress, Speed
 
 PLAN = replace(
@@ -143,3 +145,107 @@ def test_a_stop_during_a_wait_for_data_takes_effect_at_once(number: int) -> None
             stop=stop,
         )
     assert end.step == 2 and saved == [2] and stop.signal_name == signal.Signals(number).name
+
+
+class Two(ipu.Instances):
+    """One of two instances; `others` says how often the other one has no reason to stop before it has one."""
+
+    def __init__(self, others: int = 10**9) -> None:
+        super().__init__(1, 2)
+        object.__setattr__(self, "asked", [])
+        object.__setattr__(self, "others", others)
+
+    asked: List[float]
+    others: int
+
+    def sum(self, values: Sequence[float]) -> List[float]:
+        self.asked.extend(values)
+        return [value + float(len(self.asked) > self.others) for value in values]
+
+    def gather(self, tensors: Sequence[torch.Tensor]) -> List[List[torch.Tensor]]:
+        return [list(tensors)] * 2
+
+
+class Rows(torch.utils.data.Dataset[torch.Tensor]):
+    """Four held-out examples, of which the third may be damaged."""
+
+    def __init__(self, is_damaged: bool) -> None:
+        self._is_damaged = is_damaged
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        if self._is_damaged and number >= 2:
+            raise DataError("'a.shard' ends at byte 1000")
+        return torch.zeros(1)
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+class Gathered:
+    def add(self, outputs: Sequence[torch.Tensor]) -> None: ...
+
+    def result(self) -> Dict[str, float]:
+        return {"eval_loss": 1.0}
+
+
+@pytest.mark.parametrize("eval_steps", [2, None])  # after the second update, or the last
+@pytest.mark.parametrize("is_here", [True, False])
+def test_damage_in_an_evaluation_stops_all_instances_after_they_saved(
+    eval_steps: Optional[int], is_here: bool
+) -> None:
+    ipu.select_device("simulator")
+    saved: List[Progress] = []
+    updates = eval_steps or PLAN.training_steps
+    # Each asks before each update, before the evaluation, and before each of its two batches.
+    instances = Two(10**9 if is_here else updates + 2)
+    options = ipu.poptorch.Options()
+    evaluate = training.build_evaluator(
+        Doubled(),
+        None,
+        options,
+        lambda multiple: Rows(is_here),
+        micro_batch_size=1,
+        max_batches=None,
+        collate=lambda rows: [torch.stack(rows)],
+        metrics=Gathered,
+        instances=instances,
+    )
+
+    def save(now: Progress) -> Path:
+        saved.append(now)
+        return Path("step_of_the_run")
+
+    stop = training.StopRequest()
+
+    def run() -> Progress:
+        with stop.deferred():
+            return training.train(
+                replace(PLAN, eval_steps=eval_steps),
+                FRESH,
+                task=training.SQUAD,
+                rng_state=None,
+                executor=Executor(Clock()),
+                optimizer=types.SimpleNamespace(param_groups=[]),
+                schedule=training.Schedule(1e-3, "constant", 0, 1.0, 0.0, 4),
+                batches=batches(Clock(), [0] * 4),
+                evaluate=evaluate,
+                save=save,
+                reporter=training.report.NoReporter(Path()),
+                stop=stop,
+                instances=instances,
+            )
+
+    if is_here:
+        said = f"byte 1000\nThe run stopped after step {updates}; .*step_of_the_run"
+        with pytest.raises(DataError, match=said):
+            run()
+    else:
+        assert run().step == updates
+    assert stop and [(now.step, now.evaluation_due) for now in saved] == [(updates, True)]
+    # Both asked equally often: each question is one message to the other instance.
+    assert len(instances.asked) == updates + 4 - (eval_steps is None)
