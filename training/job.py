@@ -31,7 +31,8 @@ from .loop import LoopPlan, Progress, refuse_bad_weights, train
 from .metrics import Task
 from .metrics_file import plain
 from .model_card import CARD_FILE, model_card
-from .optimizer import OptimizerPlan, Schedule, build_optimizer, check_state, state_at_rate
+from .optimizer import OptimizerPlan, Schedule, build_optimizer
+from .optimizer_state import check_state, state_at_rate
 from .report import NoReporter, Reporter
 from .rotation import Rotation, move_damaged_aside, sweep
 from .signals import StopRequest
@@ -133,7 +134,9 @@ def fit(
         rate = config.section(Schedule).at(begin.step)
         saved = resumed.optimizer_state()
         if device.name == "simulator":  # the names on IPUs are PopART's
-            check_state(resumed.folder, saved, job.model)
+            as_ipu = computes_as_ipu(config, device)
+            plan = config.section(OptimizerPlan)
+            check_state(resumed.folder, saved, job.model, plan, begin.step, as_ipu=as_ipu)
         saved_state = state_at_rate(saved, rate, config.loss_scaling)
         optimizer.load_state_dict({**optimizer.state_dict(), **saved_state})
     elif config.host_threads is not None:

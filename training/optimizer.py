@@ -7,16 +7,13 @@ ratio (`max_weight_norm` 0 switches it off); LayerNorm weights have no decay; al
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Set
+from typing import Any, Dict, List, Optional
 
 import torch
 
 import ipu
 from config import OptimizerKeys
 from ipu.keys import BatchKeys, DeviceKeys
-
-from .errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -98,22 +95,6 @@ def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
         group["lr"] = learning_rate
 
 
-def state_at_rate(state: Dict[str, Any], learning_rate: float, loss_scaling: float) -> Dict[str, Any]:
-    """A saved optimizer state, by PopART's names, of a run that goes on at this learning rate.
-
-    PopTorch brings a loaded `ipu_param` to the device after `setOptimizer` had its turn, so the first device
-    call of a resumed run would use the learning rate of the call before. SGD's rate, with a momentum, is
-    divided by the loss scaling.
-    """
-    rates = {"learningRate": learning_rate, "scaledLearningRate2": learning_rate / loss_scaling}
-    parameters = dict(state["ipu_param"])
-    for name in parameters:
-        prefix = name.partition("___")[0]
-        if prefix in rates:
-            parameters[name] = torch.tensor(rates[prefix])
-    return {**state, "ipu_param": parameters}
-
-
 @dataclass(frozen=True)
 class Schedule:
     """The learning rate of each update, a pure function of the s updates done before it.
@@ -148,42 +129,3 @@ class Schedule:
         end = self.lr_end if polynomial else 0.0
         remaining = max(self.training_steps - step, 0) / max(self.training_steps - self.warmup_steps, 1)
         return end + (self.learning_rate - end) * remaining
-
-
-def check_state(
-    folder: Path, saved: Mapping[str, Mapping[str, torch.Tensor]], model: torch.nn.Module
-) -> None:
-    """Raises CheckpointError unless the saved optimiser state of `folder` is one of this model's weights.
-
-    Its names are KIND___WEIGHT. Each kind is saved for the same weights, with their shapes or as one number.
-    """
-    weights = dict(model.named_parameters())
-    kinds: Dict[str, Set[str]] = {}
-    problem = None
-    for key, tensor in saved["ipu_state"].items():
-        kind, separator, name = key.partition("___")
-        if not separator and tensor.numel() == 1:  # of automatic loss scaling
-            continue
-        kinds.setdefault(kind, set()).add(name)
-        if name not in weights:
-            problem = f"{key[:80]} belongs to no weight of the model"
-        elif tensor.numel() != 1 and tensor.shape != weights[name].shape:
-            problem = f"{key} has shape {tuple(tensor.shape)}, the weight {tuple(weights[name].shape)}"
-        elif not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-            problem = f"{key} holds NaN, infinity or numbers of type {tensor.dtype}"
-        if problem:
-            break
-    trained = {name for name, weight in weights.items() if weight.requires_grad}
-    for kind, names in kinds.items():
-        if not problem and trained - names:
-            problem = f"{kind} is missing for the weight {sorted(trained - names)[0]}"
-    for key, value in saved["ipu_param"].items():
-        if not problem and (value.numel() != 1 or not bool(torch.isfinite(value).all())):
-            problem = f"the hyperparameter {key[:80]} is {str(value.tolist())[:60]}, not a finite number"
-    if not saved["ipu_param"] and not problem:
-        problem = "it has no hyperparameter"
-    if problem:
-        raise CheckpointError(
-            f"{folder / 'optimizer.safetensors'} isn't the optimiser state of this run: {problem}. Take an "
-            f"earlier checkpoint, or start a new run from the weights with --checkpoint {folder}"
-        )

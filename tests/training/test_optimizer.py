@@ -1,6 +1,7 @@
 """Parameter groups as published, clipping that doesn't depend on how a batch is split, learning rates."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ import config
 import ipu
 import model as models
 from training import CheckpointError, OptimizerPlan, Schedule, build_optimizer
-from training.optimizer import check_state, parameter_groups, set_learning_rate, state_at_rate
+from training.optimizer import parameter_groups, set_learning_rate
+from training.optimizer_state import check_state, state_at_rate
 
 ipu.select_device("simulator")
 
@@ -190,39 +192,99 @@ def test_no_warm_up_starts_at_the_peak():
     assert schedule(warmup_steps=0).at(0) == pytest.approx(0.012)
 
 
-SAVED = {
-    "ipu_state": {
-        f"{kind}___{name}": torch.zeros(2) for kind in ("Accl1", "Accl2") for name in ("weight", "bias")
-    },
-    "ipu_param": {"lossScaling_FLOAT": torch.tensor(1.0)},
-}
+@pytest.fixture(scope="module")
+def saved():
+    """A model, its optimiser's plan, and the state after two updates as the simulator has it."""
+    plan = dataclasses.replace(PLAN, optimizer="lamb", gradient_accumulation=2)
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.unused = torch.nn.LayerNorm(2), torch.nn.Linear(2, 2)
+            self.frozen = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+
+        def forward(self, x):
+            return ipu.poptorch.identity_loss((self.norm(x * self.frozen) ** 2).sum(), "sum")
+
+    model = Model()
+    optimizer = build_optimizer(model, plan)
+    options = ipu.poptorch.Options()
+    options.Training.gradientAccumulation(2)
+    executor = ipu.poptorch.trainingModel(model, options, optimizer)
+    for _ in range(2):
+        executor(torch.tensor([[1.0, 2.0], [3.0, 1.0]]))
+    state = optimizer.state_dict()
+    executor.destroy()
+    return model, plan, {part: state[part] for part in ("ipu_state", "ipu_param")}
+
+
+LR = "learningRate___specific___norm.bias"
 
 
 @pytest.mark.parametrize(
     ("part", "key", "value", "found"),
     [
         ("ipu_state", "Accl1___other", torch.zeros(2), "belongs to no weight"),
+        ("ipu_state", "Accl1___frozen", torch.zeros(2), "belongs to no weight"),
         ("ipu_state", "nonsense", torch.zeros(2), "belongs to no weight"),
-        ("ipu_state", "Accl1___bias", torch.zeros(3), r"has shape \(3,\), the weight \(2,\)"),
-        ("ipu_state", "Accl2___bias", None, "Accl2 is missing for the weight bias"),
-        ("ipu_state", "Accl2___bias", torch.zeros(2, dtype=torch.int32), "int32"),
-        ("ipu_state", "Accl2___bias", torch.full((2,), torch.nan), "NaN"),
-        (
-            "ipu_param",
-            "lossScaling_FLOAT",
-            torch.tensor(torch.inf),
-            "hyperparameter lossScaling_FLOAT is inf",
-        ),
-        ("ipu_param", "lossScaling_FLOAT", torch.ones(2), "hyperparameter lossScaling_FLOAT"),
-        ("ipu_param", "lossScaling_FLOAT", None, "no hyperparameter"),
+        ("ipu_state", "Accl3___norm.bias", torch.zeros(2), "Accl3___norm.bias isn't a tensor of this opt"),
+        ("ipu_state", "Accl1___norm.bias", torch.zeros(3), r"has shape \(3,\), not \(2,\)"),
+        ("ipu_state", "Accl1___norm.bias", torch.tensor(0.0), r"has shape \(\), not \(2,\)"),
+        ("ipu_state", "Accl1___norm.bias", torch.zeros(2).half(), "float16, not torch.float32"),
+        ("ipu_state", "Accl1___norm.bias", torch.zeros(2).double(), "float64, not torch.float32"),
+        ("ipu_state", "Accl2___norm.bias", torch.full((2,), -1.0), "average of squares"),
+        ("ipu_state", "Accl2___norm.bias", None, "Accl2 is missing for the weight norm.bias"),
+        ("ipu_state", "Accl2___norm.bias", torch.zeros(2, dtype=torch.int32), "int32"),
+        ("ipu_state", "Accl2___norm.bias", torch.full((2,), torch.nan), "NaN"),
+        ("ipu_state", "Step___norm.bias", torch.tensor(3.0), "is 3.0, but the checkpoint's step is 2"),
+        ("ipu_state", "Step___norm.bias", torch.tensor(0.0), "is 0.0, but the checkpoint's step is 2"),
+        ("ipu_state", "Step___norm.bias", torch.ones(2), r"has shape \(2,\), not \(\)"),
+        ("ipu_state", "Step___norm.bias", None, "Step is missing for the weight norm.bias"),
+        ("ipu_state", "lossScaleUpdateFactor", torch.tensor(-1.0), "is -1.0, not a number above 0"),
+        ("ipu_param", "lossScaling_FLOAT", torch.tensor(torch.inf), "lossScaling_FLOAT is inf"),
+        ("ipu_param", "lossScaling_FLOAT", torch.ones(2), r"lossScaling_FLOAT is \[1.0, 1.0\]"),
+        ("ipu_param", "lossScaling_FLOAT", torch.tensor(-1.0), "the configuration's is 128"),
+        ("ipu_param", "lossScaling_FLOAT", None, "lossScaling_FLOAT is missing"),
+        ("ipu_param", LR, None, f"{LR} is missing"),
+        ("ipu_param", LR, torch.tensor(3), "is 3, not a finite number"),
+        ("ipu_param", LR.replace("norm", "other"), torch.tensor(1.0), "has no hyperparameter learningRate"),
+        ("ipu_param", "momentum", torch.tensor(1.0), "has no hyperparameter momentum"),
+        ("ipu_param", "eps___specific___norm.bias", torch.tensor(-1.0), "the configuration's is 1e-06"),
     ],
 )
-def test_an_optimiser_state_of_another_model_is_refused(tmp_path, part, key, value, found):
-    model = torch.nn.BatchNorm1d(2)
-    saved = {name: dict(tensors) for name, tensors in SAVED.items()}
-    check_state(tmp_path, saved, model)
-    saved[part][key] = value
+def test_an_optimiser_state_of_another_run_is_refused(tmp_path, saved, part, key, value, found):
+    model, plan, state = saved
+    check_state(tmp_path, state, model, plan, 2, as_ipu=False)
+    changed = {name: dict(tensors) for name, tensors in state.items()}
+    changed[part][key] = value
     if value is None:
-        del saved[part][key]
+        del changed[part][key]
     with pytest.raises(CheckpointError, match=f"isn't the optimiser state of this run: .*{found}"):
-        check_state(tmp_path, saved, model)
+        check_state(tmp_path, changed, model, plan, 2, as_ipu=False)
+
+
+class Summed(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(2, 1)
+
+    def forward(self, x):
+        return ipu.poptorch.identity_loss(super().forward(x).sum(), "sum")
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "lamb", "lamb_no_bias_correction"])
+def test_the_state_of_every_optimiser_is_accepted(tmp_path, name):
+    for precision, half, as_ipu in itertools.product(("float32", "float16"), (False, True), (False, True)):
+        plan = dataclasses.replace(
+            PLAN, optimizer=name, precision=precision, enable_half_first_order_momentum=half
+        )
+        is_half = as_ipu and precision == "float16"
+        model = Summed().half() if is_half else Summed()
+        ipu.select_device("simulator", precision="ipu-float16" if as_ipu else "float32")
+        optimizer = build_optimizer(model, plan)
+        executor = ipu.poptorch.trainingModel(model, None, optimizer)
+        executor(torch.ones(1, 2, dtype=torch.float16 if is_half else torch.float32))
+        check_state(tmp_path, optimizer.state_dict(), model, plan, 1, as_ipu=as_ipu)
+        executor.destroy()
+        if half and is_half and name != "sgd":
+            with pytest.raises(CheckpointError, match=r"float16, not torch\.float32"):
+                check_state(tmp_path, optimizer.state_dict(), model, plan, 1, as_ipu=False)
