@@ -299,6 +299,10 @@ def convert(value: object, kind: Any) -> Any:
         if math.isfinite(number):
             return number
     elif type(value) is target:  # exactly: True isn't a whole number here
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError(
+                f"{shown(value)} has a NUL character, which no name of a file or data set can have"
+            )
         return value
     raise ValueError(
         f"expected {describe(kind)}, found {shown(value)} ({_what(value)}){_hint(value, target)}"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from .folder import STEP_NAME, fsync_file, remove, sha256, step_folders, step_of
 FORMAT = 2  # format 1 had no checksum of state.json
 # The random state of an instance with 16 IPUs is about 10 MB of JSON.
 _MOST_STATE_BYTES = 1 << 30
+# Of the files in a checkpoint: a name with a slash, a NUL or half a surrogate pair isn't one of ours.
+_FILE_NAME = re.compile(r"\w[\w.-]{0,254}", re.ASCII)
 # Keys that state.json must have; resuming needs more (find_start).
 _REQUIRED = ("format", "step", "sha256", "config", "rng_state", "progress")
 _SPEED = ("calls", "data_wait_s", "device_s", "samples")
@@ -224,7 +227,7 @@ def _damage(state: Mapping[str, Any]) -> Optional[str]:
     if metrics and [type(metrics.get("bytes")), type(metrics.get("sha256"))] != [int, str]:
         return f"metrics is {json.dumps(metrics)[:60]}"
     for name, expected in state["sha256"].items():
-        if Path(name).name != name or not isinstance(expected, str):
+        if not _FILE_NAME.fullmatch(name) or not isinstance(expected, str):
             return f"sha256 has {json.dumps({name: expected})[:90]}"
     unchecked = {"model.safetensors", "config.json", "optimizer.safetensors"} - set(state["sha256"])
     if unchecked:

@@ -81,6 +81,14 @@ def test_a_value_that_no_key_takes_is_an_error_of_ours(tmp_path: Path, key: str,
     assert len(str(raised.value)) < LONGEST_MESSAGE
 
 
+@pytest.mark.parametrize("key", ["corpus", "cache_folder", "executable_cache", "tokenizer"])
+def test_a_text_with_a_nul_names_no_file(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "some.yml"
+    path.write_text(f'run:\n  {key}: "a\\0b"\n')
+    with pytest.raises(ConfigError, match=f"some.yml:2: {key}: .* has a NUL character"):
+        config.load("run", path=path)
+
+
 @pytest.mark.parametrize(
     "text", ["!!map x", "run: !!map x", "run: !!seq x", "run: &a {<<: *a}", "run: {<<: [3]}"]
 )

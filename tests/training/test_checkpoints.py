@@ -273,6 +273,7 @@ def test_a_checkpoint_without_permission_is_passed_over_by_name(tmp_path):
         ({"host_threads": 100_000}, "host_threads is 100000, not between 1 and 4096"),
         ({"samples": -1}, "samples is -1"),
         ({"sha256": {"../config.json": "00"}}, "sha256 has"),
+        *(({"sha256": {name: "00"}}, "sha256 has") for name in ("", "..", "a\0", "\ud800", "x" * 256)),
         ({"sha256": {"config.json": {}}}, "sha256 has"),
         ({"progress": {"record": {"loss": {}}, "evaluation_due": False}}, "the record in progress is"),
         ({"rng_state": [1, 3]}, "doesn't match its own checksum"),
