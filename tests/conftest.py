@@ -20,6 +20,15 @@ def pytest_configure() -> None:
     faulthandler.enable(file=_terminal)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow tests of a file run in one process, which sets up its fixtures once. `--dist loadgroup` begins
+    with groups, so that quick tests keep all processes busy to the end."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
 def pytest_collection_finish() -> None:
     """What was imported stays: the garbage collector needn't look through it again in every test."""
     gc.collect()

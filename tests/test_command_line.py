@@ -15,6 +15,8 @@ import command_line
 import config as configuration
 from tests.old_hosts import needs_verdict
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 # Sends itself the signal as soon as a module of the given name is looked for.
 PROGRAM = """

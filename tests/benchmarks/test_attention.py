@@ -10,6 +10,8 @@ from benchmarks.trainings import Budget, trained
 from model import ModelConfig, PretrainingModel
 from run_benchmark import main
 
+pytestmark = pytest.mark.slow
+
 CONFIG = ModelConfig(hidden_size=32, num_layers=2, num_heads=2, vocab_size=100, max_position_embeddings=16)
 
 

@@ -11,6 +11,8 @@ from benchmarks.study import MeasuredSpot, Spot, between, paired_difference
 from benchmarks.trainings import Trained
 from run_benchmark import main
 
+pytestmark = pytest.mark.slow
+
 BASE = configuration.load("demo", path=SCALES)
 
 

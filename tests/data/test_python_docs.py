@@ -184,6 +184,7 @@ def standard_library():
     return [document for source in sources for document in python_docs.documents_of(source, seen)]
 
 
+@pytest.mark.slow
 def test_the_standard_library_alone_gives_thousands_of_sentences(standard_library):
     assert len(standard_library) > 300
     assert len(sentences_of(standard_library)) > 10_000

@@ -74,6 +74,7 @@ def test_a_run_leaves_what_it_promises(tmp_path, flags, capsys):
     assert tokenizer("documentation")["input_ids"][0] == tokenizer.cls_token_id
 
 
+@pytest.mark.slow
 def test_transformers_reads_a_bert_checkpoint_and_agrees(tmp_path, flags):
     result = run_pretraining.main(flags(tmp_path / "run", *FEW, config="test_bert"))
     theirs = transformers.BertForPreTraining.from_pretrained(result.checkpoint).eval()
@@ -91,6 +92,7 @@ def test_transformers_reads_a_bert_checkpoint_and_agrees(tmp_path, flags):
     assert outputs[1].item() == pytest.approx(loss.item(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_phase_two_starts_from_the_weights_of_phase_one(tmp_path, flags):
     run_pretraining.main(flags(tmp_path / "one", *FEW))
     longer = ("--sequence-length", 64, "--mask-tokens", 10, *FEW)
@@ -101,6 +103,7 @@ def test_phase_two_starts_from_the_weights_of_phase_one(tmp_path, flags):
     assert result.step == 2
 
 
+@pytest.mark.slow
 def test_losses_are_the_same_whatever_the_split(tmp_path, flags):
     """Sixteen sequences an update: as accumulation, as replicas, in larger micro batches."""
     splits = {"accumulated": (1, 16, 1), "replicated": (1, 8, 2), "merged": (2, 8, 1)}
@@ -115,6 +118,7 @@ def test_losses_are_the_same_whatever_the_split(tmp_path, flags):
     assert losses["merged"] == pytest.approx(losses["accumulated"], rel=1e-2)
 
 
+@pytest.mark.slow
 def test_a_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, flags):
     output = tmp_path / "run"
     run_pretraining.main(flags(output, *FEW, "--checkpoint-steps", 1))
@@ -141,6 +145,7 @@ def test_a_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, flags):
 DIVERGING = ("--learning-rate", "1e30", "--lr-schedule", "constant", "--lr-warmup", 0, "--training-steps", 4)
 
 
+@pytest.mark.slow
 def test_a_floating_point_exception_names_the_update_the_operation_and_the_layer(tmp_path, flags):
     with pytest.raises(
         DivergenceError, match=r"stopped in update 2, .* in \w+ of layer '[\w.]+', at encoder\.py:\d+"
@@ -148,12 +153,14 @@ def test_a_floating_point_exception_names_the_update_the_operation_and_the_layer
         run_pretraining.main(flags(tmp_path / "run", *DIVERGING, "--floating-point-exceptions"))
 
 
+@pytest.mark.slow
 def test_a_nan_loss_is_explained(tmp_path, flags, capfd):
     with pytest.raises(DivergenceError, match="the loss of update 2 is nan"):
         run_pretraining.main(flags(tmp_path / "run", *DIVERGING))
     assert re.search(r"The loss of micro batch \d .* is nan: .*(layer|the weight)", capfd.readouterr().err)
 
 
+@pytest.mark.slow
 def test_nan_in_the_weights_to_start_from_is_blamed_on_them(tmp_path, flags):
     run_pretraining.main(flags(tmp_path / "run", *FEW))
     (folder,) = (tmp_path / "run" / "checkpoints").iterdir()
@@ -166,6 +173,7 @@ def test_nan_in_the_weights_to_start_from_is_blamed_on_them(tmp_path, flags):
         run_pretraining.main(flags(tmp_path / "again", *FEW, "--checkpoint", folder))
 
 
+@pytest.mark.slow
 def test_synthetic_data_has_no_loss_to_judge(tmp_path, flags):
     """On an IPU nothing comes back then; here the weights, which are real, still tell."""
     arguments = flags(tmp_path / "run", "--synthetic-data", "--learning-rate", 1e30, "--training-steps", 3)
@@ -173,11 +181,13 @@ def test_synthetic_data_has_no_loss_to_judge(tmp_path, flags):
         run_pretraining.main(arguments)
 
 
+@pytest.mark.slow
 def test_wandb_offline(tmp_path, flags):
     run_pretraining.main(flags(tmp_path / "run", *FEW, "--wandb"))
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
 
 
+@pytest.mark.slow
 def test_graphcores_tfrecord_as_it_is(tmp_path, flags):
     sample = SHARED / "data" / "graphcore_samples" / "sample_text.tfrecord"
     if not sample.exists():
@@ -203,6 +213,7 @@ def test_mistakes_are_found_before_training(tmp_path, flags, extra, kind, words)
         run_pretraining.main(flags(tmp_path / "run", *FEW, *extra))
 
 
+@pytest.mark.slow
 def test_another_vocabulary_than_the_checkpoints_is_refused(tmp_path, flags, corpus):
     result = run_pretraining.main(flags(tmp_path / "one", *FEW))
     other = tmp_path / "other.txt"
@@ -225,6 +236,7 @@ def test_another_vocabulary_than_the_checkpoints_is_refused(tmp_path, flags, cor
     )
 
 
+@pytest.mark.slow
 def test_another_model_than_the_checkpoints_is_refused(tmp_path, flags):
     result = run_pretraining.main(flags(tmp_path / "one", *FEW))
     with pytest.raises(CheckpointError, match="conv_kernel_size is 7 there and 5 here"):
@@ -233,6 +245,7 @@ def test_another_model_than_the_checkpoints_is_refused(tmp_path, flags):
         )
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_run_is_refused(tmp_path, flags):
     run_pretraining.main(flags(tmp_path / "run", *FEW))
     with pytest.raises(TrainingError, match="--resume"):
@@ -246,6 +259,7 @@ def test_a_users_mistake_has_no_traceback_and_status_2(tmp_path, flags, program)
     assert "learning-rate" in said and "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_corrupt_checkpoint_is_refused_by_name(tmp_path, flags):
     result = run_pretraining.main(flags(tmp_path / "one", *FEW))
     weights = load_file(str(result.checkpoint / "model.safetensors"))
@@ -274,6 +288,7 @@ sys.exit(run_pretraining.run_as_program())
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_ipu_without_the_sdk_is_a_clear_error(tmp_path, flags, program):
     arguments = [word if word != "simulator" else "ipu" for word in flags(tmp_path / "run", *FEW)]
     said, _ = (process := program(arguments)).communicate(timeout=120)

@@ -196,6 +196,7 @@ def test_a_file_that_cant_be_used_is_named(tmp_path, monkeypatch, content, messa
         poptorch.inferenceModel(Cubed())(torch.ones(2))
 
 
+@pytest.mark.slow
 def test_the_command_brings_the_file(tmp_path):
     write(tmp_path / "ops.py", FUNCTIONS)
     script = write(

@@ -13,6 +13,8 @@ import torch
 
 from tests.poptorch.executor_models import Classifier, batch, options, poptorch
 
+pytestmark = pytest.mark.slow
+
 CALLS = 3
 OPTIMIZERS = {
     "sgd": {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.02},

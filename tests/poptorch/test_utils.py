@@ -15,6 +15,8 @@ import torch
 
 import ipu
 
+pytestmark = pytest.mark.slow
+
 ipu.select_device("simulator")
 poptorch = ipu.poptorch
 

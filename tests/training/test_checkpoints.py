@@ -133,6 +133,7 @@ def test_a_write_that_fails_leaves_the_older_checkpoint_and_no_debris(tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_nothing_that_counts(tmp_path):
     save(tmp_path, 1)
     script = f"""
@@ -220,6 +221,7 @@ def test_a_kill_while_a_checkpoint_is_replaced_loses_none(tmp_path, kept):
     assert newest_checkpoint(tmp_path)[0].state["config"] == {"seed": kept}
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_a_state_is_found_or_changes_nothing(tmp_path):
     path = save(tmp_path, 3) / "state.json"
     good, content = read_checkpoint(path.parent).state, path.read_bytes()
@@ -365,6 +367,7 @@ def test_resuming_arguments_drop_what_started_the_run():
     ]
 
 
+@pytest.mark.slow
 def test_one_run_holds_a_folder_at_a_time(tmp_path):
     script = f"""
 import sys

@@ -25,6 +25,8 @@ from ipu_simulator.report import json_text, text
 from tests.ipu_simulator.cost.graphs import Builder, chain, settings
 from tests.ipu_simulator.cost.programs import program
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("programs")]
+
 BOW = target("bow-pod16")
 CACHES = (
     operation_numbers.content,

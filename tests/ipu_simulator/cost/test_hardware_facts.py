@@ -13,6 +13,9 @@ from ipu_simulator.report import json_text, text
 from tests.ipu_simulator.cost.graphs import Builder, chain, settings
 from tests.ipu_simulator.cost.programs import program
 
+# In one process, which captures each program once.
+pytestmark = pytest.mark.xdist_group("programs")
+
 BOW = target("bow-pod16")
 # For these the change that acts: what suffices has to be cut first.
 CHANGED = {"name": "bow-pod64", "num_ipus": 4, "streaming_memory_bytes": 1e6, "host_bytes_per_s": 1e3}

@@ -14,6 +14,9 @@ from ipu_simulator.report import text
 from tests.ipu_simulator.cost.graphs import chain
 from tests.ipu_simulator.cost.programs import program
 
+# In one process, which captures each program once.
+pytestmark = pytest.mark.xdist_group("programs")
+
 BOW = target("bow-pod16")
 
 

@@ -18,6 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import PRESETS, PretrainingModel
 from tests.ipu_simulator.cost.programs import program
 
+# In one process, which captures each program once.
+pytestmark = pytest.mark.xdist_group("programs")
+
 BOW = target("bow-pod16")
 MODELS = ["bert-medium", "groupbert-medium"]
 
