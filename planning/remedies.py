@@ -121,6 +121,9 @@ def changes_of(config: Config) -> Iterator[Dict[str, Any]]:
         yield {"precision": "float16"}
     if not config.recompute_checkpoint_every_layer:
         yield {"recompute_checkpoint_every_layer": True}
+    balanced = tuple(balanced_layers(config.num_layers, config.ipus_per_replica))
+    if balanced != config.layers_per_ipu:
+        yield {"layers_per_ipu": balanced}
     yield from _other_replicas(config)
     yield from _more_ipus(config)
 

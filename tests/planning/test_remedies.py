@@ -81,6 +81,13 @@ def test_replicas_are_a_remedy() -> None:
     assert {**one, "replicated_tensor_sharding": False} in list(remedies.changes_of(two))
 
 
+def test_a_lopsided_placement_is_balanced() -> None:
+    lopsided = config.load("groupbert_base_128_pod16", overrides={"layers_per_ipu": (6, 6, 0, 0)})
+    assert {"layers_per_ipu": (0, 4, 4, 4)} in list(remedies.changes_of(lopsided))
+    balanced = config.load("bert_large_128_pod16")
+    assert not [each for each in remedies.changes_of(balanced) if set(each) == {"layers_per_ipu"}]
+
+
 def judge_by_bytes(limit: int) -> Any:
     """Memory that shrinks with micro batch and proportion, and time that grows: enough to see an order."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +71,29 @@ def test_the_table_is_markdown_with_every_difference(
     for memory in fitting().ipus:
         grown = overflowing().ipus[memory.ipu].fullest_tile_bytes / memory.fullest_tile_bytes - 1
         assert rows[f"IPU {memory.ipu} fullest tile"][2:] == [f"{grown:+.1%}", "worse"]
+
+
+def test_every_quantity_has_a_row_and_what_fits_now_is_better(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    after = _written(tmp_path / "b", replace(fitting(), time_to_train_s=math.inf))
+    after.write_text(after.read_text().replace("Infinity", "null"))  # as reports write it
+    assert _compare(_written(tmp_path / "a", overflowing()), after) == 0
+    rows = dict(re.findall(r"^\| (.*?) +\| .* \| (\w*) +\|$", capsys.readouterr().out, re.MULTILINE))
+    assert rows["fits"] == "better"
+    assert list(rows)[2:13] == [
+        "step time",
+        "pipeline cycle",
+        "cycles per step",
+        "update",
+        "host",
+        "samples per step",
+        "samples/s",
+        "tokens/s",
+        "utilisation",
+        "time to train",
+        "parameters",
+    ]
 
 
 def test_different_numbers_of_ipus_and_of_samples_are_said(

@@ -147,6 +147,21 @@ def test_inference_drains_without_coming_back() -> None:
     assert {each.part for each in plan.slices} == {"forward", "copies"}
 
 
+@pytest.mark.parametrize(("micro_batches", "omitted"), [(12, 0), (13, 0), (14, 2), (15, 3)])
+def test_a_single_cycle_is_never_left_out(micro_batches: int, omitted: int) -> None:
+    """Of five stages eight cycles fill and eight empty the pipeline, and two beside each are drawn."""
+    plan = schedule_of(pipelined((0, 1, 2, 3, 4), micro_batches))
+    assert (plan.omitted, plan.gap_s is None) == (omitted, omitted == 0)
+
+
+def test_cycles_take_turns_evenly_where_stages_do() -> None:
+    """Without a pipeline a cycle is one micro batch through all stages, even where an IPU has several."""
+    verdict = program((0, 1, 0, 1), 30, depth=0)
+    cycles = schedule_of(verdict).cycles
+    drawn = [after.start_s - before.start_s for before, after in pairwise(cycles)]
+    assert drawn == pytest.approx([verdict.pipeline.cycle_s] * len(drawn))
+
+
 def test_without_a_pipeline_stages_take_turns() -> None:
     verdict = program((0, 1, 2), 40, depth=0)
     plan = schedule_of(verdict)
