@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from ipu_simulator.numerics import FloatingPointException, KeyedRandomness, StateRounding
-from ipu_simulator.numerics.rounding import random_words, stochastic
+from ipu_simulator.numerics.rounding import random_words, stochastic, to_device_dtype
 
 ALL_HALVES = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(torch.float16)
 FINITE = ALL_HALVES[ALL_HALVES.isfinite()]
@@ -145,3 +145,43 @@ def test_an_overflow_stops_where_it_is_asked_to(by_chance):
     stopping.store(torch.tensor([65519.0]), torch.float16, "w")
     with pytest.raises(FloatingPointException, match=r"w is too large for float16"):
         stopping.store(torch.tensor([65520.0]), torch.float16, "w")
+
+
+@pytest.mark.parametrize(
+    ("lower", "units"),
+    [(0, 1), (0, 3), (0, 1 << 23), (0, (1 << 24) - 1), (1, 2), (1, 2 + (1 << 23)), (100, 1 << 17)],
+)
+def test_a_subnormal_number_goes_up_exactly_as_often_as_it_is_far(lower, units):
+    """Of the 2^24 values of a word's upper bits the lowest `units` go up; the lower 8 bits don't matter."""
+    exact = (lower + units * 2.0**-24) * 2.0**-24
+    upper_bits = torch.tensor([0, units - 1, units, (1 << 24) - 1])
+    values = torch.full((4,), exact)
+    assert values[0].item() == exact
+    for others in (0, 255):
+        random = (upper_bits * 256 + others - ((upper_bits >> 23) << 32)).to(torch.int32)
+        went_up = stochastic(values, random).double() / 2.0**-24 - lower
+        assert went_up.tolist() == [float(bits < units) for bits in upper_bits.tolist()]
+
+
+def test_seeds_have_64_bits_and_a_micro_batchs_seed_is_the_same_in_every_version():
+    """A resumed run draws as the run that was stopped, so these numbers may never change."""
+    assert KeyedRandomness(2**64 + 5).state == [5, 0]
+    assert KeyedRandomness(-1).state == [2**64 - 1, 0]
+    randomness = KeyedRandomness(0)
+    randomness.state = [2**65 + 7, 3]
+    assert randomness.state == [7, 3]
+    seeds = [KeyedRandomness(seed).micro_batch_seed(replica, 2) for seed in range(50) for replica in range(4)]
+    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**63 for seed in seeds)
+    assert randomness.micro_batch_seed(1, 2) == 1361655177182897441
+    assert random_words(torch.Size([3]), 7, 3, -1, 2, "weight").tolist() == [
+        -374890210,
+        -956807860,
+        1746255810,
+    ]
+
+
+def test_a_tensor_of_the_devices_dtype_is_not_copied():
+    values = torch.ones(3)
+    assert to_device_dtype(values) is values
+    copied = to_device_dtype(values, copy=True)
+    assert torch.equal(copied, values) and copied.data_ptr() != values.data_ptr()
