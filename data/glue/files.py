@@ -227,6 +227,14 @@ _SECOND = ("sentence2", "text2", "text_pair", "hypothesis", "question2", "senten
 _FIRST_OF_PAIR = ("sentence1", "text1", "text", "premise", "question1", "question")
 
 
+def _other_separator(columns: Sequence[str]) -> str:
+    """A sentence about a single column whose name looks like several; otherwise nothing."""
+    found = next((mark for mark in ";|\t," if len(columns) == 1 and mark in columns[0]), None)
+    if found is None:
+        return ""
+    return f". The columns seem to be separated by {found!r}: a .csv needs commas, a .tsv tabs"
+
+
 class _Reader:
     """Examples from the rows of one file, whose columns the first row decides."""
 
@@ -270,11 +278,14 @@ class _Reader:
             options = [self._own.texts] if self._own.texts else list(_guesses(has, self._own.label))
         texts = next((option for option in options if option and set(option) <= set(has)), ())
         if not texts or (not label and not self._is_test):
+            if not task.columns and not label and not self._own.texts:
+                options = []  # guesses would take the label's column for a text
             wanted = " or ".join(" and ".join(map(repr, option)) for option in options if option)
             wanted = wanted or "one or two texts (name them with --text-columns)"
             raise DataError(
                 f"{place} has the columns {', '.join(map(repr, has))}; glue_task {task.name} needs {wanted}"
                 + ("" if self._is_test else f", and {answers[0]!r} (another name: --label-column)")
+                + _other_separator(has)
             )
         return texts, label
 

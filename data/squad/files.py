@@ -148,7 +148,8 @@ def _text(
         return None
     if not isinstance(value, str):
         found = "is missing" if key not in parent else f"is {json.dumps(value)[:60]}"
-        raise DataError(f"{source}{_at(place)}: {key!r} {found}; it must be a text.")
+        kind = "a text or a whole number" if key == "id" else "a text"
+        raise DataError(f"{source}{_at(place)}: {key!r} {found}; it must be {kind}.")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:  # JSON can write half of a pair of escapes

@@ -147,6 +147,16 @@ def test_columns_by_name_and_by_guess(tmp_path: Path) -> None:
         DataError, match=r"name them with --text-columns.*'label' \(another name: --label-column"
     ):
         read_examples(file, "train", csv)
+    unnamed = wrote(tmp_path / "unnamed.csv", "headline,verdict", "a,1")
+    with pytest.raises(DataError, match=r"needs one or two texts .*, and 'label'"):
+        read_examples(unnamed, "train", csv)
+    for name, header in (
+        ("semi.csv", "text;label"),
+        ("tabs.csv", "text\tlabel"),
+        ("commas.tsv", "text,label"),
+    ):
+        with pytest.raises(DataError, match=r"seem to be separated by '(;|\\t|,)': a \.csv needs commas"):
+            read_examples(wrote(tmp_path / name, header, header), "train", csv)
     named = Columns(("claim", "evidence"), "verdict")
     assert read_examples(file, "train", csv, columns=named).examples[1].texts == ("d", "e")
     for header, texts in (
