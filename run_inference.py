@@ -96,6 +96,10 @@ def main(argv: Optional[Sequence[str]] = None) -> InferenceResult:
     return result
 
 
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:,.0f}" if seconds >= 1 else f"{1e3 * seconds:.3g}"
+
+
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = configuration.FlagParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("kind", choices=KINDS, help="what to compute")
@@ -153,7 +157,7 @@ def _run(flags: argparse.Namespace) -> InferenceResult:
         where = "this host" if device.name == "simulator" else f"device {device.name}"
         print(
             f"measured on {where}: {measured.calls} calls of {measured.samples_per_call} sequences of "
-            f"{job.sequence_length} tokens, {1e3 * measured.latency_s:.3g} ms a call (median), "
+            f"{job.sequence_length} tokens, {_milliseconds(measured.latency_s)} ms a call (median), "
             f"{measured.samples_per_s:,.1f} sequences/s"
         )
     if flags.dry_run or device.name == "simulator":
@@ -231,9 +235,11 @@ class _Job:
 
     def empty(self) -> Any:
         """The same model without the weights, for a prediction."""
-        from model import TASKS
+        from model import TASKS, saved_classes
 
-        return TASKS[self.head](self.model_config)
+        kind = TASKS[self.head]
+        labels = saved_classes(self.folder) if kind.has_classes else ()
+        return kind.build(self.model_config, seed=None, labels=labels)
 
     def plan(self) -> DevicePlan:
         from ipu.options import DevicePlan

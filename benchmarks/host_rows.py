@@ -1,4 +1,5 @@
-"""The rows of `speed` beside training steps: encoder layers on the simulator, masking and tokenising.
+"""The rows of `speed` beside training steps: encoder layers on the simulator, masking and tokenising, and the
+list of those with many micro batches.
 
 Each function builds one side in a separate process; data rows count that process's CPU time.
 """
@@ -9,7 +10,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, List, Literal, Optional, Tuple
+from typing import Any, Callable, Dict, List, Literal, Optional, Tuple
 
 import numpy as np
 import torch
@@ -31,6 +32,25 @@ _BATCH, _LENGTH, _MASKED, _VOCABULARY = 32, 128, 20, 8000
 # Milliseconds or less: repeated, so that the clock's resolution doesn't matter.
 _REPETITIONS = 50
 _SAMPLES = 4  # of an encoder
+
+# Many micro batches of one sequence, which the simulator merges. The other sides: a plain loop as its user
+# finds it; the same in a process that keeps freed memory, as the simulator's does; and, there too, a loop
+# over one batch of all these sequences. The last one computes another loss, a mean over the whole batch, with
+# the fewest operations: it is the bound of what merging can reach.
+PLAIN, KEEPS_MEMORY, ONE_BATCH = "plain_loop", "plain_loop_that_keeps_memory", "one_batch"
+
+# Name -> the other side, model, dtype, sequences per micro batch, micro batches per update.
+MICRO_BATCHES: Tuple[Tuple[str, str, str, str, int, int], ...] = tuple(
+    (f"accumulation_{count}_vs_{other}", other, size, "float32", 1, count)
+    for size, count in (("tiny", 64), ("mini", 16))
+    for other in (PLAIN, KEEPS_MEMORY, ONE_BATCH)
+)
+_TO_REACH = {64: (3.5, 4.0), 16: (1.7, 2.0)}
+# Name -> the goal, and what would be better still.
+MICRO_BATCH_GOALS: Dict[str, Tuple[float, float]] = {
+    name: (0.95, 1.0) if other == ONE_BATCH else _TO_REACH[count]
+    for name, other, _, _, _, count in MICRO_BATCHES
+}
 
 
 class _Layers(nn.Module):

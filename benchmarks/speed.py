@@ -29,7 +29,7 @@ from config import Config
 from ipu.options import DevicePlan, training_options
 from training.optimizer import parameter_groups
 
-from . import host_rows, micro_batches
+from . import host_rows
 from .contenders import Apart, Contender, compare
 from .results import Column, Result, missing_note, publish
 from .steps import random_batch, samples_per_call
@@ -272,9 +272,9 @@ def lacks_bfloat16() -> Optional[str]:
 
 
 _PLAIN_LOOPS: Dict[str, Callable[[Config, str], Contender]] = {
-    micro_batches.PLAIN: plain_loop,
-    micro_batches.KEEPS_MEMORY: plain_loop_that_keeps_memory,
-    micro_batches.ONE_BATCH: one_batch,
+    host_rows.PLAIN: plain_loop,
+    host_rows.KEEPS_MEMORY: plain_loop_that_keeps_memory,
+    host_rows.ONE_BATCH: one_batch,
 }
 
 
@@ -297,7 +297,7 @@ def _steps(size: str, batch: int, goals: Dict[str, Tuple[float, float]]) -> Iter
         1.0,
         lacks=host_rows.lacks_transformers,
     )
-    for other in (micro_batches.PLAIN, micro_batches.KEEPS_MEMORY):
+    for other in (host_rows.PLAIN, host_rows.KEEPS_MEMORY):
         theirs = (_PLAIN_LOOPS[other], (config, "float32"))
         yield Comparison(f"{size}_float32_vs_{other}", ours, theirs, *goals["float32"])
         yield Comparison(
@@ -338,9 +338,9 @@ def comparisons() -> List[Comparison]:
             name,
             (simulator, (config_of(size, batch, count), dtype)),
             (_PLAIN_LOOPS[other], (config_of(size, batch, count), dtype)),
-            *micro_batches.GOALS[name],
+            *host_rows.MICRO_BATCH_GOALS[name],
         )
-        for name, other, size, dtype, batch, count in micro_batches.COMPARISONS
+        for name, other, size, dtype, batch, count in host_rows.MICRO_BATCHES
     ]
     return [
         *_steps("mini", 16, mini),

@@ -133,10 +133,10 @@ def encode(
         )
         wanted = sum(part.count(MASK) for part in text.parts) if masks else 0
         if masks and (not wanted or len(places[-1]) < wanted):
-            what = "has no [MASK]" if not wanted else f"loses a [MASK] when cut to {length} tokens"
-            raise DataError(
-                f"text {number + 1}, {text.parts[0][:60]!r}, {what}: write [MASK] for a word, in time"
-            )
+            what = "has no [MASK]: write [MASK] for the word to fill"
+            if wanted:
+                what = f"loses a [MASK] when cut to {length} tokens: leave out words before the [MASK]"
+            raise DataError(f"text {number + 1}, {text.parts[0][:60]!r}, {what}")
     counts = np.array([len(one) for one in places], dtype=np.int32)
     positions = np.zeros((len(rows), max(1, int(counts.max()))), dtype=np.int32)
     for number, one in enumerate(places):

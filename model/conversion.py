@@ -260,6 +260,12 @@ def _saved_labels(folder: Path, weights: Dict[str, Tensor]) -> Tuple[str, ...]:
     return tuple(by_number[number] for number in range(count))
 
 
+def saved_classes(folder: Path) -> Tuple[str, ...]:
+    """The classes that the folder's config.json names, without reading weights; none if it names none."""
+    named = read_config(folder).get("id2label")
+    return tuple(map(str, named.values())) if isinstance(named, dict) else ()
+
+
 def _matches(saved: Sequence[str], wanted: Sequence[str]) -> bool:
     """True if the classes are the same ones, in any order, or have no names but the same number."""
     same = {label.lower() for label in saved} == {label.lower() for label in wanted}

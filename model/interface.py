@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipu.placement import StagesError
 
 from .config import PRESETS, ModelConfig, ModelConfigError
-from .conversion import from_pretrained, model_folder, read_model_config, save_pretrained
+from .conversion import from_pretrained, model_folder, read_model_config, save_pretrained, saved_classes
 from .files import ConversionError
 from .flops import count_parameters, flops_per_sequence
 from .heads import PRETRAINING_OUTPUTS, TASKS, ClassificationModel, PretrainingModel, SquadModel, TaskModel
@@ -34,4 +34,5 @@ __all__ = [
     "model_folder",
     "read_model_config",
     "save_pretrained",
+    "saved_classes",
 ]

@@ -10,12 +10,12 @@ from .errors import CheckpointError, DivergenceError, TrainingError, is_worker_d
 from .evaluation import Evaluator, build_evaluator
 from .fine_tuning import validation_evaluator, with_training_steps, write_summary
 from .folder import hold_folder, write_atomically
-from .hub import push_to_hub
 from .inference_keys import inference_config
 from .job import Job, Start, find_start, fit
 from .loop import LoopPlan, Progress, Speed, refuse_bad_weights, train
 from .metrics import GLUE, PACKED_PRETRAINING, PRETRAINING, SQUAD, EvaluationMetrics
 from .metrics_file import Record, plain
+from .model_card import push_to_hub
 from .optimizer import OptimizerPlan, Schedule, build_optimizer
 from .report import Reporter, plot_loss
 from .signals import RunInterrupted, StopRequest, ignore_interrupts, stop_on_signals

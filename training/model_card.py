@@ -1,4 +1,4 @@
-"""The model card beside a checkpoint: README.md, in the format of the Hugging Face hub."""
+"""The model card beside a checkpoint, README.md in the Hugging Face hub's format, and its upload."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import yaml
 import ipu
 import model as models
 
+from .errors import TrainingError
 from .metrics_file import Record
 
 if TYPE_CHECKING:
@@ -176,3 +177,33 @@ def commit() -> str:
         except (OSError, subprocess.SubprocessError):  # no git, or no repository
             return ""
     return done[0] + (" with changes" if done[1] else "")
+
+
+# What a run needs to resume and a model's user doesn't.
+NOT_UPLOADED = ("optimizer.safetensors", "state.json")
+
+
+def push_to_hub(folder: Path, repository: str) -> str:
+    """Uploads a checkpoint's model, tokeniser and card to a repository; returns its address.
+
+    The repository is created, private, if it doesn't exist. Raises TrainingError: the checkpoint stays as it
+    is.
+    """
+    try:
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        address = api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(
+            repo_id=address.repo_id,
+            folder_path=str(folder),
+            ignore_patterns=list(NOT_UPLOADED),
+            commit_message=f"Model of {folder.name}",
+        )
+    except Exception as error:  # the hub's client raises its HTTP library's errors too, of many types
+        raise TrainingError(
+            f"{folder} can't be uploaded to {repository!r} ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}). The checkpoint is saved: run `hf auth login` and check "
+            "name and network, then repeat the command with --resume"
+        ) from error
+    return str(address)

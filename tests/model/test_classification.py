@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import transformers
 
 import ipu
 from ipu.placement import placement
-from model import ClassificationModel, annotate
+from model import ClassificationModel, SquadModel, annotate, save_pretrained, saved_classes
 from tests.model.builders import BERT, GROUPBERT, batch, perturb
 
 ipu.select_device("simulator")
@@ -48,3 +50,10 @@ def test_its_head_stands_with_the_last_layers() -> None:
     model = ClassificationModel(BERT)
     annotate(model, (1, 1))
     assert "Classifier, ipu_id=1" in repr(next(iter(model.pooler._forward_pre_hooks.values())))
+
+
+def test_a_saved_classifier_names_its_classes(tmp_path: Path) -> None:
+    save_pretrained(ClassificationModel(BERT, labels=("low", "middle", "high")), tmp_path / "ours")
+    assert saved_classes(tmp_path / "ours") == ("low", "middle", "high")
+    save_pretrained(SquadModel(BERT), tmp_path / "squad")
+    assert saved_classes(tmp_path / "squad") == ()

@@ -14,8 +14,7 @@ import config as configuration
 import ipu
 import model as models
 from training.errors import TrainingError
-from training.hub import push_to_hub
-from training.model_card import commit, model_card
+from training.model_card import commit, model_card, push_to_hub
 
 
 def card_of(name: str, **changes: object) -> str:
