@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pkgutil
 import signal
@@ -237,36 +238,38 @@ def test_an_isolated_interpreter_is_refused(tmp_path):
 
 
 HARDWARE = """
+    import json, os, sys
     import poptorch
-    print([poptorch.ipuHardwareIsAvailable(count) for count in (1, 4, 16, 17, 64, 65)])
-    try:
-        print(poptorch.ipuHardwareVersion())
-    except AssertionError as error:
-        print(error)
+    for variables in json.loads(sys.argv[1]):
+        os.environ.update(variables)
+        print([poptorch.ipuHardwareIsAvailable(count) for count in (1, 4, 16, 17, 64, 65)], end=" ")
+        try:
+            print(poptorch.ipuHardwareVersion())
+        except AssertionError as error:
+            print(error)
 """
 
 
-@pytest.mark.parametrize(
-    ("variables", "available", "version"),
-    [
-        ({}, [True, True, True, False, False, False], "2"),
-        ({"IPU_SIMULATOR_TARGET": "pod4"}, [True, True, False, False, False, False], "2"),
-        ({"IPU_SIMULATOR_TARGET": "bow-pod64"}, [True, True, True, True, True, False], "2"),
-        ({"POPTORCH_IPU_MODEL": "1"}, [False] * 6, "No IPU hardware available on this system"),
-    ],
-)
-def test_hardware_is_that_of_the_target(tmp_path, variables, available, version):
+def test_hardware_is_that_of_the_target(tmp_path):
+    """As the program was started, and as it changes its environment."""
     script = write(tmp_path / "hardware.py", HARDWARE)
-    result = door(script, folder=tmp_path, **variables)
-    assert result.stdout == f"{available}\n{version}\n"
+    targets = [{}, {"IPU_SIMULATOR_TARGET": "pod4"}, {"POPTORCH_IPU_MODEL": "1"}]
+    result = door(script, json.dumps(targets), folder=tmp_path)
+    assert result.stdout.splitlines() == [
+        "[True, True, True, False, False, False] 2",
+        "[True, True, False, False, False, False] 2",
+        "[False, False, False, False, False, False] No IPU hardware available on this system",
+    ]
+    result = door(script, "[{}]", folder=tmp_path, IPU_SIMULATOR_TARGET="bow-pod64")
+    assert result.stdout == "[True, True, True, True, True, False] 2\n"
 
 
 def test_an_unknown_target_is_refused_with_the_nearest(tmp_path):
     script = write(tmp_path / "hardware.py", HARDWARE)
-    result = door(script, folder=tmp_path, status=2, IPU_SIMULATOR_TARGET="POD61")
+    result = door(script, "[{}]", folder=tmp_path, status=2, IPU_SIMULATOR_TARGET="POD61")
     assert "IPU_SIMULATOR_TARGET is 'POD61'" in result.stderr and "nearest is 'pod6" in result.stderr
     # Also if the program found the drop-in without the simulator's command line.
-    command = [sys.executable, str(script)]
+    command = [sys.executable, str(script), "[{}]"]
     variables = environment(PYTHONPATH=str(DROP_IN), IPU_SIMULATOR_TARGET="pod32")
     result = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
     assert result.returncode == 1 and "'pod32', which is not a known target" in result.stderr
