@@ -113,6 +113,10 @@ def test_the_cycle_is_that_of_the_busiest_ipu(model):
 def test_work_adds_up_to_the_stages(model):
     graph, settings = program(model)
     found = estimate(graph, settings)
+    stages = stages_of(graph, settings)
+    loads = program_of(graph, stages, settings, BOW, constants()).loads
+    flops = sum(load.forward.flops + load.backward.flops for load in loads)
+    assert flops == found.flops_per_micro_batch
     for stage in found.stages:
         seconds = stage.forward_s + stage.recompute_s + stage.backward_s + stage.stash_s
         cycles = sum(work.cycles for work in found.work if work.stage == stage.stage)
