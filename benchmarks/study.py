@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
-import torch
-
 import command_line
 import config as configuration
 import model as models
@@ -72,7 +70,7 @@ class MeasuredSpot:
         if example is None:
             return row
         loss, half_width = self.mean()
-        with torch.device("meta"):
+        with models.without_weights():
             parameters = models.count_parameters(models.PretrainingModel(example.config.model_config()))
         return {
             **row,

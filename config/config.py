@@ -164,12 +164,11 @@ def _packing_quantities(config: Config) -> Dict[str, Any]:
 
 
 def _model_quantities(config: Config) -> Dict[str, int]:
-    import torch  # here, because it takes a second and recipes can be read without it
-
-    from model import count_parameters, flops_per_sequence
+    # Here, because it imports torch, which takes a second, and recipes can be read without it.
+    from model import count_parameters, flops_per_sequence, without_weights
 
     plan = config.model_config()
-    with torch.device("meta"):  # shapes only: no memory, no random numbers
+    with without_weights():
         model = config.task_model.build(plan, seed=None, labels=config.class_names)
     flops = flops_per_sequence(
         plan, config.sequence_length, config.row_mask_tokens, training=True, head=config.task

@@ -8,7 +8,12 @@ and lookups don't. torch.utils.flop_counter uses the same rules; for the forward
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any, Dict, Iterator, Optional, Tuple
+
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from .config import ModelConfig
 from .heads import TASKS
@@ -17,6 +22,27 @@ from .heads import TASKS
 def count_parameters(model: nn.Module) -> int:
     """The number of trainable scalars; the tied vocabulary projection counts once."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+class _WithoutInitialisation(TorchFunctionMode):
+    """Skips torch.nn.init. On the meta device newer PyTorch computes its shapes in Python, and imports its
+    compiler for that: a second.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def without_weights() -> Iterator[None]:
+    """Inside, models are built on the meta device: shapes only, no memory, no random numbers."""
+    with torch.device("meta"), _WithoutInitialisation():
+        yield
 
 
 def flops_per_sequence(

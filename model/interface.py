@@ -7,7 +7,7 @@ from ipu.placement import StagesError
 from .config import PRESETS, ModelConfig, ModelConfigError
 from .conversion import from_pretrained, model_folder, read_model_config, save_pretrained, saved_classes
 from .files import ConversionError
-from .flops import count_parameters, flops_per_sequence
+from .flops import count_parameters, flops_per_sequence, without_weights
 from .heads import PRETRAINING_OUTPUTS, TASKS, ClassificationModel, PretrainingModel, SquadModel, TaskModel
 from .inference_models import EmbeddingModel, FillMaskModel
 from .ipu_annotations import Annotations, annotate
@@ -35,4 +35,5 @@ __all__ = [
     "read_model_config",
     "save_pretrained",
     "saved_classes",
+    "without_weights",
 ]

@@ -135,6 +135,7 @@ PROGRAM = """
 import sys
 import run_pretraining
 found = run_pretraining.main(sys.argv[1:])
+assert "torch._dynamo" not in sys.modules
 print("PyTorch" if "torch" in sys.modules else "alone", found.verdict.step_s)
 """
 

@@ -18,6 +18,7 @@ from .gradients import (
     TypedAccumulators,
     Watch,
 )
+from .nested import OperationMode
 from .plan import MicroBatch, OutputCollector, Returned, StepPlan
 from .processes import Processes
 from .rounding import (
@@ -48,6 +49,7 @@ __all__ = [
     "KeyedRandomness",
     "Merge",
     "MicroBatch",
+    "OperationMode",
     "OutputCollector",
     "Processes",
     "Reduction",

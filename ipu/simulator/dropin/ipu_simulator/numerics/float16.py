@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import float16_products
 from .float16_products import Operator, check, operator_of
-from .nested import leaves, mapped, mapped_tensors
+from .nested import OperationMode, leaves, mapped, mapped_tensors
 from .rounding import FLOAT16, FloatingPointException, fact, overflows, round_to_nearest_, to_nearest
 
 aten = torch.ops.aten
@@ -43,7 +42,7 @@ class Arithmetic:
     exceptions: bool = False
 
 
-class Float16Arithmetic(TorchDispatchMode):
+class Float16Arithmetic(OperationMode):
     """Inside, operations on float16 tensors give an IPU's results. Raises FloatingPointException."""
 
     def __init__(self, arithmetic: Arithmetic) -> None:

@@ -11,14 +11,13 @@ from __future__ import annotations
 from typing import Any, Dict, Iterable, Optional, Tuple
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .float16 import computed_in_float32, gives_float16, is_floating
 from .float16_products import operator_of
-from .nested import leaves
+from .nested import OperationMode, leaves
 
 
-class Float16InFloat32(TorchDispatchMode):
+class Float16InFloat32(OperationMode):
     """Inside, forward and backward, operations on float16 tensors avoid PyTorch's slow kernels.
 
     `saw_float16`: whether an operation had a float16 operand; a program without one doesn't need the mode.

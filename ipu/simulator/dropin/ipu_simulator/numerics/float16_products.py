@@ -23,10 +23,9 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..op_table import OpRow, row_of
-from .nested import leaves, mapped_tensors
+from .nested import OperationMode, leaves, mapped_tensors
 from .rounding import FloatingPointException, InvalidOperation, fact
 
 # Rounds partial results in place: float32 tensors with float16 values.
@@ -241,7 +240,7 @@ def _has_nan(leaf: Any) -> bool:
     return isinstance(leaf, float) and math.isnan(leaf)
 
 
-class FloatingPointExceptions(TorchDispatchMode):
+class FloatingPointExceptions(OperationMode):
     """Inside, forward and backward, an operation that produces an infinity or NaN from finite operands raises
     FloatingPointException.
     """

@@ -1,4 +1,5 @@
-"""Arguments and results of dispatched operations: tensors and numbers, in lists, tuples and dictionaries.
+"""Dispatched operations: the modes that see them, and their arguments and results, which are tensors and
+numbers in lists, tuples and dictionaries.
 
 As torch.utils._pytree, whose generality costs more than a small operation. A torch.Size is one value.
 """
@@ -8,6 +9,16 @@ from __future__ import annotations
 from typing import Any, Callable, List
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class OperationMode(TorchDispatchMode):
+    """A dispatch mode whose first operation doesn't import torch's compiler."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # True (torch 2.8 and later) imports torch._dynamo, which takes a second, to switch it off in there.
+        return False
 
 
 def leaves(value: Any) -> List[Any]:

@@ -14,10 +14,9 @@ import weakref
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .float16_products import operator_of
-from .nested import leaves
+from .nested import OperationMode, leaves
 
 
 class _Saved:
@@ -27,7 +26,7 @@ class _Saved:
         self.tensor = tensor
 
 
-class SavedTensors(TorchDispatchMode):
+class SavedTensors(OperationMode):
     """Inside, forward and backward, in-place operations leave gradients as they are. Enter it once.
 
     :param copied: makes the copy of a saved tensor that is about to be overwritten.

@@ -11,7 +11,6 @@ from ipu_simulator import numerics
 from ipu_simulator.graph.operations import schema_of
 from ipu_simulator.host import free_memory_bytes
 from ipu_simulator.op_table import row_of
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from .._trace.replay import Replay
@@ -153,7 +152,7 @@ def _not_merged(error: Exception) -> NotMerged:
     return NotMerged(textwrap.shorten(f"{type(error).__name__}: {line}", 160))
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(numerics.OperationMode):
     """What the forward of one micro batch does: `reason` says why it can't be merged, if it can't.
 
     `drawn`: its random numbers; `made_bytes`: of all tensors that its operations make.

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Sequence
 
 import torch
+from ipu_simulator import numerics
 from ipu_simulator.graph.operations import schema_of
-from torch.utils._python_dispatch import TorchDispatchMode
 
 _UNIFORM: dict[str, Any] = {"from": 0.0, "to": 1.0}
 _NORMAL: dict[str, Any] = {"mean": 0.0, "std": 1.0}
@@ -75,7 +75,7 @@ def draw_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: to
     )
 
 
-class MergedDraws(TorchDispatchMode):
+class MergedDraws(numerics.OperationMode):
     """Inside, random operations on [K, ...] give micro batch k the numbers of generator k.
 
     :param expected: the draws of a single micro batch, in order.

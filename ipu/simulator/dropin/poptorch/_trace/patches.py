@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 import threading
 from typing import Any, Callable, ClassVar, Iterator
 
@@ -113,10 +112,14 @@ class _Patch:
 _tensor_new: Callable[..., torch.Tensor] = torch.Tensor.__new__
 
 
-def _new(cls: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _new(*arguments: Any, **kwargs: Any) -> torch.Tensor:
     """Under a dispatch mode, PyTorch's constructor can't create a subclass: the new tensor already has a
     Python object of the plain class.
+
+    If a forward is the first to import torch._dynamo, that inspects this function, and accepts no other
+    signature.
     """
+    cls, *args = arguments
     if cls is torch.Tensor or not _subclasses.here:
         return _tensor_new(cls, *args, **kwargs)
     if len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor):
@@ -192,10 +195,6 @@ def around_forward(casts: bool, on_function: Callable[[], None] | None = None) -
     :param casts: whether implicit casts apply, so that recurrent layers accept any float dtype.
     :param on_function: called when an autograd.Function with a gradient is applied.
     """
-    if "torch._compile" in sys.modules:
-        # PyTorch imports torch._dynamo with the first operation that a mode sees, and inspects
-        # Tensor.__new__ then: import it before the patch.
-        import torch._dynamo as _dynamo  # noqa: F401
     with contextlib.ExitStack() as stack:
         stack.enter_context(_subclasses())
         if on_function is not None:

@@ -47,9 +47,9 @@ import functools
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence
 
 import torch
+from ipu_simulator import numerics
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import Call, Listener, bodies, errors
 from .values import Valueless
@@ -112,7 +112,7 @@ class _FunctionMode(TorchFunctionMode):
             self.under_way = False
 
 
-class _DispatchMode(TorchDispatchMode):
+class _DispatchMode(numerics.OperationMode):
     """With `calls`, an operation that belongs to no call is treated as a call first."""
 
     def __init__(self, listeners: Sequence[Listener], calls: _FunctionMode | None = None) -> None:
@@ -120,11 +120,6 @@ class _DispatchMode(TorchDispatchMode):
         self._proceed = _through(listeners)
         self._calls = calls
         self._asked = False
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # True (torch 2.8 and later) makes the first operation import torch._dynamo, which takes a second.
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Tuple, Union
 
 import torch
+
+# Without newer PyTorch's wrapper, which imports its compiler, torch._dynamo, to switch it off: a second.
+_add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+_zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+_state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+_load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
 
 # Parameters as PyTorch's optimizers accept them: weights, or groups of weights with attributes.
 Params = Union[Iterable[torch.Tensor], Iterable[Dict[str, Any]]]
@@ -109,9 +116,12 @@ class Optimizer(_Mixed):
     loss_scaling: float
 
     def add_param_group(self, param_group: Dict[str, Any]) -> None:
-        """As in PyTorch, whose own method imports its compiler to switch it off here: a second."""
-        add = torch.optim.Optimizer.add_param_group
-        getattr(add, "__wrapped__", add)(self, param_group)
+        """As in PyTorch."""
+        _add_param_group(self, param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in PyTorch."""
+        _zero_grad(self, set_to_none)
 
     def __init__(self) -> None:
         self._ipu_state: dict[str, torch.Tensor] | None = None
@@ -200,14 +210,14 @@ class Optimizer(_Mixed):
 
     def state_dict(self) -> dict[str, Any]:
         """PyTorch's state dictionary with the device's part."""
-        return {**super().state_dict(), **self.get_state_dict()}
+        return {**_state_dict(self), **self.get_state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Loads a `state_dict()`: hyperparameters into the groups, the rest to the device.
 
         Raises RuntimeError for a state dictionary without `ipu_state` and `ipu_param`.
         """
-        super().load_state_dict(state)
+        _load_state_dict(self, state)
         self.set_state_dict(state)
 
     def __getstate__(self) -> dict[str, Any]:
