@@ -49,7 +49,7 @@ def first_fit_decreasing(counts: List[int], row_length: int, depth: int, separat
 
 
 # Bounds: with depth 2, pairing from both ends is optimal. With depth 3, the linear program over all kinds of
-# rows (HiGHS) needs at least 8,143,829 rows for Wikipedia: 99.884%.
+# rows (HiGHS) needs at least 8,143,829 rows for Wikipedia: 99.884%; for SQuAD 98.80%, some 40,195 rows.
 @pytest.mark.parametrize(
     "name, depth, most_rows",
     [
@@ -57,7 +57,8 @@ def first_fit_decreasing(counts: List[int], row_length: int, depth: int, separat
         ("wikipedia", 3, 8_144_500),
         ("wikipedia", None, 8_140_000),
         ("squad_1_1", 2, 45_335),
-        ("squad_1_1", 3, 40_631),
+        ("squad_1_1", 3, 40_256),
+        ("squad_1_1", None, 40_256),
     ],
 )
 def test_published_histograms(name: str, depth: Optional[int], most_rows: int) -> None:
