@@ -192,12 +192,18 @@ def _repeated(step: Callable[[], object]) -> Contender:
 
 
 def _cpu(step: Callable[[], object]) -> Contender:
+    return Contender(cpu_s(step))
+
+
+def cpu_s(step: Callable[[], object]) -> Callable[[], float]:
+    """Calls `step`, and returns the CPU seconds that it took, of all threads of this process."""
+
     def step_s() -> float:
         began = time.process_time()
         step()
         return time.process_time() - began
 
-    return Contender(step_s)
+    return step_s
 
 
 def transformers_or_error() -> Any:

@@ -91,6 +91,18 @@ def simulator(config: Config, dtype: str) -> Contender:
     return _timed(step, model)
 
 
+def emulated(config: Config) -> Contender:
+    """An update of `config` with an IPU's float16, in CPU seconds of its process."""
+    ipu.select_device(config.device, target=config.target, precision=config.simulator_precision)
+    model = _OnDevice(config, "float32")
+    if config.simulator_precision != "float32":
+        model.half()
+    optimizer = training.build_optimizer(model, config.section(training.OptimizerPlan))
+    executor = ipu.poptorch.trainingModel(model, training_options(config.section(DevicePlan)), optimizer)
+    batch = _batch(config)
+    return Contender(host_rows.cpu_s(lambda: executor(*batch)), model)
+
+
 def plain_loop(config: Config, dtype: str) -> Contender:
     """The same update in plain PyTorch: micro batches one by one, then a fused AdamW."""
     model = _InDtype(config, dtype)
@@ -309,6 +321,23 @@ def _steps(size: str, batch: int, goals: Dict[str, Tuple[float, float]]) -> Iter
         )
 
 
+def _emulations() -> Iterator[Comparison]:
+    """Rows of float16 emulation over float32, Mini, with float16 partials as in most recipes."""
+    plain = config_of("mini", 16, 1)
+    for precision in ("ipu-float16", "ipu-float16-fast"):
+        for rounding, goal, stretch in (("nearest", 1.2, 1.1), ("stochastic", 1.6, 1.3)):
+            by_chance = rounding == "stochastic"
+            narrow = replace(plain, simulator_precision=precision, stochastic_rounding=by_chance)
+            yield Comparison(
+                f"mini_{precision.replace('-', '_')}_{rounding}_over_float32",
+                (emulated, (narrow,)),
+                (emulated, (plain,)),
+                goal,
+                stretch,
+                "lower",
+            )
+
+
 def _encoders(
     name: str,
     ours: Tuple[host_rows.Family, str, int],
@@ -346,6 +375,7 @@ def comparisons() -> List[Comparison]:
         *_steps("mini", 16, mini),
         *_steps("medium", 8, medium),
         *merged,
+        *_emulations(),
         *_encoders(
             "groupbert_layer_over_bert_layer", ("groupbert", "base", 1), ("bert", "base", 1), 1.65, 1.58
         ),

@@ -80,10 +80,10 @@ class DeviceKeys(KeyGroup):
     precision: Literal["float16", "float32"] = key(
         "weights", "type in which an IPU stores and computes", "float16"
     )
-    simulator_precision: Literal["float32", "bfloat16", "fastest", "ipu-float16"] = key(
+    simulator_precision: Literal["float32", "bfloat16", "fastest", "ipu-float16", "ipu-float16-fast"] = key(
         "weights",
-        "arithmetic of the simulator: float32; products in bfloat16; the fastest of these two here; or "
-        "as on an IPU",
+        "arithmetic of the simulator: float32; products in bfloat16; the fastest of these two here; as on "
+        "an IPU; or the same without float16 partials, which is faster",
         "float32",
     )
     host_threads: Optional[int] = key(

@@ -31,7 +31,7 @@ class CompilationError(TrainingError):
 
 def computes_as_ipu(config: Config, device: ipu.DeviceChoice) -> bool:
     """True on an IPU, on Poplar's IPU model, and on the simulator with an IPU's arithmetic."""
-    return device.name != "simulator" or config.simulator_precision == "ipu-float16"
+    return device.name != "simulator" or config.simulator_precision in ("ipu-float16", "ipu-float16-fast")
 
 
 def place(model: models.TaskModel, config: Config, layers_per_ipu: Any, *, device: ipu.DeviceChoice) -> None:

@@ -12,6 +12,7 @@ import yaml
 import ipu
 import model as models
 
+from .compilation import computes_as_ipu
 from .errors import TrainingError
 from .metrics_file import Record
 
@@ -148,7 +149,7 @@ def _limits(config: Config, model: models.TaskModel, device: ipu.DeviceChoice) -
         f"- Sequences of training had at most {config.sequence_length} tokens"
         + (", in lower case." if config.lowercase else "."),
     ]
-    if device.name == "simulator" and config.simulator_precision != "ipu-float16":
+    if not computes_as_ipu(config, device):
         limits.append(
             f"- It was trained on a simulator of IPUs in {config.simulator_precision}, not on an IPU."
         )

@@ -18,9 +18,10 @@ SIZE = 6
 HALF = torch.float16
 
 
-@pytest.fixture(autouse=True)
-def as_ipu(monkeypatch):
-    monkeypatch.setenv("IPU_SIMULATOR_PRECISION", "ipu-float16")
+@pytest.fixture(params=["ipu-float16", "ipu-float16-fast"], autouse=True)
+def as_ipu(request, monkeypatch):
+    """In both the training state is an IPU's; the programs here have no float16 partials."""
+    monkeypatch.setenv("IPU_SIMULATOR_PRECISION", request.param)
 
 
 class Given(torch.nn.Module):
@@ -346,11 +347,65 @@ def test_gelu_is_the_tanh_form_on_an_ipu_only(approximate, monkeypatch):
             return torch.nn.functional.gelu(x, approximate=approximate)
 
     x = torch.linspace(-4, 4, 101)
-    for precision, form in (("ipu-float16", "tanh"), ("float32", approximate)):
-        monkeypatch.setenv("IPU_SIMULATOR_PRECISION", precision)
+    for precision, form in ((None, "tanh"), ("float32", approximate)):
+        if precision is not None:
+            monkeypatch.setenv("IPU_SIMULATOR_PRECISION", precision)
         executor = poptorch.inferenceModel(Gelu())
         for _ in range(2):
             expected = torch.nn.functional.gelu(x, approximate=form)
             torch.testing.assert_close(executor(x), expected, rtol=1e-5, atol=1e-6)
         expected = torch.nn.functional.gelu(x.half().float(), approximate=form).half()
         torch.testing.assert_close(poptorch.inferenceModel(Gelu())(x.half()), expected, rtol=1e-3, atol=2e-5)
+
+
+def test_fast_emulation_has_the_same_results_but_for_partials(monkeypatch):
+    """Products without bias in float32 partials: the same weights and moments, bit for bit."""
+
+    class Layers(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first = torch.nn.Linear(40, 30, bias=False)
+            self.second = torch.nn.Linear(30, 5, bias=False)
+
+        def forward(self, x):
+            squares = self.second(torch.relu(self.first(x))).float().square()
+            return poptorch.identity_loss(squares.sum(), "sum")
+
+    def trained(precision, half_partials=False):
+        monkeypatch.setenv("IPU_SIMULATOR_PRECISION", precision)
+        made, model = options(2, 2, seed=3), Layers().half()
+        made.Precision.enableStochasticRounding(True)
+        made.Precision.setPartialsType(HALF if half_partials else torch.float32)
+        types = {"accum_type": HALF, "first_order_momentum_accum_type": HALF}
+        optimizer = poptorch.optim.AdamW(model.parameters(), lr=1e-2, loss_scaling=8.0, **types)
+        executor = poptorch.trainingModel(model, made, optimizer)
+        for step in range(2):
+            executor(torch.randn(8, 40, generator=torch.Generator().manual_seed(step)).half())
+        return {**model.state_dict(), **optimizer.state_dict()["ipu_state"]}
+
+    full, fast = trained("ipu-float16"), trained("ipu-float16-fast")
+    assert {name: (tensor.dtype, tensor.tolist()) for name, tensor in full.items()} == {
+        name: (tensor.dtype, tensor.tolist()) for name, tensor in fast.items()
+    }
+    partials = trained("ipu-float16", half_partials=True)["first.weight"]
+    assert not partials.equal(full["first.weight"])
+    assert trained("ipu-float16-fast", half_partials=True)["first.weight"].equal(full["first.weight"])
+
+
+def test_fast_emulation_saturates_everywhere_and_rounds_a_bias_once(monkeypatch):
+    monkeypatch.setenv("IPU_SIMULATOR_PRECISION", "ipu-float16-fast")
+
+    class Sums(torch.nn.Module):
+        def forward(self, x, mask, one):
+            sums = (x + x, x * 2, x.clone().add_(x), (x.float() * 2).half(), x.sum(), x[None] @ x[:, None])
+            return (*sums, mask + x, torch.addmm(one, one, one))
+
+    x, mask = torch.tensor([60000.0, 60000.0]).half(), torch.tensor([-torch.inf, 0.0]).half()
+    one = torch.full((1, 1), 1 + 2.0**-10).half()
+    executor = poptorch.inferenceModel(Sums())
+    for _ in range(2):
+        *large, masked, biased = executor(x, mask, one)
+        assert all(tensor.eq(65504).all() for tensor in large)
+        assert masked.tolist() == [-torch.inf, 60000]  # which was infinite before
+        assert biased.equal((one.double() ** 2 + one.double()).half())

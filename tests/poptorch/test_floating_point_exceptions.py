@@ -36,6 +36,15 @@ STOPS = [
 ]
 
 
+def test_fast_float16_stops_where_it_overflows(monkeypatch):
+    monkeypatch.setenv("IPU_SIMULATOR_PRECISION", "ipu-float16-fast")
+    large = torch.full((2, 2), 60000.0).half()
+    for compute in (torch.mm, torch.add, lambda a, b: (a.float() + b.float()).half()):
+        with pytest.raises(poptorch.Error, match=r"floating point.*overflow"):
+            executor(compute)(large, large)
+    assert executor(torch.mm, enabled=False)(large, large).eq(65504).all()
+
+
 @pytest.mark.parametrize(("what", "compute", "operands"), STOPS)
 def test_exceptions_stop_a_call_where_they_are_on(what, compute, operands):
     tensors = [torch.full((2, 3), operand) for operand in operands]

@@ -59,7 +59,8 @@ def test_it_names_what_differs() -> None:
     between = card_of("test_groupbert", convolution=False)
     assert "# Encoder between BERT and GroupBERT, 2 layers" in between and "trust_remote_code=True" in between
     assert "trust_remote_code" not in card_of("test_bert")
-    assert "tanh form of GELU" in card_of("test_bert", simulator_precision="ipu-float16")
+    for precision in ("ipu-float16", "ipu-float16-fast"):
+        assert "tanh form of GELU" in card_of("test_bert", simulator_precision=precision)
     assert "| training data | `my.csv` |" in card_of("test_glue", glue_task="csv", train_data="my.csv")
     assert card_of("test_bert") == card_of("test_bert")
 

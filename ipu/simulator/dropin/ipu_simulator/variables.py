@@ -12,7 +12,7 @@ from pathlib import Path
 
 # The simulator's variables.
 TARGET = "IPU_SIMULATOR_TARGET"  # the machine to simulate
-PRECISION = "IPU_SIMULATOR_PRECISION"  # the arithmetic: float32, bfloat16, fastest or ipu-float16
+PRECISION = "IPU_SIMULATOR_PRECISION"  # the arithmetic: environment.PRECISIONS
 PROFILE = "IPU_SIMULATOR_PROFILE"  # a folder for reports; set by --profile
 CUSTOM_OPS = "IPU_SIMULATOR_CUSTOM_OPS"  # a file of functions; set by --custom-ops
 STRICT = "IPU_SIMULATOR_STRICT"  # 1: errors where the simulator otherwise does what PopTorch refuses

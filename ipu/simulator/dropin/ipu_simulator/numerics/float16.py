@@ -9,6 +9,9 @@ to nearest. Differences from PyTorch's float16:
 - with floating-point exceptions on, an overflow, an invalid operation or a division by zero raises;
 - GELU is its tanh form, whichever the program asks for, in float32 too (`facts.json`, "gelu").
 
+`fast` gives up what is slow to emulate: partials are float32, a bias isn't a second rounding, and operations
+that PyTorch computes fast in float16 are its own, which are equal to one unit in the last place.
+
 Other operations on float32 are unchanged. Not covered: stochastic rounding of activations and gradients,
 which are rounded to nearest.
 """
@@ -31,15 +34,17 @@ aten = torch.ops.aten
 _EXPONENT = ((1 << FLOAT16.exponent_bits) - 1) << FLOAT16.mantissa_bits
 _MAGNITUDE = (1 << (FLOAT16.bits - 1)) - 1
 _GELU = fact("gelu")
+_HALF = torch.float16
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """The user's choices: partials types, and whether floating-point exceptions raise."""
+    """The user's choices: partials types, whether floating-point exceptions raise, and whether to be fast."""
 
     half_matmul_partials: bool = False
     half_convolution_partials: bool = False
     exceptions: bool = False
+    fast: bool = False
 
 
 class Float16Arithmetic(OperationMode):
@@ -50,19 +55,21 @@ class Float16Arithmetic(OperationMode):
         self._arithmetic = arithmetic
         # If exceptions raise, an overflow must be visible where it happens.
         round_partial = _round_to_infinity_ if arithmetic.exceptions else round_to_nearest_
-        self._matmul_partials = round_partial if arithmetic.half_matmul_partials else None
-        self._convolution_partials = round_partial if arithmetic.half_convolution_partials else None
+        half_matmuls = arithmetic.half_matmul_partials and not arithmetic.fast
+        half_convolutions = arithmetic.half_convolution_partials and not arithmetic.fast
+        self._matmul_partials = round_partial if half_matmuls else None
+        self._convolution_partials = round_partial if half_convolutions else None
         self._products: Dict[Any, Callable[..., Any]] = {
             aten.mm.default: self._mm,
             aten.bmm.default: self._mm,
             aten.mv.default: self._mv,
             aten.dot.default: self._dot,
-            aten.addmm.default: self._addmm,
-            aten.baddbmm.default: self._addmm,
-            aten.addmv.default: self._addmv,
-            aten.convolution.default: self._convolution,
             aten.convolution_backward.default: self._convolution_backward,
         }
+        if not arithmetic.fast:
+            self._products[aten.addmm.default] = self._products[aten.baddbmm.default] = self._addmm
+            self._products[aten.addmv.default] = self._addmv
+            self._products[aten.convolution.default] = self._convolution
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
@@ -88,8 +95,8 @@ class Float16Arithmetic(OperationMode):
             given = [operand.clone() for operand in operands]
         if func in self._products:
             result = self._products[func](*args, **kwargs)
-        elif operator.row.adds_in_float16:
-            result = self._added(func, operator, args, kwargs)
+        elif operator.row.adds_in_float16 or (self._arithmetic.fast and not operator.row.slow_in_float16):
+            result = self._by_pytorch(func, operator, args, kwargs)
         else:
             result = self._in_float32(func, operator, args, kwargs)
         self._stop_at_exceptions(operator, given, result)
@@ -101,27 +108,34 @@ class Float16Arithmetic(OperationMode):
         """_to_copy(tensor, dtype=...), or copy_(to, tensor): only float32 to float16 rounds."""
         source = args[0] if operator.name == "_to_copy" else args[1]
         dtype = kwargs.get("dtype") if operator.name == "_to_copy" else args[0].dtype
-        if source.dtype in (torch.float32, torch.float64) and dtype is torch.float16:
-            self._stop_at_overflow(operator, source)
-            limited = torch.where(source.isinf(), source, source.clamp(-FLOAT16.largest, FLOAT16.largest))
-            args = tuple(limited if arg is source else arg for arg in args)
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if source.dtype not in (torch.float32, torch.float64) or dtype is not _HALF or _is_finite(result):
+            return result
+        self._stop_at_overflow(operator, source)
+        limited = torch.where(source.isinf(), source, source.clamp(-FLOAT16.largest, FLOAT16.largest))
+        return func(*(limited if arg is source else arg for arg in args), **kwargs)
 
     def _in_float32(
         self, func: Any, operator: Operator, args: Tuple[Any, ...], kwargs: Dict[str, Any]
     ) -> Any:
         return computed_in_float32(func, operator, args, kwargs, lambda wide: self._rounded(operator, wide))
 
-    def _added(self, func: Any, operator: Operator, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
-        """PyTorch's sums in float16; on overflow, float32's, rounded."""
+    def _by_pytorch(
+        self, func: Any, operator: Operator, args: Tuple[Any, ...], kwargs: Dict[str, Any]
+    ) -> Any:
+        """PyTorch's operation in float16; on overflow, float32's, rounded."""
         before = args
         if operator.writes:
             before = mapped_tensors(torch.Tensor.clone, args)
         result = func(*args, **kwargs)
-        if _is_finite(result):
+        narrow = [leaf for leaf in leaves(result) if isinstance(leaf, torch.Tensor) and leaf.dtype is _HALF]
+        if all(_is_finite(tensor) for tensor in narrow):
             return result
-        exact, _ = _on_copies(func, before, kwargs)
-        return result.copy_(self._rounded(operator, exact))
+        exact = leaves(_on_copies(func, before, kwargs)[0])
+        for tensor, wide in zip(leaves(result), exact):
+            if isinstance(tensor, torch.Tensor) and tensor.dtype is _HALF:
+                tensor.copy_(self._rounded(operator, wide))
+        return result
 
     def _rounded(self, operator: Operator, wide: torch.Tensor) -> torch.Tensor:
         """float32 -> float16, infinities unchanged; other types unchanged."""
@@ -141,6 +155,9 @@ class Float16Arithmetic(OperationMode):
         return self._narrow(float16_products.matmul(a.float(), b.float(), self._matmul_partials), "a product")
 
     def _narrow(self, wide: torch.Tensor, where: str) -> torch.Tensor:
+        rounded = wide.half()
+        if _is_finite(rounded):
+            return rounded
         if self._arithmetic.exceptions and overflows(wide):
             raise FloatingPointException(f"floating point overflow in {where}")
         return to_nearest(wide)

@@ -21,8 +21,11 @@ _MEANS = {
 
 
 def computes_as_ipu() -> bool:
-    """Whether IPU_SIMULATOR_PRECISION is ipu-float16. Raises poptorch.Error for an unknown precision."""
-    return _precision() == environment.IPU_FLOAT16
+    """Whether float16 has an IPU's numerics: ipu-float16 or ipu-float16-fast.
+
+    Raises poptorch.Error for an unknown precision.
+    """
+    return _precision() in (environment.IPU_FLOAT16, environment.IPU_FLOAT16_FAST)
 
 
 def computes_in_bfloat16() -> bool:
@@ -37,14 +40,17 @@ def _precision() -> str:
         raise createPoptorchError(str(problem)) from problem
 
 
-def arithmetic(options: Options) -> numerics.Float16Arithmetic:
-    """float16 arithmetic with the options' partials types and floating-point exceptions."""
+def arithmetic(options: Options) -> numerics.Float16Arithmetic | numerics.Float16InFloat32:
+    """float16 arithmetic; as an IPU's with the options' partials types and floating-point exceptions."""
+    if not computes_as_ipu():
+        return numerics.Float16InFloat32()
     popart = Obeyed(options._Popart)
     return numerics.Float16Arithmetic(
         numerics.Arithmetic(
             half_matmul_partials=popart.half_matmul_partials,
             half_convolution_partials=popart.half_convolution_partials,
             exceptions=popart.stops_at_exceptions,
+            fast=_precision() == environment.IPU_FLOAT16_FAST,
         )
     )
 

@@ -98,7 +98,7 @@ class Executable:
         keep_freed_memory()
         # Dispatch modes for the model's arithmetic, and rounding of the training state; None in float32.
         as_ipu = computes_as_ipu()
-        self._arithmetic = arithmetic(options) if as_ipu else numerics.Float16InFloat32()
+        self._arithmetic = arithmetic(options)
         # Values are meaningless during compilation, so only runs check for floating-point exceptions.
         self._exceptions = None if as_ipu else exceptions(options)
         self.rounding = state_rounding(options, randomness) if as_ipu else None
