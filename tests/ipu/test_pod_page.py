@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from tests.old_hosts import needs_verdict
+from tests.processes import held_port
 
 from .conftest import ROOT, poprun
-from .test_stand_in_instances import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -73,12 +73,12 @@ def test_the_pages_commands_under_poprun(stand_in, tmp_path, words):
     count, replicas = numbers
     arguments = adapted(words, stand_in, tmp_path)
     arguments += ["--replication-factor", str(replicas), "--target", "pod64"]
-    port = free_port()
-    processes = [
-        stand_in.start([ROOT / "run_pretraining.py", *arguments], **poprun(count, index, replicas, port=port))
-        for index in range(count)
-    ]
-    ended = [stand_in.end(process) for process in processes]
+    program = [ROOT / "run_pretraining.py", *arguments]
+    with held_port() as port:
+        processes = [
+            stand_in.start(program, **poprun(count, index, replicas, port=port)) for index in range(count)
+        ]
+        ended = [stand_in.end(process) for process in processes]
     assert [one.status for one in ended] == [0] * count, [one.err for one in ended]
     assert all(one.names() == ended[0].names() for one in ended), (
         "instances whose devices wait for each other"

