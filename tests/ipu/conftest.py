@@ -111,18 +111,19 @@ class StandIn:
         return Ended(process.returncode, out, err, _calls(process.log))
 
     def left_by(self, process):
-        """The processes of an ended program's session: those that outlive it by more than two seconds."""
-        for _ in range(20):
+        """The processes of an ended program's session that don't follow it; on a busy machine that takes
+        seconds."""
+        deadline = time.monotonic() + 60
+        while True:
             left = []
             for entry in Path("/proc").iterdir():
                 with contextlib.suppress(OSError, ValueError):
                     if os.getsid(int(entry.name)) == process.pid:
                         left.append((entry / "cmdline").read_text().replace("\0", " "))
             left = [command for command in left if command]  # a zombie has none
-            if not left:
-                return []
+            if not left or time.monotonic() > deadline:
+                return left
             time.sleep(0.1)
-        return left
 
     def code(self, program, **environment):
         """Runs the text of a program, which must succeed."""
@@ -210,3 +211,4 @@ def stand_in(tmp_path, corpus, cache):
     for process in programs.started:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)

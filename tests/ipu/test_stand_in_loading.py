@@ -26,7 +26,7 @@ def started(stand_in, output, *extra, **environment):
 
 
 def test_an_asynchronous_run_trains_on_the_same_data_and_leaves_no_process(stand_in, tmp_path):
-    process = started(stand_in, tmp_path / "run", STAND_IN_PATIENCE_S=3)
+    process = started(stand_in, tmp_path / "run")
     ended = stand_in.end(process)
     assert ended.status == 0, ended.err
     assert "Traceback" not in ended.err and "survived" not in ended.err, ended.err
@@ -35,8 +35,10 @@ def test_an_asynchronous_run_trains_on_the_same_data_and_leaves_no_process(stand
 
 
 def wait_for_calls(process, text, count):
+    deadline = time.monotonic() + 120
     while not process.log.exists() or process.log.read_text().count(text) < count:
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.communicate(timeout=60)
+        assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
@@ -46,7 +48,7 @@ def test_ctrl_c_while_it_waits_for_data_ends_it_with_a_checkpoint(stand_in, tmp_
     wait_for_calls(process, '"run", "kind": "training"', 3)
     time.sleep(0.5)
     os.killpg(process.pid, signal.SIGINT)
-    ended = stand_in.end(process, timeout=30)
+    ended = stand_in.end(process)
     assert ended.status == 0, ended.err
     assert "stopped by SIGINT after step 3" in ended.out and "to resume:" in ended.out
     assert (tmp_path / "run" / "checkpoints" / "step_00000003" / "state.json").exists()
@@ -60,7 +62,7 @@ def test_workers_end_with_the_process_that_started_them(stand_in, tmp_path):
     wait_for_calls(process, '"run", "kind": "training"', 3)
     accessors = [json.loads(line) for line in process.log.read_text().splitlines() if "accessor" in line]
     os.kill(accessors[0]["pid"], signal.SIGKILL)
-    ended = stand_in.end(process, timeout=30)
+    ended = stand_in.end(process)
     assert ended.status != 0 and "accessor's process has ended" in ended.err
     assert stand_in.left_by(process) == []
 

@@ -13,8 +13,8 @@ import torch.multiprocessing
 from .options import DataLoaderMode
 from .poptorch_core import Error, record
 
-# So long PopTorch waits for its process, and that for its workers.
-PATIENCE_S = float(os.environ.get("STAND_IN_PATIENCE_S", "10"))
+# So long PopTorch waits for its process, and that for its workers; enough on a busy machine.
+PATIENCE_S = 60
 
 
 class DataLoader(torch.utils.data.DataLoader):
