@@ -112,5 +112,5 @@ def test_dev_run_says_what_it_needs() -> None:
     if not (ROOT / ".venv").is_dir():
         pytest.skip("./dev would install the requirements: .venv isn't there")
     for words, message in ((["run"], "needs a command"), (["run", "no-such-program"], "can't be started")):
-        done = subprocess.run([ROOT / "dev", *words], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([ROOT / "dev", *words], capture_output=True, text=True, timeout=120)
         assert done.returncode == 1 and message in done.stderr

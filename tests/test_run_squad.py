@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def _program(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "run_squad.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 def test_the_program_prints_one_json_object(tmp_path: Path) -> None:

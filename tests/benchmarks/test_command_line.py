@@ -55,7 +55,8 @@ def test_a_users_mistake_is_explained_without_a_traceback(words, says, tmp_path,
 
 def test_the_program_has_the_status_of_its_main(tmp_path):
     command = [sys.executable, str(ROOT / "run_benchmark.py"), "speed", "--rounds", "0"]
-    done = subprocess.run([*command, "--output", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    command += ["--output", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "--rounds 0" in done.stderr
     assert "Traceback" not in done.stderr

@@ -45,7 +45,7 @@ def test_words_are_completed(script: str, words: list[str], expected: str) -> No
     quoted = " ".join(f"'{word}'" for word in ["run_pretraining.py", *words])
     program = f"{script}\nCOMP_WORDS=({quoted}); COMP_CWORD={len(words)}; _run_pretraining_py\n"
     program += "echo ${COMPREPLY[*]}"
-    done = subprocess.run([str(BASH), "-c", program], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([str(BASH), "-c", program], capture_output=True, text=True, timeout=120)
     assert not done.stderr
     completed = done.stdout.split()
     if words[0] == "--config" and len(words) == 2:

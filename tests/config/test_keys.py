@@ -62,7 +62,7 @@ def test_flags_need_no_torch() -> None:
         "import argparse, sys, config; config.add_flags(argparse.ArgumentParser()); "
         "config.read_recipe('test_bert'); assert not {'torch', 'numpy'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
 
 
 def test_groups_have_every_key_once_and_in_order() -> None:

@@ -89,7 +89,7 @@ def test_a_write_that_the_system_refuses(
         env={**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path])},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert ended.returncode == 1
     *_, last = ended.stderr.strip().splitlines()

@@ -53,7 +53,7 @@ def test_writers_and_sweepers_at_once_lose_nothing(tmp_path):
             assert (tmp_path / "file").read_bytes() == str(number).encode()
     finally:
         done.set()
-        sweeper.join()
+        sweeper.join(60)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

@@ -324,6 +324,8 @@ def test_it_is_the_same_in_any_process_and_folder(tmp_path):
     for hash_seed, folder in (("1", REPOSITORY), ("2", tmp_path)):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(REPOSITORY)}
         command = [sys.executable, "-c", program]
-        out = subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True)
+        out = subprocess.run(
+            command, cwd=folder, env=environment, check=True, capture_output=True, text=True, timeout=120
+        )
         outputs.add(out.stdout)
     assert len(outputs) == 1

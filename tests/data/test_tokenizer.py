@@ -109,6 +109,7 @@ def test_training_is_the_same_in_another_process(trained, corpus):
             check=True,
             capture_output=True,
             text=True,
+            timeout=120,
         )
         assert out.stdout.strip() == trained.fingerprint()
 

@@ -13,6 +13,7 @@ import pytest
 import run_pretraining
 from tests.end_to_end.conftest import STEPS
 from tests.end_to_end.test_resume import assert_same_run
+from tests.processes import is_alive
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]
 
@@ -46,13 +47,6 @@ if "--data-timeout-s" in sys.argv:
     threading.Thread(target=pass_time, daemon=True).start()
 sys.exit(run_pretraining.run_as_program())
 """
-
-
-def is_alive(number):
-    try:
-        return "State:\tZ" not in Path(f"/proc/{number}/status").read_text()
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.parametrize("mode", [(), ("--async-dataloader",)])

@@ -71,7 +71,7 @@ def test_an_unknown_machine_gets_the_nearest_name(monkeypatch):
 def imported(**values: str) -> subprocess.CompletedProcess[str]:
     variables = {**os.environ, "PYTHONPATH": str(DROP_IN), **values}
     return subprocess.run(
-        [sys.executable, "-c", "import poptorch"], env=variables, capture_output=True, text=True
+        [sys.executable, "-c", "import poptorch"], env=variables, capture_output=True, text=True, timeout=120
     )
 
 
@@ -106,5 +106,7 @@ def test_a_closed_stderr_gets_nothing_and_stdout_neither():
     environment = {**os.environ, "PYTHONPATH": str(DROP_IN)}
     environment.pop("IPU_SIMULATOR_ANNOUNCED", None)
     command = f'"{sys.executable}" -c "{program}" 2>&-'
-    done = subprocess.run(command, shell=True, env=environment, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        command, shell=True, env=environment, stdout=subprocess.PIPE, text=True, timeout=120
+    )
     assert (done.returncode, done.stdout) == (0, "mine\n")

@@ -43,6 +43,7 @@ def page_faults_of_a_run(tmp_path, **environment):
         capture_output=True,
         text=True,
         check=True,
+        timeout=120,
     )
     return int(done.stdout)
 

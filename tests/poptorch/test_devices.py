@@ -254,7 +254,7 @@ def test_threads_take_different_ipus():
     refused = []
 
     def run(model):
-        barrier.wait()
+        barrier.wait(60)
         try:
             model.compile(x(1))
         except poptorch.Error:
@@ -264,7 +264,7 @@ def test_threads_take_different_ipus():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     assert len(refused) == 4
 
 

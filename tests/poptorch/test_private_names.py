@@ -237,5 +237,5 @@ def test_threads_share_the_substitution(substitution):
     assert inside.wait(60)
     poptorch.inferenceModel(UsesLibrary())(torch.ones(1))  # begins and ends while the other one runs
     leave.set()
-    waiting.join()
+    waiting.join(60)
     assert results == [[3]] and library.scaled is _host_only

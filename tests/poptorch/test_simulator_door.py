@@ -82,6 +82,6 @@ def test_importing_poptorch_leaves_it_alone():
     program = "import sys, poptorch; print('poptorch.simulator' in sys.modules)"
     path = {"PYTHONPATH": str(ipu.DROP_IN)}
     done = subprocess.run(
-        [sys.executable, "-c", program], env=path, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], env=path, capture_output=True, text=True, timeout=120
     )
     assert done.stdout == "False\n"

@@ -146,7 +146,7 @@ def die(folder):
     os.kill(os.getpid(), signal.SIGKILL)
 save_checkpoint(Path({str(tmp_path)!r}), 2, save_model=die, optimizer_state={{}}, state={{}})
 """
-    assert subprocess.run([sys.executable, "-c", script]).returncode == -9
+    assert subprocess.run([sys.executable, "-c", script], timeout=120).returncode == -9
     assert newest_checkpoint(tmp_path)[0].step == 1
     sweep(tmp_path)
     save(tmp_path, 3)
@@ -367,6 +367,11 @@ def test_resuming_arguments_drop_what_started_the_run():
     ]
 
 
+def run_script(text):
+    command = [sys.executable, "-c", text]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+
+
 @pytest.mark.slow
 def test_one_run_holds_a_folder_at_a_time(tmp_path):
     script = f"""
@@ -381,9 +386,9 @@ except TrainingError as error:
     print(error)
 """
     with hold_folder(tmp_path):
-        said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout
+        said = run_script(script)
         assert "in use by another run" in said and str(os.getpid()) in said
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "held\n"
+    assert run_script(script) == "held\n"
 
 
 def test_state_is_readable_json(tmp_path):

@@ -92,6 +92,10 @@ def test_nothing_in_common_and_damage_are_errors(tmp_path, capsys):
 def test_it_is_a_program(tmp_path):
     runs = made(tmp_path / "a"), made(tmp_path / "b", loss=2.0)
     done = subprocess.run(
-        [sys.executable, "-m", "training.compare", *runs], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "training.compare", *runs],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 1 and "differs: step 2: loss is 0.5 and 2.0" in done.stdout, done.stderr
