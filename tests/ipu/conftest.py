@@ -153,7 +153,7 @@ class StandIn:
             variables = {"STAND_IN_LOG": f"{prefix}.jsonl", **environment}
             words = [str(word) for word in self.arguments(output, *extra)]
             told.append([str(prefix), words, {name: str(value) for name, value in variables.items()}])
-        self.end(self.start(["-c", SEVERAL, json.dumps(told)]))
+        self.end(self.start(["-c", SEVERAL, json.dumps(told)]), timeout=120 * len(told))
         return [self._ended(prefix) for prefix in prefixes]
 
     def _ended(self, prefix):
