@@ -73,6 +73,18 @@ def test_what_the_backward_pass_reads_is_kept_or_made_again(
             assert lacks(graph, stage, op.outputs[0]), op
 
 
+def test_without_a_pipeline_the_last_stage_recomputes_like_the_others() -> None:
+    """PopART's rule for the final forward stage is one of pipelines."""
+    graph = captured_pretraining(DEEP, layers_per_ipu=(1, 2, 1))
+    stages = stages_of(graph, settings("sharded"))
+    assert [stage.stash_slots for stage in stages] == [1] * len(stages)
+    last = stages[-1]
+    computing = [op for op in last.recompute if graph.tensors[op.outputs[0]].base is None]
+    assert computing and not lacks(graph, last)
+    assert all(lacks(graph, last, number) for number in last.stashed)
+    assert all(lacks(graph, last, op.outputs[0]) for op in computing)
+
+
 def test_slots_are_those_of_the_published_schedule() -> None:
     graph = captured_pretraining(DEEP, layers_per_ipu=(0, 2, 1, 1))
     assert [stage.stash_slots for stage in stages_of(graph, settings())] == [9, 7, 5, 3, 0]
