@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from ipu_simulator.cost.verdict import Verdict, Work
+from ipu_simulator.cost.verdict import Pipeline, StageTime, Verdict, Work
 from ipu_simulator.report import sums
 
 from tests.ipu_simulator.report.samples import LAYERS, fitting
@@ -68,6 +68,9 @@ def test_costliest_operations_count_all_layers() -> None:
     assert (op.module, op.phase) == ("encoder.layers.*.feed_forward.output", "backward")
     assert op.count == 2 * sum(LAYERS)
     assert op.cycles == 2 * 170_000 * sum(LAYERS)
+    every = sums.costliest(fitting(), 999)
+    assert sum(each.of_all for each in every) == pytest.approx(1)
+    assert op.of_all == pytest.approx(op.cycles / sum(each.cycles for each in every))
 
 
 def test_the_fullest_ipu_is_the_one_with_the_fullest_tile() -> None:
@@ -79,3 +82,26 @@ def test_the_fullest_ipu_is_the_one_with_the_fullest_tile() -> None:
 
 def test_samples_of_a_step() -> None:
     assert sums.samples_per_step(fitting()) == 8 * 2048 * 4
+
+
+def test_an_ipu_is_busy_with_all_parts_of_all_its_stages() -> None:
+    stage = StageTime(0, 1, forward_s=1.0, recompute_s=2.0, backward_s=4.0, stash_s=8.0, copies_s=16.0)
+    assert sums.busy_s(stage) == 31.0
+    verdict = fitting()
+    stages = (stage, replace(stage, stage=1, ipu=0), replace(stage, stage=2, recompute_s=0.0))
+    verdict = replace(verdict, details=replace(verdict.details, stages=stages))
+    assert sums.busy_s_of_ipus(verdict) == {0: 31.0, 1: 60.0, 2: 0.0, 3: 0.0}
+    assert sums.busiest_ipu(verdict) == 1
+    assert sums.busiest_ipu(replace(verdict, ipus=(), details=replace(verdict.details, stages=()))) == 0
+
+
+def test_steps_and_cycles_have_the_names_of_their_kind() -> None:
+    verdict = fitting()
+    assert (sums.step_name(verdict), sums.cycle_name(verdict)) == ("weight update", "pipeline cycle")
+    first, *others = verdict.details.stages
+    some = (replace(first, backward_s=0.0), *others)
+    assert sums.step_name(replace(verdict, details=replace(verdict.details, stages=some))) == "weight update"
+    none = tuple(replace(stage, backward_s=0.0) for stage in verdict.details.stages)
+    assert sums.step_name(replace(verdict, details=replace(verdict.details, stages=none))) == "call"
+    in_turn = Pipeline(5, 8, 1e-3, 0.0, 8e-3)
+    assert sums.cycle_name(replace(verdict, pipeline=in_turn)) == "micro batch"

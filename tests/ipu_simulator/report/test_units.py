@@ -48,6 +48,11 @@ def test_seconds(seconds: float, expected: str) -> None:
 def test_counts_and_rates() -> None:
     assert human_count(336_226_108) == "336.2 M"
     assert human_count(999_999) == "1.0 M"
+    assert human_count(1_234) == "1.2 k"
+    assert human_count(999.4) == "999"
+    assert human_count(2.5e9) == "2.5 G"
+    assert human_count(2.5e12) == "2.5 T"
+    assert human_count(2.5e15) == "2.5 P"
     assert human_rate(5178.9) == "5,179"
     assert human_rate(0.8421) == "0.842"
     assert plain_number(638_976) == "638,976"
