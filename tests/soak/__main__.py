@@ -2,34 +2,42 @@
 
     python -m tests.soak [--inputs N] [--recipes N] [--kills N] [--minutes M] [--only NAME ...] [--write]
 
-Exit status: 0 no fault, 1 faults.
+All jobs advance together, in parts of a few trials; after each part the figures are kept in --record, and the
+same command at the same commit goes on from there. Exit status: 0 no fault, 1 faults.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import datetime
 import multiprocessing
 import os
+import queue
 import re
+import resource
 import shlex
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 import ipu
+from tests.soak import figures as figures_module
 from tests.soak import fuzz, kills, recipes
+from tests.soak.figures import ROOT, Record
 from tests.soak.fuzz import Figures
 from tests.soak.targets import TARGETS
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
-BEGIN, END = "<!-- figures of ./dev soak -->", "<!-- end of the figures -->"
+PAGE = ROOT / "docs" / "reliability.md"
 _SHOWN_FAULTS = 5
+# Trials of a part.
+_PART = {"parser": 500, "recipes and command lines": 50, "kills": 4}
+
+# Of a job: (number of the first trial, how many, seconds left) -> figures.
+Runner = Callable[[int, int, float], Figures]
 
 
 def main() -> int:
@@ -37,71 +45,98 @@ def main() -> int:
     torch.set_num_threads(1)
     ipu.select_device("simulator")
     began = time.monotonic()
-    deadline = began + 60 * arguments.minutes
-    jobs = [f"parser: {name}" for name in TARGETS]
-    jobs += ["recipes and command lines", *(f"kills: {name}" for name in kills.KINDS)]
+    counts = {f"parser: {name}": arguments.inputs for name in TARGETS}
+    counts["recipes and command lines"] = arguments.recipes
+    counts.update({f"kills: {name}": -(-arguments.kills // len(kills.KINDS)) for name in kills.KINDS})
     if arguments.only:
-        jobs = [job for job in jobs if any(word in job for word in arguments.only)]
-    found = {job: Figures() for job in jobs}
+        counts = {job: n for job, n in counts.items() if any(word in job for word in arguments.only)}
+    record = Record(arguments.record, counts, figures_module.commit())
+    _run(arguments, counts, record, began + 60 * arguments.minutes)
+    for job, entry in record.entries.items():
+        print(f"{job}: {entry.inputs:,} of {entry.of:,} trials, {len(entry.faults)} faults", flush=True)
+        for number, fault in entry.faults[:_SHOWN_FAULTS]:
+            print(f"  number {number}: {fault.strip()[-1500:]}", flush=True)
+    if arguments.write:
+        command = shlex.join(["./dev", "soak", *sys.argv[1:]])
+        took = f"{(time.monotonic() - began) / 60:.0f} minutes"
+        said = f"`{command}`: {took} in {arguments.processes} processes on {os.cpu_count()} cores."
+        PAGE.write_text(figures_module.written(PAGE.read_text(), said, record.entries))
+    return int(any(entry.faults for entry in record.entries.values()))
+
+
+def _run(arguments: argparse.Namespace, counts: dict[str, int], record: Record, deadline: float) -> None:
+    """Runs the parts that the record lacks in several processes, and keeps the figures of each."""
+    parts = [part for part in _parts(counts) if part[1] not in record.entries[part[0]].parts]
     context = multiprocessing.get_context("fork")
     results: multiprocessing.Queue = context.Queue()
-    workers = [
-        context.Process(target=_work, args=(arguments, jobs, part, deadline, results))
-        for part in range(arguments.processes)
-    ]
+    shares = [parts[number :: arguments.processes] for number in range(arguments.processes)]
+    workers = [context.Process(target=_work, args=(share, deadline, results)) for share in shares]
     for worker in workers:
         worker.start()
-    for _ in range(len(jobs) * len(workers)):
-        job, part, figures = results.get(timeout=60 * arguments.minutes + 600)
-        _say(job, part, figures)
-        found[job].inputs += figures.inputs
-        found[job].refused += figures.refused
-        found[job].faults += figures.faults
+    awaited = len(parts)
+    while awaited and any(worker.is_alive() for worker in workers):
+        try:
+            job, part, figures = results.get(timeout=10)
+        except queue.Empty:
+            continue
+        awaited -= 1
+        record.entries[job].add(part, figures)
+        record.save()
+        if figures.faults:
+            print(f"{job}: {figures.faults[0][1].strip()[-1500:]}", flush=True)
     for worker in workers:
         worker.join(timeout=60)
-    minutes = (time.monotonic() - began) / 60
-    if arguments.write:
-        PAGE.write_text(written(PAGE.read_text(), table(found, minutes, sys.argv[1:])))
-    return int(any(figures.faults for figures in found.values()))
+        worker.kill()
 
 
-def _work(
-    arguments: argparse.Namespace, jobs: list[str], part: int, deadline: float, results: multiprocessing.Queue
-) -> None:
+def _parts(counts: dict[str, int]) -> list[tuple[str, int, int, int]]:
+    """(job, number of the part, first trial, trials) such that all jobs advance together."""
+    parts = []
+    for job, count in counts.items():
+        size = _PART[job.partition(":")[0]]
+        for number, first in enumerate(range(0, count, size)):
+            parts.append((first / count, (job, number, first, min(size, count - first))))
+    return [part for _, part in sorted(parts)]
+
+
+def _work(parts: list[tuple[str, int, int, int]], deadline: float, results: multiprocessing.Queue) -> None:
     """One of several processes, each with a share of every job."""
     fuzz.end_with_parent()
+    runners: dict[str, Runner] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for job in jobs:
+        for job, number, first, count in parts:
+            left_s, before_s = deadline - time.monotonic(), _cpu_s()
+            if left_s <= 0:
+                break
             try:
-                figures = _figures(arguments, job, part, deadline, Path(folder))
+                if job not in runners:
+                    runners[job] = _runner(job, Path(folder))
+                figures = runners[job](first, count, left_s)
+                figures.is_whole = figures.inputs == count
             except BaseException:
-                figures = Figures(faults=[(-1, traceback.format_exc())])
-            results.put((job, part, figures))
+                figures = Figures(faults=[(first, traceback.format_exc())], is_whole=False)
+            figures.cpu_s = _cpu_s() - before_s
+            results.put((job, number, figures))
         results.close()
         results.join_thread()
 
 
-def _figures(arguments: argparse.Namespace, job: str, part: int, deadline: float, folder: Path) -> Figures:
+def _cpu_s() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def _runner(job: str, folder: Path) -> Runner:
     kind, _, name = job.partition(": ")
-    if time.monotonic() > deadline:
-        return Figures()
-    share = {"parser": arguments.inputs, "kills": -(-arguments.kills // len(kills.KINDS))}.get(
-        kind, arguments.recipes
-    )
-    count = share // arguments.processes + (part < share % arguments.processes)
-    seed = arguments.seed * arguments.processes + part
     if kind == "kills":
-        place = folder / re.sub(r"\W", "_", name)
-        return kills.kills(name, count, place, seed=seed, deadline=deadline)
+        return kills.Killing(name, folder / re.sub(r"\W", "_", name)).runs
     most_s = float(fuzz.MOST_SECONDS)
     if kind == "parser":
         trial = fuzz.of_target(name)
     else:
         most_s *= 6  # a first step
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-            trial = recipes.trial(folder / "cache")
-    left_s = deadline - time.monotonic()
-    return fuzz.trials(trial, seed * 1_000_000, count, deadline_s=left_s, most_s=most_s)
+        trial = recipes.trial(folder / "recipes")
+    return lambda first, count, left_s: fuzz.trials(trial, first, count, deadline_s=left_s, most_s=most_s)
 
 
 def _arguments() -> argparse.Namespace:
@@ -111,35 +146,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=500, help="runs that are killed [500]")
     parser.add_argument("--minutes", type=float, default=120, help="end after this time [120]")
     parser.add_argument("--processes", type=int, default=2, help="that share the work [2]")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other inputs [0]")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="jobs with a name like this")
+    parser.add_argument(
+        "--record", type=Path, default=ROOT / "output" / "soak.json", help="where figures are kept, to go on"
+    )
     parser.add_argument("--write", action="store_true", help=f"write the figures into docs/{PAGE.name}")
     return parser.parse_args()
-
-
-def _say(job: str, part: int, figures: Figures) -> None:
-    said = f"{figures.inputs:,} trials, {len(figures.faults)} faults"
-    print(f"{job}, process {part}: {said}", flush=True)
-    for number, fault in figures.faults[:_SHOWN_FAULTS]:
-        print(f"  number {number}: {fault.strip()[-1500:]}", flush=True)
-
-
-def table(found: dict[str, Figures], minutes: float, arguments: list[str]) -> str:
-    """The figures, with the date, the command and the host's cores."""
-    command = shlex.join(["./dev", "soak", *arguments])
-    rows = [figures.row(job) for job, figures in found.items()]
-    today = datetime.datetime.now(datetime.timezone.utc).date()
-    return (
-        f"`{command}` on {today}: {minutes:.0f} minutes, {os.cpu_count()} cores.\n\n"
-        "| what | trials | refused by name, or killed | faults |\n|---|---|---|---|\n" + "\n".join(rows)
-    )
-
-
-def written(page: str, figures: str) -> str:
-    """The page with other figures between its two marks."""
-    assert BEGIN in page and END in page, "the page has lost the marks of the figures"
-    parts = re.split(f"{re.escape(BEGIN)}.*{re.escape(END)}", page, flags=re.DOTALL)
-    return f"{BEGIN}\n{figures}\n{END}".join(parts)
 
 
 if __name__ == "__main__":

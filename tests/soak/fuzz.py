@@ -29,9 +29,8 @@ class Figures:
     inputs: int = 0
     refused: int = 0
     faults: list[tuple[int, str]] = field(default_factory=list)
-
-    def row(self, name: str) -> str:
-        return f"| {name} | {self.inputs:,} | {self.refused:,} | {len(self.faults)} |"
+    cpu_s: float = 0.0
+    is_whole: bool = True  # the time didn't end them
 
 
 Trial = Callable[[int, Path], bool]  # the number of an input and a folder; whether the input was refused

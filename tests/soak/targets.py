@@ -150,7 +150,7 @@ _SCALARS = (
 )
 
 
-def _change_recipes(rng: random.Random, files: Files) -> None:
+def change_recipes(rng: random.Random, files: Files) -> None:
     files.pop("configs.yml" if rng.random() < 0.8 else "resolved.yml", None)
     name = next(iter(files))
     lines = files[name].split(b"\n")
@@ -391,7 +391,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 _MODELS = (models.ConversionError, models.ModelConfigError)
 TARGETS = {
     "TFRecord": Target(_make_tfrecords, _change_tfrecords, _read_tfrecords, (DataError,)),
-    "YAML": Target(_make_recipes, _change_recipes, _read_recipes, (ConfigError,)),
+    "YAML": Target(_make_recipes, change_recipes, _read_recipes, (ConfigError,)),
     "SQuAD": Target(_make_questions, change_one, _read_questions, (DataError,)),
     "checkpoint": Target(_make_checkpoint, _change_checkpoint, _read_checkpoint, (TrainingError,)),
     "model": Target(_make_model, change_one, _read_model, _MODELS),

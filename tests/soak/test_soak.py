@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak import __main__ as soak
 from tests.soak import fuzz
+from tests.soak.figures import BEGIN, END, Record, written
+from tests.soak.fuzz import Figures
 from tests.soak.targets import TARGETS
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*")]
@@ -46,8 +47,32 @@ def test_faults_are_noticed() -> None:
     assert all(word in text for word, (_, text) in zip(words, figures.faults, strict=True))
 
 
-def test_the_figures_replace_those_before() -> None:
-    page = f"before\n{soak.BEGIN}\nold\n{soak.END}\nafter\n"
-    new = soak.written(page, "new")
-    assert new == f"before\n{soak.BEGIN}\nnew\n{soak.END}\nafter\n"
-    assert soak.written(new, "new") == new
+def test_the_figures_of_a_job_replace_those_before_and_others_stay(tmp_path: Path) -> None:
+    page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    counts = {"parser: a": 1000, "kills: b": 8}
+    record = Record(tmp_path / "soak.json", counts, "abc")
+    record.entries["parser: a"].add(0, Figures(500, 20, cpu_s=3.0))
+    record.entries["kills: b"].add(1, Figures(4, 5, [(6, "lost")], cpu_s=9.4))
+    record.save()
+    page = written(page, "first", record.entries)
+    assert page.startswith("before\n") and page.endswith("\nafter\n") and "old" not in page
+    date = record.entries["kills: b"].date
+    assert f"| parser: a | 500 of 1,000 | 20 | 0 | 3 s | {date} | abc |" in page
+    assert f"| kills: b | 4 of 8 | 5 | 1 | 9 s | {date} | abc |" in page
+
+    again = Record(tmp_path / "soak.json", {"parser: a": 1000}, "abc")  # goes on
+    assert again.entries["parser: a"].parts == [0]
+    again.entries["parser: a"].add(1, Figures(500, 10, cpu_s=2.0))
+    again.save()
+    page = written(page, "second", again.entries)
+    assert f"| parser: a | 1,000 | 30 | 0 | 5 s | {date} | abc |" in page and "| kills: b | 4 of 8 |" in page
+    assert "first" not in page and "second" in page and page.count("| parser: a |") == 1
+    other = Record(tmp_path / "soak.json", counts, "other commit")
+    assert other.entries["parser: a"].parts == [] and other.entries["parser: a"].inputs == 0
+
+
+def test_a_part_that_the_time_ended_is_done_again(tmp_path: Path) -> None:
+    record = Record(tmp_path / "soak.json", {"parser: a": 1000}, "abc")
+    entry = record.entries["parser: a"]
+    entry.add(0, Figures(200, 20, [(7, "a fault")], is_whole=False))
+    assert entry.parts == [] and entry.inputs == 0 and entry.faults == [(7, "a fault")]
