@@ -187,8 +187,11 @@ def _with_sizes_of_checkpoint(
     if folder is None:
         return config
     import model as models
+    from training.checkpoints import newest_checkpoint
 
-    folder = models.model_folder(folder)
+    if not (folder / "config.json").is_file():  # an output folder
+        newest, _ = newest_checkpoint(folder, files=("config.json",))
+        folder = folder if newest is None else newest.folder
     try:
         theirs = models.read_model_config(folder)
     except models.ConversionError:

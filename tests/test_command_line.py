@@ -13,7 +13,9 @@ import pytest
 
 import command_line
 import config as configuration
+import model as models
 from tests.old_hosts import needs_verdict
+from training.checkpoints import save_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -175,3 +177,36 @@ print(instances.launcher)
         timeout=100,
     )
     assert done.stdout.splitlines()[-1:] == ["torchrun --nproc_per_node 1"], done.stderr
+
+
+@pytest.mark.parametrize("damage", ["cut", "other size", "gone", "a folder"])
+@pytest.mark.parametrize("flag", ["--resume", "--checkpoint"])
+def test_sizes_come_from_the_newest_checkpoint_that_is_good(tmp_path: Path, flag: str, damage: str) -> None:
+    for step in (2, 4):
+        save_checkpoint(
+            tmp_path,
+            step,
+            save_model=lambda folder: models.save_pretrained(
+                models.PretrainingModel(
+                    models.ModelConfig(vocab_size=77, hidden_size=32, num_layers=2, num_heads=2), seed=1
+                ),
+                folder,
+            ),
+            optimizer_state={},
+            state={"config": {}, "rng_state": [], "progress": {"record": {}, "evaluation_due": False}},
+        )
+    file = tmp_path / "checkpoints" / "step_00000004" / "config.json"
+    text = file.read_text()
+    file.unlink()
+    if damage == "a folder":
+        file.mkdir()
+    elif damage != "gone":
+        file.write_text(text[:50] if damage == "cut" else text.replace("77", "78"))
+    parser = command_line.parser("", required=True)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--checkpoint", type=Path)
+    configuration.add_flags(parser, "pretraining")
+    start = [flag] if flag == "--resume" else [flag, str(tmp_path)]
+    flags = parser.parse_args(["--config", "test_bert", "--output", str(tmp_path), *start])
+    assert command_line.load_config(flags, "pretraining").vocab_size == 77
+    assert flags.found[0] == "vocab_size 77, the checkpoint's (recipe: 1000)"

@@ -20,7 +20,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from safetensors import SafetensorError
@@ -152,8 +152,11 @@ def _checksum(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode("utf-8")).hexdigest()
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """Reads and verifies one checkpoint folder. Raises CheckpointError that names the bad file."""
+def read_checkpoint(folder: Path, files: Optional[Sequence[str]] = None) -> Checkpoint:
+    """Reads and verifies one checkpoint folder. Raises CheckpointError that names the bad file.
+
+    `files`: the files to verify, beside state.json (None: all).
+    """
     path = folder / "state.json"
     state = _read_state(folder, path)
     damage = _damage(state)
@@ -163,6 +166,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is the state of step {state['step']}, not of its folder's step")
     for name, expected in state["sha256"].items():
         file = folder / name
+        if files is not None and name not in files:
+            continue
         try:
             found = sha256(file)
         except FileNotFoundError:
@@ -245,12 +250,17 @@ def require_keys(folder: Path, state: Mapping[str, Any], keys: Iterable[str]) ->
         raise CheckpointError(f"{folder / 'state.json'} lacks {', '.join(missing)}")
 
 
-def newest_checkpoint(output: Path) -> Tuple[Optional[Checkpoint], List[str]]:
-    """The newest valid checkpoint of an output folder, and the problem with each newer one."""
+def newest_checkpoint(
+    output: Path, files: Optional[Sequence[str]] = None
+) -> Tuple[Optional[Checkpoint], List[str]]:
+    """The newest valid checkpoint of an output folder, and the problem with each newer one.
+
+    `files`: see `read_checkpoint`.
+    """
     problems: List[str] = []
     for folder in reversed(step_folders(output)):
         try:
-            return read_checkpoint(folder), problems
+            return read_checkpoint(folder, files), problems
         except CheckpointError as error:
             problems.append(str(error))
     return None, problems
