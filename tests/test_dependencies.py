@@ -22,9 +22,12 @@ def pins(text: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("requirements", dependencies.LOCKS)
+LOCKS = {**dependencies.LOCKS, dependencies.IPU_REQUIREMENTS: dependencies.IPU_LOCK}
+
+
+@pytest.mark.parametrize("requirements", LOCKS)
 def test_a_lock_file_pins_and_hashes_what_its_requirements_bring(requirements: str) -> None:
-    text = (ROOT / dependencies.LOCKS[requirements]).read_text()
+    text = (ROOT / LOCKS[requirements]).read_text()
     locked = pins(text)
     for name, version in pins((ROOT / requirements).read_text()).items():
         if name == "torch":

@@ -1,8 +1,9 @@
 """The lock files, the list of licences, and the audit, for `./dev`. Needs Python 3.11 and pip alone.
 
 A lock file pins every package that a requirements file brings, with the hashes of all its files, for every
-Python from 3.11 on and every platform. It names no index: pip's configuration does. PyTorch, and what only
-its builds for GPUs need, is installed by version alone, since each of its indices has other files.
+Python from 3.11 on (an IPU host's: from 3.8 on) and every platform. It names no index: pip's configuration
+does. PyTorch, and what only its builds for GPUs need, is installed by version alone, since each of its
+indices has other files.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LICENCES = ROOT / "docs" / "licences.md"
 LOCKS = {"requirements.txt": "requirements.lock", "requirements-dev.txt": "requirements-dev.lock"}
+# An IPU host installs it beside PopTorch, without ./dev.
+IPU_REQUIREMENTS, IPU_LOCK = "requirements-ipu.txt", "requirements-ipu.lock"
 _BY_VERSION = re.compile(r"torch|triton|(nvidia|cuda)-.*")
 _MISSING = re.compile(r"No matching distribution found for (\S+)")
 _UV, _PIP_AUDIT = "uv==0.13.9", "pip-audit==2.10.1"
@@ -55,10 +58,11 @@ def install(python: Path, requirements: str, *, locked: bool = True) -> str | No
 def write_locks() -> None:
     """Resolves the requirements files anew and writes the lock files. Needs an index with all files."""
     with _tool(_UV) as python:
-        for requirements, lock in LOCKS.items():
-            words = ["--universal", "--python-version", "3.11", "--generate-hashes", "--no-header"]
+        for requirements, lock in {**LOCKS, IPU_REQUIREMENTS: IPU_LOCK}.items():
+            oldest = "3.8" if lock == IPU_LOCK else "3.11"
+            words = ["--universal", "--python-version", oldest, "--generate-hashes", "--no-header"]
             words += ["--no-annotate", "--no-emit-index-url", "--no-emit-find-links", "--quiet"]
-            if lock != LOCKS["requirements.txt"]:
+            if requirements == "requirements-dev.txt":
                 words += ["--constraint", LOCKS["requirements.txt"]]
             command = [str(python), "-m", "uv", "pip", "compile", requirements, *words]
             done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
@@ -103,7 +107,7 @@ def normalised(name: str) -> str:
 def locked_packages() -> dict[str, str]:
     """Each package of the lock files, with the requirements file that needs it."""
     found: dict[str, str] = {}
-    for requirements, lock in LOCKS.items():
+    for requirements, lock in {**LOCKS, IPU_REQUIREMENTS: IPU_LOCK}.items():
         for line in (ROOT / lock).read_text().splitlines():
             name = package(line)
             if name is not None:
