@@ -1,5 +1,6 @@
 """Several instances: torchrun's processes train as replicas of one process do, and only the first writes."""
 
+import json
 import os
 import shlex
 import shutil
@@ -27,13 +28,19 @@ STEPS = (
 )
 
 
-def torchrun(arguments, processes=2):
-    """The finished process; its two instances print to its stdout."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+# Runs, one after another in one process, which imports everything once.
+RUNS = "import json, sys, run_pretraining\nfor run in json.loads(sys.argv[1]): run_pretraining.main(run)\n"
+
+
+def torchrun(*runs, folder):
+    """The finished process; its two instances, which print to its stdout, make the runs."""
+    script = folder / "runs.py"
+    script.write_text(RUNS, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     return subprocess.run(
-        [str(word) for word in (*command, ROOT / "run_pretraining.py", *arguments)],
+        [*command, str(script), json.dumps(runs)],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=120,
@@ -50,14 +57,14 @@ def assert_close(one, other, step):
             torch.testing.assert_close(left[key], right[key], rtol=0, atol=1e-6, msg=key)
     for left, right in zip(*(read_metrics(run / "metrics.jsonl") for run in (one, other)), strict=True):
         assert left.keys() == right.keys()
-        for key in set(left) - {"samples_per_s"}:
+        for key in set(left) - {"samples_per_s", "packs_per_s"}:
             assert left[key] == pytest.approx(right[key], abs=1e-6), key
 
 
 def test_two_instances_train_as_two_replicas_and_resume(tmp_path, flags):
     run_pretraining.main(flags(tmp_path / "one", *STEPS))
     arguments = flags(tmp_path / "two", *STEPS)
-    result = torchrun(arguments)
+    result = torchrun(arguments, folder=tmp_path)
     assert result.returncode == 0, result.stderr
     said = result.stdout.splitlines()
     assert said[0].startswith("device: simulator") and "instances: 2, sharing 2 replicas" in said
@@ -65,12 +72,18 @@ def test_two_instances_train_as_two_replicas_and_resume(tmp_path, flags):
     assert sum(line.startswith("done:") for line in said) == 1
     assert_close(tmp_path / "one", tmp_path / "two", 4)
 
-    # Both go on from the first's checkpoint, also in another number of instances.
-    for name, run in (("two", torchrun), ("one", run_pretraining.main)):
-        shutil.rmtree(tmp_path / "two" / "checkpoints" / "step_00000004")
-        resumed = run([*arguments, "--resume"])
-        assert name == "one" or resumed.returncode == 0, resumed.stderr
-        assert_close(tmp_path / "one", tmp_path / "two", 4)
+    # Both go on from the checkpoint, also in another number of instances; packed data are shared alike.
+    packed = ("--training-steps", 2, "--eval-steps", 2, *STEPS[2:4], *STEPS[6:])
+    run_pretraining.main(flags(tmp_path / "packed", *packed, config="test_packed"))
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "step_00000004")
+    in_two = flags(tmp_path / "packed in two", *packed, config="test_packed")
+    resumed = torchrun([*arguments, "--resume"], in_two, folder=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_close(tmp_path / "one", tmp_path / "two", 4)
+    assert_close(tmp_path / "packed", tmp_path / "packed in two", 2)
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "step_00000004")
+    run_pretraining.main([*arguments, "--resume"])
+    assert_close(tmp_path / "one", tmp_path / "two", 4)
 
 
 @pytest.mark.parametrize(
