@@ -84,8 +84,8 @@ def test_float16_accumulators_of_replicas(reduction: Reduction, replicas: int, a
 
 @pytest.mark.parametrize("reduction", list(Reduction))
 def test_replicas_that_share_a_value_sum_their_own_gradients(reduction: Reduction) -> None:
-    """Four replicas in two groups: each has the sum of its replicas' gradients. A running mean is over the group's, a
-    division afterwards over all replicas.
+    """Four replicas in two groups: each has the sum of its replicas' gradients. A running mean is over the
+    group's, a division afterwards over all replicas.
     """
     plan = numerics.StepPlan(gradient_accumulation=2, replicas=4)
     settings = numerics.AccumulatorSettings(torch.float16, reduction, lambda: 1.0)
