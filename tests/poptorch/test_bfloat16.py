@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ipu_simulator import environment, host
+from ipu_simulator.numerics import bfloat16 as numerics_bfloat16
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -215,6 +216,50 @@ def test_a_weight_is_rounded_once_an_update(is_replayed, bfloat16):
     with Products() as products:
         executor(x)
     assert products.casts.count((64, 16)) == products.casts.count((16, 64)) == 2
+
+
+@pytest.mark.parametrize(
+    "channels, kernel, more",
+    [
+        (16, 7, {"padding": 3, "groups": 4}),
+        (16, 3, {"padding": "same", "dilation": 2}),
+        (32, 1, {"groups": 8, "bias": False}),
+        (16, 5, {"padding": (2,), "stride": (2,), "groups": 16}),
+        (8, 3, {"padding": "valid", "stride": 3}),
+    ],
+)
+def test_a_convolution_of_tokens_needs_no_transposition(channels, kernel, more, bfloat16):
+    """Of [B, S, C] transposed to [B, C, S], as programs call nn.Conv1d; PyTorch's own would copy it."""
+    bfloat16()
+    torch.manual_seed(0)
+    model = Model(
+        lambda m, x: m["conv"](x.transpose(1, 2)).transpose(1, 2),
+        conv=nn.Conv1d(16, channels, kernel, **more),
+    )
+    x, layouts = torch.randn(4, 8, 16), []
+    executor = poptorch.inferenceModel(model)
+    out = executor(x)[0]
+
+    class Layouts(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket.__name__ == "convolution":
+                image = args[0]
+                layouts.append(image.dim() == 4 and image.is_contiguous(memory_format=torch.channels_last))
+            return func(*args, **(kwargs or {}))
+
+    with Layouts(), torch.no_grad():
+        executor(x)
+        expected = model.layers["conv"](x.transpose(1, 2)).transpose(1, 2)
+    assert layouts == [True, False]
+    assert out.shape == expected.shape and distance(out, expected) < TOLERANCE
+
+
+def test_convolutions_in_bfloat16_take_pytorchs_other_shapes():
+    for shape in ((16, 8), (2, 16, 8)):
+        x, weight = torch.randn(shape).bfloat16(), torch.randn(4, 8, 3).bfloat16()
+        assert torch.equal(
+            numerics_bfloat16.conv1d(x, weight, None, 2, 1, 1, 2), F.conv1d(x, weight, None, 2, 1, 1, 2)
+        )
 
 
 def test_each_update_multiplies_by_the_weights_of_the_one_before(bfloat16):

@@ -7,9 +7,10 @@ Weights, gradients of weights, moments and losses stay float32. A product's oper
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple, Union
 
 import torch
+import torch.nn.functional as F
 
 _LARGEST = torch.finfo(torch.bfloat16).max
 
@@ -104,3 +105,29 @@ def attention(
     if dropout_p:
         probabilities = torch.dropout(probabilities, dropout_p, True)
     return probabilities @ value
+
+
+def conv1d(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: Optional[torch.Tensor] = None,
+    stride: Union[int, Tuple[int, ...]] = 1,
+    padding: Union[str, int, Tuple[int, ...]] = 0,
+    dilation: Union[int, Tuple[int, ...]] = 1,
+    groups: int = 1,
+) -> torch.Tensor:
+    """torch.nn.functional.conv1d; one of [B, C, S] that is a transposed [B, S, C] stays in that layout.
+
+    As a convolution of images of height 1, with channels last: PyTorch's own conv1d transposes its operand.
+    The result is transposed too.
+    """
+    if input.dim() != 3 or not input.transpose(1, 2).is_contiguous():
+        return F.conv1d(input, weight, bias, stride, padding, dilation, groups)
+    image, kernel = input.unsqueeze(2), weight.unsqueeze(2)
+    padded = padding if isinstance(padding, str) else (0, _one(padding))
+    convolved = F.conv2d(image, kernel, bias, (1, _one(stride)), padded, (1, _one(dilation)), groups)
+    return convolved.squeeze(2)
+
+
+def _one(size: Union[int, Tuple[int, ...]]) -> int:
+    return size if isinstance(size, int) else size[0]

@@ -328,7 +328,8 @@ class Executable:
                 self._loss = find_loss(losses.found, trace.identity_losses, tensors(output), checks.sources)
             if not trace.runs_python:
                 loss = self._final_loss(tensors(output), trace.identity_losses, losses.found)
-                self._calls = tape.finish(loss, tensors(output), self._copies)
+                fuses = isinstance(self._arithmetic, numerics.Float16InFloat32) and self._exceptions is None
+                self._calls = tape.finish(loss, tensors(output), self._copies, fuses)
                 self._paths = arguments.paths
         self._output = map_leaves(output, _placeholder)
 

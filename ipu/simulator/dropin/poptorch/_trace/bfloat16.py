@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any, Callable, NamedTuple, Sequence
 
 import torch
-from ipu_simulator.numerics import bfloat16
+from ipu_simulator.numerics import bfloat16, fused
 
 from .._run.structure import map_leaves
 from . import Call
@@ -100,8 +100,11 @@ _ARITHMETIC = frozenset(
 _NORMS = frozenset({"layer_norm"})
 # These change tensors that only they use.
 _WRITE_STATISTICS = frozenset({"batch_norm", "instance_norm"})
+# Losses that take bfloat16 logits, and compute in float32.
+_LOSSES = (fused.cross_entropy, fused.nll_loss_of_log_softmax)
 # Calls with a bfloat16 variant that differs from PyTorch's.
 _INSTEAD: dict[str, Callable[..., Any]] = {
+    "conv1d": bfloat16.conv1d,
     "scaled_dot_product_attention": bfloat16.attention,
     # Results of products may have other strides than in float32.
     "view": torch.Tensor.reshape,
@@ -268,6 +271,9 @@ class Rewriting:
             self._narrow[place] = narrow
 
     def _in_float32(self, step: TapedCall) -> None:
+        if step.func in _LOSSES and step.args[0].index in self._narrow:
+            logits = Slot(self._narrow[step.args[0].index])
+            step = step.with_call(step.func, (logits, *step.args[1:]), step.kwargs)
         for leaf in _leaves(step):
             if isinstance(leaf, Slot):
                 self._widen(leaf, step)

@@ -10,7 +10,7 @@ to the device are constants, with the values that they had then.
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import torch
 from ipu_simulator.numerics.bfloat16 import WeightCopies
@@ -25,6 +25,7 @@ from .bfloat16 import Rewriting, Value
 from .casts import version_of
 from .constants import MOVES, copy_of
 from .errors import Origin, operation_name
+from .fusing import fusing
 from .replay import Autocast, Replay, Slot, TapedCall, mapped
 
 _KNOWN_NAMESPACES = frozenset({"aten", "prims"})
@@ -219,17 +220,23 @@ class Tape:
         loss: torch.Tensor | None,
         outputs: list[torch.Tensor],
         copies: WeightCopies | None = None,
+        fuses: bool = False,
     ) -> Replay | None:
         """The recorded calls as a program; None if the tape was abandoned.
 
         :param copies: of the weights in bfloat16, for a program that multiplies in bfloat16.
+        :param fuses: whether calls may be replaced by others with the same float32 results.
         """
         results = [self._encoded(tensor) for tensor in ([] if loss is None else [loss]) + outputs]
         if not self._is_whole:
             return None
         values = [Value(tensor.dtype, tensor.numel()) for tensor in self._alive]
-        rewrite = None if copies is None else Rewriting(values, copies).rewritten
-        return Replay(self._steps, self._num_inputs, loss is not None, results, rewrite)
+
+        def rewritten(steps: Sequence[TapedCall], results: Sequence[Any]) -> list[TapedCall]:
+            steps = fusing(steps, results, [value.dtype for value in values]) if fuses else list(steps)
+            return steps if copies is None else Rewriting(values, copies).rewritten(steps, results)
+
+        return Replay(self._steps, self._num_inputs, loss is not None, results, rewritten)
 
 
 def _has_written(taken: list[torch.Tensor], versions: list[int]) -> bool:
