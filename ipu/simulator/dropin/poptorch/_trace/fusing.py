@@ -26,7 +26,7 @@ def fusing(
     """
     uses = Counter(place for step in steps for place in step.taken)
     uses.update(result.index for result in results if isinstance(result, Slot))
-    made_by = {place: step for step in steps for place in step.made}
+    made_at = {place: index for index, step in enumerate(steps) for place in step.made}
     multiplied = {
         id(leaf)
         for step in steps
@@ -36,25 +36,25 @@ def fusing(
     }
     fused_steps: list[TapedCall] = []
     dropped: set[int] = set()
-    for step in steps:
+    for index, step in enumerate(steps):
         if step.func in (F.cross_entropy, F.nll_loss) and not step.args and "input" in step.kwargs:
             named = dict(step.kwargs)
             step = step.with_call(step.func, (named.pop("input"),), named)
         first = step.args[0] if step.args else None
-        is_float32 = isinstance(first, Slot) and dtypes[first.index] is torch.float32
+        wide = first.index if isinstance(first, Slot) and dtypes[first.index] is torch.float32 else None
         if step.autocast is None and step.func is F.embedding and len(step.args) > 1:
             if id(step.args[1]) in multiplied:
                 step = step.with_call(fused.tied_embedding, step.args, step.kwargs)
-        elif step.autocast is None and step.func is F.cross_entropy and is_float32:
+        elif step.autocast is None and step.func is F.cross_entropy and wide is not None:
             step = step.with_call(fused.cross_entropy, step.args, step.kwargs)
-        elif step.autocast is None and step.func is F.nll_loss and is_float32 and uses[first.index] == 1:
-            before = made_by.get(first.index)
-            taken = None if before is None else _taken_by_log_softmax(before, step, dtypes)
-            if before is not None and taken is not None:
-                dropped.add(id(before))
+        elif step.autocast is None and step.func is F.nll_loss and wide is not None and uses[wide] == 1:
+            before = made_at.get(wide, index)
+            taken = _taken_by_log_softmax(steps[before], step, dtypes)
+            if taken is not None and not any(between.writes for between in steps[before:index]):
+                dropped.add(before)
                 step = step.with_call(fused.nll_loss_of_log_softmax, (*taken, *step.args[1:]), step.kwargs)
         fused_steps.append(step)
-    return [step for step in fused_steps if id(step) not in dropped]
+    return [step for index, step in enumerate(fused_steps) if index not in dropped]
 
 
 def _taken_by_log_softmax(
