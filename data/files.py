@@ -47,6 +47,8 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 
 def _new_temporary(path: Path) -> Tuple[Path, BinaryIO]:
     """A new file beside `path`, locked while its writer lives, so that remove_leftovers keeps it."""
+    if not path.name:  # of . and /
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     while True:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         stream = temporary.open("xb")

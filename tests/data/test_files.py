@@ -1,6 +1,7 @@
 """Files are replaced atomically: leftovers of killed writers are removed, links aren't followed."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -80,3 +81,12 @@ def test_only_regular_files_are_read(tmp_path, make):
     make(tmp_path / "path")
     with pytest.raises(OSError, match="not a regular file"):
         open_plain(tmp_path / "path")
+
+
+@pytest.mark.parametrize("path", [".", "/", "..", "folder"])
+def test_a_folder_is_not_written_over(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match=re.escape(path)):
+        write_atomically(Path(path), b"content")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "folder"]
