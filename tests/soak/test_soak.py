@@ -12,13 +12,14 @@ from tests.soak.figures import BEGIN, END, Record, written
 from tests.soak.fuzz import Figures
 from tests.soak.targets import TARGETS
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*")]
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*")
 
 # Inputs that once ended in something else than an error of ours.
 REGRESSIONS = {"model": (321, 365), "shards": (87,)}
 
 
 @pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.slow
 def test_only_our_errors_come_out(name: str) -> None:
     trial = fuzz.of_target(name)
     figures = fuzz.trials(trial, 0, 40, deadline_s=300)
@@ -28,6 +29,7 @@ def test_only_our_errors_come_out(name: str) -> None:
     assert figures.refused > 5
 
 
+@pytest.mark.slow
 def test_faults_are_noticed() -> None:
     def trial(number: int, _folder: Path) -> bool:
         if number == 1:
@@ -71,6 +73,7 @@ def test_the_figures_of_a_job_replace_those_before_and_others_stay(tmp_path: Pat
     assert other.entries["parser: a"].parts == [] and other.entries["parser: a"].inputs == 0
 
 
+@pytest.mark.slow
 def test_a_part_that_the_time_ended_is_done_again(tmp_path: Path) -> None:
     record = Record(tmp_path / "soak.json", {"parser: a": 1000}, "abc")
     entry = record.entries["parser: a"]
