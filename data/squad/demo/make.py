@@ -23,40 +23,10 @@ NOUNS = "lines words table record image index header buffer folder stream token 
 MODULES = "textkit numbox pathway logline netcore datebook filebox audiolab maptools webgate".split()
 RESULTS = "a list of strings;an integer;a dictionary;a tuple of two numbers;a new object;a generator;None"
 ERRORS = "ValueError TypeError KeyError IndexError OSError RuntimeError".split()
-CAUSES = "the file is missing;the list is empty;the name is unknown;the number is negative".split(";")
 SYSTEMS = "Linux Windows macOS FreeBSD".split()
 
-# A fact: sentences that state it, questions that ask for it; {f} is the function, {x} the answer.
-FACTS: Dict[str, Tuple[List[str], List[str]]] = {
-    "module": (
-        ["The function {f} is part of the module {x}.", "The module {x} contains the function {f}."],
-        ["Which module contains {f}?", "What module is {f} part of?"],
-    ),
-    "version": (
-        ["{f} was added in version {x}.", "Since version {x} there is the function {f}."],
-        ["In which version was {f} added?", "Since which version is there {f}?"],
-    ),
-    "result": (
-        ["A call of {f} returns {x}.", "{f} returns {x} when it is called."],
-        ["What does {f} return?", "What is returned by {f}?"],
-    ),
-    "error": (
-        ["{f} raises {x} if {c}.", "If {c}, {f} raises {x}."],
-        ["Which exception does {f} raise?", "What is raised by {f}?"],
-    ),
-    "system": (
-        ["{f} is available on {x} only.", "Only on {x} the function {f} is available."],
-        ["On which system is {f} available?", "Where is {f} available?"],
-    ),
-    "default": (
-        ["The default timeout of {f} is {x} seconds.", "{f} waits {x} seconds by default."],
-        ["How many seconds does {f} wait by default?", "What is the default timeout of {f}?"],
-    ),
-}
-
-
-# The form of a fact in the questions' texts, and its question. Both have one form only and words in common:
-# so a small model learns within minutes which sentence a question is about.
+# The form of a fact, with the function {f} and the answer {x}, and its question. Both have one form only, and
+# words in common: so a small model learns within minutes which sentence a question is about.
 ASKED: Dict[str, Tuple[str, str]] = {
     "module": ("The module {x} contains {f}.", "Which module contains {f}?"),
     "version": ("The version {x} added {f}.", "Which version added {f}?"),
@@ -81,8 +51,7 @@ def _answer(kind: str, modules: List[str], rng: random.Random) -> str:
 
 def sentence_of(kind: str, function: str, rng: random.Random) -> str:
     """A sentence that states a fact of this kind."""
-    text = rng.choice(FACTS[kind][0])
-    return text.format(f=function, c=rng.choice(CAUSES), x=_answer(kind, MODULES, rng))
+    return ASKED[kind][0].format(f=function, x=_answer(kind, MODULES, rng))
 
 
 def _paragraph(name: str, function: str, modules: List[str], rng: random.Random) -> Dict[str, Any]:
