@@ -13,7 +13,7 @@ from ipu_simulator.cost.constants import memory_constants
 from ipu_simulator.cost.memory import memory_of, plans_of
 from ipu_simulator.cost.ops import OpCost
 from ipu_simulator.cost.settings import OptimizerSettings
-from ipu_simulator.cost.verdict import COMPONENTS, Buffer, IpuMemory
+from ipu_simulator.cost.verdict import COMPONENTS, Buffer, IpuMemory, Overflow, Pipeline
 from ipu_simulator.environment import target
 from ipu_simulator.graph.stages import stages_of
 
@@ -204,3 +204,31 @@ def test_a_verdict_is_near_the_edge_if_a_quarter_of_the_code_decides():
     assert filled(400, 700).filled_band == (pytest.approx(1.0), pytest.approx(1.2))
     assert filled(0, 990).filled_band == (0.99, 0.99)
     assert filled(0, 0).filled_band == (0.0, 0.0)
+
+
+def test_a_proof_has_no_buffer_whose_size_is_assumed() -> None:
+    certain, assumed = Buffer("w", "weights", "", 7), Buffer("x", "code", "", 5)
+    assert Overflow(2, "always", 1, (certain,)).is_proof
+    assert not Overflow(2, "always", 1, (certain, assumed)).is_proof
+    assert not Overflow(2, "always", 1, (Buffer("y", "matmul_working_set", "", 5),)).is_proof
+    assert Overflow(2, "always", 1, (certain,)).memory == "IPU 2"
+    assert Overflow(2, "always", 1, (certain,), m2000=0).memory == "the streaming memory of M2000 0"
+
+
+def test_the_band_is_of_the_assumed_code_alone() -> None:
+    """A quarter of 40 bytes of code is a tenth of 100."""
+    parts = {"weights": 60, "code": 30, "exchange_code": 10}
+    memory = IpuMemory(0, 1000, 0, 100, parts, {}, fullest_tile_bytes=80, tile_capacity_bytes=100)
+    assert memory.code_bytes == 40
+    assert memory.filled_band == pytest.approx((0.72, 0.88))
+    assert memory.usable_bytes == 125
+    without = IpuMemory(0, 1000, 0, 0, {}, {}, fullest_tile_bytes=0, tile_capacity_bytes=100)
+    assert (without.code_bytes, without.filled_band, without.usable_bytes) == (0, (0.0, 0.0), 1000)
+
+
+def test_a_program_of_as_many_cycles_as_micro_batches_is_no_pipeline() -> None:
+    assert not Pipeline(3, 8, 1e-3, 0.0, 8e-3).pipelined
+    assert (
+        Pipeline(3, 12, 1e-3, 1 / 3, 12e-3).pipelined
+        and Pipeline(3, 12, 1e-3, 1 / 3, 12e-3).micro_batches == 8
+    )

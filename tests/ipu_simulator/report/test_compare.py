@@ -76,9 +76,9 @@ def test_the_table_is_markdown_with_every_difference(
 def test_every_quantity_has_a_row_and_what_fits_now_is_better(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    after = _written(tmp_path / "b", replace(fitting(), time_to_train_s=math.inf))
-    after.write_text(after.read_text().replace("Infinity", "null"))  # as reports write it
-    assert _compare(_written(tmp_path / "a", overflowing()), after) == 0
+    path = _written(tmp_path / "b", replace(fitting(), time_to_train_s=math.inf))
+    path.write_text(path.read_text().replace("Infinity", "null"))  # as reports write it
+    assert _compare(_written(tmp_path / "a", overflowing()), path) == 0
     rows = dict(re.findall(r"^\| (.*?) +\| .* \| (\w*) +\|$", capsys.readouterr().out, re.MULTILINE))
     assert rows["fits"] == "better"
     assert list(rows)[2:13] == [
@@ -94,6 +94,11 @@ def test_every_quantity_has_a_row_and_what_fits_now_is_better(
         "time to train",
         "parameters",
     ]
+    for before, after in zip(overflowing().ipus, fitting().ipus):
+        differ = {name for name, size in before.components.items() if size != after.components[name]}
+        assert differ
+        for name in before.components:
+            assert (f"IPU {before.ipu} {name.replace('_', ' ')} at the peak" in rows) == (name in differ)
 
 
 def test_different_numbers_of_ipus_and_of_samples_are_said(
