@@ -9,10 +9,11 @@ import pytest
 from ipu_simulator.cost.constants import constants
 from ipu_simulator.cost.settings import OptimizerSettings, Settings
 from ipu_simulator.cost.time import program_of
-from ipu_simulator.cost.update import Held, Trained, update_with
+from ipu_simulator.cost.update import Held, Trained, trained_weights, update_with
 from ipu_simulator.environment import target
 from ipu_simulator.graph.stages import stages_of
 
+from tests.ipu_simulator.cost.graphs import chain
 from tests.ipu_simulator.cost.programs import program
 
 BOW = target("bow-pod16")
@@ -187,6 +188,13 @@ def test_an_update_names_the_numbers_that_it_rests_on(replicas, ipus_per_replica
     settings = settings_with(replicas=replicas, optimizer=adam)
     made = update_with(weights, (0, 1), ipus_per_replica, settings, BOW, constants())
     assert made.numbers(target("pod128")) == numbers
+
+
+def test_a_weight_of_the_least_size_is_sharded():
+    """Weights of 64 x 64 and 64 x 128 elements: PopART shards from 8,192 elements on."""
+    graph = chain((0,), [[64, 128]])
+    held = trained_weights(graph, stages_of(graph, settings_with()))
+    assert held == {0: Trained(sharded=Held(8192, 2 * 8192, 1), whole=Held(4096, 2 * 4096, 1))}
 
 
 def test_without_an_optimizer_nothing_is_updated():
