@@ -5,7 +5,14 @@ from __future__ import annotations
 import math
 
 import pytest
-from ipu_simulator.report.sums import human_bytes, human_count, human_rate, human_seconds, plain_number
+from ipu_simulator.report.sums import (
+    human_bytes,
+    human_count,
+    human_flop,
+    human_rate,
+    human_seconds,
+    plain_number,
+)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +53,7 @@ def test_seconds(seconds: float, expected: str) -> None:
 
 
 def test_counts_and_rates() -> None:
+    assert human_flop(256) == "256 FLOP" and human_flop(108.8e9) == "108.8 GFLOP"
     assert human_count(336_226_108) == "336.2 M"
     assert human_count(999_999) == "1.0 M"
     assert human_count(1_234) == "1.2 k"

@@ -446,6 +446,7 @@ def _environment() -> jinja2.Environment:
         bytes=units.human_bytes,
         seconds=units.human_seconds,
         count=units.human_count,
+        flop=units.human_flop,
         rate=units.human_rate,
         percent=units.percent,
         number=units.plain_number,

@@ -202,6 +202,12 @@ def human_count(value: float) -> str:
     return f"{value:.3g}"
 
 
+def human_flop(value: float) -> str:
+    """ "108.8 GFLOP", "256 FLOP"."""
+    count = human_count(value)
+    return f"{count}FLOP" if count[-1].isalpha() else f"{count} FLOP"
+
+
 def human_rate(value: float) -> str:
     """A rate per second: "5,179", "12.3", "0.84"."""
     return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:.3g}"

@@ -15,6 +15,7 @@ from .sums import (
     fullest,
     human_bytes,
     human_count,
+    human_flop,
     human_rate,
     human_seconds,
     near_edge,
@@ -203,7 +204,7 @@ def _time(verdict: Verdict) -> Iterator[str]:
     )
     yield (
         f"  utilisation       {percent(verdict.utilisation):>12}   of the float16 peak of all IPUs, for "
-        f"{human_count(verdict.flops_per_sample)}FLOP per sample"
+        f"{human_flop(verdict.flops_per_sample)} per sample"
     )
     if verdict.training_steps:
         yield f"  time to train     {human_seconds(verdict.time_to_train_s):>12}   {_steps(verdict)}"
