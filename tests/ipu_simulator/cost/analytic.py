@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ipu_simulator.cost.convolution import Convolution, plan_convolution
+from ipu_simulator.cost.convolution import Convolution, plan_convolution, plan_weights_gradient
 from ipu_simulator.cost.matmul import Product, plan
 
 
@@ -122,15 +122,8 @@ class Layer:
         self.forward.rearranged += moved
         self.forward.compute_sets += 4
         self.backward.matmul += plan_convolution(backward, self.target, self.proportion).cycles
-        if taps == 1:
-            self.backward.matmul += plan(
-                Product(groups, in_channels, self.t, out_channels, resident="neither"),
-                self.target,
-                self.proportion,
-            ).cycles
-        else:
-            self.backward.matmul += 3 * cycles
-        self.backward.rearranged += 2 * moved
+        self.backward.matmul += plan_weights_gradient(forward, self.target, self.proportion).cycles
+        self.backward.rearranged += 2 * moved + groups * in_channels * out_channels * taps
         self.backward.compute_sets += 8
         outputs = groups * out_channels
         self.vertex(self.forward, self.t * outputs, 0.75)

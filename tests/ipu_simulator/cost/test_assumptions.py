@@ -180,4 +180,4 @@ def test_a_verdict_says_how_many_there_are():
 def test_no_constant_of_another_framework_or_of_links_that_nothing_crosses():
     names = {assumption.name for assumption in verdict("groupbert").details.assumptions}
     assert not names & {"poptorch_factor", "tf1_factor", "link_efficiency", "collective_latency_s"}
-    assert "weight_gradient_factor" in names
+    assert "transform_cycles_per_byte" in names

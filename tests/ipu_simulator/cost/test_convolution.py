@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from ipu_simulator.cost.convolution import Convolution, plan_convolution
+from ipu_simulator.cost.convolution import (
+    Convolution,
+    gradient_of_input,
+    plan_convolution,
+    plan_weights_gradient,
+)
 from ipu_simulator.cost.matmul import plan
 from ipu_simulator.environment import target
 
@@ -22,14 +27,15 @@ def test_a_kernel_of_one_position_is_a_matmul():
 
 def test_groupberts_convolution_is_a_small_part_of_a_layer():
     cycles = plan_convolution(GROUPED, CHIP, 0.2).cycles
-    assert 3_000 < cycles < 4_700  # poplibs' formulas, worked by hand
+    # Worked by hand: 35 positions, 2 blocks of 8 outputs and 7 taps on a tile take 14 * 370 cycles; exchange.
+    assert 5_000 < cycles < 7_500
     feed_forward = plan(Convolution(8, 1, 768, 3072, (1, 128), (1, 1)).as_product, CHIP, 0.2).cycles
-    assert cycles < 0.1 * feed_forward
+    assert cycles < 0.15 * feed_forward
 
 
-@pytest.mark.parametrize("channels", [1, 2, 4, 8])
+@pytest.mark.parametrize("channels", [1, 2])
 def test_smaller_groups_waste_the_amp(channels):
-    """The time shrinks less than the work."""
+    """The time shrinks less than the work. Groups of 4 and 8 have the SLIC vertex."""
     small = replace(GROUPED, groups=768 // channels, in_channels=channels, out_channels=channels)
     share = small.flops / GROUPED.flops
     assert plan_convolution(small, CHIP, 0.2).cycles > share * plan_convolution(GROUPED, CHIP, 0.2).cycles
@@ -53,3 +59,21 @@ def test_more_taps_take_longer(taps):
     fewer = replace(GROUPED, kernel=(1, taps - 1))
     more = replace(GROUPED, kernel=(1, taps))
     assert plan_convolution(more, CHIP, 0.2).cycles > plan_convolution(fewer, CHIP, 0.2).cycles
+
+
+def test_the_gradient_of_weights_is_a_product_over_positions():
+    """Of one position of the kernel without copies; of more with a copy of the input for each."""
+    one = Convolution(20, 1, 64, 256, (56, 56), (1, 1))
+    product = replace(one.as_product, m=64, k=20 * 56 * 56, resident="neither")
+    assert plan_weights_gradient(one, CHIP, 0.15).cycles == plan(product, CHIP, 0.15).cycles
+    nine = replace(one, kernel=(3, 3))
+    of_nine = plan(replace(product, m=9 * 64), CHIP, 0.15).cycles
+    copied = 20 * 56 * 56 * 64 * 9 * 2 / CHIP.tiles_per_ipu
+    # 0.44 cycles a byte to copy, 1/4 to exchange.
+    assert plan_weights_gradient(nine, CHIP, 0.15).cycles == pytest.approx(of_nine + 587 + copied * 0.69)
+
+
+def test_strides_cost_a_gradient_of_the_input_no_more_than_the_forward_pass():
+    strided = Convolution(20, 1, 256, 512, (28, 28), (1, 1))
+    assert gradient_of_input(strided).flops == strided.flops
+    assert gradient_of_input(strided).in_channels == 512

@@ -86,9 +86,13 @@ def always_live(graph, program, ipu: int, constants=CONSTANTS) -> dict[str, int]
     found["code"] = round(constants.code_bytes_fixed)
     found["code"] += round(constants.code_bytes_per_distinct_operation * len(by_key))
     found["code"] += round(constants.code_bytes_per_call * len(calls))
-    doublings, shapes = math.log2(program.replicas), {weight.shape for weight in trained}
+    # Weights that are sharded have a collective each, the others one together.
+    sharding = program.shards > 1
+    alone = [w for w in trained if sharding and w.elements >= constants.sharding_threshold_elements]
+    collectives = len({w.shape for w in alone}) + (1 if len(alone) < len(trained) else 0)
+    doublings = math.log2(program.replicas)
     found["exchange_code"] = round(constants.exchange_code_bytes_per_compute_set * round(compute_sets))
-    found["exchange_code"] += round(constants.exchange_code_bytes_per_collective * doublings * len(shapes))
+    found["exchange_code"] += round(constants.exchange_code_bytes_per_collective * doublings * collectives)
     return found
 
 

@@ -9,6 +9,7 @@ PyTorch's graph has tensors that an IPU never stores as such:
   a tied weight is therefore never a tensor, and an embedding's rows are added directly to its accumulator
   (patterns TiedGatherAccumulate, SparseAccumulate). Of a serialised matmul, only one slice is live at a time.
 - Zeros that a gradient is written into: they share the gradient's memory.
+- In inference, what a convolution gives to a batch norm: the norm is folded into its weights and bias.
 """
 
 from __future__ import annotations
@@ -38,6 +39,19 @@ def is_view(op: Op, graph: Graph) -> bool:
     return None not in [graph.tensors[tensor_id].base for tensor_id in op.outputs]
 
 
+def folded_into(norm: Op, graph: Graph) -> Op | None:
+    """The convolution that a batch norm with fixed statistics is part of in inference, or None.
+
+    Nothing else may use the convolution's result.
+    """
+    if graph.training or row_of(norm.name).rule != "norm" or norm.attributes.get("training") is not False:
+        return None
+    source = norm.inputs[0]
+    producer = graph.producers.get(source)
+    alone = len(graph.consumers[source]) == 1 and source not in graph.outputs
+    return producer if alone and producer and row_of(producer.name).rule == "convolution" else None
+
+
 def materialised(graph: Graph) -> Materialised:
     """The memory of `graph`'s tensors on the device, by ids of the tensors that own their memory."""
     producer: dict[int, Op] = {}
@@ -57,6 +71,9 @@ def materialised(graph: Graph) -> Materialised:
             used_by = {consumer.name for consumer in consumers[op.outputs[0]]}
             if used_by == {row.fused_into}:
                 bytes_of[op.outputs[0]] = 0
+
+        if folded_into(op, graph):
+            bytes_of[graph.owner(op.inputs[0]).id] = 0
 
     forward = {
         graph.owner(tensor_id).id for op in graph.ops if op.phase == "forward" for tensor_id in op.inputs

@@ -9,7 +9,7 @@ channels occupies blocks of the AMP exclusively: 16 channels fill a block, fewer
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from .matrix_unit import (
     slic_cycles,
     unit_of,
 )
+from .vertices import operation_constants
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,50 @@ class ConvolutionPlan:
 @functools.cache
 def plan_convolution(convolution: Convolution, target: Target, proportion: float) -> ConvolutionPlan:
     """The plan of a forward pass, or of an input's gradient, which is a convolution too."""
-    product = plan(convolution.as_product, target, proportion)
-    expanded = ConvolutionPlan(product.cycles, product.temporary_bytes, product.numbers)
+    expanded = _expanded(convolution, convolution.as_product, target, proportion)
     if convolution.taps == 1:
         return expanded
     in_place = _in_place(convolution, target, proportion * target.bytes_per_tile)
     return min(expanded, in_place, key=lambda made: made.cycles)
+
+
+@functools.cache
+def plan_weights_gradient(convolution: Convolution, target: Target, proportion: float) -> ConvolutionPlan:
+    """The gradient of a convolution's weights, as a product over all output positions.
+
+    Its input channels are the positions, its rows the pairs of a channel and a position of the kernel.
+    """
+    product = convolution.as_product
+    gradient = replace(product, m=product.k, k=product.m, resident="neither")
+    return _expanded(convolution, gradient, target, proportion)
+
+
+def gradient_of_input(convolution: Convolution) -> Convolution:
+    """The convolution of an input's gradient, with inputs and outputs exchanged.
+
+    With strides it takes as many steps as the forward pass, not one for each position of the input: the
+    others meet zeros between the results' gradients, which poplibs skips.
+    """
+    return replace(
+        convolution, in_channels=convolution.out_channels, out_channels=convolution.in_channels
+    )
+
+
+def _expanded(
+    convolution: Convolution, product: Product, target: Target, proportion: float
+) -> ConvolutionPlan:
+    """A product, after a copy of the input for each position of the kernel (poplin/ConvPlan.cpp)."""
+    made = plan(product, target, proportion)
+    if convolution.taps == 1:
+        return ConvolutionPlan(made.cycles, made.temporary_bytes, made.numbers)
+    constants = operation_constants()
+    elements = convolution.batch * convolution.positions * convolution.groups
+    copied = elements * convolution.in_channels * convolution.taps * convolution.input_bytes
+    copies = constants.transform_cycles + copied / target.tiles_per_ipu * (
+        constants.transform_cycles_per_byte + 1 / target.exchange_bytes_per_cycle
+    )
+    numbers = made.numbers | {"transform_cycles", "transform_cycles_per_byte"}
+    return ConvolutionPlan(made.cycles + copies, made.temporary_bytes, numbers)
 
 
 def _in_place(convolution: Convolution, target: Target, bound: float) -> ConvolutionPlan:

@@ -80,6 +80,14 @@ class WeightMemory:
                     buffers.append(Buffer(name, "optimizer_state", "", self.state_bytes(tensor)))
         return [buffer for buffer in buffers if buffer.bytes]
 
+    def collectives(self, weights: Sequence[Tensor]) -> int:
+        """Distinct collectives of these weights' gradients: one for each shape of those that are sharded, and
+        one for all others, whose gradients are reduced together.
+        """
+        least = self.constants.sharding_threshold_elements
+        sharded = [weight for weight in weights if self.settings.shards > 1 and weight.elements >= least]
+        return len({weight.shape for weight in sharded}) + (len(sharded) < len(weights))
+
     def update(self, ipu: int, homes: Mapping[int, int]) -> Timeline:
         """The weight update of an IPU, one weight after another."""
         weights = [
@@ -143,12 +151,12 @@ def _compute_sets(cost: OpCost, constants: MemoryConstants) -> float:
 def code(
     graph: Graph,
     ops: Sequence[Op],
-    weights: Iterable[Tensor],
+    collectives: int,
     replicas: int,
     op_cost: Callable[[Op], OpCost],
     constants: MemoryConstants,
 ) -> list[Buffer]:
-    """Code and exchange code of an IPU that runs `ops`, recomputation included, and updates `weights`.
+    """Code and exchange code of an IPU that runs `ops`, recomputation included, and has `collectives`.
 
     An assumed model: there are no published figures. Operations of equal shapes share their code, as PopART
     outlines repeated layers; recomputation shares the code of the forward pass.
@@ -156,7 +164,6 @@ def code(
     calls = [op for op in ops if not is_view(op, graph)]
     distinct = {outline_key(op, graph): op for op in calls}
     compute_sets = round(sum(_compute_sets(op_cost(op), constants) for op in distinct.values()))
-    collectives = len({weight.shape for weight in weights}) * math.log2(replicas)
     sizes = {
         ("control program and runtime", "code"): constants.code_bytes_fixed,
         (f"vertices of {len(distinct)} distinct operations", "code"): (
@@ -167,7 +174,7 @@ def code(
             constants.exchange_code_bytes_per_compute_set * compute_sets
         ),
         ("exchanges of collectives", "exchange_code"): (
-            constants.exchange_code_bytes_per_collective * collectives
+            constants.exchange_code_bytes_per_collective * collectives * math.log2(replicas)
         ),
     }
     return [Buffer(name, part, "", round(size)) for (name, part), size in sizes.items() if round(size)]
@@ -398,7 +405,7 @@ def plans_of(
             *weights.kept(ipu, home),
             *(_stashes(graph, on_ipu, settings) if pipelined else ()),
             *streams.get(ipu, ()),
-            *code(graph, ops, updated, settings.replicas, op_cost, constants),
+            *code(graph, ops, weights.collectives(updated), settings.replicas, op_cost, constants),
         ]
         inputs = {tensor.id for tensor in graph.tensors if tensor.role == "input"}
         resident = frozenset(inputs | {tensor_id for tensor_id, place in home.items() if place == ipu})

@@ -1,10 +1,7 @@
 """The cost of each operation on its IPU, by the rule that its row of the table names (op_table.py).
 
 Matrix products and convolutions are planned, including the copies that rearrange operands into a plan's
-layout.
-
-Weights are stored in the layout of the forward pass. The backward pass needs the weights, and the activations
-for the weights' gradients, with inner and outer dimensions exchanged: these are rearranged.
+layout (layouts.py).
 """
 
 from __future__ import annotations
@@ -18,7 +15,9 @@ import numpy as np
 from ..environment import Target
 from ..graph.ir import BYTES_OF_DTYPE, Graph, Op, Tensor
 from ..op_table import row_of
-from .convolution import Convolution, ConvolutionPlan, plan_convolution
+from .aliases import folded_into
+from .convolution import Convolution, gradient_of_input, plan_convolution, plan_weights_gradient
+from .layouts import atoms, comes_in_channel_order, leaves_channel_order, rearranged, slow_elements
 from .matmul import MatmulPlan, Product, plan
 from .matrix_unit import unit_of
 from .serialization import sliced
@@ -84,7 +83,7 @@ def matmul_cost(op: Op, graph: Graph, target: Target, proportion: float, half_pa
         )
     product = replace(product, resident=_resident(op, graph))
     slices, product = sliced(op, graph, product)
-    moved = [_rearranged(op, number, graph) for number in operands]
+    moved = [rearranged(op, number, graph) for number in operands]
     made = plan(product, target, proportion)
     constants = operation_constants()
     biased = len(op.inputs) > 2
@@ -96,14 +95,14 @@ def matmul_cost(op: Op, graph: Graph, target: Target, proportion: float, half_pa
         compute_sets=slices * made.serial_splits * _compute_sets(made)
         + (constants.bias_compute_sets if biased else 0),
         rearranged_elements=sum(moved),
-        slow_elements=sum(_slow(graph.tensors[number], count) for number, count in zip(operands, moved)),
+        slow_elements=sum(slow_elements(graph.tensors[number], count) for number, count in zip(operands, moved)),
         working_set_bytes=made.temporary_bytes * target.tiles_per_ipu,
         flops=slices * product.flops,
         rule="matmul planner",
         numbers=_numbers_of_product(product, made, target)
         | (_BIAS if biased else frozenset())
         | frozenset().union(
-            *(_atoms(graph.tensors[number], count)[1] for number, count in zip(operands, moved))
+            *(atoms(graph.tensors[number], count)[1] for number, count in zip(operands, moved))
         ),
     )
 
@@ -143,57 +142,12 @@ def _resident(op: Op, graph: Graph) -> Literal["left", "right", "neither"]:
     return "neither"
 
 
-def _rearranged(op: Op, number: int, graph: Graph) -> int:
-    """Elements of an operand that must be copied into the layout of the plan."""
-    elements = graph.tensors[number].elements
-    if graph.owner(number).role in ("parameter", "constant"):
-        return elements if op.phase == "backward" else 0
-    if op.phase == "forward" and row_of(op.name).operands_in_layout:
-        return 0  # its producer writes it in the plan's layout
-    if any(graph.owner(other).role == "parameter" for other in op.inputs[-2:]):
-        return 0
-    producer = graph.producers.get(graph.owner(number).id)
-    return (
-        0
-        if producer is not None and row_of(producer.name).keeps_order and _same_order(number, graph)
-        else elements
-    )
-
-
-def _atoms(tensor: Tensor, elements: int) -> tuple[float, frozenset[str]]:
-    """(How many times as long a tensor's atoms take as atoms of 8 bytes, name of that number if it acts).
-
-    Atoms are the widest pieces of 8, 4 or 2 bytes that a row divides into (poplin/ConvPlan.cpp).
-    """
-    row_bytes = (tensor.shape[-1] if tensor.shape else 1) * BYTES_OF_DTYPE[tensor.dtype]
-    if not elements or row_bytes % 8 == 0:
-        return 1.0, frozenset()
-    constants = operation_constants()
-    if row_bytes % 4 == 0:
-        return constants.four_byte_atoms_factor, frozenset({"four_byte_atoms_factor"})
-    return constants.two_byte_atoms_factor, frozenset({"two_byte_atoms_factor"})
-
-
-def _slow(tensor: Tensor, elements: int) -> float:
-    return (_atoms(tensor, elements)[0] - 1) * elements
-
-
-def _same_order(number: int, graph: Graph) -> bool:
-    """True if a view of a tensor keeps the order of its dimensions."""
-    tensor = graph.tensors[number]
-    while tensor.base is not None:
-        producer = graph.producers.get(tensor.id)
-        if producer is None or row_of(producer.name).reorders:
-            return False
-        tensor = graph.tensors[producer.inputs[0]]
-    return True
-
-
 def convolution_cost(op: Op, graph: Graph, target: Target, proportion: float, half_partials: bool) -> OpCost:
     """A convolution or its gradients: of the input (another convolution), of the weights and of the bias.
 
-    The device orders channels differently from the tensors around the convolution, so inputs and outputs are
-    rearranged, for each gradient separately.
+    The device orders channels differently from the tensors around convolutions, so what doesn't come from
+    another one, or goes elsewhere, is rearranged. The gradient of the input needs the weights with inputs and
+    outputs exchanged; that of the weights the activations, of which positions become input channels.
     """
     forward = op.name == "convolution"
     tensors = [graph.tensors[number] for number in op.inputs]
@@ -201,6 +155,9 @@ def convolution_cost(op: Op, graph: Graph, target: Target, proportion: float, ha
         source, weight, result = tensors[0], tensors[1], graph.tensors[op.outputs[0]]
     else:
         result, source, weight = tensors[:3]
+    entering = 0 if comes_in_channel_order(op.inputs[0], graph) else tensors[0].elements
+    leaving = op.outputs[0]
+    moved = entering + (graph.tensors[leaving].elements if leaves_channel_order(leaving, graph) else 0)
     groups = int(op.attributes.get("groups", 1))
     if op.attributes.get("transposed"):
         source, result = result, source
@@ -218,7 +175,6 @@ def convolution_cost(op: Op, graph: Graph, target: Target, proportion: float, ha
     compute_sets = constants.product_compute_sets + constants.convolution_layout_compute_sets
     fact = unit_of(target, convolution.input_bytes, half_partials).fact
     numbers = _OF_PLANS | {fact, "convolution_layout_compute_sets"}
-    moved = source.elements + result.elements
     outputs = _tile_share(result.elements, target)
     if forward:
         biased = len(tensors) > 2
@@ -235,64 +191,29 @@ def convolution_cost(op: Op, graph: Graph, target: Target, proportion: float, ha
             numbers=numbers | made.numbers | (_BIAS if biased else frozenset()),
         )
     wanted = tuple(op.attributes.get("output_mask", (True, True, False)))
-    cycles, working_set, passes = 0.0, 0, 0
+    plans = []
     if wanted[0]:
-        backward = _gradient_of_input(convolution, _plane(source.shape[2:]))
-        made = plan_convolution(backward, target, proportion)
-        cycles, working_set, passes = made.cycles, made.temporary_bytes, 1
-        numbers |= made.numbers
+        plans.append(plan_convolution(gradient_of_input(convolution), target, proportion))
+        moved += weight.elements
     if wanted[1]:
-        made = _gradient_of_weights(convolution, target, proportion)
-        cycles, working_set, passes = cycles + made.cycles, max(working_set, made.temporary_bytes), passes + 1
-        numbers |= made.numbers
+        plans.append(plan_weights_gradient(convolution, target, proportion))
+        moved = (moved if wanted[0] else 0) + source.elements + result.elements
     return OpCost(
         "convolution",
-        matmul_cycles=cycles,
+        matmul_cycles=sum(made.cycles for made in plans),
         vertex_cycles=constants.bias_gradient_cycles * outputs if wanted[2] else 0.0,
-        compute_sets=passes * compute_sets + (constants.bias_gradient_compute_sets if wanted[2] else 0),
-        rearranged_elements=passes * moved,
-        working_set_bytes=working_set * target.tiles_per_ipu,
-        flops=passes * convolution.flops,
+        compute_sets=len(plans) * compute_sets + (constants.bias_gradient_compute_sets if wanted[2] else 0),
+        rearranged_elements=moved,
+        working_set_bytes=max((made.temporary_bytes for made in plans), default=0) * target.tiles_per_ipu,
+        flops=len(plans) * convolution.flops,
         rule="convolution planner",
-        numbers=numbers | (_BIAS_GRADIENT if wanted[2] else frozenset()),
+        numbers=numbers.union(*(made.numbers for made in plans)) | (_BIAS_GRADIENT if wanted[2] else frozenset()),
     )
 
 
 def _plane(shape: tuple[int, ...]) -> tuple[int, int]:
     """Rows and columns of a field or kernel of any number of dimensions."""
     return (math.prod(shape[:-1]), shape[-1]) if shape else (1, 1)
-
-
-def _gradient_of_input(convolution: Convolution, field: tuple[int, int]) -> Convolution:
-    """The convolution with inputs and outputs exchanged."""
-    return Convolution(
-        convolution.batch,
-        convolution.groups,
-        convolution.out_channels,
-        convolution.in_channels,
-        field,
-        convolution.kernel,
-        convolution.input_bytes,
-        convolution.half_partials,
-    )
-
-
-def _gradient_of_weights(convolution: Convolution, target: Target, proportion: float) -> ConvolutionPlan:
-    if convolution.taps == 1:
-        product = Product(
-            convolution.groups,
-            convolution.in_channels,
-            convolution.batch * convolution.positions,
-            convolution.out_channels,
-            convolution.input_bytes,
-            convolution.half_partials,
-            resident="neither",
-        )
-        made = plan(product, target, proportion)
-        return ConvolutionPlan(made.cycles, made.temporary_bytes, made.numbers)
-    forward = plan_convolution(convolution, target, proportion)
-    cycles = operation_constants().weight_gradient_factor * forward.cycles
-    return replace(forward, cycles=cycles, numbers=forward.numbers | {"weight_gradient_factor"})
 
 
 def _tile_share(elements: int, target: Target) -> int:
@@ -380,16 +301,44 @@ def vertex_cost(op: Op, graph: Graph, target: Target) -> OpCost:
     half = largest is not None and BYTES_OF_DTYPE[largest.dtype] <= 2
     cycles = vertex.cycles(half)
     moved = elements if vertex.rearranged else 0
-    atoms = _atoms(largest, moved)[1] if largest else frozenset()
+    width = atoms(largest, moved)[1] if largest else frozenset()
     return OpCost(
         vertex.kind,
         vertex_cycles=cycles * on_a_tile,
         compute_sets=vertex.compute_sets,
         rearranged_elements=moved,
-        slow_elements=_slow(largest, moved) if largest else 0.0,
+        slow_elements=slow_elements(largest, moved) if largest else 0.0,
         rule="vertex table",
         numbers=frozenset({vertex.compute_sets_name, *([vertex.cycles_name(half)] if cycles else [])})
-        | atoms,
+        | width,
+    )
+
+
+def norm_with_fixed_statistics_cost(op: Op, graph: Graph, target: Target) -> OpCost:
+    """A batch norm in inference: a multiplication and an addition, or part of the convolution before it.
+
+    There it costs the addition of a bias, if the convolution had none.
+    """
+    result, constants = graph.tensors[op.outputs[0]], operation_constants()
+    on_a_tile = _tile_share(result.elements, target)
+    convolution = folded_into(op, graph)
+    if convolution is not None:
+        if len(convolution.inputs) > 2:
+            return OpCost("view", rule="folded into the convolution")
+        return OpCost(
+            "norm",
+            vertex_cycles=constants.bias_cycles * on_a_tile,
+            compute_sets=constants.bias_compute_sets,
+            rule="folded into the convolution",
+            numbers=_BIAS,
+        )
+    vertex, half = vertices()["binary arithmetic"], BYTES_OF_DTYPE[result.dtype] <= 2
+    return OpCost(
+        "norm",
+        vertex_cycles=2 * vertex.cycles(half) * on_a_tile,
+        compute_sets=2 * vertex.compute_sets,
+        rule="vertex table",
+        numbers=frozenset({vertex.cycles_name(half), vertex.compute_sets_name}),
     )
 
 
@@ -408,6 +357,8 @@ def op_cost(op: Op, graph: Graph, settings: Settings, target: Target) -> OpCost:
         return cost(op, graph, target, _proportion(op, settings), settings.half_partials)
     if rule in ("gather", "scatter"):
         return lookup_cost(op, graph, target)
+    if rule == "norm" and op.attributes.get("training") is False:
+        return norm_with_fixed_statistics_cost(op, graph, target)
     return vertex_cost(op, graph, target)
 
 

@@ -76,7 +76,6 @@ class OperationConstants:
     transform_cycles_per_byte: float
     four_byte_atoms_factor: float
     two_byte_atoms_factor: float
-    weight_gradient_factor: float
     bias_cycles: float
     bias_compute_sets: int
     bias_gradient_cycles: float

@@ -114,6 +114,15 @@ class Graph:
         """Tensor id -> the operation that produces it."""
         return {number: op for op in self.ops for number in op.outputs}
 
+    @cached_property
+    def consumers(self) -> Mapping[int, tuple[Op, ...]]:
+        """Tensor id -> the operations that take it."""
+        found: dict[int, list[Op]] = {}
+        for op in self.ops:
+            for number in dict.fromkeys(op.inputs):
+                found.setdefault(number, []).append(op)
+        return {number: tuple(ops) for number, ops in found.items()}
+
     def owner(self, tensor_id: int) -> Tensor:
         """The tensor that owns this one's memory."""
         tensor = self.tensors[tensor_id]
