@@ -13,13 +13,14 @@ import re
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
-from ipu_simulator.cost.constants import constants
+from ipu_simulator.cost.constants import Constants, constants
 from ipu_simulator.cost.convolution import Convolution, tile_cycles
 from ipu_simulator.cost.matmul import Product, plan
 from ipu_simulator.environment import target
 
+from . import foreign_report
 from .fit_constants import measured
 from .published_rows import read_rows
 
@@ -48,10 +49,14 @@ class Measurement:
         return None if self.predicted is None else self.predicted / self.published - 1
 
 
+def rows_of(path: Path = EVIDENCE) -> List[Dict[str, str]]:
+    """The rows of a file of evidence, by column."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def measurements(path: Path = EVIDENCE) -> List[Measurement]:
     """The rows of a file of evidence, with predictions of products."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
     return [
         Measurement(
             row["id"],
@@ -61,7 +66,7 @@ def measurements(path: Path = EVIDENCE) -> List[Measurement]:
             row["unit"],
             _product_tflops(row["model"]) if row["kind"].startswith("dense product") else None,
         )
-        for row in rows
+        for row in rows_of(path)
     ]
 
 
@@ -97,11 +102,13 @@ def vertex_errors(path: Path = VERTICES) -> List[float]:
     return errors
 
 
-def as_markdown() -> List[str]:
-    """The section of docs/accuracy.md about this evidence."""
-    rows = measurements()
-    products = [row for row in rows if row.error is not None]
-    others = [row for row in rows if row.error is None]
+def as_markdown(left_out: Mapping[str, Constants]) -> List[str]:
+    """The sections of docs/accuracy.md about this evidence.
+
+    `left_out`: constants fitted without a group of published rows, by the group.
+    """
+    rows = rows_of()
+    products = [row for row in measurements() if row.error is not None]
     vertices = vertex_errors()
     lines = [
         "## Evidence that nothing was fitted to",
@@ -141,12 +148,9 @@ def as_markdown() -> List[str]:
         "fewer tiles than the planner's. Large float16 ones are too slow: up to 96% of the AMP's peak was",
         "measured.",
         "",
-        "Not predicted, because this repository has no program of it or no bytes of it:",
-        "",
-        "| row | kind | what | published |",
-        "|---|---|---|---|",
-        *(f"| {row.id} | {row.kind} | {row.what} | {row.published:g} {row.unit} |" for row in others),
-        "",
+        *foreign_report.times(rows, left_out),
+        *foreign_report.memory(rows),
+        *foreign_report.not_predicted(rows),
     ]
     return lines
 

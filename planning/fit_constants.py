@@ -272,10 +272,21 @@ def _without(rows: Sequence[MeasuredRow], left_out: Sequence[MeasuredRow]) -> Er
     return _errors(left_out, lambda row: row.predicted_s(values))
 
 
+def fits_without_groups(rows: Sequence[MeasuredRow]) -> dict[str, Constants]:
+    """By group, constants fitted to all rows outside it; without groups that contain all rows."""
+    return {
+        name: fit([row for row in rows if not any(row is one for one in group)]).constants
+        for name, group in _groups_of(rows).items()
+    }
+
+
 def _groups(rows: Sequence[MeasuredRow]) -> dict[str, Errors]:
-    """The errors of each group, without groups that contain all rows."""
+    return {name: _without(rows, group) for name, group in _groups_of(rows).items()}
+
+
+def _groups_of(rows: Sequence[MeasuredRow]) -> dict[str, list[MeasuredRow]]:
     groups: dict[str, list[MeasuredRow]] = {}
     for group_of in _GROUPS:
         for row in rows:
             groups.setdefault(group_of(row.row), []).append(row)
-    return {name: _without(rows, group) for name, group in groups.items() if len(group) < len(rows)}
+    return {name: group for name, group in groups.items() if len(group) < len(rows)}

@@ -6,7 +6,7 @@ what they computed. They are captured, never run.
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Callable, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -150,3 +150,157 @@ class VisionTransformer(nn.Module):
             hidden = self._mark(layer(hidden))
         logits: Tensor = self.classifier(self.norm(hidden)[:, 0])
         return logits if labels is None else _loss(logits, labels)
+
+
+class Dense(nn.Module):
+    """Two linear layers; with `gated`, the first is multiplied by the activated gate (T5 version 1.1)."""
+
+    def __init__(self, hidden: int, width: int, activation: Callable[[Tensor], Tensor], gated: bool) -> None:
+        super().__init__()
+        self.widen = nn.Linear(hidden, width, bias=not gated)
+        self.gate = nn.Linear(hidden, width, bias=False) if gated else None
+        self.narrow = nn.Linear(width, hidden, bias=not gated)
+        self._activation = activation
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        made = self.widen(hidden)
+        made = self._activation(made) if self.gate is None else self._activation(self.gate(hidden)) * made
+        result: Tensor = self.narrow(made)
+        return result
+
+
+class RootMeanSquareNorm(nn.Module):
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        scale = torch.rsqrt(hidden.float().pow(2).mean(dim=-1, keepdim=True) + 1e-6)
+        return self.weight * (hidden * scale.to(hidden.dtype))
+
+
+class SequenceLayer(nn.Module):
+    """A layer of a Transformer's encoder, or with `crosses` of its decoder; norms come first."""
+
+    def __init__(
+        self,
+        hidden: int,
+        heads: int,
+        width: int,
+        crosses: bool,
+        dense: Dense,
+        norm: Callable[[int], nn.Module],
+    ) -> None:
+        super().__init__()
+        bias = dense.narrow.bias is not None
+        self.attention = Attention(hidden, heads, width, bias)
+        self.crossing = Attention(hidden, heads, width, bias) if crosses else None
+        self.dense = dense
+        self.norms = nn.ModuleList([norm(hidden) for _ in range(3 if crosses else 2)])
+
+    def forward(self, hidden: Tensor, source: Optional[Tensor] = None) -> Tensor:
+        hidden = hidden + self.attention(self.norms[0](hidden))
+        if self.crossing is not None:
+            hidden = hidden + self.crossing(self.norms[1](hidden), source)
+        result: Tensor = hidden + self.dense(self.norms[-1](hidden))
+        return result
+
+
+class MT5(nn.Module):
+    """mT5 small (Xue and others, 2020): 8 + 8 layers, tables of 250,112 tokens that aren't tied.
+
+    The table is on the first IPU, the encoder on the second, the decoder on the third, and the projection on
+    the vocabulary on the fourth. Biases of relative positions are left out.
+    """
+
+    def __init__(self, begin: Callable[[nn.Module, str, int], nn.Module], mark: Mark) -> None:
+        super().__init__()
+        hidden, tokens = 512, 250_112
+
+        def layers(crosses: bool) -> nn.ModuleList:
+            made = []
+            for _ in range(8):
+                dense = Dense(hidden, 1024, nn.functional.gelu, gated=True)
+                made.append(SequenceLayer(hidden, 6, 384, crosses, dense, RootMeanSquareNorm))
+            return nn.ModuleList(made)
+
+        self.table = nn.Embedding(tokens, hidden)
+        self.encoder, self.decoder = layers(False), layers(True)
+        self.projection = nn.Linear(hidden, tokens, bias=False)
+        self.encoder[0] = begin(self.encoder[0], "encoder", 1)
+        self.decoder[0] = begin(self.decoder[0], "decoder", 2)
+        self.projection = begin(self.projection, "projection", 3)
+        self._mark = mark
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        source, hidden = self.table(tokens), self.table(labels)
+        for layer in self.encoder:
+            source = self._mark(layer(source))
+        for layer in self.decoder:
+            hidden = self._mark(layer(hidden, source))
+        return _loss(self.projection(hidden).flatten(0, 1), labels.flatten())
+
+
+class ConformerLayer(nn.Module):
+    """A Conformer block (Gulati and others, 2020): dense, attention, convolution, dense."""
+
+    def __init__(self, hidden: int, heads: int, width: int, kernel: int) -> None:
+        super().__init__()
+        self.before, self.after = (Dense(hidden, width, nn.functional.silu, gated=False) for _ in range(2))
+        self.attention = Attention(hidden, heads)
+        self.into = nn.Conv1d(hidden, 2 * hidden, 1)
+        self.depthwise = nn.Conv1d(hidden, hidden, kernel, padding=kernel // 2, groups=hidden)
+        self.batch_norm = nn.BatchNorm1d(hidden)
+        self.out = nn.Conv1d(hidden, hidden, 1)
+        self.norms = nn.ModuleList([nn.LayerNorm(hidden) for _ in range(5)])
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = hidden + 0.5 * self.before(self.norms[0](hidden))
+        hidden = hidden + self.attention(self.norms[1](hidden))
+        made = nn.functional.glu(self.into(self.norms[2](hidden).transpose(1, 2)), dim=1)
+        made = self.out(nn.functional.silu(self.batch_norm(self.depthwise(made))))
+        hidden = hidden + made.transpose(1, 2)
+        hidden = hidden + 0.5 * self.after(self.norms[3](hidden))
+        result: Tensor = self.norms[4](hidden)
+        return result
+
+
+class Conformer(nn.Module):
+    """WeNet's Conformer for speech: 12 blocks on three IPUs, and 6 decoder layers on a fourth."""
+
+    def __init__(self, begin: Callable[[nn.Module, str, int], nn.Module], mark: Mark) -> None:
+        super().__init__()
+        hidden, tokens = 256, 4233
+        self.first, self.second = nn.Conv2d(1, hidden, 3, 2), nn.Conv2d(hidden, hidden, 3, 2)
+        self.projection = nn.Linear(hidden * 19, hidden)  # 80 features, halved twice
+        self.blocks = nn.ModuleList([ConformerLayer(hidden, 4, 2048, 15) for _ in range(12)])
+        self.table = nn.Embedding(tokens, hidden)
+        decoder = []
+        for _ in range(6):
+            dense = Dense(hidden, 2048, torch.relu, gated=False)
+            decoder.append(SequenceLayer(hidden, 4, hidden, True, dense, nn.LayerNorm))
+        self.decoder = nn.ModuleList(decoder)
+        self.classifier = nn.Linear(hidden, tokens)
+        for ipu in (1, 2):
+            self.blocks[4 * ipu] = begin(self.blocks[4 * ipu], f"blocks.{4 * ipu}", ipu)
+        self.table = begin(self.table, "table", 3)
+        self._mark = mark
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        made = torch.relu(self.second(torch.relu(self.first(features.unsqueeze(1)))))
+        source = self.projection(made.transpose(1, 2).flatten(2))
+        for block in self.blocks:
+            source = self._mark(block(source))
+        hidden = self.table(labels)
+        for layer in self.decoder:
+            hidden = self._mark(layer(hidden, source))
+        return _loss(self.classifier(hidden).flatten(0, 1), labels.flatten())
+
+
+class Products(nn.Module):
+    """A chain of products of matrices, from the left."""
+
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        for other in others:
+            first = first @ other
+        return first

@@ -16,7 +16,17 @@ from ipu_simulator.cost import constants as shipped
 from ipu_simulator.cost.constants import entries
 
 from . import evidence
-from .fit_constants import Errors, Fit, MeasuredRow, Validation, fit, measured, utilisation, validate
+from .fit_constants import (
+    Errors,
+    Fit,
+    MeasuredRow,
+    Validation,
+    fit,
+    fits_without_groups,
+    measured,
+    utilisation,
+    validate,
+)
 from .published_rows import RowError, RowsError, read_rows
 
 _BASELINES = {"constant_utilisation": "constant utilisation", "flops_over_peak": "FLOPs over peak"}
@@ -131,7 +141,7 @@ def as_markdown(validation: Validation, command: str) -> str:
             "The baseline of constant utilisation has two constants, fitted to the same rows: the",
             "utilisation, and PopTorch's factor.",
             "",
-            *evidence.as_markdown(),
+            *evidence.as_markdown(fits_without_groups(validation.rows)),
             "## Fitted constants",
             "",
             "Fitted by least squares on log errors with log-normal priors, on rows "

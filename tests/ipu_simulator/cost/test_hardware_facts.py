@@ -82,6 +82,38 @@ def test_sharded_state_takes_a_share_of_streaming_memory():
     assert not assess(graph, replace(made, optimizer=replace(optimizer, sharded=False)), tight, name="p").fits
 
 
+# Four weights of [128, 128] in float16, and their accumulators.
+@pytest.mark.parametrize(
+    ("kept", "size", "shards"),
+    [
+        ({"weights"}, 4 * 128 * 128 * 2, 1),
+        ({"gradient_accumulators"}, 4 * 128 * 128 * 2, 1),
+        ({"weights", "gradient_accumulators"}, 4 * 128 * 128 * 4, 1),
+        ({"weights"}, 4 * 128 * 128 * 2, 2),
+    ],
+)
+def test_all_that_is_kept_off_the_chip_is_held_against_the_streaming_memory(kept, size, shards):
+    graph = chain((0, 1, 0), [[128], [128, 128], [128]])
+    made = replace(settings(2, replicas=shards), off_chip=frozenset(kept), accumulator_bytes=2)
+    if shards > 1:
+        made = replace(made, off_chip_sharded=frozenset(kept))  # two shards on one M2000
+    enough = replace(BOW, streaming_memory_bytes=size)
+    assert assess(graph, made, enough, name="p").fits
+    verdict = assess(graph, made, replace(BOW, streaming_memory_bytes=size - 1), name="p")
+    assert [(found.m2000, found.over_bytes) for found in verdict.details.overflows] == [(0, 1)]
+    assert {buffer.component for buffer in verdict.details.overflows[0].buffers} == kept
+
+
+def test_stashes_off_the_chip_are_held_against_the_streaming_memory():
+    graph = chain((0, 1, 0), [[16], [16, 16], [16]])
+    made = replace(settings(2), off_chip=frozenset({"stashes"}))
+    stashed = sum(memory.components["stashes"] for memory in assess(graph, made, BOW, name="p").ipus)
+    assert stashed > 0
+    enough = replace(BOW, streaming_memory_bytes=stashed)
+    assert assess(graph, made, enough, name="p").fits
+    assert not assess(graph, made, replace(BOW, streaming_memory_bytes=stashed - 1), name="p").fits
+
+
 def test_replicas_need_ipus():
     graph = chain((0, 1, 0), [[16], [16, 16], [16]])
     small = replace(BOW, num_ipus=4)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
+import poptorch
 import pytest
+import torch
 from ipu_simulator.cost.matmul import Product, plan
 from ipu_simulator.cost.ops import op_cost
 from ipu_simulator.cost.settings import Settings
@@ -13,6 +15,7 @@ from ipu_simulator.cost.vertices import operation_constants, vertices
 from ipu_simulator.environment import target
 from ipu_simulator.graph.ir import Graph, Op, Tensor
 from ipu_simulator.op_table import content, rows
+from poptorch import simulator
 
 CHIP = target("pod16")
 SETTINGS = Settings(
@@ -177,12 +180,45 @@ def test_gelu_costs_the_tanh_form_whichever_is_asked_for():
     assert asked[0] == asked[1] and asked[0].vertex_cycles == 4 * 1.25
 
 
-def test_an_unknown_operation_is_bounded_by_the_dearest_vertex():
-    found = cost("my_own_thing", [(1472, 10)], [(1472, 10)])
+def test_an_unknown_pointwise_operation_is_bounded_by_the_dearest_vertex():
+    found = cost("my_own_thing", [(1472, 10)], [(1472, 10)], pointwise=True)
     assert found.rule == "bound" and not found.known
     bound = operation_constants().unknown_cycles
     assert found.vertex_cycles == 10 * bound and found.compute_sets == 1
     assert all(vertex.half_cycles <= bound for vertex in vertices().values())
+
+
+@pytest.mark.parametrize("name", ["linalg_svd", "_linalg_eigh", "linalg_inv_ex", "cholesky", "my_own_thing"])
+def test_any_other_unknown_operation_costs_no_less_than_a_factorisation_on_one_worker(name):
+    """A singular value decomposition takes some 22 n^3 operations, an eigenvalue decomposition 9 n^3."""
+    for side in (8, 64, 512):
+        found = cost(name, [(side, side)], [(side, side)], dtype="float32")
+        assert not found.known and found.vertex_cycles >= 22 * side**3
+        assert "worker_threads_per_tile" in found.numbers
+
+
+def test_a_captured_operation_is_pointwise_if_pytorch_says_so():
+    class Model(torch.nn.Module):
+        def forward(self, values):
+            return torch.erfc(values), torch.cdist(values, values)
+
+    graph = simulator.capture(Model(), (torch.empty(16, 16),), {}, poptorch.Options(), training=False)
+    of_name = {op.name: op for op in graph.ops}
+    found = {name: op_cost(op, graph, SETTINGS, CHIP) for name, op in of_name.items()}
+    assert found["erfc"].vertex_cycles == 16 and of_name["erfc"].attributes["pointwise"]
+    assert found["_cdist_forward"].vertex_cycles == 16 * 6 * 16**3
+
+
+@pytest.mark.parametrize("name", ["sort", "topk", "median"])
+def test_sorting_takes_the_steps_of_a_bitonic_network(name):
+    shapes = [(1472, 1000)], [(1472, 1000)]
+    along, across = cost(name, *shapes), cost(name, *shapes, dim=0)
+    # 10 doublings, 55 steps; 11 doublings, 66 steps. 1 cycle to compare, 2 + 4 bytes to exchange.
+    assert along.vertex_cycles == 55 * 2.5 * 1000 and across.vertex_cycles == 66 * 2.5 * 1000
+    assert along.compute_sets == 55 * 3 and along.known
+    assert cost(name, [(1,)], [(1,)]).compute_sets == 3
+    # A sort compares more than a maximum.
+    assert along.vertex_cycles > cost("argmax", *shapes).vertex_cycles
 
 
 def test_a_lookup_costs_every_index_on_every_tile():
@@ -239,7 +275,7 @@ def test_every_vertex_has_a_source():
 
 def test_every_rule_exists_and_every_vertex_has_an_operation():
     rules = {row.rule for row in rows().values()}
-    assert rules == {"", "matmul", "convolution", "gather", "scatter", "view", *vertices()}
+    assert rules == {"", "matmul", "convolution", "gather", "scatter", "sort", "view", *vertices()}
 
 
 def test_every_row_says_something_and_names_what_exists():

@@ -100,3 +100,21 @@ def test_partials_are_half_where_the_options_say() -> None:
 def test_pipelines_recompute_unless_told_otherwise(strategy, popart, execution, recompute) -> None:
     settings = _settings(None, options(strategy, **popart))
     assert (settings.execution, settings.recompute) == (execution, recompute)
+
+
+def test_what_else_the_options_keep_off_the_chip():
+    made = options()
+    away = poptorch.TensorLocationSettings().useOnChipStorage(False)
+    assert simulator.settings_of(made, None, 1).off_chip == frozenset()
+    made.TensorLocations.setWeightLocation(away)
+    made.TensorLocations.setActivationLocation(away)
+    sharded = poptorch.TensorLocationSettings().useOnChipStorage(False).useReplicatedTensorSharding(True)
+    made.TensorLocations.setAccumulatorLocation(sharded)
+    found = simulator.settings_of(made, None, 1)
+    assert found.off_chip == {"weights", "stashes", "gradient_accumulators"}
+    assert found.off_chip_sharded == {"gradient_accumulators"}
+    # On the chip, sharded or not, is not off the chip.
+    made.TensorLocations.setWeightLocation(
+        poptorch.TensorLocationSettings().useOnChipStorage(True).useReplicatedTensorSharding(True)
+    )
+    assert "weights" not in simulator.settings_of(made, None, 1).off_chip

@@ -20,8 +20,8 @@ FILE = Path(__file__).with_name("ops.json")
 class OpRow:
     """An operation; the file explains its fields.
 
-    :param rule: matmul, convolution, gather, scatter, view or the name of a vertex (cost/vertices.json); ""
-        where there is none.
+    :param rule: matmul, convolution, gather, scatter, sort, view or the name of a vertex
+        (cost/vertices.json); "" where there is none.
     """
 
     rule: str = ""

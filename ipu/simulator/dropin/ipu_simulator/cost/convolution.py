@@ -112,9 +112,7 @@ def gradient_of_input(convolution: Convolution) -> Convolution:
     With strides it takes as many steps as the forward pass, not one for each position of the input: the
     others meet zeros between the results' gradients, which poplibs skips.
     """
-    return replace(
-        convolution, in_channels=convolution.out_channels, out_channels=convolution.in_channels
-    )
+    return replace(convolution, in_channels=convolution.out_channels, out_channels=convolution.in_channels)
 
 
 def _expanded(

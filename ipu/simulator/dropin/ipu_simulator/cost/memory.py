@@ -2,7 +2,7 @@
 
 Always live are weights, gradient accumulators, on-chip optimiser state, stashes, stream buffers and code. The
 rest varies: `liveness.timeline` gives the buffers of a cycle of the main phase, `WeightMemory.update` those
-of the weight update. Off-chip state is in the M2000's streaming memory.
+of the weight update. What is kept off the chip is in the M2000's streaming memory.
 """
 
 from __future__ import annotations
@@ -211,32 +211,57 @@ def _overflow_of_ipu(
     return replace(found, buffers=overflow(ipu, moment, certain, usable_bytes).buffers)
 
 
+def streaming_buffers(
+    weights: WeightMemory, homes: Mapping[int, int], stages: Sequence[Stage]
+) -> dict[int, list[Buffer]]:
+    """What each IPU of a replica keeps in streaming memory."""
+    settings, graph = weights.settings, weights.graph
+    optimizer = settings.optimizer
+    found: dict[int, list[Buffer]] = {}
+
+    def add(ipu: int, name: str, component: str, size: int) -> None:
+        if size:
+            found.setdefault(ipu, []).append(Buffer(name, component, "", size))
+
+    for weight in graph.parameters:
+        ipu = homes[weight.id]
+        if optimizer is not None and optimizer.location == "off_chip":
+            add(ipu, f"state of {weight.name}", "optimizer_state", weights.state_bytes(weight))
+        is_large = weight.elements >= weights.constants.sharding_threshold_elements
+        shards = settings.replicas // settings.instances if is_large else 1
+        for component, size in (
+            ("weights", weight.bytes),
+            ("gradient_accumulators", weight.elements * settings.accumulator_bytes),
+        ):
+            trained = component == "weights" or weight.id in graph.gradients
+            if component in settings.off_chip and trained:
+                split = shards if component in settings.off_chip_sharded else 1
+                add(ipu, weight.name, component, math.ceil(size / split))
+    if "stashes" in settings.off_chip and settings.execution == "pipelined":
+        for stage in stages:
+            for buffer in _stashes(graph, [stage], settings):
+                found.setdefault(stage.ipu, []).append(buffer)
+    return found
+
+
 def streaming_overflows(
-    weights: WeightMemory, homes: Mapping[int, int], target: Target
+    weights: WeightMemory, homes: Mapping[int, int], stages: Sequence[Stage], target: Target
 ) -> tuple[Overflow, ...]:
-    """The M2000s whose streaming memory is too small for the off-chip state of their IPUs.
+    """The M2000s whose streaming memory is too small for what their IPUs keep off the chip.
 
     IPU i of replica r is number r * (IPUs of a replica) + i; each M2000 has `ipus_per_m2000` consecutive
     IPUs.
     """
-    optimizer = weights.settings.optimizer
-    if optimizer is None or optimizer.location != "off_chip":
-        return ()
-    state_of_ipu: dict[int, list[Buffer]] = {}
-    for weight in weights.graph.parameters:
-        size = weights.state_bytes(weight)
-        if size:
-            buffer = Buffer(f"state of {weight.name}", "optimizer_state", "", size)
-            state_of_ipu.setdefault(homes[weight.id], []).append(buffer)
+    of_ipu = streaming_buffers(weights, homes, stages)
     num_ipus = weights.graph.num_ipus
     total_ipus = num_ipus * weights.settings.replicas
     overflows: list[Overflow] = []
     for first in range(0, total_ipus, target.ipus_per_m2000):
         ipus = range(first, min(first + target.ipus_per_m2000, total_ipus))
-        buffers = [buffer for ipu in ipus for buffer in state_of_ipu.get(ipu % num_ipus, ())]
+        buffers = [buffer for ipu in ipus for buffer in of_ipu.get(ipu % num_ipus, ())]
         capacity_bytes = int(target.streaming_memory_bytes)
         if sum(buffer.bytes for buffer in buffers) > capacity_bytes:
-            holder = next(ipu % num_ipus for ipu in ipus if state_of_ipu.get(ipu % num_ipus))
+            holder = next(ipu % num_ipus for ipu in ipus if of_ipu.get(ipu % num_ipus))
             m2000 = first // target.ipus_per_m2000
             overflows.append(overflow(holder, "always", buffers, capacity_bytes, m2000))
     return tuple(overflows)
@@ -307,7 +332,7 @@ def memory_of(
             usable_bytes = int(memory.capacity_bytes / constants.tile_imbalance)
             overflows.append(_overflow_of_ipu(ipu, moment, at_worst, usable_bytes, memory.capacity_bytes))
     weights = WeightMemory(graph, sizes, settings, constants)
-    overflows += streaming_overflows(weights, homes(graph), target)
+    overflows += streaming_overflows(weights, homes(graph), stages, target)
     return MemoryEstimate(
         tuple(ipus),
         tuple(points),
@@ -337,7 +362,7 @@ def _numbers(
     names = {"tile_imbalance", "code_bytes_fixed", "bytes_per_tile", "tiles_per_ipu"}
     optimizer, replicated = settings.optimizer, bool(settings.replicas > 1 and graph.gradients)
     state = bool(optimizer and optimizer.state_bytes_per_element and graph.gradients)
-    off_chip = state and optimizer and optimizer.location == "off_chip"
+    off_chip = (state and optimizer and optimizer.location == "off_chip") or settings.off_chip
     ops = [op for op in graph.ops if not is_view(op, graph)]
     code = ("code_bytes_per_distinct_operation", "code_bytes_per_call", "exchange_code_bytes_per_compute_set")
     for acts, numbers in (

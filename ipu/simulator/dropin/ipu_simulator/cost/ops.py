@@ -95,7 +95,9 @@ def matmul_cost(op: Op, graph: Graph, target: Target, proportion: float, half_pa
         compute_sets=slices * made.serial_splits * _compute_sets(made)
         + (constants.bias_compute_sets if biased else 0),
         rearranged_elements=sum(moved),
-        slow_elements=sum(slow_elements(graph.tensors[number], count) for number, count in zip(operands, moved)),
+        slow_elements=sum(
+            slow_elements(graph.tensors[number], count) for number, count in zip(operands, moved)
+        ),
         working_set_bytes=made.temporary_bytes * target.tiles_per_ipu,
         flops=slices * product.flops,
         rule="matmul planner",
@@ -207,7 +209,8 @@ def convolution_cost(op: Op, graph: Graph, target: Target, proportion: float, ha
         working_set_bytes=max((made.temporary_bytes for made in plans), default=0) * target.tiles_per_ipu,
         flops=len(plans) * convolution.flops,
         rule="convolution planner",
-        numbers=numbers.union(*(made.numbers for made in plans)) | (_BIAS_GRADIENT if wanted[2] else frozenset()),
+        numbers=numbers.union(*(made.numbers for made in plans))
+        | (_BIAS_GRADIENT if wanted[2] else frozenset()),
     )
 
 
@@ -290,14 +293,7 @@ def vertex_cost(op: Op, graph: Graph, target: Target) -> OpCost:
     elements = largest.elements if largest else 0
     on_a_tile = _tile_share(elements, target)
     if vertex is None:
-        constants = operation_constants()
-        return OpCost(
-            "unknown",
-            vertex_cycles=constants.unknown_cycles * on_a_tile,
-            compute_sets=constants.unknown_compute_sets,
-            rule="bound",
-            numbers=frozenset({"unknown_cycles", "unknown_compute_sets"}),
-        )
+        return _bound(op, largest, target)
     half = largest is not None and BYTES_OF_DTYPE[largest.dtype] <= 2
     cycles = vertex.cycles(half)
     moved = elements if vertex.rearranged else 0
@@ -311,6 +307,52 @@ def vertex_cost(op: Op, graph: Graph, target: Target) -> OpCost:
         rule="vertex table",
         numbers=frozenset({vertex.compute_sets_name, *([vertex.cycles_name(half)] if cycles else [])})
         | width,
+    )
+
+
+def _bound(op: Op, largest: Tensor | None, target: Target) -> OpCost:
+    """What an operation without a rule takes at most.
+
+    A pointwise one, a copy or a draw costs the dearest vertex. Any other may need each element as often as
+    its longest dimension is, one after another, as in a factorisation: as on one worker of one tile.
+    """
+    constants, row = operation_constants(), row_of(op.name)
+    elements = largest.elements if largest else 0
+    numbers = {"unknown_cycles", "unknown_compute_sets"}
+    if op.attributes.get("pointwise") or row.rule == "view" or row.random or row.copies:
+        on_a_tile = _tile_share(elements, target)
+    else:
+        longest = max(largest.shape, default=1) if largest else 1
+        on_a_tile = elements * longest * target.worker_threads_per_tile
+        numbers.add("worker_threads_per_tile")
+    return OpCost(
+        "unknown",
+        vertex_cycles=constants.unknown_cycles * on_a_tile,
+        compute_sets=constants.unknown_compute_sets,
+        rule="bound",
+        numbers=frozenset(numbers),
+    )
+
+
+def sort_cost(op: Op, graph: Graph, target: Target) -> OpCost:
+    """A bitonic sort (as popops' TopK): L (L + 1) / 2 steps for L doublings of the sorted dimension.
+
+    A step compares pairs of elements, and exchanges them with their positions.
+    """
+    source, vertex = graph.tensors[op.inputs[0]], vertices()["reduction with positions"]
+    dimension = op.attributes.get("dim", -1)
+    length = source.shape[-1 if dimension is None else dimension] if source.shape else 1
+    doublings = math.ceil(math.log2(max(length, 1)))
+    steps = doublings * (doublings + 1) // 2
+    item_bytes = BYTES_OF_DTYPE[source.dtype]
+    moved = (item_bytes + BYTES_OF_DTYPE["int32"]) / target.exchange_bytes_per_cycle
+    on_a_tile, half = _tile_share(source.elements, target), item_bytes <= 2
+    return OpCost(
+        vertex.kind,
+        vertex_cycles=steps * (vertex.cycles(half) + moved) * on_a_tile,
+        compute_sets=max(1, steps) * vertex.compute_sets,
+        rule="bitonic sort",
+        numbers=frozenset({vertex.cycles_name(half), vertex.compute_sets_name, "exchange_bytes_per_cycle"}),
     )
 
 
@@ -357,6 +399,8 @@ def op_cost(op: Op, graph: Graph, settings: Settings, target: Target) -> OpCost:
         return cost(op, graph, target, _proportion(op, settings), settings.half_partials)
     if rule in ("gather", "scatter"):
         return lookup_cost(op, graph, target)
+    if rule == "sort":
+        return sort_cost(op, graph, target)
     if rule == "norm" and op.attributes.get("training") is False:
         return norm_with_fixed_statistics_cost(op, graph, target)
     return vertex_cost(op, graph, target)

@@ -37,6 +37,9 @@ class Settings:
     :param framework: the framework that compiled the program: "PopTorch", "PopART", "TF1", "TF2", "Paddle".
     :param updates_overlap: the IPUs of a replica update their weights at once, except `updates_apart`
         (PopART's accumulateOuterFragmentSettings); by default one after another.
+    :param off_chip: what else than optimiser state is kept in streaming memory: "weights",
+        "gradient_accumulators", "stashes".
+    :param off_chip_sharded: those of which each replica has a shard.
     :param samples_per_sequence: mean number of sequences in a packed sample; 1 without packing.
     """
 
@@ -56,6 +59,8 @@ class Settings:
     instances: int = 1
     updates_overlap: bool = False
     updates_apart: frozenset[int] = frozenset()
+    off_chip: frozenset[str] = frozenset()
+    off_chip_sharded: frozenset[str] = frozenset()
 
     @property
     def shards(self) -> int:

@@ -58,7 +58,8 @@ class Op:
     :param inputs: ids of its tensor arguments, in order.
     :param attributes: its other arguments by name ("dim", "groups", ...), and annotations from PopTorch:
         "serialization" (mode, factor) in a serializedMatMul, "available_memory_proportion" after
-        setAvailableMemory, "stream" for tensors from the host.
+        setAvailableMemory, "stream" for tensors from the host; "pointwise" in one without a cost rule that
+        PyTorch calls so.
     :param module: path of the module that runs it, such as "encoder.layers.3.attention.body.query"; for the
         backward pass, the path of the operation whose gradient it computes.
     :param stage: forward pipeline stage of the operation, or of the operation whose gradient it computes.

@@ -136,6 +136,8 @@ class _Numbering:
         origin = self._origin(where)
         outputs = self._outputs(event)
         attributes = {**event.attributes, **origin.marks}
+        if event.schema.pointwise and not row_of(name).rule:
+            attributes["pointwise"] = True  # for the bound of its cost
         self._record(name, inputs, outputs, origin, attributes, where)
         for value, number in zip(event.written, outputs[len(outputs) - len(event.written) :]):
             self._overwrite(value, number, origin, where)

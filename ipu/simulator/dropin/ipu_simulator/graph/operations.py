@@ -28,10 +28,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Schema:
-    """An operation. `name` is aten's without overload, and without the underscore of in-place ones."""
+    """An operation. `name` is aten's without overload, and without the underscore of in-place ones.
+
+    :param pointwise: PyTorch's tag: each element of the result needs one element of each operand.
+    """
 
     name: str
     arguments: tuple[tuple[str, Any, bool], ...]  # name, default, whether it is written to
+    pointwise: bool = False
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Names the arguments of a call. Absent optional tensors are attributes with the value None."""
@@ -66,7 +70,8 @@ def schema_of(func: Any) -> Schema:
         default = argument.default_value if argument.has_default_value() else None
         arguments.append((argument.name, default, is_written))
     in_place = any(is_written for _, _, is_written in arguments)
-    return Schema(name[:-1] if in_place and name.endswith("_") else name, tuple(arguments))
+    name = name[:-1] if in_place and name.endswith("_") else name
+    return Schema(name, tuple(arguments), torch.Tag.pointwise in func.tags)
 
 
 def _plain(value: Any) -> Any:

@@ -1,8 +1,8 @@
 """Captures a model's graph and settings for the cost model.
 
 The graph is the forward and backward pass of one micro batch on fake tensors. The settings come from options
-and optimizer. They don't cover weights, accumulators and activations that the options place off the chip
-(costed on the chip), I/O tiles, and automatic loss scaling's histograms.
+and optimizer. Weights, accumulators and activations that the options place off the chip take streaming memory
+and are costed on the chip. The settings don't cover I/O tiles, and automatic loss scaling's histograms.
 """
 
 from __future__ import annotations
@@ -89,7 +89,28 @@ def settings_of(
         instances=options.Distributed.numProcesses,
         updates_overlap=popart.updates_overlap,
         updates_apart=popart.updates_apart,
+        off_chip=_off_chip(options, "onChip", False),
+        off_chip_sharded=_off_chip(options, "useReplicatedTensorSharding", True),
     )
+
+
+# What PopTorch's names of locations place, as the cost model names it.
+_LOCATIONS = {
+    "location_weight": "weights",
+    "location_accumulator": "gradient_accumulators",
+    "location_activation": "stashes",
+}
+
+
+def _off_chip(options: Options, key: str, wanted: bool) -> frozenset[str]:
+    """What the options' locations place off the chip with this value of a key; optimiser state is apart."""
+    locations = options.TensorLocations
+    found = set()
+    for name, what in _LOCATIONS.items():
+        location = getattr(locations, name) if locations.exists(name) else {}
+        if not location.get("onChip", True) and bool(location.get(key)) is wanted:
+            found.add(what)
+    return frozenset(found)
 
 
 def _optimizer(options: Options, found: Extracted) -> OptimizerSettings:
