@@ -11,6 +11,7 @@ from typing import Callable, Mapping, Sequence
 
 import numpy as np
 from ipu_simulator.cost.constants import Constants, constants, entries
+from ipu_simulator.cost.memory import homes
 from ipu_simulator.cost.settings import Settings
 from ipu_simulator.cost.time import Program, program_of
 from ipu_simulator.environment import Target, target
@@ -28,12 +29,14 @@ class MeasuredRow:
     """A row and its program, for the cost model.
 
     :param flops: FLOPs of one weight update: only matmuls and convolutions, without recomputation.
+    :param weights: elements of the weights on each IPU of a replica.
     """
 
     row: Row
     target: Target
     program: Program
     flops: float
+    weights: tuple[int, ...] = ()
 
     def predicted_s(self, values: Constants) -> float:
         return self.program.step_s(self.target, values)
@@ -78,7 +81,11 @@ def _measured(row: Row) -> MeasuredRow:
     program = program_of(graph, stages, settings, machine, constants())
     micro_batches = row.gradient_accumulation * row.replication_factor
     flops = sum(load.forward.flops + load.backward.flops for load in program.loads)
-    return MeasuredRow(row, machine, program, float(flops) * micro_batches)
+    home = homes(graph)
+    weights = [0] * graph.num_ipus
+    for weight in graph.parameters:
+        weights[home[weight.id]] += weight.elements
+    return MeasuredRow(row, machine, program, float(flops) * micro_batches, tuple(weights))
 
 
 def _program(row: Row) -> tuple[Graph, Settings]:

@@ -226,18 +226,21 @@ class MT5(nn.Module):
 
         self.table = nn.Embedding(tokens, hidden)
         self.encoder, self.decoder = layers(False), layers(True)
-        self.projection = nn.Linear(hidden, tokens, bias=False)
+        self.encoder_norm, self.decoder_norm = RootMeanSquareNorm(hidden), RootMeanSquareNorm(hidden)
+        projection = nn.Linear(hidden, tokens, bias=False)
         self.encoder[0] = begin(self.encoder[0], "encoder", 1)
         self.decoder[0] = begin(self.decoder[0], "decoder", 2)
-        self.projection = begin(self.projection, "projection", 3)
+        self.projection = begin(projection, "projection", 3)
         self._mark = mark
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
         source, hidden = self.table(tokens), self.table(labels)
         for layer in self.encoder:
             source = self._mark(layer(source))
+        source = self.encoder_norm(source)
         for layer in self.decoder:
             hidden = self._mark(layer(hidden, source))
+        hidden = self.decoder_norm(hidden)
         return _loss(self.projection(hidden).flatten(0, 1), labels.flatten())
 
 
@@ -274,7 +277,7 @@ class Conformer(nn.Module):
         self.first, self.second = nn.Conv2d(1, hidden, 3, 2), nn.Conv2d(hidden, hidden, 3, 2)
         self.projection = nn.Linear(hidden * 19, hidden)  # 80 features, halved twice
         self.blocks = nn.ModuleList([ConformerLayer(hidden, 4, 2048, 15) for _ in range(12)])
-        self.table = nn.Embedding(tokens, hidden)
+        table = nn.Embedding(tokens, hidden)
         decoder = []
         for _ in range(6):
             dense = Dense(hidden, 2048, torch.relu, gated=False)
@@ -283,7 +286,7 @@ class Conformer(nn.Module):
         self.classifier = nn.Linear(hidden, tokens)
         for ipu in (1, 2):
             self.blocks[4 * ipu] = begin(self.blocks[4 * ipu], f"blocks.{4 * ipu}", ipu)
-        self.table = begin(self.table, "table", 3)
+        self.table = begin(table, "table", 3)
         self._mark = mark
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:

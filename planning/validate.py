@@ -15,7 +15,7 @@ from typing import Any, Sequence
 from ipu_simulator.cost import constants as shipped
 from ipu_simulator.cost.constants import entries
 
-from . import evidence
+from . import evidence, first_ipu
 from .fit_constants import (
     Errors,
     Fit,
@@ -142,6 +142,7 @@ def as_markdown(validation: Validation, command: str) -> str:
             "utilisation, and PopTorch's factor.",
             "",
             *evidence.as_markdown(fits_without_groups(validation.rows)),
+            *first_ipu.as_markdown([*validation.rows, *evidence.held_out()[:1]]),
             "## Fitted constants",
             "",
             "Fitted by least squares on log errors with log-normal priors, on rows "

@@ -34,8 +34,9 @@ def test_berts_pretraining_has_the_error_of_rows_left_out():
     assert judged(graph, replace(made, framework="TF2"))[1] is None
 
 
-def test_other_programs_have_none():
-    kind, error, said = judged(*program("groupbert-medium"))
+def test_programs_of_a_kind_and_framework_without_rows_have_none():
+    graph, made = program("groupbert-medium")
+    kind, error, said = judged(graph, replace(made, framework="TF1"))
     assert (kind, error) == ("other encoders", None)
     assert "no published time of other encoders was at hand" in said
 
@@ -54,3 +55,20 @@ def test_kinds_by_operations(name, kind):
     ops = tuple(replace(op, name=name) if op.phase == "forward" and not op.index else op for op in ops)
     assert kind_of(replace(graph, ops=ops)) == kind
     assert kind_of(replace(graph, ops=ops, gradients={})) == "inference"
+
+
+def test_other_kinds_have_the_error_of_rows_that_nothing_was_fitted_to():
+    graph, made = program("groupbert-medium")
+    known = entries()["expected_error_of_other_kinds"]["other encoders"]
+    _, error, said = judged(graph, replace(made, framework="PopTorch"))
+    assert error == known["value"] and f"{known['value']:.1%}"[:-2] in said
+
+
+def test_the_softmax_of_a_loss_is_no_attention():
+    graph = chain((0, 1, 0), [[16], [16, 16], [16]])
+    names = {0: "convolution", 2: "_log_softmax"}
+    ops = tuple(replace(op, name=names.get(op.index, op.name)) for op in graph.ops)
+    assert kind_of(replace(graph, ops=ops)) == "convolutional networks"
+    names[2] = "_softmax"
+    ops = tuple(replace(op, name=names.get(op.index, op.name)) for op in graph.ops)
+    assert kind_of(replace(graph, ops=ops)) == "other encoders"
