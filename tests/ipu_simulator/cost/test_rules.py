@@ -217,6 +217,10 @@ def test_sorting_takes_the_steps_of_a_bitonic_network(name):
     assert along.vertex_cycles == 55 * 2.5 * 1000 and across.vertex_cycles == 66 * 2.5 * 1000
     assert along.compute_sets == 55 * 3 and along.known
     assert cost(name, [(1,)], [(1,)]).compute_sets == 3
+    # The largest few take less than a sort: 6 steps in groups of 8, then halves of 1 + 3 steps each.
+    few = cost("topk", *shapes, k=5)
+    assert few.compute_sets == (6 + 7 * 4) * 3
+    assert 6 * 2.5 * 1000 < few.vertex_cycles < (6 + 2 * 2.5) * 2.5 * 1000
     # A sort compares more than a maximum.
     assert along.vertex_cycles > cost("argmax", *shapes).vertex_cycles
 

@@ -337,20 +337,25 @@ def _bound(op: Op, largest: Tensor | None, target: Target) -> OpCost:
 def sort_cost(op: Op, graph: Graph, target: Target) -> OpCost:
     """A bitonic sort (as popops' TopK): L (L + 1) / 2 steps for L doublings of the sorted dimension.
 
-    A step compares pairs of elements, and exchanges them with their positions.
+    A step compares pairs of elements, and exchanges them with their positions. The largest k are found among
+    sorted groups of k: of each pair of groups one step keeps the larger half, and L steps sort it again.
     """
     source, vertex = graph.tensors[op.inputs[0]], vertices()["reduction with positions"]
     dimension = op.attributes.get("dim", -1)
     length = source.shape[-1 if dimension is None else dimension] if source.shape else 1
-    doublings = math.ceil(math.log2(max(length, 1)))
-    steps = doublings * (doublings + 1) // 2
+    kept = min(op.attributes.get("k", length), length)
+    of_group = math.ceil(math.log2(max(kept, 1)))
+    halvings = math.ceil(math.log2(max(length, 1))) - of_group
+    steps = of_group * (of_group + 1) // 2
+    # Each halving leaves half of the elements to the next one.
+    passes = steps + sum((1 + of_group / 2) / 2**turn for turn in range(halvings))
     item_bytes = BYTES_OF_DTYPE[source.dtype]
     moved = (item_bytes + BYTES_OF_DTYPE["int32"]) / target.exchange_bytes_per_cycle
     on_a_tile, half = _tile_share(source.elements, target), item_bytes <= 2
     return OpCost(
         vertex.kind,
-        vertex_cycles=steps * (vertex.cycles(half) + moved) * on_a_tile,
-        compute_sets=max(1, steps) * vertex.compute_sets,
+        vertex_cycles=passes * (vertex.cycles(half) + moved) * on_a_tile,
+        compute_sets=max(1, steps + halvings * (1 + of_group)) * vertex.compute_sets,
         rule="bitonic sort",
         numbers=frozenset({vertex.cycles_name(half), vertex.compute_sets_name, "exchange_bytes_per_cycle"}),
     )
