@@ -19,9 +19,9 @@ OF_POPTORCH = set(
     "_dataloader _impl _logging _poplar_executor _utils _args_parser "
     "_throwTestError _restoreWrapperIfNecessary _OverwriteContextManager _DistributedOptions".split()
 )
-# Of PyTorch and Python, where they have no public name.
+# Of PyTorch, Python and execnet, where they have no public name.
 OF_OTHERS = {"_C", "_VF", "_dynamo", "_linalg", "_nn"} | set(
-    "_actions _buffers _exit _forward_hooks _forward_pre_hooks _step_count _workers".split()
+    "_actions _buffers _exit _forward_hooks _forward_pre_hooks _io _step_count _workers".split()
 )
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py"))
 
