@@ -47,8 +47,9 @@ def searched_page() -> List[str]:
         "Distrust the gain until an IPU has confirmed it. It comes from IPU 0, which also has the",
         "embeddings, the heads and the tied projection: the search gives it as many layers as the others,",
         "where GroupBERT's authors gave it one or none. No measurement shows what IPU 0 takes or holds in a",
-        "GroupBERT, so the models may count too little there. Should IPU 0 run out of memory or be the",
-        "slowest, go back to the published placement: the weights of a checkpoint don't depend on it.",
+        "GroupBERT, so the models may count too little there; [accuracy.md](accuracy.md#the-first-ipu) says",
+        "how much too little would undo the gain. Should IPU 0 run out of memory or be the slowest, go back",
+        "to the published placement: the weights of a checkpoint don't depend on it.",
         "",
     ]
 
