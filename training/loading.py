@@ -6,10 +6,12 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Iterator
+from types import TracebackType
+from typing import Any, Callable, Iterator, Optional, Type
 
 from torch.utils.data import Sampler
 
@@ -22,6 +24,7 @@ from .signals import ignore_interrupts
 
 # Each worker of PyTorch's loader keeps two batches ready; PopTorch's accessor has three in its ring buffer.
 _PREFETCHED, _RING = 2, 3
+_LOOK_EVERY_S = 1.0  # for the run that a worker belongs to
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -78,7 +81,23 @@ def end_with_run(worker: int) -> None:
     """For DataLoader workers: they leave Ctrl-C and the first SIGTERM to the run, and end at latest a second
     after it, even if it was killed while they started."""
     ignore_interrupts(worker)
+    sys.excepthook = after_its_run(sys.excepthook)
     threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+Hook = Callable[[Type[BaseException], BaseException, Optional[TracebackType]], Any]
+
+
+def after_its_run(hook: Hook) -> Hook:
+    """An excepthook of a worker, which a killed run leaves with half a message: multiprocessing's thread that
+    hands out tensors would write a traceback. By the time that it may, the worker has followed its run."""
+
+    def said(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> None:
+        if issubclass(kind, (ConnectionError, EOFError)):
+            time.sleep(30 * _LOOK_EVERY_S)
+        hook(kind, error, trace)
+
+    return said
 
 
 def end_with_accessor(_worker: int) -> None:
@@ -100,7 +119,7 @@ def _follow_parent() -> None:
     with contextlib.suppress(ProcessLookupError):
         while parent.is_alive() and (not is_child or os.getppid() == parent.pid):
             os.kill(parent.pid, 0)
-            time.sleep(1.0)
+            time.sleep(_LOOK_EVERY_S)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
