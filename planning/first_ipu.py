@@ -6,9 +6,8 @@ counts there, how much it could have missed, and what the published placements b
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Counter as CounterOf
-from typing import List, Sequence
+from collections import defaultdict
+from typing import DefaultDict, List, Sequence
 
 from ipu_simulator.cost.constants import constants
 
@@ -43,7 +42,7 @@ def as_markdown(rows: Sequence[MeasuredRow]) -> List[str]:
 
 def _line(measured: MeasuredRow) -> str:
     row = measured.row
-    times: CounterOf[int] = Counter()
+    times: DefaultDict[int, float] = defaultdict(float)
     for work in measured.program.work(measured.target, constants()):
         times[work.ipu] += work.forward_s + work.backward_s
     layers = row.layers_per_ipu
