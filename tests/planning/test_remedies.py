@@ -149,9 +149,9 @@ def test_words_are_flags_that_the_runners_take() -> None:
 
 
 def test_an_instance_shards_over_its_own_replicas() -> None:
-    """Poplar's rule: with a replica an instance nothing is sharded, which the recipe has no memory for."""
+    """Poplar's rule: with a replica an instance nothing is sharded, which the program has no memory for."""
     name = "groupbert_base_128_pod16"
-    recipe = config.load(name, overrides={"device": "simulator"})
+    recipe = config.load(name, overrides={"device": "simulator", "micro_batch_size": 12})
     graph, settings = program_of(recipe)
     assert settings.shards == 4
     peaks = [peak(assess(recipe, name, (graph, replace(settings, instances=n)))) for n in (1, 2, 4)]
