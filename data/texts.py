@@ -112,13 +112,19 @@ def encode(
     """[CLS] text [SEP], or [CLS] text [SEP] second text [SEP]. `masks`: "[MASK]" in a text is the mask token.
 
     The sequence length is `length`, or the least of LENGTHS that holds all texts, up to `most_tokens`. A
-    longer text loses tokens at its end, of a pair the second one. Raises DataError for a text that has no
-    mask or loses one.
+    longer text loses tokens at its end, of a pair the second one. Raises DataError for a length without room
+    for a token of a text, and for a text that has no mask or loses one.
     """
     rows = [_tokens(text, tokenizer, masks) for text in texts]
     longest = max(map(_size, rows))
     if length is None:
         length = next((size for size in LENGTHS if size >= longest and size <= most_tokens), most_tokens)
+    special = 1 + max(map(len, rows))
+    if length <= special:
+        raise DataError(
+            f"a sequence of {length} tokens has no room for a text: [CLS] and [SEP] take {special}; "
+            f"use at least {special + 1} (--sequence-length)"
+        )
     ids = np.full((len(rows), length), tokenizer.pad_id, dtype=np.int32)
     mask, types = np.zeros_like(ids), np.zeros_like(ids)
     truncated = np.array([_size(row) > length for row in rows])

@@ -180,6 +180,7 @@ def test_longer_texts_are_cut_and_say_so(infer):
         (("classes", "  "), DataError, "empty text"),
         (("embeddings", "--file", "nowhere.txt"), DataError, "cannot read 'nowhere.txt'"),
         (("embeddings", "a", "--sequence-length", "100"), ConfigError, "has 64 positions"),
+        (("embeddings", "a b", "--sequence-length", "2"), DataError, "2 tokens .* use at least 3"),
         (("embeddings", "a", "--top-k", "0"), ConfigError, "use 1 or more"),
         (("embeddings", "a", "--context", "b"), ConfigError, "belongs to answers"),
     ],
