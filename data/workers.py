@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import multiprocessing.resource_tracker
+import os
 import signal
 import threading
 import time
@@ -85,7 +86,7 @@ def end(children: Iterable[Process], *, patience_s: float = 0.0) -> List[str]:
     deadline = time.monotonic() + patience_s
     for child in children:
         child.join(max(0.0, deadline - time.monotonic()))
-    left = [child for child in children if child.is_alive()]
+    left = [child for child in children if child.is_alive() and not _is_gone(child)]
     described_as = [described([child]) for child in left]
     with _deaths_expected():
         for child in left:
@@ -93,6 +94,16 @@ def end(children: Iterable[Process], *, patience_s: float = 0.0) -> List[str]:
         for child in left:
             child.join()
     return described_as
+
+
+def _is_gone(child: Process) -> bool:
+    """Whether no such process is left: `is_alive` says so late if another thread has waited for its end."""
+    assert child.pid is not None, "it was started"
+    try:
+        os.kill(child.pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from data.files import DataError, exclusive
 from data.make_shards import Chunk, cut_chunks, is_held_out, prepare_shards
 from data.shards import MANIFEST, TRAIN, VALIDATION, load_manifest, open_shards, shard_name
 from data.tokenizer import Tokenizer
+from data.workers import end
 from tests.data import preprocess_slowly
 from tests.data.conftest import write_text_corpus
 from tests.data.preprocess_slowly import PARAMETERS
@@ -89,6 +91,16 @@ def test_a_signal_to_all_processes_ends_them(
     assert process.returncode != 0
     assert said.count("Traceback (most recent call last)") == 1
     assert said.splitlines()[-1] == "KeyboardInterrupt"
+
+
+def test_a_worker_that_another_thread_waited_for_is_not_called_hung() -> None:
+    """The pool's thread waits for its workers too; between its wait and its note they look alive."""
+    child = multiprocessing.get_context("spawn").Process(target=int)
+    child.start()
+    assert child.pid is not None
+    os.waitpid(child.pid, 0)
+    assert child.is_alive()
+    assert end([child]) == []
 
 
 def test_workers_change_nothing(
