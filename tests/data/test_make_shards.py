@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -20,7 +19,6 @@ from data.files import DataError, exclusive
 from data.make_shards import Chunk, cut_chunks, is_held_out, prepare_shards
 from data.shards import MANIFEST, TRAIN, VALIDATION, load_manifest, open_shards, shard_name
 from data.tokenizer import Tokenizer
-from data.workers import end
 from tests.data import preprocess_slowly
 from tests.data.conftest import write_text_corpus
 from tests.data.preprocess_slowly import PARAMETERS
@@ -93,14 +91,24 @@ def test_a_signal_to_all_processes_ends_them(
     assert said.splitlines()[-1] == "KeyboardInterrupt"
 
 
+WAITED_FOR = """
+import multiprocessing, os
+import data.workers
+child = multiprocessing.get_context("fork").Process(target=int)
+child.start()
+os.waitpid(child.pid, 0)
+assert child.is_alive()
+print(data.workers.end([child]))
+"""
+
+
 def test_a_worker_that_another_thread_waited_for_is_not_called_hung() -> None:
     """The pool's thread waits for its workers too; between its wait and its note they look alive."""
-    child = multiprocessing.get_context("spawn").Process(target=int)
-    child.start()
-    assert child.pid is not None
-    os.waitpid(child.pid, 0)
-    assert child.is_alive()
-    assert end([child]) == []
+    # In a process, since multiprocessing would think for ever that the child lives.
+    done = subprocess.run(
+        [sys.executable, "-c", WAITED_FOR], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_workers_change_nothing(
