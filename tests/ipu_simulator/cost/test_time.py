@@ -10,12 +10,14 @@ import torch
 from ipu_simulator.cost.constants import constants
 from ipu_simulator.cost.ops import op_cost
 from ipu_simulator.cost.pipeline import StageWork, cycle_s, cycles_s, full_cycle, pipeline_cycles
-from ipu_simulator.cost.time import load_of, program_of, time_of
+from ipu_simulator.cost.time import Load, load_of, program_of, time_of
 from ipu_simulator.environment import target
 from ipu_simulator.graph.stages import stages_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import PRESETS, PretrainingModel
+from tests.ipu_simulator.cost.graphs import chain
+from tests.ipu_simulator.cost.graphs import settings as of_chain
 from tests.ipu_simulator.cost.programs import program
 
 # In one process, which captures each program once.
@@ -302,3 +304,42 @@ def test_operations_without_a_rule_are_named_and_bounded():
 def test_our_models_have_rules_for_all_their_operations():
     for model in MODELS:
         assert estimate(*program(model)).bounds == ()
+
+
+def test_only_tensors_for_another_ipu_take_the_links():
+    """The second and third stages are on one IPU: what passes between them stays there."""
+    graph = chain((0, 1, 1, 0), [[64], [32], [16], [8]])
+    each = of_chain(2)
+    made = program_of(graph, stages_of(graph, each), each, BOW, constants())
+    wide, narrow = 8 * 64 * 2, 8 * 16 * 2  # float16 activations [8, 64] and [8, 16]
+    assert made.copied_bytes == ((wide, 0), (0, wide), (narrow, 0), (0, narrow))
+
+
+@pytest.mark.parametrize(("narrow", "compute_sets"), [(False, 4), (True, 8)])
+def test_a_stash_is_written_and_read_by_the_fullest_tile(narrow, compute_sets):
+    """x [8, 256] and y [8, 64]: on 1472 tiles the fullest one has 2 and 1. Casts double the steps."""
+    graph = chain((0, 1), [[64], [64]])
+    first = next(tensor for tensor in graph.tensors if tensor.role == "input")
+    graph = replace(
+        graph, tensors=tuple(replace(t, shape=(8, 256)) if t == first else t for t in graph.tensors)
+    )
+    each = of_chain(2, recompute=False, stash_bytes_per_element=1 if narrow else None)
+    known = constants()
+    made = program_of(graph, stages_of(graph, each), each, BOW, known)
+    per_element = known.stash_in_8_bits_cycles if narrow else known.stash_cycles
+    assert BOW.tiles_per_ipu == 1472
+    assert made.loads[0].stash == Load(vertex_cycles=2 * 3 * per_element, compute_sets=compute_sets)
+    assert made.loads[1].stash == Load()
+
+
+def test_a_time_depends_on_the_hosts_link_only_with_inputs():
+    graph = chain((0, 1), [[64], [64]])
+    for inputs, ipus, hosts in (
+        (graph.inputs, (0, 1), {"host_bytes_per_s", "ipus_per_m2000"}),
+        (graph.inputs, (0, 0), {"host_bytes_per_s"}),
+        ((), (0, 1), set()),
+    ):
+        one = replace(graph, inputs=inputs, stage_ipus=ipus)
+        each = of_chain(2)
+        numbers = time_of(one, stages_of(one, each), each, BOW, constants()).numbers
+        assert numbers & {"host_bytes_per_s", "ipus_per_m2000"} == hosts

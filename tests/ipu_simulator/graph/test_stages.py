@@ -12,6 +12,7 @@ from ipu_simulator.graph.stages import Stage, stages_of
 from torch import nn
 
 import model as models
+from tests.ipu_simulator.cost.graphs import Builder
 from tests.ipu_simulator.graph.programs import (
     BERT,
     GROUPBERT,
@@ -176,3 +177,18 @@ def test_inference_keeps_nothing() -> None:
         ((), (), (), 0)
     ] * 4
     assert [len(stage.sends_forward) for stage in stages] == [2, 2, 1, 0]
+
+
+def test_a_view_of_a_weight_for_a_later_stage_is_not_sent() -> None:
+    """A weight's memory goes to no other IPU with each micro batch; a copy of it is an activation."""
+    builder = Builder((0, 1))
+    x, weight = builder.tensor((2, 3), "input"), builder.tensor((3, 3), "parameter")
+    view, copied = builder.tensor((3, 3), base=weight), builder.tensor((3, 3))
+    made, summed = builder.tensor((2, 3)), builder.tensor((2, 3))
+    builder.op("t", [weight], [view])
+    builder.op("clone", [x], [copied])
+    builder.stage = 1
+    builder.op("mm", [x, view], [made])
+    builder.op("mm", [made, copied], [summed])
+    graph = builder.graph([x], [summed])
+    assert [stage.sends_forward for stage in stages_of(graph, settings())] == [(copied,), ()]
