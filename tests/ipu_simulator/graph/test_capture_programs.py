@@ -264,3 +264,30 @@ def test_transformers_are_captured() -> None:
     of_layer = [op for op in graph.ops if op.module.startswith("masked_lm.bert.encoder.layer.1")]
     assert {op.stage for op in of_layer} == {1}
     assert [graph.tensors[number].name for number in graph.inputs] == ["input_ids", "labels"]
+
+
+def test_what_depends_on_shapes_alone_is_a_constant_unless_it_is_drawn_or_written() -> None:
+    class Model(nn.Module):
+        def forward(self, x):
+            known = torch.full_like(x, 2.0) + torch.zeros_like(x)
+            drawn = torch.rand(3)
+            written = torch.ones_like(x).add_(x)
+            return x * known + drawn + written
+
+    graph = captured(Model(), torch.randn(2, 3), training=False, made=flat_options())
+    kept = names(graph, "forward")
+    assert not {"full_like", "zeros_like"} & set(kept)
+    assert kept.count("ones_like") == kept.count("uniform") + kept.count("rand") == 1
+    assert kept.count("mul") == 1 and kept.count("add") == 3  # x * known, two sums, and the one in place
+
+
+def test_a_masked_softmax_is_a_softmax() -> None:
+    """PyTorch's attention has another name for one that is safe where everything is masked."""
+
+    class Model(nn.Module):
+        def forward(self, q, mask):
+            return F.scaled_dot_product_attention(q, q, q, mask)
+
+    inputs = torch.randn(1, 2, 5, 4), torch.zeros(5, 5)
+    kept = names(captured(Model(), *inputs, training=False, made=flat_options()), "forward")
+    assert kept.count("_softmax") == 1 and "_safe_softmax" not in kept

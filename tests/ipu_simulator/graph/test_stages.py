@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from ipu_simulator.graph.stages import Stage, stages_of
+from ipu_simulator.graph.ir import Graph
+from ipu_simulator.graph.stages import Stage, restage, stages_of
 from torch import nn
 
 import model as models
-from tests.ipu_simulator.cost.graphs import Builder
+from tests.ipu_simulator.cost.graphs import Builder, chain
 from tests.ipu_simulator.graph.programs import (
     BERT,
     GROUPBERT,
@@ -192,3 +194,19 @@ def test_a_view_of_a_weight_for_a_later_stage_is_not_sent() -> None:
     builder.op("mm", [made, copied], [summed])
     graph = builder.graph([x], [summed])
     assert [stage.sends_forward for stage in stages_of(graph, settings())] == [(copied,), ()]
+
+
+def test_moved_blocks_are_those_of_a_capture_there() -> None:
+    """Checkpoints of earlier blocks in a stage count in the segments of later ones."""
+
+    def places(graph: Graph) -> list:
+        return [(op.name, op.stage, op.ipu, op.segment) for op in graph.ops]
+
+    width = [8]
+    for ipu_of_block in ((0, 0, 0, 1), (0, 1, 1, 1), (0, 1, 2, 2), (0, 0, 1, 0)):
+        moved = restage(chain((0, 1, 2, 0), [width, width * 2, width, width * 3]), ipu_of_block)
+        ipus = [ipu for ipu, _ in itertools.groupby(ipu_of_block)]
+        layers = iter([1, 2, 1, 3])
+        widths = [width * sum(next(layers) for _ in same) for _, same in itertools.groupby(ipu_of_block)]
+        assert moved.stage_ipus == tuple(ipus)
+        assert places(moved) == places(chain(ipus, widths))
