@@ -352,3 +352,17 @@ def test_the_distance_between_the_forms_of_gelu():
     slopes = [torch.autograd.grad(form.sum(), x)[0] for form in forms]
     assert float((forms[0] - forms[1]).abs().max().detach()) == pytest.approx(4.7e-4, abs=5e-6)
     assert float((slopes[0] - slopes[1]).abs().max()) == pytest.approx(8.7e-4, abs=5e-6)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_norm_without_weights_has_its_inputs_gradient_alone(fast):
+    """PyTorch then returns None for the weights' gradients."""
+    x = operands(3, 4, 8, seed=1).requires_grad_()
+    wide = x.detach().float().requires_grad_()
+    for normed in (lambda x: F.layer_norm(x, (8,)), lambda x: F.group_norm(x, 2)):
+        outward = operands(3, 4, 8, seed=2)
+        with Float16Arithmetic(Arithmetic(fast=fast)):
+            (found,) = torch.autograd.grad(normed(x), x, outward)
+        (expected,) = torch.autograd.grad(normed(wide), wide, outward.float())
+        assert found.dtype is torch.float16
+        torch.testing.assert_close(found.float(), expected, rtol=2e-3, atol=2e-3)
