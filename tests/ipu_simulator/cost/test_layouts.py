@@ -86,6 +86,8 @@ def test_a_norm_elsewhere_multiplies_and_adds_and_in_training_costs_as_before():
     on_a_tile = -(-2 * 32 * 8 * 8 // CHIP.tiles_per_ipu)
     assert folded_into(graph.ops[1], graph) is None and made[0] not in materialised(graph).bytes
     assert (found[1].vertex_cycles, found[1].compute_sets) == (1.5 * on_a_tile, 2)
+    builder, _, made = network()
+    assert folded_into(builder.ops[1], builder.graph([], made[:1])) is None  # and here the host needs it
     graph, found = costs(network(training=True)[0])
     assert folded_into(graph.ops[1], graph) is None
     assert (found[1].vertex_cycles, found[1].compute_sets) == (4 * on_a_tile, 8)

@@ -197,6 +197,18 @@ def test_an_operation_in_place_takes_its_dying_input():
     assert made.live_bytes().sum(axis=0).tolist() == [64, 64, 128, 128]
 
 
+def test_what_arrives_when_an_operation_in_place_runs_is_there_beside_its_result():
+    """It comes from another IPU, or from a stash, and no earlier event has it."""
+    builder = Builder((0,))
+    x, a, b = (builder.tensor([8, 4]) for _ in range(3))
+    builder.op("relu", [x], [a])
+    builder.op("mm", [a], [b])
+    graph = builder.graph([], [b])
+    steps = schedule(graph, [Stage(0, 0, graph.ops, (), (), (), 0, ())], pipelined=True)
+    made = timeline(graph, steps, frozenset(), crossing_tensors(graph), materialised(graph), no_cost)
+    assert made.live_bytes().sum(axis=0).tolist() == [128, 128]
+
+
 def test_nothing_writes_over_what_is_still_read_or_of_another_size():
     builder = Builder((0,))
     x = builder.tensor([8, 4], "input", "input/0")

@@ -49,8 +49,9 @@ def test_gradients_of_a_tied_weight_are_never_summed_nor_embedding_rows_spread()
 
 
 def test_of_a_serialised_weight_gradient_one_slice_lives():
-    builder, at = tied(4)
-    assert materialised(builder.graph([at["ids"]])).bytes[at["d_projection"]] == 2 * VOCABULARY * HIDDEN // 4
+    for slices, size in ((4, 1024), (3, 1366)):  # of 128 x 16 elements in float16, rounded up
+        builder, at = tied(slices)
+        assert materialised(builder.graph([at["ids"]])).bytes[at["d_projection"]] == size
 
 
 def test_a_gradient_that_something_else_reads_too_stays():
