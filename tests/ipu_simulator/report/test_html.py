@@ -11,7 +11,9 @@ from html.parser import HTMLParser
 import pytest
 from ipu_simulator import report
 from ipu_simulator.cost.verdict import COMPONENTS, Assumption, Buffer, Work
+from ipu_simulator.report.hints import Hints
 from ipu_simulator.report.html import cycle_rows, liveness_charts, memory_bars, tile_bars
+from ipu_simulator.report.schedule import Slice
 
 from tests.ipu_simulator.report.samples import fitting, overflowing
 from tests.ipu_simulator.report.test_schedule import pipelined
@@ -221,6 +223,21 @@ def test_hints_name_operation_module_bytes_and_cycles() -> None:
         assert f"{stage.forward_s * 1e9:,.0f} cycles" in each
         assert "at most 3.0 MiB live on IPU 1 in forward" in each
         assert f"{label}" not in each or "cycles" in each
+
+
+def test_a_hint_averages_an_operations_calls_and_names_the_costliest_first() -> None:
+    verdict = overflowing()
+    kinds = (("mm", 100.0, 2), ("mm", 500.0, 1), ("gelu", 900.0, 3))  # mm stands in two entries
+    work = tuple(
+        Work(1, 1, "forward", "layer", op, "matmul", cycles, count, 0) for op, cycles, count in kinds
+    )
+    hints = Hints(replace(verdict, details=replace(verdict.details, work=work)))
+    point = replace(verdict.details.liveness[0], ipu=1, phase="forward", label="mm in layer")
+    assert hints.point(point).splitlines()[-1] == "cycles: 200, 3 times in a cycle"
+    first, *others = hints.slice(Slice(1, 1, "forward", 0, 0, 0.0, 1e-3)).splitlines()
+    assert first.startswith("forward, stage 1, micro batch 0: ")
+    costs = ["gelu in layer: 900 cycles", "mm in layer: 500 cycles", "mm in layer: 100 cycles"]
+    assert others[-3:] == costs
 
 
 def test_tiles_are_drawn_to_one_scale() -> None:

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 from ipu_simulator import report
-from ipu_simulator.cost.verdict import Buffer
-from ipu_simulator.report.sums import human_bytes, percent
+from ipu_simulator.cost.verdict import Buffer, Remedy
+from ipu_simulator.report.sums import by_kind, by_module, human_bytes, percent
 
 from tests.ipu_simulator.report.samples import fitting, overflowing
 from tests.ipu_simulator.report.test_schedule import pipelined, program
@@ -166,3 +166,39 @@ def test_a_verdict_near_the_edge_says_between_what_it_lies() -> None:
     assert "near the edge" not in report.text(far)
     assert "near the edge" in report.html(near)
     assert "near the edge" not in report.html(far)
+
+
+def test_remedies_break_before_a_flag_that_is_too_long_and_costs_have_a_sign() -> None:
+    """Their head takes 60 of 110 columns: two flags of 25 and 24 characters fit beside one another."""
+    for second, together in ((24, True), (25, False)):
+        flags = ["--first ".ljust(25, "1"), "--second ".ljust(second, "2")]
+        verdict = replace(overflowing(), remedies=(Remedy(" ".join(flags), 1 << 20, 0.0, True),))
+        lines = report.text(verdict).splitlines()
+        at = next(number for number, line in enumerate(lines) if " saves " in line)
+        assert lines[at].split("  ")[-1] == (" ".join(flags) if together else flags[0])
+        assert together or lines[at + 1] == " " * 60 + flags[1]
+        assert len(lines[at].split(flags[0])[0]) == 60
+        assert "+0.0%" in lines[at] and " +0 " in lines[at]
+
+
+def test_a_full_ipu_is_not_over_its_memory_and_parts_without_bytes_are_left_out() -> None:
+    verdict = fitting()
+    full = replace(
+        verdict.ipus[0],
+        fullest_tile_bytes=verdict.ipus[0].tile_capacity_bytes,
+        components={"code": 0, "weights": 5 << 20},
+    )
+    text = report.text(replace(verdict, ipus=(full, *verdict.ipus[1:])))
+    assert re.findall(r"IPU 0 +\[[#=.]+([#=.!])\] +100.0%", text) == ["="]
+    assert "  IPU 0  weights 5.0 MiB\n" in text
+
+
+def test_the_smaller_shares_are_summed_for_all_ipus_and_the_busiest() -> None:
+    verdict = fitting()
+    found = re.findall(r"^  (\d+) more +(\S+) +(\S+)$", report.text(verdict), re.MULTILINE)
+    rests = [shares[6:] for shares in (by_kind(verdict), by_module(verdict)) if shares[6:]]
+    assert rests and found == [
+        (str(len(rest)), percent(sum(s.of_all for s in rest)), percent(sum(s.of_busiest for s in rest)))
+        for rest in rests
+    ]
+    assert any(of_all != of_busiest for _, of_all, of_busiest in found)
