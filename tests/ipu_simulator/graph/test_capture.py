@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ipu_simulator.graph.recorder import Place, Recorder
+from ipu_simulator.graph.recorder import Place, Recorder, Scope
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -245,3 +245,37 @@ def test_storages_tell_memories_apart_even_where_elements_have_none():
     others = [torch.empty(0), torch.empty(0), torch.ones(0, 3)]
     others += [torch.empty(3, device="meta"), torch.empty(3, device="meta")]
     assert len({recorder.value(tensor).address for tensor in [whole, *others]}) == 1 + len(others)
+
+
+def test_scopes_and_marks_nest() -> None:
+    """A named scope ends with its module's call at the latest, and never ends the module's own scope."""
+    seen = []
+
+    class Inner(torch.nn.Module):
+        def forward(self) -> None:
+            recorder.leave_scope()  # entered outside: stays
+            seen.append((recorder.module_path, recorder.where().scopes))
+            recorder.enter_scope("left open")
+
+    class Outer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Inner()
+
+        def forward(self) -> None:
+            recorder.enter_scope("part")
+            self.inner()
+            seen.append((recorder.module_path, recorder.where().scopes))
+            recorder.leave_scope()
+            seen.append((recorder.module_path, recorder.where().scopes))
+
+    outer = Outer()
+    recorder = Recorder(lambda: Place(0, 0), {id(outer): "", id(outer.inner): "inner"})
+    with recorder.in_modules():
+        outer()
+    model, part, inner = Scope("", True), Scope("part", False), Scope("inner", True)
+    assert seen == [("inner", (model, part, inner)), ("", (model, part)), ("", (model,))]
+    assert recorder.module_path is None and recorder.where().scopes == ()
+    with recorder.marked(a=1, b=2), recorder.marked(b=3):
+        assert recorder.where().marks == {"a": 1, "b": 3}
+    assert recorder.where().marks == {}
