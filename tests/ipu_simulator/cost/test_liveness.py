@@ -209,6 +209,18 @@ def test_what_arrives_when_an_operation_in_place_runs_is_there_beside_its_result
     assert made.live_bytes().sum(axis=0).tolist() == [128, 128]
 
 
+def test_statistics_that_are_always_live_are_not_counted_again_where_they_are_written():
+    builder = Builder((0,))
+    x, running = builder.tensor([8, 4], "input", "input/0"), builder.tensor([4], "buffer", "running_mean")
+    normed, after = builder.tensor([8, 4]), builder.tensor([4], base=running)
+    builder.op("native_batch_norm", [x, running], [normed, after])
+    graph = builder.graph([x], [normed])
+    steps = schedule(graph, [Stage(0, 0, graph.ops, (), (), (), 0, ())], pipelined=True)
+    resident = frozenset([x, running])
+    made = timeline(graph, steps, resident, crossing_tensors(graph), materialised(graph), no_cost)
+    assert made.live_bytes().sum(axis=0).tolist() == [64]
+
+
 def test_nothing_writes_over_what_is_still_read_or_of_another_size():
     builder = Builder((0,))
     x = builder.tensor([8, 4], "input", "input/0")
