@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Callable, Dict, List, Optional
@@ -45,11 +44,13 @@ class Apart:
     def __init__(self, name: str) -> None:
         self._name = name
         # Not forked: this process may have threads, and a configured allocator.
-        self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        self._pool = ProcessPoolExecutor(
+            1, mp_context=data.workers.SpawnContext(), initializer=data.workers.end_with_parent
+        )
 
     def contender(self, build: Callable[..., Contender], *arguments: Any) -> Contender:
         """Replaces the process's contender with `build(*arguments)`. Raises what `build` raises."""
-        with data.workers.interrupts_blocked():  # Ctrl-C is handled in this process
+        with data.workers.signals_deferred():  # handled in this process
             made = self._pool.submit(_make, build, arguments)
         self._result(made)
         return Contender(lambda: float(self._result(self._pool.submit(_step_s))))

@@ -13,12 +13,9 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
 import random
 import sys
-import threading
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
@@ -40,7 +37,15 @@ from .shards import (
     write_shard,
 )
 from .tokenizer import Tokenizer
-from .workers import described, end, interrupts_blocked, process_numbers, started_since
+from .workers import (
+    SpawnContext,
+    described,
+    end,
+    end_with_parent,
+    process_numbers,
+    signals_deferred,
+    started_since,
+)
 
 _CONTENT_VERSION = 1  # of what a folder of shards holds, whatever their format
 _NUM_SPECIAL_TOKENS = 3  # [CLS] A [SEP] B [SEP]
@@ -214,7 +219,7 @@ def _write_in_parallel(
     patience_s = min(timeout_s or _PATIENCE_S, _PATIENCE_S)
     # Spawned, not forked: a fork would copy locks held by threads of this process (tokenizers, torch).
     pool = concurrent.futures.ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _start_worker, (tokenizer, parameters, folder)
+        workers, SpawnContext(), _start_worker, (tokenizer, parameters, folder)
     )
     pending: Dict[concurrent.futures.Future[Dict[str, Any]], Chunk] = {}
 
@@ -240,7 +245,7 @@ def _write_in_parallel(
         for chunk in chunks:
             # Two chunks per worker keep it busy; more would only use memory.
             collect(limit=2 * workers - 1)
-            with interrupts_blocked():  # submitting starts workers; the parent handles Ctrl-C
+            with signals_deferred():  # submitting starts workers
                 work = pool.submit(_work, chunk)
             pending[work] = chunk
         collect(limit=0)
@@ -271,15 +276,7 @@ _worker: Dict[str, Any] = {}
 def _start_worker(tokenizer: Tokenizer, parameters: PairParameters, folder: Path) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core per worker
     _worker.update(tokenizer=tokenizer, parameters=parameters, folder=folder)
-    # A parent that is killed can't stop its workers, and an idle worker wouldn't notice.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
+    end_with_parent()  # a parent that is killed can't stop its workers
 
 
 def _work(chunk: Chunk) -> Dict[str, Any]:

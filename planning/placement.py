@@ -7,7 +7,6 @@ It finds the fastest values that fit, by the cost model of `--dry-run`. The sequ
 from __future__ import annotations
 
 import math
-import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,11 +73,15 @@ def load(
 
 def _apart(config: Config, free: Collection[str], pattern: Sequence[int]) -> Outcome:
     """`search` in a separate process: one process can't import Graphcore's poptorch and the simulator's."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, initializer=data.workers.end_on_interrupts) as child:
-        with data.workers.interrupts_blocked():
+    with ProcessPoolExecutor(1, data.workers.SpawnContext(), initializer=_start_search) as child:
+        with data.workers.signals_deferred():
             found = child.submit(search, config, free, pattern)
         return found.result()
+
+
+def _start_search() -> None:
+    data.workers.end_on_interrupts()
+    data.workers.end_with_parent()
 
 
 @dataclass(frozen=True)
