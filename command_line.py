@@ -431,6 +431,8 @@ def print_verdict(
         from planning.dry_run import verdict_beside
 
         verdict_beside(config, flags.config, output, measured_host_s=measured_s, instances=instances.count)
+    except OSError as error:
+        print(f"warning: the run is saved, but its verdict can't be written: {error}", file=sys.stderr)
     except Exception:
         traceback.print_exc()
         print("the run is saved, but its verdict failed: see the error above", file=sys.stderr)

@@ -173,8 +173,8 @@ def _fine_tune(
     summary = {**end.summary(config.section(training.LoopPlan)), **scores}
     training.write_summary(output, summary, end.checkpoint)
     named = "mean squared error" if model.is_regression else "classification loss"
-    training.plot_loss(output / "metrics.jsonl", output / "loss.png", loss="loss", named=named)
-    print(f"done: step {end.step}, checkpoint {end.checkpoint}, plot {output / 'loss.png'}")
+    plot = training.plot_loss(output / "metrics.jsonl", output / "loss.png", loss="loss", named=named)
+    print(f"done: step {end.step}, checkpoint {end.checkpoint}, {plot}")
     command_line.print_speed(summary)
     print(training.GLUE.evaluation_part(scores))
     if device.name == "simulator":

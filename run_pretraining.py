@@ -212,13 +212,13 @@ def _report(result: PretrainingResult, summary: Dict[str, float]) -> None:
         "checkpoint": None if result.checkpoint is None else str(result.checkpoint),
     }
     training.write_atomically(result.output / "summary.json", json.dumps(content, indent=2) + "\n")
-    training.plot_loss(
+    plot = training.plot_loss(
         result.output / "metrics.jsonl",
         result.output / "loss.png",
         also={"nsp_loss": "next-sentence loss"},
         unigram_entropy_nats=result.unigram_entropy_nats,
     )
-    print(f"done: step {result.step}, checkpoint {result.checkpoint}, plot {result.output / 'loss.png'}")
+    print(f"done: step {result.step}, checkpoint {result.checkpoint}, {plot}")
     command_line.print_speed(summary)
 
 

@@ -183,10 +183,10 @@ def _fine_tune(
     _write_answers(output, latest.answered)
     summary = {**end.summary(config.section(training.LoopPlan)), **scores}
     training.write_summary(output, summary, end.checkpoint)
-    training.plot_loss(
+    plot = training.plot_loss(
         output / "metrics.jsonl", output / "loss.png", loss="loss", named="question-answering loss"
     )
-    print(f"done: step {end.step}, checkpoint {end.checkpoint}, plot {output / 'loss.png'}")
+    print(f"done: step {end.step}, checkpoint {end.checkpoint}, {plot}")
     command_line.print_speed(summary)
     print(training.SQUAD.evaluation_part(scores))
     if device.name == "simulator":

@@ -61,11 +61,14 @@ def _new_temporary(path: Path) -> Tuple[Path, BinaryIO]:
 def remove_leftovers(folder: Path, *, recursive: bool = False) -> None:
     """Removes the temporary files that killed writers left in `folder`; those being written stay."""
     for path in folder.rglob(".*") if recursive else folder.glob(".*"):
-        if not _TEMPORARY.fullmatch(path.name) or path.is_symlink() or not path.is_file():
+        if not _TEMPORARY.fullmatch(path.name):
             continue
-        with contextlib.suppress(OSError), path.open("rb") as stream:  # gone, or not ours to remove
-            if _lock(stream, wait=False):
-                path.unlink()
+        with contextlib.suppress(OSError):  # gone, or not ours to remove
+            if path.is_symlink() or not path.is_file():
+                continue
+            with path.open("rb") as stream:
+                if _lock(stream, wait=False):
+                    path.unlink()
 
 
 def open_plain(path: Path) -> BinaryIO:

@@ -102,7 +102,8 @@ def prepare_shards(
             return folder
         if locked:  # partial files of a killed run
             for path in folder.glob(".*"):
-                path.unlink()
+                with contextlib.suppress(OSError):  # no harm; a network file system keeps files that are open
+                    path.unlink()
         chunks = cut_chunks(corpus.documents(), parameters.validation_fraction)
         headers = _write_shards(chunks, tokenizer, parameters, folder, workers, timeout_s, progress)
         if not any(headers.values()):

@@ -134,11 +134,14 @@ def save_checkpoint(
             final.rename(replaced)
         temporary.rename(final)
         sync_folder(parent)
-        if os.path.lexists(replaced):
-            remove(replaced)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"the checkpoint {final} could not be written: {error}") from error
+    if os.path.lexists(replaced):
+        try:
+            remove(replaced)
+        except OSError as error:
+            print(f"warning: the checkpoint that {final} replaces can't be removed: {error}", file=sys.stderr)
     return final
 
 

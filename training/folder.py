@@ -14,7 +14,7 @@ from typing import Iterator, List
 
 import data.files
 
-from .errors import TrainingError
+from .errors import CheckpointError, TrainingError
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -83,10 +83,21 @@ STEP_NAME = re.compile(r"step_(\d{8,})")
 
 
 def step_folders(output: Path) -> List[Path]:
-    """The checkpoints in an output folder, oldest first, sorted by number, not by name."""
+    """The checkpoints in an output folder, oldest first, sorted by number, not by name.
+
+    Raises CheckpointError if the folder can't be read: it may have some.
+    """
     folder = output / "checkpoints"
-    found = [path for path in folder.glob("step_*") if STEP_NAME.fullmatch(path.name)]
-    return sorted(found, key=step_of)
+    try:
+        paths = list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} can't be read ({error.strerror}), so its checkpoints aren't known: make it "
+            "readable, or use another --output"
+        ) from error
+    return sorted((path for path in paths if STEP_NAME.fullmatch(path.name)), key=step_of)
 
 
 def step_of(folder: Path) -> int:

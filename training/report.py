@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 import data.files
 
+from .errors import TrainingError
 from .metrics import Task, is_evaluated
 from .metrics_file import MetricsFile, Record, read_metrics
-from .trackers import start_trackers
+from .trackers import Tracker, start_trackers
 
 
 class Reporter:
@@ -55,8 +56,12 @@ class Reporter:
 
     def write(self, record: Record) -> None:
         self._file.write(record)
-        for tracker in self._trackers:
-            tracker.write(record)
+        for tracker in list(self._trackers):
+            try:
+                tracker.write(record)
+            except Exception as error:  # of any type, some from libraries of theirs
+                self._trackers.remove(tracker)
+                print(f"warning: {_failed(tracker, error)}: it gets no more metrics", file=sys.stderr)
         step = int(record["step"])
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
@@ -99,7 +104,10 @@ class Reporter:
         if self._bar is not None:
             self._bar.close()
         for tracker in self._trackers:
-            tracker.close()
+            try:
+                tracker.close()
+            except Exception as error:  # as above
+                print(f"warning: {_failed(tracker, error)}", file=sys.stderr)
 
 
 class NoReporter(Reporter):
@@ -118,6 +126,11 @@ class NoReporter(Reporter):
         pass
 
 
+def _failed(tracker: Tracker, error: Exception) -> str:
+    words = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{tracker.name} failed ({words[:300]}). The run goes on, and metrics.jsonl has every metric"
+
+
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -132,19 +145,31 @@ def plot_loss(
     named: str = "masked-LM loss",
     also: Mapping[str, str] = {},
     unigram_entropy_nats: Optional[float] = None,
-) -> None:
+) -> str:
     """Plots training loss (raw and smoothed) and held-out loss, in nats, by weight update to a PNG.
 
-    `loss` is its key in `metrics`, `named` its name; `also` has the keys and names of other losses.
+    `loss` is its key in `metrics`, `named` its name; `also` has the keys and names of other losses. Returns
+    words about it for the run's last line: a picture that can't be made is no reason to fail, and named.
     """
+    try:
+        _plot(metrics, picture, {loss: named, **also}, unigram_entropy_nats)
+    except (ImportError, OSError, TrainingError) as error:
+        print(f"warning: the plot {picture} can't be made: {error}", file=sys.stderr)
+        return "no plot"
+    return f"plot {picture}"
+
+
+def _plot(
+    metrics: Path, picture: Path, losses: Mapping[str, str], unigram_entropy_nats: Optional[float]
+) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot, ticker
 
     records = read_metrics(metrics)
-    losses = {loss: named, **also}
-    heights = [3, *(1 for _ in also)]
+    first, *others = losses
+    heights = [3, *(1 for _ in others)]
     figure, rows = pyplot.subplots(
         len(losses),
         sharex=True,
@@ -164,14 +189,15 @@ def plot_loss(
             axes.plot(steps, smoothed(values), lw=1.4, color="C0", label="training, smoothed")
         if evaluated:
             axes.plot(*zip(*evaluated), "o-", color="C1", label="held-out")
-        if key == loss and unigram_entropy_nats is not None:
+        if key == first and unigram_entropy_nats is not None:
             axes.axhline(
                 unigram_entropy_nats, color="grey", ls="--", label="unigram entropy of the validation set"
             )
         axes.set(ylabel=f"{name} (nats)")
         axes.grid(alpha=0.3)
         axes.legend()
-    rows[0, 0].set(title=named[:1].upper() + named[1:])
+    title = losses[first]
+    rows[0, 0].set(title=title[:1].upper() + title[1:])
     rows[-1, 0].set(xlabel="weight updates")
     rows[-1, 0].xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     content = io.BytesIO()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, List, Set, Tuple
 
 from .checkpoints import Checkpoint, read_checkpoint
 from .errors import CheckpointError
@@ -24,17 +24,18 @@ class Rotation:
     def __init__(self, output: Path, keep: int) -> None:
         self._output, self._keep = output, keep
         self._good: Dict[str, _Files] = {}
+        self._stuck: Set[Path] = set()  # checkpoints that couldn't be removed
 
     def saved(self, folder: Path) -> None:
-        """After a save: removes all but the newest good checkpoints; the one just written is good.
-
-        Raises CheckpointError if an old one can't be removed.
-        """
+        """After a save: removes all but the newest good checkpoints; the one just written is good."""
         self._good[folder.name] = _files(folder)
         self.remove_old()
 
     def remove_old(self) -> None:
-        """Removes all but the newest good checkpoints. Moves aside the damaged ones that it meets."""
+        """Removes all but the newest good checkpoints. Moves aside the damaged ones that it meets.
+
+        One that can't be removed is named once, and tried again each time.
+        """
         folders = step_folders(self._output)
         if len(folders) <= self._keep:
             return
@@ -49,7 +50,14 @@ class Rotation:
         try:
             remove(folder)
         except OSError as error:
-            raise CheckpointError(f"the old checkpoint {folder} can't be removed: {error}") from error
+            if folder not in self._stuck:
+                print(
+                    f"warning: the old checkpoint {folder} can't be removed ({error}). The run goes on and "
+                    "tries again at each checkpoint. See who owns it and who has it open, then remove it; "
+                    "until then it takes space",
+                    file=sys.stderr,
+                )
+            self._stuck.add(folder)
 
     def _is_good(self, folder: Path) -> bool:
         try:
@@ -103,10 +111,13 @@ def sweep(output: Path) -> None:
         match = _TEMPORARY.fullmatch(path.name)
         assert match is not None
         final = parent / match.group(1)
-        if not final.exists() and not final.is_symlink() and _is_complete(path, step_of(final)):
-            path.rename(final)
-        else:
-            remove(path)
+        try:
+            if not final.exists() and not final.is_symlink() and _is_complete(path, step_of(final)):
+                path.rename(final)
+            else:
+                remove(path)
+        except OSError as error:
+            print(f"warning: {path}, left by a killed run, stays: {error}", file=sys.stderr)
 
 
 def _is_complete(folder: Path, step: int) -> bool:

@@ -14,6 +14,8 @@ TENSORBOARD_FOLDER = "tensorboard"
 
 
 class Tracker(Protocol):
+    name: str
+
     def write(self, record: Record) -> None:
         """Adds the metrics of a step."""
 
@@ -37,6 +39,8 @@ def start_trackers(
 class _WandB:
     """A W&B run, offline unless WANDB_MODE is set; a resumed run continues the same one. W&B itself prints
     nothing."""
+
+    name = "W&B"
 
     def __init__(self, output: Path, project: str, config: Mapping[str, Any]) -> None:
         try:
@@ -75,6 +79,8 @@ class _WandB:
 
 class _TensorBoard:
     """Event files in the output folder's `tensorboard`."""
+
+    name = "TensorBoard"
 
     def __init__(self, output: Path, config: Mapping[str, Any], first_step: int) -> None:
         try:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -207,6 +209,73 @@ def test_a_moved_checkpoint_is_a_link_that_rotation_removes(tmp_path):
     read_checkpoint(tmp_path / "checkpoints" / "step_00000004")
 
 
+@pytest.fixture
+def unprivileged():
+    """A folder, with this process as a user whom permissions hold back: root isn't."""
+    folder, nobody = Path(tempfile.mkdtemp()), 65534
+    is_root = os.geteuid() == 0
+    try:
+        if is_root:
+            os.chown(folder, nobody, -1)
+            try:
+                os.seteuid(nobody)
+            except OSError as error:
+                pytest.skip(f"root can't become another user here: {error}")
+        if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+            pytest.skip(f"another user can't write to {folder}")
+        yield folder
+    finally:
+        if is_root:
+            os.seteuid(0)
+        for found, _, _ in os.walk(folder):
+            Path(found).chmod(0o700)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("unreadable", ["", "state.json", "model.safetensors"])
+def test_a_checkpoint_that_may_not_be_read_is_passed_over_by_name(unprivileged, unreadable):
+    save(unprivileged, 1)
+    save(unprivileged, 2)
+    (unprivileged / "checkpoints" / "step_00000002" / unreadable).chmod(0)
+    newest, problems = newest_checkpoint(unprivileged)
+    assert newest.step == 1
+    assert len(problems) == 1 and "step_00000002" in problems[0] and "Permission denied" in problems[0]
+    move_damaged_aside(unprivileged, newest)
+    assert names(unprivileged) == ["damaged_step_00000002", "step_00000001"]
+
+
+def test_a_folder_of_checkpoints_that_may_not_be_read_is_not_taken_for_empty(unprivileged):
+    save(unprivileged, 1)
+    (unprivileged / "checkpoints").chmod(0)
+    with pytest.raises(CheckpointError, match="checkpoints can't be read"):
+        newest_checkpoint(unprivileged)
+
+
+def test_an_old_checkpoint_that_stays_does_not_end_the_run(unprivileged, capsys):
+    rotation, stuck = Rotation(unprivileged, 1), unprivileged / "checkpoints" / "step_00000001"
+    rotation.saved(save(unprivileged, 1))
+    stuck.chmod(0o500)
+    for step in (2, 3):
+        rotation.saved(save(unprivileged, step))
+        assert names(unprivileged) == ["step_00000001", f"step_{step:08d}"]
+    assert capsys.readouterr().err.count(f"warning: the old checkpoint {stuck} can't be removed") == 1
+    stuck.chmod(0o700)
+    rotation.saved(save(unprivileged, 4))
+    assert names(unprivileged) == ["step_00000004"]
+
+
+def test_leftovers_that_stay_do_not_end_the_run(unprivileged, capsys):
+    """Nor does a checkpoint that was replaced, which is one when the next run starts."""
+    old = save(unprivileged, 5)
+    old.chmod(0o500)
+    save(unprivileged, 5)
+    sweep(unprivileged)
+    (left,) = (name for name in names(unprivileged) if name != "step_00000005")
+    assert read_checkpoint(old).step == 5
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and "the checkpoint that" in said[0] and left in said[1]
+
+
 @pytest.mark.parametrize("kept", ["new", "old"])
 def test_a_kill_while_a_checkpoint_is_replaced_loses_none(tmp_path, kept):
     """Between the two renames only hidden folders have the step; the newest complete one gets the name."""
@@ -258,15 +327,6 @@ def test_an_unreadable_checkpoint_is_passed_over_by_name(tmp_path, name, damage)
     damage(path)
     good, problems = newest_checkpoint(tmp_path)
     assert good.step == 1 and str(path) in problems[0]
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read anything")
-def test_a_checkpoint_without_permission_is_passed_over_by_name(tmp_path):
-    save(tmp_path, 1)
-    path = save(tmp_path, 2) / "state.json"
-    path.chmod(0)
-    good, problems = newest_checkpoint(tmp_path)
-    assert good.step == 1 and "Permission denied" in problems[0]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 
 from training.errors import TrainingError
 from training.metrics import GLUE
-from training.report import Reporter
+from training.metrics_file import read_metrics
+from training.report import Reporter, plot_loss
 
 
 def reporter(output: Path, *trackers: str, keep_until: int = -1) -> Reporter:
@@ -56,6 +57,29 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(TrainingError, match=r"needs the package tensorboard .*pip install tensorboard"):
         reporter(tmp_path, "tensorboard")
+
+
+def test_a_tracker_that_fails_does_not_end_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named once and gets no more; metrics.jsonl has everything."""
+    writer = pytest.importorskip("torch.utils.tensorboard")
+    pytest.importorskip("tensorboard")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer.SummaryWriter, "add_scalar", full)
+    write(tmp_path, range(4), "tensorboard")
+    assert capsys.readouterr().err.count("warning: TensorBoard failed (OSError: [Errno 28]") == 1
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 4
+
+
+def test_a_plot_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write(tmp_path, range(2))
+    (tmp_path / "loss.png").mkdir()
+    assert plot_loss(tmp_path / "metrics.jsonl", tmp_path / "loss.png", loss="loss") == "no plot"
+    assert f"warning: the plot {tmp_path / 'loss.png'} can't be made" in capsys.readouterr().err
 
 
 @pytest.mark.slow
