@@ -31,7 +31,18 @@ class AddedToken(NamedTuple):
 
 
 def add_to(encoder: tokenizers.Tokenizer, tokens: Iterable[AddedToken]) -> None:
-    """Makes `encoder` produce the tokens; those that its model lacks get the next ids, in this order."""
+    """Makes `encoder` produce the tokens; those that its model lacks get the next ids, in this order.
+
+    One that the normaliser leaves nothing of, such as a zero-width space, is sought in the raw text:
+    tokenizers finds the empty text everywhere, and panics or never ends.
+    """
+
+    def is_sought_in_normalised(token: AddedToken) -> bool:
+        left = (
+            token.content if encoder.normalizer is None else encoder.normalizer.normalize_str(token.content)
+        )
+        return token.normalized and bool(left)
+
     encoder.add_tokens(
         [
             tokenizers.AddedToken(
@@ -39,7 +50,7 @@ def add_to(encoder: tokenizers.Tokenizer, tokens: Iterable[AddedToken]) -> None:
                 single_word=token.single_word,
                 lstrip=token.lstrip,
                 rstrip=token.rstrip,
-                normalized=token.normalized,
+                normalized=is_sought_in_normalised(token),
                 special=token.special,
             )
             for token in tokens

@@ -14,14 +14,35 @@ MOST_BYTES = 1 << 29  # of one file, uncompressed; SQuAD 2.0's training set has 
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
-def read_json(file: Path, *, most_bytes: int = MOST_BYTES) -> Any:
+def read_json(file: Path, *, most_bytes: int = MOST_BYTES, lines: bool = False) -> Any:
     """The content of a JSON file, gzipped or not (by its first bytes). DataError says where it is invalid.
 
-    Refuses a file with more than `most_bytes`, uncompressed, and an object that has a key twice.
+    Refuses a file with more than `most_bytes`, uncompressed, and an object that has a key twice. `lines`: a
+    file of JSON lines is a list.
     """
     file = Path(file)
-    raw = _read(file, most_bytes)
+    try:
+        text = _read(file, most_bytes).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{str(file)!r} is not UTF-8 text (byte {error.start}): JSON files are. Convert it."
+        ) from error
+    try:
+        return _parsed(file, text)
+    except json.JSONDecodeError as error:
+        if not (lines and error.msg == "Extra data"):  # after a whole value
+            raise _invalid(file, error, error.lineno) from error
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                found.append(_parsed(file, line))
+            except json.JSONDecodeError as error:
+                raise _invalid(file, error, number) from error
+    return found
 
+
+def _parsed(file: Path, text: str) -> Any:
     def refuse_repeated(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
         content = dict(pairs)
         if len(content) < len(pairs):
@@ -34,20 +55,18 @@ def read_json(file: Path, *, most_bytes: int = MOST_BYTES) -> Any:
         return content
 
     try:
-        return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=refuse_repeated)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{str(file)!r} is not UTF-8 text (byte {error.start}): JSON files are. Convert it."
-        ) from error
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{str(file)!r} is not JSON: {error.msg} at line {error.lineno}, column {error.colno} "
-            f"(character {error.pos} of {len(error.doc)}). Use an undamaged copy, or fix it there."
-        ) from error
+        return json.loads(text, object_pairs_hook=refuse_repeated)
+    except (json.JSONDecodeError, DataError):
+        raise
     except (RecursionError, ValueError) as error:  # deeply nested brackets, or numbers of thousands of digits
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{str(file)!r} can't be read as JSON: {error}. Take an undamaged copy.") from error
+
+
+def _invalid(file: Path, error: json.JSONDecodeError, line: int) -> DataError:
+    return DataError(
+        f"{str(file)!r} is not JSON: {error.msg} at line {line}, column {error.colno} "
+        f"(character {error.pos} of {len(error.doc)}). Use an undamaged copy, or fix it there."
+    )
 
 
 def _read(file: Path, most_bytes: int) -> bytes:

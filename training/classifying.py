@@ -64,7 +64,7 @@ class Classifying:
         for number, part in enumerate(dict.fromkeys(parts.tolist())):
             here = parts == part
             for name in self._task.metrics:
-                value = METRICS[name](predictions[here], labels[here])
+                value = METRICS[name](predictions[here], labels[here], len(examples.classes))
                 record[f"eval_{name}" + (f"_{part}" if number else "")] = value
         return record
 

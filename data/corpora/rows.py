@@ -16,11 +16,11 @@ from ..hugging_face import is_saved, library, parts_of, rows_of
 from .kinds import CSV, JSON, PARQUET, TSV, compression_of, open_bytes
 from .text import document_from_lines, fingerprint_of, refuse_empty
 
-# Kind of file -> builder of `datasets` and its options.
+# Kind of file -> builder of `datasets` and its options. Texts such as "NA", "null" and "None" are texts.
 _BUILDERS: Dict[str, Tuple[str, Dict[str, Any]]] = {
     JSON: ("json", {}),
-    CSV: ("csv", {}),
-    TSV: ("csv", {"sep": "\t"}),
+    CSV: ("csv", {"keep_default_na": False}),
+    TSV: ("csv", {"keep_default_na": False, "sep": "\t"}),
     PARQUET: ("parquet", {}),
 }
 
@@ -106,13 +106,28 @@ class RowsCorpus(HuggingFaceCorpus):
 
     def fingerprint(self) -> str:
         """Of the files, their kind and the column."""
-        return fingerprint_of(self.files, f"rows-1 {self.kind} {self.text_column}")
+        how = "rows-2" if self.kind in (CSV, TSV) else "rows-1"
+        return fingerprint_of(self.files, f"{how} {self.kind} {self.text_column}")
 
     def documents(self) -> Iterator[str]:
+        for file in self.files:
+            self._refuse_hidden_compression(file)
         if self.kind in (CSV, TSV):
             for file in self.files:
                 self._refuse_more_cells_than_columns(file)
         return super().documents()
+
+    def _refuse_hidden_compression(self, file: Path) -> None:
+        """`datasets` goes by the name."""
+        try:
+            compression = compression_of(file)
+        except OSError:
+            return  # which reading it reports
+        if file.suffix != compression and compression:
+            raise DataError(
+                f"{str(file)!r} is compressed: its name must end in {compression} for its rows to be read. "
+                f"Rename it: mv {file.name} {file.name}{compression}"
+            )
 
     def _refuse_more_cells_than_columns(self, file: Path) -> None:
         """Where the first row has more cells than the header, pandas takes the first one for a row's name,

@@ -7,22 +7,23 @@ from typing import Callable, Dict
 
 import numpy as np
 
-# predictions [N], labels [N] -> the score; NaN where it isn't defined. Classes are integers.
-Metric = Callable[[np.ndarray, np.ndarray], float]
+# predictions [N], labels [N], number of the task's classes (0 for numbers) -> the score; NaN where it isn't
+# defined. Classes are integers.
+Metric = Callable[[np.ndarray, np.ndarray, int], float]
 
 
-def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
+def accuracy(predictions: np.ndarray, labels: np.ndarray, _classes: int) -> float:
     return float((predictions == labels).mean()) if len(labels) else math.nan
 
 
-def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """F1 of class 1; with more classes than two, the mean over those that occur."""
-    classes = np.unique(np.concatenate([predictions, labels]))
-    if not len(classes):
+def f1(predictions: np.ndarray, labels: np.ndarray, classes: int) -> float:
+    """F1 of class 1; for a task with more classes than two, the mean over those that occur (macro)."""
+    if not len(labels):
         return math.nan
-    if classes.max() <= 1:
+    if classes <= 2:
         return _f1_of(1, predictions, labels)
-    return float(np.mean([_f1_of(one, predictions, labels) for one in classes]))
+    occurring = np.unique(np.concatenate([predictions, labels]))
+    return float(np.mean([_f1_of(one, predictions, labels) for one in occurring]))
 
 
 def _f1_of(one: int, predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -31,12 +32,12 @@ def _f1_of(one: int, predictions: np.ndarray, labels: np.ndarray) -> float:
     return 2 * right / both if both else 0.0
 
 
-def matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
+def matthews_correlation(predictions: np.ndarray, labels: np.ndarray, _classes: int) -> float:
     """Matthews' correlation for any number of classes (Gorodkin 2004); 0 if a side has one class only."""
     if not len(labels):
         return math.nan
-    classes = int(max(predictions.max(), labels.max())) + 1
-    confusion = np.zeros((classes, classes))
+    size = int(max(predictions.max(), labels.max())) + 1
+    confusion = np.zeros((size, size))
     np.add.at(confusion, (labels, predictions), 1.0)
     total, right = confusion.sum(), np.trace(confusion)
     predicted, given = confusion.sum(axis=0), confusion.sum(axis=1)
@@ -45,7 +46,7 @@ def matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
     return float(covariance / spread) if spread else 0.0
 
 
-def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
+def pearson(predictions: np.ndarray, labels: np.ndarray, _classes: int) -> float:
     """Pearson's correlation; NaN if either side is constant."""
     x, y = (np.asarray(values, dtype=np.float64) for values in (predictions, labels))
     if len(x) < 2 or (x == x[0]).all() or (y == y[0]).all():
@@ -54,9 +55,9 @@ def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
     return float(x @ y / math.sqrt((x @ x) * (y @ y)))
 
 
-def spearmanr(predictions: np.ndarray, labels: np.ndarray) -> float:
+def spearmanr(predictions: np.ndarray, labels: np.ndarray, classes: int) -> float:
     """Spearman's rank correlation; equal numbers share the mean of their ranks."""
-    return pearson(_ranks(predictions), _ranks(labels))
+    return pearson(_ranks(predictions), _ranks(labels), classes)
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

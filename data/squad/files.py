@@ -61,7 +61,7 @@ def read_questions(file: Path, *, answers: str = "located") -> QuestionSet:
     if answers not in ("located", "found", "texts", "none"):
         raise DataError(f'answers is {answers!r}: it takes "located", "found", "texts" or "none".')
     file = Path(file)
-    content = read_json(file)
+    content = read_json(file, lines=True)
     entries = list(_entries(file, content))
     version = content.get("version", "") if isinstance(content, dict) else ""
     has_impossible = _VERSION_2.fullmatch(str(version)) is not None or any(
@@ -104,13 +104,20 @@ def _question_set(
 
 def _entries(file: Path, content: Any) -> Iterator[_Entry]:
     source = repr(str(file))
-    if isinstance(content, list) and content and all(_is_flat(entry) for entry in content):
+    if _is_flat(content):  # JSON lines with a single line
+        content = [content]
+    if isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
         content = {"data": content}
     for article_place, article in _objects(source, "", content, "data"):
         if _is_flat(article):
             yield article_place, *_title_and_context(source, article_place, article), article
             continue
-        for paragraph_place, paragraph in _objects(source, article_place, article, "paragraphs"):
+        paragraphs = (
+            [(article_place, article)]  # without articles, as Simple Transformers has them
+            if "qas" in article and "paragraphs" not in article
+            else _objects(source, article_place, article, "paragraphs")
+        )
+        for paragraph_place, paragraph in paragraphs:
             _, context = _title_and_context(source, paragraph_place, paragraph)
             for place, entry in _objects(source, paragraph_place, paragraph, "qas"):
                 yield place, str(article.get("title") or ""), context, entry

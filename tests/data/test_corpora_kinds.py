@@ -146,6 +146,24 @@ def test_rows_are_documents(tmp_path, monkeypatch, name):
     assert open_corpus(str(file), text_column="id").fingerprint() != corpus.fingerprint()
 
 
+@pytest.mark.parametrize(("name", "separator"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_words_for_missing_values_are_texts(tmp_path, monkeypatch, name, separator):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [("text", "id"), ("NA", "1"), ("", "2"), ("null", "3"), ("None", ""), ("A text.", "5")]
+    (tmp_path / name).write_text("".join(separator.join(row) + "\n" for row in rows))
+    assert documents(tmp_path / name) == ["NA", "null", "None", "A text."]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.txt", "a.csv"])
+def test_compressed_rows_whose_name_hides_it_are_told(tmp_path, name):
+    pytest.importorskip("datasets")
+    content = b"text,id\nA text.,1\n" if name == "a.csv" else b'{"text": "A text."}\n'
+    (tmp_path / name).write_bytes(gzip.compress(content))
+    with pytest.raises(DataError, match=rf"is compressed: .* mv {name} {name}.gz"):
+        documents(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet"])
 def test_damaged_rows_are_told(tmp_path, monkeypatch, name):
     datasets = pytest.importorskip("datasets")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.added_tokens import AddedToken
 from data.corpora import open_corpus
 from data.files import DataError
 from data.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer, train_tokenizer
@@ -404,6 +405,15 @@ def test_added_tokens_are_produced(tmp_path, tokens):
     text, ids = "e [ENT] a", ours.encode_lines(["e [ENT] a"])[0]
     offsets = ours.encode_with_offsets(text)[1]
     assert len(ids) == len(offsets) and next(text[a:b] for a, b in offsets) == "e"
+
+
+@pytest.mark.parametrize("content", ["\u0301", "\u200b"])
+def test_an_added_token_that_the_normaliser_removes_is_found_in_the_text(content):
+    """tokenizers panics on such a token beside letters of several bytes."""
+    tokenizer = Tokenizer([*WORDS, content], added=[AddedToken(content)])
+    ids = tokenizer.encode_lines([f"hello{content}中 🎉 hello"])[0].tolist()
+    hello, token, unknown = WORDS.index("hello"), len(WORDS), WORDS.index("[UNK]")
+    assert ids == [hello, token, unknown, unknown, hello]
 
 
 @pytest.mark.parametrize("where", ["added_tokens.json", "added_tokens_decoder"])

@@ -36,7 +36,9 @@ FORMS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("nesting", ["nested", "flat", "list", "hf"])
+@pytest.mark.parametrize(
+    "nesting", ["nested", "flat", "list", "articles", "paragraphs", "line", "lines", "hf"]
+)
 def test_every_form_of_answers_in_every_nesting(tmp_path: Path, form: str, nesting: str) -> None:
     entry = flat(answers=FORMS[form])
     if nesting == "hf":
@@ -44,19 +46,29 @@ def test_every_form_of_answers_in_every_nesting(tmp_path: Path, form: str, nesti
         (tmp_path / "set").mkdir()
         (tmp_path / "set" / "train.jsonl").write_text(json.dumps(entry) + "\n")
         source = f"hf:{tmp_path / 'set'}"
+    elif nesting in ("line", "lines"):
+        rows = [entry, flat("q2", answers=FORMS[form])][: 1 if nesting == "line" else 2]
+        (tmp_path / "a.json").write_text("".join(json.dumps(row) + "\r\n\n" for row in rows))
+        source = str(tmp_path / "a.json")
     else:
         whole = {
             "nested": content(question(answers=FORMS[form])),
             "flat": {"version": "v1", "data": [entry]},
             "list": [entry],
+            "articles": content(question(answers=FORMS[form]))["data"],
+            "paragraphs": [{"context": CONTEXT, "qas": [question(answers=FORMS[form])]}],
         }
         source = str(write(tmp_path / "a.json", whole[nesting]))
-    (read,) = open_questions(source, "train", version="1.1").questions
-    assert (read.answers, read.context, read.title) == (
-        (SAVOY,),
-        CONTEXT,
-        "Arve" if nesting == "nested" else "",
-    )
+    read, *others = open_questions(source, "train", version="1.1").questions
+    title = "Arve" if nesting in ("nested", "articles") else ""
+    assert (read.answers, read.context, read.title) == ((SAVOY,), CONTEXT, title)
+    assert len(others) == (nesting == "lines")
+
+
+def test_a_damaged_line_is_named_by_its_number(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(f"{json.dumps(flat())}\n\n{json.dumps(flat('q2'))[:-5]}\n")
+    with pytest.raises(DataError, match=r"is not JSON: .* at line 3, column"):
+        read_questions(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("source", ["json", "hf"])
