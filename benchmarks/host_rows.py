@@ -26,7 +26,7 @@ from ipu.options import DevicePlan, training_options
 from .contenders import Contender
 
 Family = Literal["bert", "groupbert"]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "float32-onednn", "bfloat16"]
 
 _BATCH, _LENGTH, _MASKED, _VOCABULARY = 32, 128, 20, 8000
 # Milliseconds or less: repeated, so that the clock's resolution doesn't matter.

@@ -67,7 +67,7 @@ def select_device(
     """Chooses one of DEVICES for this process and imports its PopTorch.
 
     `offline`: only compile, which needs no IPU. `target`: the machine to simulate. `precision`: the
-    simulator's arithmetic: float32, bfloat16, ipu-float16 or ipu-float16-fast.
+    simulator's arithmetic: float32, float32-onednn, bfloat16, ipu-float16 or ipu-float16-fast.
 
     Raises DeviceError for an unknown name, an unavailable device, and a second, different choice.
     """

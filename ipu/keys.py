@@ -80,10 +80,13 @@ class DeviceKeys(KeyGroup):
     precision: Literal["float16", "float32"] = key(
         "weights", "type in which an IPU stores and computes", "float16"
     )
-    simulator_precision: Literal["float32", "bfloat16", "fastest", "ipu-float16", "ipu-float16-fast"] = key(
+    simulator_precision: Literal[
+        "float32", "float32-onednn", "bfloat16", "fastest", "ipu-float16", "ipu-float16-fast"
+    ] = key(
         "weights",
-        "arithmetic of the simulator: float32; products in bfloat16; the fastest of these two here; as on "
-        "an IPU; or the same without float16 partials, which is faster",
+        "arithmetic of the simulator: float32; with oneDNN's products, which are faster on AMD; products in "
+        "bfloat16; the faster one of float32 and bfloat16 here; as on an IPU; or the same without float16 "
+        "partials, which is faster",
         "float32",
     )
     host_threads: Optional[int] = key(

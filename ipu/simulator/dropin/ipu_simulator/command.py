@@ -41,8 +41,9 @@ effect as this command when it is first on PYTHONPATH. compare lays two verdicts
 if the second one is worse.{more_help}
 
 environment: IPU_SIMULATOR_TARGET=pod16 (the machine to simulate), IPU_SIMULATOR_PRECISION=bfloat16
-(fast matrix products), ipu-float16 (compute in float16 as an IPU does) or ipu-float16-fast (the same without
-float16 partials, which is faster), IPU_SIMULATOR_STRICT=1 (apply PopTorch's restrictions to libraries newer
+(fast matrix products), float32-onednn (float32 products that are faster on AMD), ipu-float16 (compute in
+float16 as an IPU does) or ipu-float16-fast (the same without float16 partials, which is faster),
+IPU_SIMULATOR_STRICT=1 (apply PopTorch's restrictions to libraries newer
 than PopTorch too), IPU_SIMULATOR_MERGE=0 (run the micro batches of a weight update one by one),
 POPTORCH_IPU_MODEL=1 (behave as PopTorch does on Poplar's IPU model), and every variable that PopTorch
 reads"""

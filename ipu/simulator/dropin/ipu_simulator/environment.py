@@ -172,11 +172,12 @@ def _entries(name: str) -> dict[str, Mapping[str, Any]]:
 
 
 FLOAT32 = "float32"
+FLOAT32_ONEDNN = "float32-onednn"  # with products by oneDNN: other bits, faster on AMD's CPUs
 BFLOAT16 = "bfloat16"
 IPU_FLOAT16 = "ipu-float16"
 IPU_FLOAT16_FAST = "ipu-float16-fast"  # with float32 partials, and PyTorch's kernels where they are fast
 FASTEST = "fastest"  # bfloat16 if this CPU has instructions for it, otherwise float32
-PRECISIONS = (BFLOAT16, FASTEST, FLOAT32, IPU_FLOAT16, IPU_FLOAT16_FAST)
+PRECISIONS = (BFLOAT16, FASTEST, FLOAT32, FLOAT32_ONEDNN, IPU_FLOAT16, IPU_FLOAT16_FAST)
 
 
 class UnknownPrecision(ValueError):
@@ -243,6 +244,8 @@ def arithmetic_note() -> str:
         return ", with its float16 numerics"
     if precision() == IPU_FLOAT16_FAST:
         return ", with its float16 numerics but for partial sums, which are float32"
+    if precision() == FLOAT32_ONEDNN:
+        return ", with float32 products by oneDNN"
     if precision() != BFLOAT16:
         return ""
     instructions = host.bfloat16_instructions()

@@ -1,9 +1,10 @@
 """Executes training steps: the results that a device computes, not their cost.
 
 Works on tensors and callables only. There are three arithmetics: float32, in which float16 is PyTorch's
-(`Float16InFloat32` around the model) and all sums and moments are float32; the same with products in
-bfloat16 (`bfloat16`); and an IPU's, with `Float16Arithmetic` around the model, `TypedAccumulators` for its
-gradients and a `StateRounding` in the updater.
+(`Float16InFloat32` around the model) and all sums and moments are float32, with the products of PyTorch's
+BLAS or oneDNN's (`onednn`); the same with products in bfloat16 (`bfloat16`); and an IPU's, with
+`Float16Arithmetic` around the model, `TypedAccumulators` for its gradients and a `StateRounding` in the
+updater.
 """
 
 from .bfloat16 import WeightCopies

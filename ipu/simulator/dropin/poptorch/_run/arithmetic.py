@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from ipu_simulator import environment, numerics
+from ipu_simulator.numerics import onednn
 
 from .. import enums
 from .._options.popart import Obeyed
@@ -31,6 +33,19 @@ def computes_as_ipu() -> bool:
 def computes_in_bfloat16() -> bool:
     """Whether products are in bfloat16. Raises poptorch.Error for an unknown precision."""
     return _precision() == environment.BFLOAT16
+
+
+def multiplies_by_onednn() -> bool:
+    """Whether float32 products are oneDNN's. Raises poptorch.Error for an unknown precision, and if this
+    PyTorch lacks oneDNN's products."""
+    if _precision() != environment.FLOAT32_ONEDNN:
+        return False
+    if not onednn.is_available():
+        raise createPoptorchError(
+            f"the precision {environment.FLOAT32_ONEDNN} needs a PyTorch with oneDNN's products, which torch "
+            f"{torch.__version__} lacks: choose {environment.FLOAT32}"
+        )
+    return True
 
 
 def _precision() -> str:

@@ -17,7 +17,7 @@ from .. import enums, poptorch_core
 from .._logging import logger
 from .._options.known import validate
 from .._options.popart import Obeyed
-from .._trace import Listener, bfloat16, bodies, popart_ir, strided_norm, watch
+from .._trace import Listener, bfloat16, bodies, onednn, popart_ir, strided_norm, watch
 from .._trace import run as _trace
 from .._trace.buffers import SharedBuffers, before_writes
 from .._trace.casts import ImplicitCasts, place_on_ipu, version_of, widen_indices
@@ -39,6 +39,7 @@ from .arithmetic import (
     computes_as_ipu,
     computes_in_bfloat16,
     exceptions,
+    multiplies_by_onednn,
     reduction,
     state_rounding,
 )
@@ -103,6 +104,7 @@ class Executable:
         self._exceptions = None if as_ipu else exceptions(options)
         self.rounding = state_rounding(options, randomness) if as_ipu else None
         self._copies = numerics.WeightCopies() if computes_in_bfloat16() else None
+        self._uses_onednn = multiplies_by_onednn()
         accumulation = options.Training.gradient_accumulation if training else 1
         if isinstance(compiled, Arguments):
             check_batch_dimension(compiled, options, accumulation)
@@ -252,8 +254,14 @@ class Executable:
             ImplicitCasts() if self._mixes_types else None,
             losses,
             strided_norm.on_call if Obeyed(self._options._Popart).strides_group_norm else None,
-            bfloat16.Products(self._copies).on_call if self._copies is not None and is_forward else None,
+            self._products() if is_forward else None,
         )
+
+    def _products(self) -> Listener | None:
+        """The listener for products of a forward that has no tape."""
+        if self._uses_onednn:
+            return onednn.on_call
+        return None if self._copies is None else bfloat16.Products(self._copies).on_call
 
     @contextlib.contextmanager
     def _replaying(self, statistics: RunningStatistics | None = None) -> Iterator[None]:
@@ -329,7 +337,7 @@ class Executable:
             if not trace.runs_python:
                 loss = self._final_loss(tensors(output), trace.identity_losses, losses.found)
                 fuses = isinstance(self._arithmetic, numerics.Float16InFloat32) and self._exceptions is None
-                self._calls = tape.finish(loss, tensors(output), self._copies, fuses)
+                self._calls = tape.finish(loss, tensors(output), self._copies, fuses, self._uses_onednn)
                 self._paths = arguments.paths
         self._output = map_leaves(output, _placeholder)
 

@@ -28,6 +28,15 @@ class Autocast(NamedTuple):
     cache_enabled: bool
 
 
+def autocast_now() -> Autocast | None:
+    """The autocast of this CPU that is active, if any."""
+    if hasattr(torch, "get_autocast_dtype"):  # from 2.4 on
+        is_on, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+    else:
+        is_on, dtype = torch.is_autocast_cpu_enabled(), torch.get_autocast_cpu_dtype()
+    return Autocast(dtype, torch.is_autocast_cache_enabled()) if is_on else None
+
+
 @dataclass(frozen=True)
 class Slot:
     """Placeholder: index of a tensor among a run's inputs and results."""

@@ -26,7 +26,8 @@ from .casts import version_of
 from .constants import MOVES, copy_of
 from .errors import Origin, operation_name
 from .fusing import fusing
-from .replay import Autocast, Replay, Slot, TapedCall, mapped
+from .onednn import by_onednn
+from .replay import Autocast, Replay, Slot, TapedCall, autocast_now, mapped
 
 _KNOWN_NAMESPACES = frozenset({"aten", "prims"})
 _READS = frozenset(
@@ -155,7 +156,7 @@ class Tape:
         )
 
     def _autocast(self) -> Autocast | None:
-        now = _autocast()
+        now = autocast_now()
         if now != self._autocasts[-1]:
             self._autocasts.append(now)
             if len(self._autocasts) > 3:
@@ -221,11 +222,13 @@ class Tape:
         outputs: list[torch.Tensor],
         copies: WeightCopies | None = None,
         fuses: bool = False,
+        uses_onednn: bool = False,
     ) -> Replay | None:
         """The recorded calls as a program; None if the tape was abandoned.
 
         :param copies: of the weights in bfloat16, for a program that multiplies in bfloat16.
         :param fuses: whether calls may be replaced by others with the same float32 results.
+        :param uses_onednn: whether float32 products are oneDNN's.
         """
         results = [self._encoded(tensor) for tensor in ([] if loss is None else [loss]) + outputs]
         if not self._is_whole:
@@ -234,6 +237,7 @@ class Tape:
 
         def rewritten(steps: Sequence[TapedCall], results: Sequence[Any]) -> list[TapedCall]:
             steps = fusing(steps, results, [value.dtype for value in values]) if fuses else list(steps)
+            steps = by_onednn(steps) if uses_onednn else steps
             return steps if copies is None else Rewriting(values, copies).rewritten(steps, results)
 
         return Replay(self._steps, self._num_inputs, loss is not None, results, rewritten)
@@ -252,14 +256,6 @@ def _storage(tensor: torch.Tensor) -> int | None:
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or tensor._is_zerotensor():
         return None
     return int(tensor.untyped_storage()._cdata)  # a fake tensor has no address
-
-
-def _autocast() -> Autocast | None:
-    if hasattr(torch, "get_autocast_dtype"):  # from 2.4 on
-        is_on, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
-    else:
-        is_on, dtype = torch.is_autocast_cpu_enabled(), torch.get_autocast_cpu_dtype()
-    return Autocast(dtype, torch.is_autocast_cache_enabled()) if is_on else None
 
 
 def _is_pure(func: Any) -> bool:
