@@ -309,9 +309,18 @@ def _steps(size: str, batch: int, goals: Dict[str, Tuple[float, float]]) -> Iter
         1.0,
         lacks=host_rows.lacks_transformers,
     )
+    by_onednn = (simulator, (config_of(size, batch, 1, "float32-onednn"), "float32"))
+    yield Comparison(
+        f"{size}_float32_onednn_vs_trainer_as_used",
+        by_onednn,
+        (trainer_as_used, (config, "float32")),
+        *goals["trainer"],
+        lacks=host_rows.lacks_transformers,
+    )
     for other in (host_rows.PLAIN, host_rows.KEEPS_MEMORY):
         theirs = (_PLAIN_LOOPS[other], (config, "float32"))
         yield Comparison(f"{size}_float32_vs_{other}", ours, theirs, *goals["float32"])
+        yield Comparison(f"{size}_float32_onednn_vs_{other}", by_onednn, theirs, *goals["float32"])
         yield Comparison(
             f"{size}_bfloat16_vs_float32_{other}",
             (simulator, (narrow, "float32")),
@@ -415,7 +424,23 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     names = [comparison.name for comparison in comparisons()]
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the ratios to this file")
     parser.add_argument("--rounds", type=int, default=7, help="pairs per comparison [7]")
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="comparisons [all]")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        type=_row,
+        default=names,
+        metavar="ROW",
+        help="rows to measure, of those below [all]",
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter  # a name isn't cut at a line's end
+    parser.epilog = "\n  ".join(["rows:", *names])
+
+
+def _row(name: str) -> str:
+    names = [comparison.name for comparison in comparisons()]
+    if name not in names:
+        raise argparse.ArgumentTypeError(f"{name!r} is not a row; {configuration.nearest(name, names)}")
+    return name
 
 
 def run(flags: argparse.Namespace, output: Path, budget: Budget) -> Result:
@@ -506,11 +531,24 @@ def config_of(size: str, batch: int, accumulation: int, precision: host_rows.Pre
 
 
 def _draw(figure: Any, rows: Sequence[Dict[str, Any]]) -> None:
+    """How near each row is to its goal; the ratio stands beside it."""
+    figure.set_size_inches(9, 1.5 + 0.25 * len(rows))
     axes = figure.subplots()
     names = [row["name"] for row in rows]
-    medians = [row["median"] for row in rows]
-    spread = [[row["median"] - row["low"] for row in rows], [row["high"] - row["median"] for row in rows]]
-    axes.barh(names, medians, xerr=spread, capsize=4)
-    axes.plot([row["goal"] for row in rows], names, "k|", ms=12)
+    reached = [_of_goal(row, row["median"]) for row in rows]
+    ends = [sorted((_of_goal(row, row["low"]), _of_goal(row, row["high"]))) for row in rows]
+    spread = [
+        [near - end[0] for near, end in zip(reached, ends)],
+        [end[1] - near for near, end in zip(reached, ends)],
+    ]
+    axes.barh(names, reached, xerr=spread, capsize=3)
+    for number, row in enumerate(rows):
+        axes.text(0.02, number, f"{row['median']:.2f}", va="center", color="white")
+    axes.axvline(1, color="black", linestyle="--", linewidth=1)
     axes.invert_yaxis()
-    axes.set(xlabel="other's step time over the simulator's (higher: simulator faster)", title="Host speed")
+    axes.set(xlabel="share of the goal that is reached (in white: the ratio)", title="Host speed")
+
+
+def _of_goal(row: Dict[str, Any], ratio: float) -> float:
+    share: float = ratio / row["goal"] if row["better"] == "higher" else row["goal"] / ratio
+    return share

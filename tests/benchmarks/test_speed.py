@@ -102,3 +102,17 @@ def test_one_batch_has_the_work_of_its_micro_batches(device):
     for name, weight in whole.model.state_dict().items():
         # Every mask slot is in use, so the mean over all is the mean of means.
         assert torch.allclose(weight, parts.model.state_dict()[name], atol=1e-5), name
+
+
+def test_the_names_of_the_rows_are_listed_once_and_a_wrong_one_names_the_nearest(capsys):
+    with pytest.raises(SystemExit):
+        main(["speed", "--help"])
+    shown = capsys.readouterr().out
+    rows = [line.strip() for line in shown.partition("\nrows:\n")[2].splitlines()]
+    assert rows == [comparison.name for comparison in speed.comparisons()]
+    assert shown.count(rows[-1]) == 1
+    with pytest.raises(SystemExit):
+        main(["speed", "--only", "masking_vs_colator"])
+    said = capsys.readouterr().err
+    assert "'masking_vs_colator' is not a row; did you mean 'masking_vs_collator'" in said
+    assert "accumulation_64" not in said
