@@ -8,6 +8,7 @@ Legend: B examples, S tokens per sequence, M maximum number of predictions (mask
 
 from __future__ import annotations
 
+import functools
 from typing import Iterable, List, Tuple
 
 import numpy as np
@@ -18,6 +19,18 @@ IGNORED_LABEL = -100
 # Random numbers below these mask a token, and replace it by the mask or by another token.
 _MASKED, _REPLACED = share(0.8), share(0.8 + 0.1)
 _HIGHEST = np.uint64(np.iinfo(np.uint64).max)
+
+
+@functools.lru_cache(maxsize=8)
+def _places(batch_size: int, sequence_length: int) -> np.ndarray:
+    """uint64 [B,S]: 0 to S - 1 in each row. Not to be changed."""
+    return np.tile(np.arange(sequence_length, dtype=np.uint64), (batch_size, 1))
+
+
+@functools.lru_cache(maxsize=64)
+def _steps(batch_size: int, sequence_length: int) -> np.ndarray:
+    """int64 [B,1]: where each row of a batch begins. Not to be changed."""
+    return np.arange(0, batch_size * sequence_length, sequence_length)[:, None]
 
 
 class Masker:
@@ -45,6 +58,9 @@ class Masker:
         self._is_maskable = np.ones(len(self._is_continuation), dtype=bool)
         self._is_maskable[list(special_ids)] = False
         self._wanted_of = np.zeros(0, dtype=np.int64)
+        # uint64 [M + 1, M]: by number of predictions, the slots that aren't used, with a number beyond all tokens.
+        is_unwanted = np.arange(mask_tokens) >= np.arange(mask_tokens + 1)[:, None]
+        self._unwanted = np.where(is_unwanted, np.uint64(1 << 62), np.uint64(0))
         self._is_special = ~self._is_maskable
         self._replacement_ids = np.flatnonzero(self._is_maskable).astype(np.int32)
 
@@ -62,22 +78,26 @@ class Masker:
         wanted = self._wanted(sequence_length).take(num_tokens)
 
         # The draws of `keys` rank the tokens, those of `mix(keys)` replace them.
-        words = np.empty((batch_size, sequence_length + 2 * slots), dtype=np.uint64)
-        np.add(keys[:, None], counters(sequence_length), out=words[:, :sequence_length])
-        np.add(mix(keys)[:, None], counters(2 * slots), out=words[:, sequence_length:])
+        ranks, draws = batch_size * sequence_length, batch_size * slots
+        words = np.empty(ranks + 2 * draws, dtype=np.uint64)
+        np.add(
+            keys[:, None], counters(sequence_length), out=words[:ranks].reshape(batch_size, sequence_length)
+        )
+        more = words[ranks:].reshape(2, batch_size, slots)
+        np.add(mix(keys)[:, None], counters(2 * slots).reshape(2, 1, slots), out=more)
         words = mix(words)
         choose = self._choose_words if self._whole_word else self._choose_tokens
-        chosen = choose(input_ids, words[:, :sequence_length], wanted)
+        chosen = choose(input_ids, words[:ranks].reshape(batch_size, sequence_length), wanted)
         chosen.sort(axis=1)
 
         used = chosen < sequence_length
         positions = np.where(used, chosen, 0)
-        cells = positions + np.arange(0, batch_size * sequence_length, sequence_length)[:, None]
-        originals = input_ids.take(cells)
-        replaced = self._replaced(originals, words[:, sequence_length:])
+        cells = positions + _steps(batch_size, sequence_length)
+        labels = input_ids.take(cells)
         masked_ids = np.array(input_ids, order="C")
-        masked_ids.ravel()[cells[used]] = replaced[used]
-        labels = np.where(used, originals, np.int32(IGNORED_LABEL))
+        written = self._replaced(labels, *words[ranks:].reshape(2, batch_size, slots))
+        masked_ids.ravel()[cells[used]] = written[used]
+        labels[~used] = IGNORED_LABEL
         return masked_ids, positions.astype(np.int32), labels.astype(np.int32, copy=False)
 
     def predictions(self, num_tokens: np.ndarray) -> np.ndarray:
@@ -92,27 +112,27 @@ class Masker:
             self._wanted_of = share.clip(1, self._mask_tokens)
         return self._wanted_of
 
-    def _replaced(self, originals: np.ndarray, words: np.ndarray) -> np.ndarray:
-        """The input ids at the predicted positions, int32 [B,M]; uint64 [B,2M] random numbers."""
-        decisions = words[:, : self._mask_tokens]
-        drawn = below(words[:, self._mask_tokens :], len(self._replacement_ids))
-        seen = np.where(decisions < _REPLACED, self._replacement_ids.take(drawn), originals)
-        return np.where(decisions < _MASKED, np.int32(self._mask_id), seen)
+    def _replaced(self, originals: np.ndarray, decisions: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """The input ids at the predicted positions, int32 [B,M]; random numbers uint64 [B,M] twice."""
+        seen = self._replacement_ids.take(below(draws, len(self._replacement_ids)))
+        np.copyto(seen, originals, where=decisions >= _REPLACED)
+        seen[decisions < _MASKED] = self._mask_id
+        return seen
 
     def _choose_tokens(self, input_ids: np.ndarray, scores: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """Positions int64 [B,M] of the `wanted` maskable tokens with the lowest scores, S if unused.
+        """Positions int64 [B,M] of the `wanted` maskable tokens with the lowest scores, S or more if unused.
 
         The lowest bits of `scores`, which is overwritten, become the position: one sort orders both.
         """
         sequence_length, slots = input_ids.shape[1], self._mask_tokens
         of_position = np.uint64((1 << sequence_length.bit_length()) - 1)
         scores &= ~of_position
-        scores |= np.arange(sequence_length, dtype=np.uint64)
+        scores |= _places(*scores.shape)
         scores[self._is_special.take(input_ids)] = _HIGHEST
         scores.sort(axis=1)  # faster than a partition up to some 512 tokens
-        lowest = scores[:, :slots]
-        is_chosen = (np.arange(slots) < wanted[:, None]) & (lowest != _HIGHEST)
-        return np.where(is_chosen, (lowest & of_position).view(np.int64), sequence_length)
+        chosen = scores[:, :slots] & of_position
+        chosen |= self._unwanted.take(wanted, axis=0)
+        return chosen.view(np.int64)
 
     def _choose_words(self, input_ids: np.ndarray, scores: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """Positions int64 [B,M] of whole words in the order of their first token's score, S if unused."""
