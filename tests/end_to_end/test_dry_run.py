@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, get_args
+from typing import Any, Dict, List, get_args
 
 import pytest
 
@@ -16,7 +17,7 @@ import run_pretraining
 import run_squad
 from config.schema import kinds
 from model import TASKS
-from planning.dry_run import DryRun, assess, program_of, verdict_of
+from planning.dry_run import DryRun, assess, dry_run, program_of, verdict_of
 
 pytestmark = pytest.mark.slow
 
@@ -71,6 +72,22 @@ def check_verdict(verdict: Dict[str, Any], name: str, **overrides: object) -> No
         config.derived(recipe)["flops_per_sequence"], rel=1e-3
     )
     assert 0 < verdict["utilisation"] < 1
+
+
+def test_a_dry_run_does_without_the_garbage_collector(tmp_path: Path) -> None:
+    collections: List[str] = []
+
+    def count(phase: str, _information: Dict[str, int]) -> None:
+        if phase == "start":
+            collections.append(phase)
+
+    recipe = config.load("test_groupbert", overrides={"cache_folder": str(tmp_path / "cache")})
+    gc.callbacks.append(count)
+    try:
+        dry_run(recipe, "test_groupbert", tmp_path)
+    finally:
+        gc.callbacks.remove(count)
+    assert len(collections) <= 1 and gc.isenabled()  # one follows as soon as it is on again
 
 
 @pytest.mark.parametrize("name", ["test_groupbert", "test_squad"])

@@ -164,11 +164,7 @@ def _front(
         orders.append(_one_order(product.mirrored, unit, tiles, exchange, shared_exchange, constants))
     temporary = np.concatenate([order.temporary for order in orders])
     cycles = np.concatenate([order.cycles for order in orders])
-    # Skip plans that are worse in both than the plan of fewest cycles or of least memory.
-    most_cycles = cycles[temporary == temporary.min()].min()
-    most_temporary = temporary[cycles == cycles.min()].min()
-    candidates = np.flatnonzero((cycles <= most_cycles) & (temporary <= most_temporary))
-    candidates = candidates[_near_the_front(cycles[candidates], temporary[candidates])]
+    candidates = _near_the_front(cycles, temporary)
     order = candidates[np.lexsort((cycles[candidates], temporary[candidates]))]
     fewest_so_far = np.minimum.accumulate(cycles[order])
     better = np.flatnonzero(np.diff(fewest_so_far, prepend=np.inf) < 0)
@@ -180,22 +176,25 @@ def _front(
 
 
 def _near_the_front(cycles: np.ndarray, temporary: np.ndarray) -> np.ndarray:
-    """A mask of the plans on the Pareto front and of few others: sorting all of them would take longer.
-
-    The range of memory is cut into equal shares. A plan is left out if one of a lower share is as fast.
-    """
+    """Indices of the plans on the Pareto front and of few others: sorting all of them would take longer."""
+    # Skip plans that are worse in both than the plan of fewest cycles or of least memory.
+    most_cycles = cycles[temporary == temporary.min()].min()
+    most_temporary = temporary[cycles == cycles.min()].min()
+    candidates = np.flatnonzero((cycles <= most_cycles) & (temporary <= most_temporary))
+    cycles, temporary = cycles[candidates], temporary[candidates]
+    # Cut the range of memory into equal shares. Skip a plan if one of a lower share is as fast.
     shares = 64
     least, most = temporary.min(), temporary.max()
     share = ((temporary - least) * (shares / (most - least + 1))).astype(np.int64)
     fewest = np.full(shares + 1, np.inf)
     np.minimum.at(fewest, share + 1, cycles)
-    mask: np.ndarray = cycles < np.minimum.accumulate(fewest)[share]
-    return mask
+    near: np.ndarray = candidates[cycles < np.minimum.accumulate(fewest)[share]]
+    return near
 
 
 @dataclass(frozen=True)
 class _Candidates:
-    """All plans of one operand order, as parallel arrays."""
+    """Plans of one operand order, as parallel arrays."""
 
     compute: np.ndarray
     exchange: np.ndarray
@@ -209,6 +208,19 @@ class _Candidates:
     def cycles(self) -> np.ndarray:
         cycles: np.ndarray = self.compute + self.exchange + self.reduction + self.serial + self.swap
         return cycles
+
+    def near_the_front(self) -> _Candidates:
+        """Without most of those that can't be on the Pareto front, in the same order."""
+        kept = _near_the_front(self.cycles, self.temporary)
+        return _Candidates(
+            self.compute[kept],
+            self.exchange[kept],
+            self.reduction[kept],
+            self.serial[kept],
+            self.swap,
+            self.temporary[kept],
+            tuple(split[kept] for split in self.splits),
+        )
 
     def plan(self, index: int, swapped: bool) -> MatmulPlan:
         groups, m, n, k, serial_n, serial_k = (int(split[index]) for split in self.splits)
@@ -238,27 +250,54 @@ def _one_order(
     shared_exchange: float,
     constants: OperationConstants,
 ) -> _Candidates:
-    """All plans with [k, n] as the weights."""
+    """The plans with [k, n] as the weights that can be on the Pareto front, and some others."""
+    swap = _swap_cycles(product, unit, tiles, own_exchange, constants)
+    # A few serial splits at a time, whose arrays a core's cache holds.
+    of_serial_n = [
+        _candidates(product, unit, tiles, serial_n, own_exchange, shared_exchange, constants, swap)
+        for serial_n in SERIAL_N
+        if serial_n <= ceil_div(product.n, unit.block_out)
+    ]
+    kept = [made.near_the_front() for made in of_serial_n]
+    return _Candidates(
+        compute=np.concatenate([made.compute for made in kept]),
+        exchange=np.concatenate([made.exchange for made in kept]),
+        reduction=np.concatenate([made.reduction for made in kept]),
+        serial=np.concatenate([made.serial for made in kept]),
+        swap=swap,
+        temporary=np.concatenate([made.temporary for made in kept]),
+        splits=tuple(np.concatenate([made.splits[axis] for made in kept]) for axis in range(6)),
+    )
+
+
+def _candidates(
+    product: Product,
+    unit: Unit,
+    tiles: int,
+    serial_n: int,
+    own_exchange: float,
+    shared_exchange: float,
+    constants: OperationConstants,
+    swap: float,
+) -> _Candidates:
+    """All plans with [k, n] as the weights and this number of slices of n."""
     parts = [
         _splits(product, tiles, serial_n, serial_k, unit.block_out)
-        for serial_n in SERIAL_N
         for serial_k in SERIAL_K
+        if serial_k <= ceil_div(product.k, BLOCK)
     ]
-    split_g, split_m, split_n, split_k, serial_n, serial_k = (
-        np.concatenate([part[axis] for part in parts]) for axis in range(6)
+    split_g, split_m, split_n, split_k, serial_k, groups, rows, out_blocks, in_blocks = (
+        np.concatenate([part[axis] for part in parts]) for axis in range(9)
     )
     slice_n, slice_k = ceil_div(product.n, serial_n), ceil_div(product.k, serial_k)
-    groups = ceil_div(product.groups, split_g)
-    rows = ceil_div(product.m, split_m)
-    out_blocks = ceil_div(ceil_div(slice_n, unit.block_out), split_n)
-    in_blocks = ceil_div(ceil_div(slice_k, BLOCK), split_k)
     columns = np.minimum(out_blocks * unit.block_out, slice_n)
     depth = np.minimum(in_blocks * BLOCK, slice_k)
 
     input_bytes = groups * rows * depth * unit.input_bytes
     weight_bytes = groups * depth * columns * unit.input_bytes
-    partial_bytes = groups * rows * columns * unit.partial_bytes
-    result = groups * rows * columns / split_k
+    outputs = groups * rows * columns
+    partial_bytes = outputs * unit.partial_bytes
+    result = outputs / split_k
     shared = np.where(split_n % 2 == 0, shared_exchange, own_exchange)
     exchange = (
         input_bytes * (1 - 1 / split_n) / shared
@@ -272,7 +311,7 @@ def _one_order(
         np.where(
             series > 1, series * constants.serial_cycles + constants.slice_cycles * weights_per_tile, 0.0
         )
-        + np.where(serial_n > 1, constants.update_cycles * outputs_per_tile * serial_k, 0.0)
+        + (constants.update_cycles * outputs_per_tile * serial_k if serial_n > 1 else 0.0)
         + np.where(serial_k > 1, constants.add_cycles * outputs_per_tile * serial_k, 0.0)
     )
     return _Candidates(
@@ -280,14 +319,14 @@ def _one_order(
         exchange=series * exchange,
         reduction=series * reduction_cycles(unit, result, split_k),
         serial=serial,
-        swap=_swap_cycles(product, unit, tiles, own_exchange, constants),
+        swap=swap,
         temporary=np.ceil(
             np.maximum(
                 input_bytes + weight_bytes + partial_bytes,
                 partial_bytes + np.where(split_k > 1, result * unit.input_bytes, 0.0),
             )
         ),
-        splits=(split_g, split_m, split_n, split_k, serial_n, serial_k),
+        splits=(split_g, split_m, split_n, split_k, np.full(series.shape, serial_n), serial_k),
     )
 
 
@@ -305,23 +344,24 @@ def _swap_cycles(
 def _splits(
     product: Product, tiles: int, serial_n: int, serial_k: int, block_out: int
 ) -> tuple[np.ndarray, ...]:
-    """Splits over (groups, m, n, k) that use no more than all tiles; then the serial splits, repeated."""
-    blocks_n, blocks_k = ceil_div(product.n, block_out), ceil_div(product.k, BLOCK)
-    if serial_n > blocks_n or serial_k > blocks_k:
-        return tuple(np.empty(0, np.int64) for _ in range(6))
+    """Splits over (groups, m, n, k) that use no more than all tiles; `serial_k`, repeated; then the largest
+    part of each: groups, rows, blocks of n, blocks of k.
+    """
     slice_n = ceil_div(ceil_div(product.n, serial_n), block_out)
     slice_k = ceil_div(ceil_div(product.k, serial_k), BLOCK)
     used = np.array([1], np.int64)
     columns: list[np.ndarray] = []
-    for total in (product.groups, product.m, slice_n, slice_k):
-        options = tight_splits(total, tiles)
-        tiles_used = np.multiply.outer(used, options)
+    totals = (product.groups, product.m, slice_n, slice_k)
+    options = [tight_splits(total, tiles) for total in totals]
+    for of_axis in options:
+        tiles_used = np.multiply.outer(used, of_axis)
         row, column = np.nonzero(tiles_used <= tiles)
         columns = [earlier[row] for earlier in columns]
-        columns.append(options[column])
+        columns.append(column)
         used = tiles_used[row, column]
-    serial = (np.full(used.shape, serial_n, np.int64), np.full(used.shape, serial_k, np.int64))
-    return (*columns, *serial)
+    splits = [of_axis[column] for of_axis, column in zip(options, columns)]
+    largest = [ceil_div(total, of_axis)[column] for total, of_axis, column in zip(totals, options, columns)]
+    return (*splits, np.full(used.shape, serial_k, np.int64), *largest)
 
 
 @functools.cache
