@@ -233,7 +233,7 @@ def _remedies(config: Config, program: Captured, verdict: Verdict, capture: Capt
             costs_s=remedies.seconds_lost(verdict.step_s, config, trial),
             fits=trial.fits,
         )
-        for trial in remedies.trials(config, judge)
+        for trial in remedies.trials(config, before_bytes, judge)
     ]
     if instances > 1 and config.replicated_tensor_sharding:
         step_s, peak_bytes, fits = judge(config, 1)

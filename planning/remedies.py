@@ -34,12 +34,12 @@ class Trial:
 Judge = Callable[[Config], Tuple[float, int, bool]]
 
 
-def trials(config: Config, judge: Judge) -> List[Trial]:
+def trials(config: Config, peak_bytes: int, judge: Judge) -> List[Trial]:
     """Changed configurations: first those that fit, from fastest to slowest; then those that save memory.
 
+    :param peak_bytes: of the fullest IPU, as `config` is.
     :param judge: returns (step_s, peak bytes of the fullest IPU, fits) for a configuration.
     """
-    _, peak_bytes, _ = judge(config)
     single = [trial_of(config, changes, judge) for changes in changes_of(config)]
     useful = sorted(
         (trial for trial in single if trial is not None and (trial.fits or trial.peak_bytes < peak_bytes)),

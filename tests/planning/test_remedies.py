@@ -102,12 +102,14 @@ def judge_by_bytes(limit: int) -> Any:
 
 
 def test_pairs_are_tried_where_nothing_suffices_alone() -> None:
-    alone = remedies.trials(SMALL, judge_by_bytes(500))
+    judge = judge_by_bytes(500)
+    alone = remedies.trials(SMALL, judge(SMALL)[1], judge)
     assert [len(trial.changes) for trial in alone if trial.fits] and all(
         set(trial.changes) != {"matmul_proportion", "micro_batch_size", "gradient_accumulation"}
         for trial in alone
     )
-    paired = remedies.trials(SMALL, judge_by_bytes(320))
+    judge = judge_by_bytes(320)
+    paired = remedies.trials(SMALL, judge(SMALL)[1], judge)
     assert paired[0].fits
     assert set(paired[0].changes) == {"matmul_proportion", "micro_batch_size", "gradient_accumulation"}
 
@@ -116,7 +118,7 @@ def test_nothing_that_saves_nothing_is_suggested() -> None:
     def judge(changed: Config) -> Tuple[float, int, bool]:
         return 1.0, 1000, False
 
-    assert remedies.trials(SMALL, judge) == []
+    assert remedies.trials(SMALL, 1000, judge) == []
 
 
 def test_changes_keep_the_sequences_of_an_update() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..environment import Target
 from ..graph.ir import Graph
 from ..graph.stages import stages_of
+from .aliases import materialised
 from .constants import assumptions_of, constants, memory_constants
 from .kinds import expected_time_error, kind_of
 from .memory import memory_of
@@ -28,9 +29,9 @@ def assess(
     :param sequence_length: tokens per sample, for tokens_per_s; 0 if samples have none.
     :param training_steps: weight updates of the whole run; 0 if unknown.
     """
-    stages = stages_of(graph, settings)
-    time = time_of(graph, stages, settings, target, constants())
-    memory = memory_of(graph, stages, settings, target, memory_constants())
+    stages, sizes = stages_of(graph, settings), materialised(graph)
+    time = time_of(graph, stages, settings, target, constants(), sizes)
+    memory = memory_of(graph, stages, settings, target, memory_constants(), sizes=sizes)
     micro_batches = settings.gradient_accumulation if graph.training else settings.device_iterations
     packs = settings.micro_batch_size * micro_batches * settings.replicas
     flops_per_pack = time.flops_per_micro_batch / settings.micro_batch_size

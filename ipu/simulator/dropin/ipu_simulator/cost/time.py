@@ -8,7 +8,7 @@ from typing import Iterable, Mapping, Sequence
 from ..environment import Target
 from ..graph.ir import Graph, Op
 from ..graph.stages import Stage
-from .aliases import materialised
+from .aliases import Materialised, materialised
 from .constants import FRAMEWORK_FACTORS, Constants
 from .ops import OpCost, op_cost
 from .pipeline import StageWork, cycle_s, cycles_s, full_cycle, pipeline_cycles
@@ -72,9 +72,14 @@ def load_of(cost: OpCost, target: Target) -> Load:
     )
 
 
-def costs_of(graph: Graph, settings: Settings, target: Target) -> Mapping[int, OpCost]:
-    """Costs by index of the operation. Sums of a weight's gradients are free: the accumulator adds them."""
-    sums = materialised(graph).sums if graph.training else frozenset()
+def costs_of(
+    graph: Graph, settings: Settings, target: Target, sizes: Materialised | None = None
+) -> Mapping[int, OpCost]:
+    """Costs by index of the operation. Sums of a weight's gradients are free: the accumulator adds them.
+
+    `sizes`: of the graph's tensors, if known already.
+    """
+    sums = (sizes or materialised(graph)).sums if graph.training else frozenset()
     free = OpCost("view", rule="added by the accumulator")
     return {op.index: free if op.index in sums else op_cost(op, graph, settings, target) for op in graph.ops}
 
@@ -284,10 +289,15 @@ def _alone_s(work: StageWork) -> float:
 
 
 def time_of(
-    graph: Graph, stages: Sequence[Stage], settings: Settings, target: Target, constants: Constants
+    graph: Graph,
+    stages: Sequence[Stage],
+    settings: Settings,
+    target: Target,
+    constants: Constants,
+    sizes: Materialised | None = None,
 ) -> TimeEstimate:
-    """The time of a graph on a machine, by part."""
-    costs = costs_of(graph, settings, target)
+    """The time of a graph on a machine, by part. `sizes`: of its tensors, if known already."""
+    costs = costs_of(graph, settings, target, sizes)
     program = program_of(graph, stages, settings, target, constants, costs)
     framework = constants.framework_factor(settings.framework)
     cycles = program.cycles_per_update
