@@ -174,6 +174,10 @@ def _page(
             *searched,
             "## What is known to fit, and what not",
             "",
+            "In sample: sizes of code and the imbalance of tiles were chosen on these programs, so that the",
+            "matrix doesn't show how often the model is right. [accuracy.md](accuracy.md#memory) has that of",
+            "cases that no constant of memory was chosen on.",
+            "",
             known_fits.rstrip(),
             "",
         ]

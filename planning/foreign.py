@@ -301,9 +301,18 @@ class Conformer(nn.Module):
 
 
 class Products(nn.Module):
-    """A chain of products of matrices, from the left."""
+    """A chain of products of matrices, from the left.
+
+    :param linear: the matrices lie in order over the tiles, not as the products' plans want them: they are
+        copied.
+    """
+
+    def __init__(self, linear: bool = False) -> None:
+        super().__init__()
+        self.linear = linear
 
     def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        made = first.clone() if self.linear else first
         for other in others:
-            first = first @ other
-        return first
+            made = made @ (other.clone() if self.linear else other)
+        return made

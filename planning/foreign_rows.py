@@ -73,6 +73,7 @@ def foreign_row(row: str) -> Optional[ForeignRow]:
         tuple(map(tuple, options.get("shapes", ()))),
         bool(options.get("float32")),
         optimizer is not None,
+        bool(options.get("linear")),
     )
     settings = Settings(
         micro_batch_size=batch,
@@ -101,6 +102,7 @@ def _graph(
     shapes: Tuple[Tuple[int, ...], ...],
     float32: bool,
     training: bool,
+    linear: bool,
 ) -> Graph:
     ipu.select_device("simulator")
     import poptorch
@@ -129,7 +131,7 @@ def _graph(
             inputs = (torch.empty(batch, 800, 80, dtype=torch.float16), text[:, :32])
         else:
             assert program == "products", program
-            model, inputs = foreign.Products(), tuple(torch.empty(*shape) for shape in shapes)
+            model, inputs = foreign.Products(linear), tuple(torch.empty(*shape) for shape in shapes)
         if not float32:
             model.half()
         options = poptorch.Options()

@@ -71,7 +71,7 @@ def confusion(judgements: Iterable[Judgement]) -> Mapping[tuple[bool, bool], int
 def markdown(judgements: Sequence[Judgement]) -> str:
     """The confusion matrix and a table of all cases, for the documentation."""
     counts = confusion(judgements)
-    lines = ["| | judged to fit | judged not to fit |", "|---|---|---|"]
+    lines = ["| in sample | judged to fit | judged not to fit |", "|---|---|---|"]
     lines += [
         f"| {title} | {counts.get((known, True), 0)} | {counts.get((known, False), 0)} |"
         for title, known in (("known to have run", True), ("known or certain not to fit", False))

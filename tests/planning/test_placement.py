@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any, List
 
 import pytest
-from ipu_simulator.cost.constants import memory_constants
 from ipu_simulator.environment import target
 from ipu_simulator.graph.stages import restage
 from ipu_simulator.report.sums import human_bytes
@@ -57,11 +56,7 @@ def search() -> Any:
     made = placement.search_over(small())
     roomy = target(small().target)
     all_of_them = [made.judge(placement.candidate_of(small(), each, False)) for each in placements(LAYERS, 3)]
-    imbalance = memory_constants().tile_imbalance
-    used = [
-        roomy.bytes_per_tile - judged.headroom_bytes * imbalance / roomy.tiles_per_ipu
-        for judged in all_of_them
-    ]
+    used = [roomy.bytes_per_tile - judged.headroom_bytes / roomy.tiles_per_ipu for judged in all_of_them]
     return placement.search_over(small(), replace(roomy, bytes_per_tile=int(statistics.median(used))))
 
 

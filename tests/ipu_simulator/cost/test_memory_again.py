@@ -9,8 +9,10 @@ from collections import defaultdict
 from dataclasses import replace
 
 import pytest
+from ipu_simulator.cost.aliases import materialised
 from ipu_simulator.cost.constants import memory_constants
-from ipu_simulator.cost.memory import homes, memory_of, overflow
+from ipu_simulator.cost.matmul import Product, plan
+from ipu_simulator.cost.memory import homes, memory_of, overflow, plans_of
 from ipu_simulator.cost.ops import PRODUCTS, op_cost
 from ipu_simulator.cost.settings import OptimizerSettings
 from ipu_simulator.cost.verdict import Buffer
@@ -154,9 +156,57 @@ def test_an_ipu_lacks_what_exceeds_the_memory_that_an_uneven_filling_leaves() ->
     small = replace(MACHINE, bytes_per_tile=1_000_000)
     found = memory_of(graph, stages_of(graph, program), program, small, CONSTANTS)
     assert len(found.overflows) == 4
-    usable_bytes = int(16 * 1_000_000 / CONSTANTS.tile_imbalance)
     for memory, lacking in zip(found.ipus, found.overflows, strict=True):
-        assert lacking.over_bytes == memory.peak_bytes - usable_bytes
+        usable_bytes = int(memory.peak_bytes * 1_000_000 / memory.fullest_tile_bytes)
+        assert lacking.over_bytes == pytest.approx(memory.peak_bytes - usable_bytes, abs=1)
+
+
+@pytest.mark.parametrize("tiles", [16, 7])
+@pytest.mark.parametrize("replicas", [1, 4])
+def test_the_fullest_tile_is_that_of_tensors_laid_on_tiles_one_by_one(tiles, replicas) -> None:
+    """Code and working sets are on every tile; other tensors lie byte by byte on one tile after another."""
+    graph, program = chain((0, 1, 2, 0), WIDTHS), settings(4, replicas=replicas)
+    machine = replace(MACHINE, tiles_per_ipu=tiles)
+    stages = stages_of(graph, program)
+
+    def cost(op):
+        return op_cost(op, graph, program, machine)
+
+    found = memory_of(graph, stages, program, machine, CONSTANTS)
+    for memory, made in zip(
+        found.ipus, plans_of(graph, stages, program, CONSTANTS, cost, materialised(graph)), strict=True
+    ):
+        fullest = []
+        for event in range(len(made.timeline.events)):
+            held = [0.0] * tiles
+            for buffer in (*made.always, *made.timeline.live_at(event)):
+                if buffer.component in ("code", "exchange_code", "matmul_working_set"):
+                    shares = [buffer.bytes / tiles] * tiles
+                else:
+                    shares = [
+                        len(range(tile, buffer.bytes, tiles)) * CONSTANTS.tile_imbalance
+                        for tile in range(tiles)
+                    ]
+                held = [before + share for before, share in zip(held, shares, strict=True)]
+            fullest.append(max(held))
+        # Tensors that don't divide by the number of tiles have one byte more on the first ones.
+        buffers = len(made.always) + len(made.timeline.lifetimes)
+        assert 0 <= max(fullest) + len(memory.components) - memory.fullest_tile_bytes <= buffers + 20
+
+
+def test_a_working_set_is_on_its_tile_once_and_all_else_is_uneven() -> None:
+    builder = Builder((0,))
+    x, weight = builder.tensor([64, 96], "input", "x"), builder.tensor([96, 128], "parameter", "weight")
+    y = builder.tensor([64, 128])
+    builder.op("mm", [x, weight], [y])
+    graph = builder.graph([x], [y])
+    program = settings(1)
+    (memory,) = memory_of(graph, stages_of(graph, program), program, MACHINE, CONSTANTS).ipus
+    made = plan(Product(1, 64, 96, 128, resident="right"), MACHINE, program.matmul_proportions[0])
+    assert memory.fullest_tile_components["matmul_working_set"] == made.temporary_bytes
+    spread = CONSTANTS.tile_imbalance / 16
+    assert memory.fullest_tile_components["weights"] == math.ceil(96 * 128 * 2 * spread)
+    assert memory.fullest_tile_components["code"] == math.ceil(memory.components["code"] / 16)
 
 
 def test_stashes_are_named_after_what_makes_them() -> None:

@@ -102,9 +102,17 @@ def _memory(ipu: int, scale: float) -> IpuMemory:
         "matmul_working_set": int(165 * MIB * scale),
     }
     peak_bytes = sum(peak.values())
-    tile_bytes = math.ceil(peak_bytes / 1472 * 1.06)
+    tile = {component: math.ceil(size / 1472 * 1.06) for component, size in peak.items()}
     return IpuMemory(
-        ipu, CAPACITY_BYTES, sum(always.values()), peak_bytes, peak, always, tile_bytes, TILE_CAPACITY_BYTES
+        ipu,
+        CAPACITY_BYTES,
+        sum(always.values()),
+        peak_bytes,
+        peak,
+        always,
+        sum(tile.values()),
+        TILE_CAPACITY_BYTES,
+        tile,
     )
 
 

@@ -12,6 +12,8 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Callable, Iterable, Mapping, Sequence
 
+import numpy as np
+
 from ..environment import Target
 from ..graph.ir import BYTES_OF_DTYPE, Graph, Op, Tensor
 from ..graph.stages import Stage
@@ -315,8 +317,10 @@ def memory_of(
     moments: dict[int, str] = {}
     for ipu, plan in enumerate(plans):
         always = _by_component(plan.always)
-        totals = sum(always.values()) + plan.timeline.live_bytes().sum(axis=0)
-        worst = int(totals.argmax()) if totals.size else None
+        live = plan.timeline.live_bytes()
+        totals = sum(always.values()) + live.sum(axis=0)
+        fullness = np.array([_on_fullest_tile(name, 1, constants) for name in COMPONENTS])
+        worst = int((fullness @ live).argmax()) if totals.size else None
         at_worst = plan.always if worst is None else (*plan.always, *plan.timeline.live_at(worst))
         memory = _ipu_memory(ipu, always, _by_component(at_worst), target, constants)
         ipus.append(memory)
@@ -329,8 +333,9 @@ def memory_of(
         ]
         if memory.fullest_tile_bytes > memory.tile_capacity_bytes:
             moment = "always" if worst is None else str(plan.timeline.events[worst])
-            usable_bytes = int(memory.capacity_bytes / constants.tile_imbalance)
-            overflows.append(_overflow_of_ipu(ipu, moment, at_worst, usable_bytes, memory.capacity_bytes))
+            overflows.append(
+                _overflow_of_ipu(ipu, moment, at_worst, memory.usable_bytes, memory.capacity_bytes)
+            )
     weights = WeightMemory(graph, sizes, settings, constants)
     overflows += streaming_overflows(weights, homes(graph), stages, target)
     return MemoryEstimate(
@@ -392,17 +397,30 @@ def _ipu_memory(
     target: Target,
     constants: MemoryConstants,
 ) -> IpuMemory:
-    peak_bytes = sum(at_worst.values())
+    on_tile = {
+        name: math.ceil(_on_fullest_tile(name, size, constants) / target.tiles_per_ipu)
+        for name, size in at_worst.items()
+    }
     return IpuMemory(
         ipu=ipu,
         capacity_bytes=target.bytes_per_ipu,
         always_live_bytes=sum(always.values()),
-        peak_bytes=peak_bytes,
+        peak_bytes=sum(at_worst.values()),
         components=at_worst,
         always_live_components=always,
-        fullest_tile_bytes=math.ceil(peak_bytes / target.tiles_per_ipu * constants.tile_imbalance),
+        fullest_tile_bytes=sum(on_tile.values()),
         tile_capacity_bytes=target.bytes_per_tile,
+        fullest_tile_components=on_tile,
     )
+
+
+def _on_fullest_tile(component: str, size: int, constants: MemoryConstants) -> float:
+    """Bytes of a component on the fullest tile, times the number of tiles.
+
+    A plan gives the working set of the tile that has most of the product. Every tile has the same code. All
+    else is spread over the tiles.
+    """
+    return size if component in ASSUMED_COMPONENTS else size * constants.tile_imbalance
 
 
 def plans_of(

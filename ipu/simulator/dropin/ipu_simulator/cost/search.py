@@ -46,8 +46,8 @@ class Candidate:
 class Judged:
     """A candidate with the proportion chosen for each IPU, and its predicted time and memory.
 
-    :param headroom_bytes: free bytes on the IPU with the fullest tile, at its tile imbalance; negative if it
-        doesn't fit.
+    :param headroom_bytes: bytes that the IPU with the fullest tile has free, at its unevenness; negative if
+        it does not fit.
     """
 
     ipu_of_block: tuple[int, ...]
@@ -301,7 +301,7 @@ class PlacementSearch:
         tiles = _fullest_tiles(memory)
         cycles = _cycles_of_ipus(placed.program.loads, self._constants)
         fullest = max(tiles, key=lambda ipu: tiles[ipu])
-        room = self._target.bytes_per_tile - tiles[fullest]
+        room = next(each.usable_bytes - each.peak_bytes for each in memory.ipus if each.ipu == fullest)
         return Judged(
             ipu_of_block=candidate.ipu_of_block,
             proportions=placed.settings.matmul_proportions,
@@ -309,7 +309,7 @@ class PlacementSearch:
             cycle_s=placed.program.cycle_s(self._target, self._constants),
             busiest_ipu=max(cycles, key=lambda ipu: cycles[ipu]),
             fullest_ipu=fullest,
-            headroom_bytes=int(room * self._target.tiles_per_ipu / memory_constants().tile_imbalance),
+            headroom_bytes=room,
             fits=memory.fits,
         )
 

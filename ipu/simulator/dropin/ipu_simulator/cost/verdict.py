@@ -33,8 +33,9 @@ class IpuMemory:
     """Memory of one IPU over a step. Components are bytes by name of COMPONENTS.
 
     `components` sum to peak_bytes: the live bytes at the peak. `always_live_components` sum to
-    always_live_bytes. `fullest_tile_bytes` is the estimate for the fullest tile: the mean times an assumed
-    imbalance; the program fits if that is at most `tile_capacity_bytes`.
+    always_live_bytes. `fullest_tile_components` are the estimate for the fullest tile at the peak, of which
+    what is spread over the tiles has an assumed imbalance. They sum to fullest_tile_bytes; the program fits
+    if that is at most `tile_capacity_bytes`.
     """
 
     ipu: int
@@ -45,6 +46,7 @@ class IpuMemory:
     always_live_components: Mapping[str, int]
     fullest_tile_bytes: int
     tile_capacity_bytes: int
+    fullest_tile_components: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def filled(self) -> float:
@@ -293,6 +295,7 @@ class Verdict:
                     "components": dict(memory.components),
                     "always_live_components": dict(memory.always_live_components),
                     "fullest_tile_bytes": memory.fullest_tile_bytes,
+                    "fullest_tile_components": dict(memory.fullest_tile_components),
                     "tile_capacity_bytes": memory.tile_capacity_bytes,
                 }
                 for memory in self.ipus

@@ -72,22 +72,19 @@ class TileBar:
 
 
 def tile_bars(verdict: Verdict) -> list[TileBar]:
-    """One bar per IPU, all to the same scale. The fullest tile's components are in the mean's proportion."""
+    """One bar per IPU, all to the same scale."""
     bars = []
     most = max(max(memory.tile_capacity_bytes, memory.fullest_tile_bytes) for memory in verdict.ipus)
     for memory in verdict.ipus:
         tiles = memory.capacity_bytes / memory.tile_capacity_bytes
-        share = memory.fullest_tile_bytes / memory.peak_bytes if memory.peak_bytes else 0.0
-
-        def parts(factor: float, memory: IpuMemory = memory) -> list[tuple[str, int]]:
-            return [(name, round(memory.components.get(name, 0) * factor)) for name in COMPONENTS]
-
+        mean = [(name, round(memory.components.get(name, 0) / tiles)) for name in COMPONENTS]
+        fullest = [(name, memory.fullest_tile_components.get(name, 0)) for name in COMPONENTS]
         bars.append(
             TileBar(
                 memory,
                 round(memory.peak_bytes / tiles),
-                _stacked(parts(1 / tiles), most),
-                _stacked(parts(share), most),
+                _stacked(mean, most),
+                _stacked(fullest, most),
                 _rounded(memory.tile_capacity_bytes / most * WIDTH),
             )
         )
