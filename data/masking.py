@@ -58,7 +58,7 @@ class Masker:
         self._is_maskable = np.ones(len(self._is_continuation), dtype=bool)
         self._is_maskable[list(special_ids)] = False
         self._wanted_of = np.zeros(0, dtype=np.int64)
-        # uint64 [M + 1, M]: by number of predictions, the slots that aren't used, with a number beyond all tokens.
+        # uint64 [M + 1, M]: by number of predictions, the unused slots, with a number beyond all tokens.
         is_unwanted = np.arange(mask_tokens) >= np.arange(mask_tokens + 1)[:, None]
         self._unwanted = np.where(is_unwanted, np.uint64(1 << 62), np.uint64(0))
         self._is_special = ~self._is_maskable
