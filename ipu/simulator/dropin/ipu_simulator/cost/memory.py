@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..environment import Target
 from ..graph.ir import BYTES_OF_DTYPE, Graph, Op, Tensor
@@ -319,10 +320,10 @@ def memory_of(
         always = _by_component(plan.always)
         live = plan.timeline.live_bytes()
         totals = sum(always.values()) + live.sum(axis=0)
-        fullness = np.array([_on_fullest_tile(name, 1, constants) for name in COMPONENTS])
-        worst = int((fullness @ live).argmax()) if totals.size else None
+        worst = int(totals.argmax()) if totals.size else None
         at_worst = plan.always if worst is None else (*plan.always, *plan.timeline.live_at(worst))
-        memory = _ipu_memory(ipu, always, _by_component(at_worst), target, constants)
+        tile = _fullest_tile(always, live, target, constants)
+        memory = _ipu_memory(ipu, always, _by_component(at_worst), tile, target)
         ipus.append(memory)
         largest += [(ipu, buffer) for buffer in _largest(at_worst)]
         if worst is not None:
@@ -394,13 +395,9 @@ def _ipu_memory(
     ipu: int,
     always: Mapping[str, int],
     at_worst: Mapping[str, int],
+    tile: Mapping[str, int],
     target: Target,
-    constants: MemoryConstants,
 ) -> IpuMemory:
-    on_tile = {
-        name: math.ceil(_on_fullest_tile(name, size, constants) / target.tiles_per_ipu)
-        for name, size in at_worst.items()
-    }
     return IpuMemory(
         ipu=ipu,
         capacity_bytes=target.bytes_per_ipu,
@@ -408,19 +405,28 @@ def _ipu_memory(
         peak_bytes=sum(at_worst.values()),
         components=at_worst,
         always_live_components=always,
-        fullest_tile_bytes=sum(on_tile.values()),
+        fullest_tile_bytes=sum(tile.values()),
         tile_capacity_bytes=target.bytes_per_tile,
-        fullest_tile_components=on_tile,
+        fullest_tile_components=tile,
     )
 
 
-def _on_fullest_tile(component: str, size: int, constants: MemoryConstants) -> float:
-    """Bytes of a component on the fullest tile, times the number of tiles.
+def _fullest_tile(
+    always: Mapping[str, int], live: NDArray[np.int64], target: Target, constants: MemoryConstants
+) -> dict[str, int]:
+    """Bytes on the fullest tile by component, when it is fullest.
 
     A plan gives the working set of the tile that has most of the product. Every tile has the same code. All
-    else is spread over the tiles.
+    else is spread over the tiles, unevenly.
+
+    :param live: bytes [component in the order of COMPONENTS, event] of what isn't always live.
     """
-    return size if component in ASSUMED_COMPONENTS else size * constants.tile_imbalance
+    spread = np.array([1 if name in ASSUMED_COMPONENTS else constants.tile_imbalance for name in COMPONENTS])
+    sizes = np.array([always[name] for name in COMPONENTS])
+    if live.shape[1]:
+        sizes = sizes + live[:, (spread @ live).argmax()]
+    on_tile = np.ceil(sizes * spread / target.tiles_per_ipu)
+    return {name: int(size) for name, size in zip(COMPONENTS, on_tile, strict=True)}
 
 
 def plans_of(

@@ -33,9 +33,9 @@ class IpuMemory:
     """Memory of one IPU over a step. Components are bytes by name of COMPONENTS.
 
     `components` sum to peak_bytes: the live bytes at the peak. `always_live_components` sum to
-    always_live_bytes. `fullest_tile_components` are the estimate for the fullest tile at the peak, of which
-    what is spread over the tiles has an assumed imbalance. They sum to fullest_tile_bytes; the program fits
-    if that is at most `tile_capacity_bytes`.
+    always_live_bytes. `fullest_tile_components` are the estimate for the fullest tile when it is fullest,
+    which may be at another moment; what is spread over the tiles has an assumed imbalance. They sum to
+    fullest_tile_bytes; the program fits if that is at most `tile_capacity_bytes`.
     """
 
     ipu: int

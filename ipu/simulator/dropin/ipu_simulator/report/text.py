@@ -139,11 +139,8 @@ def _wrapped(change: str, width: int) -> list[str]:
 
 
 def _memory(verdict: Verdict) -> Iterator[str]:
-    first = verdict.ipus[0]
-    yield (
-        f"peak memory in a step (predicted), of {human_bytes(first.usable_bytes)} per IPU: "
-        f"{human_bytes(first.capacity_bytes)} of SRAM, unevenly filled"
-    )
+    capacity = human_bytes(verdict.ipus[0].capacity_bytes)
+    yield f"peak memory in a step (predicted), of {capacity} of SRAM per IPU, unevenly filled"
     for memory in verdict.ipus:
         headroom = memory.usable_bytes - memory.peak_bytes
         what = "headroom" if headroom >= 0 else "over    "
