@@ -38,6 +38,8 @@ _OTHER_WEIGHTS = {
 }
 # What DistributedDataParallel, torch.compile and wrapping modules put before every name.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
+# Where training scripts keep a model's state: Lightning, NVIDIA's BERT, DeepSpeed, PyTorch's tutorials.
+_STATES = ("state_dict", "model", "module", "model_state_dict")
 
 
 class ConversionError(ValueError):
@@ -140,11 +142,30 @@ def _read_pickle(path: Path) -> Dict[str, Tensor]:
         raise ConversionError(
             f"{path} is damaged or not a PyTorch file ({_first_line(error)}): copy it again"
         ) from error
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
-    ):
-        raise ConversionError(f"{path} must hold a model's state, a dictionary of tensors, but doesn't")
-    return dict(content)
+    state = _state_of(content)
+    if state is None:
+        keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else ""
+        raise ConversionError(
+            f"{path} must hold a model's state, a dictionary of tensors, but holds a {type(content).__name__}"
+            f"{f' of {keys}' if keys else ''}: save the model's state_dict() alone"
+        )
+    return state
+
+
+def _state_of(content: Any) -> Optional[Dict[str, Tensor]]:
+    """The model's state: an unpickled checkpoint or the one part of it that is a state; None if none is."""
+    if not isinstance(content, dict):
+        return None
+    states = [part for part in (content, *(content.get(key) for key in _STATES)) if _is_state(part)]
+    return dict(states[0]) if len(states) == 1 else None
+
+
+def _is_state(content: Any) -> bool:
+    return (
+        isinstance(content, dict)
+        and bool(content)
+        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items())
+    )
 
 
 def _first_line(error: Exception) -> str:

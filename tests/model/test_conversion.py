@@ -297,9 +297,32 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(write: Callable, tmp_pat
 def test_a_pickle_of_something_else_is_refused(tmp_path: Path) -> None:
     saved(BERT, tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ConversionError, match="dictionary of tensors"):
-        from_pretrained(tmp_path)
+    state = {"weight": torch.zeros(1)}
+    endless: dict[str, object] = {"model": {"epoch": 3}}
+    endless["state_dict"] = endless
+    for content, found in (
+        ({"net": state, "epoch": 3}, "holds a dict of net, epoch: save"),
+        ({"model": state, "state_dict": state}, "holds a dict of model, state_dict"),
+        (endless, "holds a dict of model, state_dict"),
+        ([torch.zeros(1)], "holds a list: save"),
+    ):
+        torch.save(content, tmp_path / "pytorch_model.bin")
+        with pytest.raises(ConversionError, match=f"dictionary of tensors, but {found}"):
+            from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "module", "model_state_dict"])
+def test_a_state_beside_an_optimizers_is_read(key: str, tmp_path: Path) -> None:
+    saved(BERT, tmp_path)
+    expected = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    state = {f"module.{name}": tensor for name, tensor in expected.items()}
+    torch.save({key: state, "optimizer": {"param_groups": []}, "epoch": 3}, tmp_path / "pytorch_model.bin")
+    found = from_pretrained(tmp_path)
+    save_pretrained(found, tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert again.keys() == expected.keys()
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
 
 
 def test_an_unknown_head(tmp_path: Path) -> None:
