@@ -244,8 +244,11 @@ def _load_folder(folder: Path, lowercase: bool) -> Tokenizer:
     config = _read_object(config_file) if config_file.is_file() else {}
     if (folder / "tokenizer.json").is_file():
         # transformers 5 builds BERT's normaliser from tokenizer_config.json alone; its class for any
-        # tokenizer.json takes the normaliser of that.
-        is_berts = config_file.is_file() and config.get("tokenizer_class") not in _ANY_TOKENIZER
+        # tokenizer.json takes the normaliser of that. Where no class is named, the model's type decides.
+        named = config.get("tokenizer_class")
+        is_berts = config_file.is_file() and (
+            named not in _ANY_TOKENIZER if named is not None else _is_bert(folder / "config.json")
+        )
         return _load_json(
             folder / "tokenizer.json", _normalisation(config_file, config) if is_berts else None
         )
@@ -260,6 +263,10 @@ def _load_folder(folder: Path, lowercase: bool) -> Tokenizer:
 
 
 _ANY_TOKENIZER = ("PreTrainedTokenizerFast", "TokenizersBackend")
+
+
+def _is_bert(model_config: Path) -> bool:
+    return model_config.is_file() and _read_object(model_config).get("model_type") == "bert"
 
 
 def _normalisation(file: Path, config: Dict[str, Any], lowercase: bool = True) -> Tuple[bool, Optional[bool]]:

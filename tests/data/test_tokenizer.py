@@ -373,6 +373,19 @@ def test_a_tokenizer_json_of_any_class_keeps_its_normaliser(tmp_path):
     assert not encoded_as_by_transformers(folder, ["Hello É"]).lowercase
 
 
+@pytest.mark.parametrize(("model_type", "lowercase"), [(None, False), ("bert", True), ("groupbert", False)])
+def test_without_a_class_the_models_type_decides_on_the_normaliser(tmp_path, model_type, lowercase):
+    folder = edited(
+        tmp_path,
+        json_=put(False, "normalizer", "lowercase"),
+        config=lambda content: content.pop("tokenizer_class", None),
+        without=["config.json"],
+    )
+    if model_type is not None:
+        (Path(folder) / "config.json").write_text(json.dumps({"model_type": model_type}), "utf-8")
+    assert encoded_as_by_transformers(folder, ["Hello É"]).lowercase == lowercase
+
+
 def added(**flags):
     usual = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
     return {**usual, **flags}
