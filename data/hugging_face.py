@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
-from typing import Any, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 from .files import DataError
 
@@ -33,7 +34,13 @@ def library(source: str) -> Any:
 
 def is_saved(name: str) -> bool:
     """Whether it is a folder that `save_to_disk` wrote."""
-    return any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json"))
+    signs = (("state.json", "dataset_info.json"), ("dataset_dict.json",))
+    return any(all((Path(name) / file).is_file() for file in files) for files in signs)
+
+
+def as_named(source: str) -> str:
+    """The source, as "hf:FOLDER" if it is a folder that `save_to_disk` wrote."""
+    return PREFIX + source if source and is_saved(str(Path(source).expanduser())) else source
 
 
 def rows_of(
@@ -57,5 +64,23 @@ def rows_of(
                 raise ValueError(f"it has no split {split!r}; its splits are: {', '.join(saved)}")
             return saved[split]
         return saved
-    given = {} if data_files is None else {"data_files": list(data_files)}
+    given: Dict[str, Any] = {} if data_files is None else {"data_files": list(data_files)}
+    given.update(cache_options(datasets, name))
     return datasets.load_dataset(name, subset, split=split, streaming=streaming, **given, **options)
+
+
+def cache_options(datasets: Any, name: str) -> Dict[str, Any]:
+    """Options for `load_dataset`: a folder's own cache, for its files as they are now.
+
+    The library keeps rows and columns of a folder's named configuration by the folder's last name alone, so
+    it would return those of earlier files, or of another folder.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return {}
+    digest = hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogateescape"))
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        stat = file.stat()
+        line = f"\n{file.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return {"cache_dir": str(Path(datasets.config.HF_DATASETS_CACHE) / "folders" / digest.hexdigest()[:16])}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import List, Optional, Sequence
 
 from ..files import DataError
+from ..hugging_face import as_named
 from .kinds import COMPRESSED, ROWS, TEXT_SUFFIXES, TFRECORD
 from .python_docs import PythonDocsCorpus
 from .rows import HuggingFaceCorpus, RowsCorpus
@@ -21,7 +22,7 @@ _LEGAL_FORMS = (
     "python-docs (the documentation in this Python installation), "
     "hf:NAME (a Hugging Face dataset, hf:NAME:CONFIGURATION, or hf:FOLDER for local data files), "
     "or a file of text or of rows with a text column (.txt, .jsonl, .csv, .tsv, .parquet; .gz, .xz and .bz2 "
-    "too), a folder of them, or a glob"
+    "too), a folder of them, a folder written by save_to_disk, or a glob"
 )
 
 
@@ -42,6 +43,7 @@ def open_corpus(
     """
     if corpus == PythonDocsCorpus.name:
         return PythonDocsCorpus(progress)
+    corpus = as_named(corpus)
     if corpus.startswith("hf:") and len(corpus) > len("hf:"):
         return HuggingFaceCorpus(str(Path(corpus[3:]).expanduser()), subset, split, text_column)
     if corpus.endswith(".tfrecord"):
@@ -65,7 +67,7 @@ def tfrecord_notes(corpus: str) -> Optional[Sequence[str]]:
     of how it is read. Raises DataError for files of two kinds."""
     if corpus.endswith(".tfrecord") and not Path(corpus).expanduser().is_dir():
         return ()
-    if corpus == PythonDocsCorpus.name or corpus.startswith("hf:"):
+    if corpus == PythonDocsCorpus.name or as_named(corpus).startswith("hf:"):
         return None
     if not corpus or not (_looks_like_path(corpus) or Path(corpus).expanduser().exists()):
         return None

@@ -32,8 +32,8 @@ _DECOMPRESS = "decompress it and give what it holds"
 _ICONV = "convert it: iconv -f {0} -t utf-8 FILE > NEW_FILE"
 _FORMATS: Tuple[Tuple[bytes, str, str], ...] = (
     (b"PAR1", PARQUET, ""),
-    (b"ARROW1", "Arrow", "give its folder as hf:FOLDER if `save_to_disk` wrote it"),
-    (b"\xff\xff\xff\xff", "Arrow", "give its folder as hf:FOLDER if `save_to_disk` wrote it"),
+    (b"ARROW1", "Arrow", "name its folder if `save_to_disk` wrote it"),
+    (b"\xff\xff\xff\xff", "Arrow", "name its folder if `save_to_disk` wrote it"),
     (b"\xff\xfe\x00\x00", "UTF-32", _ICONV.format("utf-32")),
     (b"\xff\xfe", "UTF-16", _ICONV.format("utf-16")),
     (b"\xfe\xff", "UTF-16", _ICONV.format("utf-16")),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple
 
 from ..files import DataError
-from ..hugging_face import is_saved, library, parts_of, rows_of
+from ..hugging_face import cache_options, is_saved, library, parts_of, rows_of
 from .kinds import CSV, JSON, PARQUET, TSV, compression_of, open_bytes
 from .text import document_from_lines, fingerprint_of, refuse_empty
 
@@ -40,13 +40,22 @@ class HuggingFaceCorpus:
         self.text_column = text_column
 
     def fingerprint(self) -> str:
-        """Of name, subset, split, column and the state of the files as reported by `datasets`."""
+        """Of name, subset, split, column and the files' state (for the hub's, what `datasets` reports)."""
         parts: Tuple[Any, ...] = (self.dataset, self.subset, self.split, self.text_column)
         if is_saved(self.dataset):
             rows = self._ask(self._rows)
             return hashlib.sha256(f"saved-1 {parts!r} {rows._fingerprint}".encode()).hexdigest()
-        builder = self._ask(lambda datasets: datasets.load_dataset_builder(self.dataset, self.subset))
+        builder = self._ask(
+            lambda datasets: datasets.load_dataset_builder(
+                self.dataset, self.subset, **cache_options(datasets, self.dataset)
+            )
+        )
         parts = (*parts, builder.hash, builder.config.name)
+        if Path(self.dataset).is_dir():
+            # The library's hash of a named configuration doesn't depend on what the folder's files hold.
+            files = (builder.config.data_files or {}).values()
+            local = [Path(file) for part in files for file in map(str, part) if Path(file).is_file()]
+            return fingerprint_of(local, f"hugging-face-2 {parts!r} {builder.config.version}")
         return hashlib.sha256(f"hugging-face-1 {parts!r} {builder.config.version}".encode()).hexdigest()
 
     def documents(self) -> Iterator[str]:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from ..files import DataError, open_plain
+from ..hugging_face import PREFIX, as_named, library, parts_of, rows_of
 from ..json_files import MOST_BYTES
 from .tasks import MISMATCHED, OTHER_COLUMNS, WHOLE, GlueTask
 
-HUGGING_FACE = "hf:"
 PUBLISHED = "hf:nyu-mll/glue"
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 # The names of a split's files in the folders that gluebenchmark.com distributes.
@@ -70,14 +70,15 @@ def read_examples(
 ) -> ExampleSet:
     """The examples of `split`: "train", "validation" or "test".
 
-    `source` is a file, a folder with GLUE's file names, "hf:NAME", or None for the published set. `classes`
-    are those of the training set, if the task has none. Unlabelled examples are left out of the first two.
-    Raises DataError for unreadable or mislabelled data.
+    `source` is a file, a folder with GLUE's file names or one that `save_to_disk` wrote, "hf:NAME",
+    "hf:NAME:CONFIGURATION", or None for the published set. `classes` are those of the training set, if the
+    task has none. Unlabelled examples are left out of the first two. Raises DataError for unreadable or
+    mislabelled data.
     """
     if source is None and task.columns == ():
         raise DataError(f"glue_task {task.name} needs your own files: give --{_flag(split)} FILE")
-    source = PUBLISHED if source is None else source
-    if source.startswith(HUGGING_FACE):
+    source = PUBLISHED if source is None else as_named(source)
+    if source.startswith(PREFIX):
         parts = [(source, part, _rows_of_hub(source, split, part, task)) for part in _parts(split, task)]
     else:
         files = _files(Path(source).expanduser(), split, task)
@@ -201,18 +202,12 @@ def _object(file: Path, number: int, line: str) -> Mapping[str, Any]:
 
 
 def _rows_of_hub(source: str, split: str, part: str, task: GlueTask) -> Iterator[Row]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(
-            f"{source} needs the package `datasets`: {error}. Run `pip install datasets`"
-        ) from error
-    name = source[len(HUGGING_FACE) :]
+    datasets = library(source)
     split = f"{split}_{part}" if part else split
-    # GLUE's name has a subset for each task; other data sets have one task.
-    subset = task.name if name == PUBLISHED[len(HUGGING_FACE) :] else None
+    # GLUE's name has a subset for each task; others have one task, or name theirs: hf:NAME:CONFIGURATION.
+    name, subset = parts_of(source, task.name if source == PUBLISHED else None)
     try:
-        rows = datasets.load_dataset(name, subset, split=split)
+        rows = rows_of(datasets, name, subset, split, streaming=False)
     except Exception as error:  # names, networks, formats and splits raise errors of many types
         raise DataError(
             f"cannot read {source}, split {split!r}: {type(error).__name__}: {error}. Check name and "

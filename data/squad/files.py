@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from ..files import DataError
-from ..hugging_face import PREFIX, library, parts_of, rows_of
+from ..hugging_face import PREFIX, as_named, library, parts_of, rows_of
 from ..json_files import read_json
 
 
@@ -284,15 +284,16 @@ _COLUMNS = ("id", "title", "question", "context", "answers")
 
 
 def open_questions(source: str, split: str, *, version: str, subset: Optional[str] = None) -> QuestionSet:
-    """The questions of a file, or of a split of "hf:NAME", "hf:NAME:CONFIGURATION" or "hf:FOLDER" (of data
-    files, or written by `save_to_disk`). `version` is the run's squad_version, `subset` the configuration if
-    the source names none.
+    """The questions of a file, or of a split of "hf:NAME", "hf:NAME:CONFIGURATION", "hf:FOLDER" (of data
+    files) or a folder that `save_to_disk` wrote. `version` is the run's squad_version, `subset` the
+    configuration if the source names none.
 
     The split "train" has located answers, others keep questions with misplaced ones: see read_questions. In
     version 2.0 a question without answers is impossible; files of version 1.1 are accepted. Raises
     DataError for unreadable data, and for version 2.0's data in a run of version 1.1.
     """
     wanted = "located" if split == "train" else "found"
+    source = as_named(source)
     if source.startswith(PREFIX):
         data = _from_hub(source, split, subset, wanted, has_impossible=version == "2.0")
     else:

@@ -11,7 +11,7 @@ pytest.importorskip("datasets")
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
-from data.corpora import open_corpus  # noqa: E402
+from data.corpora import open_corpus, tfrecord_notes  # noqa: E402
 from data.files import DataError  # noqa: E402
 
 ROWS = ["One paragraph.\n\nAnother   one.", "", "  \n ", "Second document.", None]
@@ -100,7 +100,9 @@ def test_a_folder_written_by_save_to_disk_is_read(tmp_path, cache, parts):
     rows = datasets.Dataset.from_dict({"text": ROWS})
     saved = rows if parts is None else datasets.DatasetDict({parts: rows})
     saved.save_to_disk(str(tmp_path / "saved"))
-    corpus = open_corpus(f"hf:{tmp_path / 'saved'}")
+    corpus = open_corpus(str(tmp_path / "saved"))
+    assert corpus.name == f"hf:{tmp_path / 'saved'}" == open_corpus(f"hf:{tmp_path / 'saved'}").name
+    assert tfrecord_notes(str(tmp_path / "saved")) is None
     if parts == "test":
         for ask in (corpus.fingerprint, lambda: list(corpus.documents())):
             with pytest.raises(DataError, match="has no split 'train'; its splits are: test"):
@@ -110,6 +112,24 @@ def test_a_folder_written_by_save_to_disk_is_read(tmp_path, cache, parts):
     first = corpus.fingerprint()
     datasets.Dataset.from_dict({"text": ["New."]}).save_to_disk(str(tmp_path / "other"))
     assert open_corpus(f"hf:{tmp_path / 'other'}").fingerprint() != first == corpus.fingerprint()
+
+
+def test_changed_files_of_a_named_configuration_are_read_again(tmp_path, cache):
+    from data.squad import open_questions
+
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: en\n  data_files: en.jsonl\n---\n")
+    question = {"id": "1", "question": "What?", "answers": {"text": ["Old"], "answer_start": [0]}}
+    found = []
+    for text in ("Old.", "Old too."):
+        (folder / "en.jsonl").write_text(json.dumps({"text": text, "context": text, **question}) + "\n")
+        corpus = open_corpus(f"hf:{folder}:en")
+        context = open_questions(f"hf:{folder}:en", "train", version="1.1").questions[0].context
+        found.append((list(corpus.documents()), corpus.fingerprint(), context))
+    (first, before, old), (second, after, new) = found
+    assert (first, second) == (["Old."], ["Old too."]) and (old, new) == ("Old.", "Old too.")
+    assert before != after == open_corpus(f"hf:{folder}:en").fingerprint()
 
 
 def test_a_configuration_is_chosen_by_name(tmp_path, cache):

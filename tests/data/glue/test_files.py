@@ -238,7 +238,8 @@ def test_hugging_faces_columns(monkeypatch: pytest.MonkeyPatch) -> None:
         "qnli": {"question": "One.", "sentence": "Two.", "label": 0, "idx": 7},
     }
 
-    def load_dataset(name: str, subset: str, *, split: str) -> list:
+    def load_dataset(name: str, subset: str, *, split: str, streaming: bool) -> list:
+        assert not streaming
         asked.append((name, subset, split))
         return [{**rows[subset], "label": -1}] if split.startswith("test") else [rows[subset]]
 
@@ -255,3 +256,32 @@ def test_hugging_faces_columns(monkeypatch: pytest.MonkeyPatch) -> None:
             assert {one.label for one in found.examples} == {None if split == "test" else label}
     assert ("nyu-mll/glue", "mnli", "validation_mismatched") in asked
     assert ("nyu-mll/glue", "mnli", "test_matched") in asked and ("nyu-mll/glue", "qnli", "test") in asked
+
+
+@pytest.mark.parametrize("prefix", ["", "hf:"])
+@pytest.mark.parametrize("parts", ["one", "both"])
+def test_a_folder_of_save_to_disk(prefix: str, parts: str, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    one = datasets.Dataset.from_list(
+        [{"sentence1": "One.", "sentence2": "Two.", "label": label} for label in (0, 1)]
+    )
+    saved = one if parts == "one" else datasets.DatasetDict({"train": one, "validation": one})
+    saved.save_to_disk(str(tmp_path / "saved"))
+    for split in ("train", "validation"):
+        found = read_examples(f"{prefix}{tmp_path / 'saved'}", split, GLUE_TASKS["rte"])
+        assert [example.texts for example in found.examples] == [("One.", "Two.")] * 2
+        assert [example.label for example in found.examples] == ["entailment", "not_entailment"]
+    if parts == "both":
+        with pytest.raises(DataError, match="its splits are: train, validation"):
+            read_examples(f"{prefix}{tmp_path / 'saved'}", "test", GLUE_TASKS["rte"])
+
+
+def test_a_configuration_is_chosen(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    for number, name in enumerate(("de", "en")):
+        row = {"sentence1": name, "sentence2": "Two.", "label": number}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    names = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("de", "en"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{names}---\n")
+    found = read_examples(f"hf:{tmp_path}:en", "train", GLUE_TASKS["rte"])
+    assert [example.texts[0] for example in found.examples] == ["en"]

@@ -173,8 +173,9 @@ def test_a_folder_of_save_to_disk(tmp_path: Path, parts: str) -> None:
     saved = one if parts == "one" else datasets.DatasetDict({"train": one, "validation": one})
     saved.save_to_disk(str(tmp_path / "saved"))
     for split in ("train", "validation"):
-        read = open_questions(f"hf:{tmp_path / 'saved'}", split, version="1.1")
-        assert [q.answers for q in read.questions] == [(SAVOY,), (SAVOY,)]
+        for prefix in ("", "hf:"):
+            read = open_questions(f"{prefix}{tmp_path / 'saved'}", split, version="1.1")
+            assert [q.answers for q in read.questions] == [(SAVOY,), (SAVOY,)]
     if parts == "both":
         with pytest.raises(DataError, match="its splits are: train, validation"):
             open_questions(f"hf:{tmp_path / 'saved'}", "test", version="1.1")
