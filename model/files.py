@@ -154,18 +154,18 @@ def _read_pickle(path: Path) -> Dict[str, Tensor]:
 
 def _state_of(content: Any) -> Optional[Dict[str, Tensor]]:
     """The model's state: an unpickled checkpoint or the one part of it that is a state; None if none is."""
-    if not isinstance(content, dict):
-        return None
-    states = [part for part in (content, *(content.get(key) for key in _STATES)) if _is_state(part)]
-    return dict(states[0]) if len(states) == 1 else None
+    parts = (content, *map(content.get, _STATES)) if isinstance(content, dict) else ()
+    states = [state for state in map(_tensors_of, parts) if state]
+    return states[0] if len(states) == 1 else None
 
 
-def _is_state(content: Any) -> bool:
-    return (
-        isinstance(content, dict)
-        and bool(content)
-        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items())
-    )
+def _tensors_of(content: Any) -> Dict[str, Tensor]:
+    """The content, if it is a dictionary of tensors by name."""
+    if isinstance(content, dict) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    ):
+        return dict(content)
+    return {}
 
 
 def _first_line(error: Exception) -> str:
