@@ -143,7 +143,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./dev soak", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--inputs", type=int, default=10_000, help="of each parser [10000]")
     parser.add_argument("--recipes", type=int, default=5_000, help="recipes and command lines [5000]")
-    parser.add_argument("--kills", type=int, default=800, help="runs to kill; a third end before the signal [800]")
+    parser.add_argument("--kills", type=int, default=800, help="runs to kill; a third end before it [800]")
     parser.add_argument("--minutes", type=float, default=120, help="end after this time [120]")
     parser.add_argument("--processes", type=int, default=2, help="that share the work [2]")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="jobs with a name like this")
