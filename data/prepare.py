@@ -8,7 +8,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -41,6 +41,7 @@ from .tokenizer import (
     refuse_larger_vocabulary,
     train_tokenizer,
 )
+from .vocabulary_training import MOST_WORDS
 
 _SHORTEST_SEQUENCE = 8
 # A shard's record stores the length of a segment in 16 bits.
@@ -178,8 +179,9 @@ def _prepare_text(
         progress=progress,
     )
     validation_corpus = _open_validation_corpus(options)
+    trained: List[str] = []
     if options.tokenizer == TRAINED_TOKENIZER:
-        tokenizer = _trained_tokenizer(corpus, options, cache_folder / "vocabularies", progress)
+        tokenizer = _trained_tokenizer(corpus, options, cache_folder / "vocabularies", progress, trained)
     else:
         tokenizer = named_tokenizer(options)
 
@@ -200,7 +202,7 @@ def _prepare_text(
         validation = prepare(validation_corpus)
     prepared = PreparedText(tokenizer, train, validation)
     record_prepared(prepared, cache_folder)
-    notes = [*corpus.notes, *(() if validation_corpus is None else validation_corpus.notes)]
+    notes = [*corpus.notes, *(() if validation_corpus is None else validation_corpus.notes), *trained]
     return prepared, tuple(notes)
 
 
@@ -414,7 +416,7 @@ def _open_split(
 
 
 def _trained_tokenizer(
-    corpus: Corpus, options: PretrainingDataOptions, vocabularies: Path, progress: bool
+    corpus: Corpus, options: PretrainingDataOptions, vocabularies: Path, progress: bool, notes: List[str]
 ) -> Tokenizer:
     """A vocabulary trained on the corpus, once.
 
@@ -425,11 +427,14 @@ def _trained_tokenizer(
         "corpus": corpus.fingerprint(),
         "vocab_size": options.vocab_size,
         "lowercase": options.lowercase,
+        "most_words": MOST_WORDS,
     }
     key = hashlib.blake2b(json.dumps(description, sort_keys=True).encode(), digest_size=16).hexdigest()
     return kept_or_made(
         vocabularies / key,
-        lambda: train_tokenizer(corpus, options.vocab_size, lowercase=options.lowercase, progress=progress),
+        lambda: train_tokenizer(
+            corpus, options.vocab_size, lowercase=options.lowercase, progress=progress, notes=notes
+        ),
     )
 
 

@@ -16,7 +16,7 @@ from .added_tokens import AddedToken, add_to, appended, beside_vocabulary, count
 from .corpora import Corpus
 from .files import DataError, open_plain, write_atomically
 from .json_files import read_json
-from .vocabulary_training import frequent_characters, learn
+from .vocabulary_training import Sample, learn, passages, survey
 from .word_cache import WordCache
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -182,18 +182,26 @@ def _checked_ids(vocabulary: Sequence[str]) -> Dict[str, int]:
 
 
 def train_tokenizer(
-    corpus: Corpus, vocab_size: int, *, lowercase: bool = True, progress: bool = False
+    corpus: Corpus,
+    vocab_size: int,
+    *,
+    lowercase: bool = True,
+    progress: bool = False,
+    notes: Optional[List[str]] = None,
 ) -> Tokenizer:
     """A WordPiece vocabulary of exactly `vocab_size` tokens for the corpus; deterministic.
 
     The special tokens come first. If the corpus has too few words, [unusedN] tokens fill the vocabulary.
-    Reads the corpus twice; words that are too long to be encoded are left out. Raises DataError if
-    `vocab_size` is too small for the single characters.
+    Reads the corpus twice; words that are too long to be encoded are left out. Of a text with too many
+    distinct words for the host's memory (see Sample) it is trained on a part, which a line in `notes` says.
+    Raises DataError if `vocab_size` is too small for the single characters.
     """
     normalizer = _normalizer(lowercase, None)
-    characters = frequent_characters(
-        map(normalizer.normalize_str, corpus.documents()), _alphabet_limit(vocab_size)
-    )
+    sample = Sample()
+    normalised = map(normalizer.normalize_str, passages(corpus.documents()))
+    characters = survey(normalised, _alphabet_limit(vocab_size), sample)
+    if sample.halvings and notes is not None:
+        notes.append(sample.note(corpus.name))
     # The trainer numbers continuation characters in hash-table order, and breaks ties between merges by
     # number. Passing the characters as special tokens numbers them first, which makes it deterministic.
     first = [*SPECIAL_TOKENS, *(CONTINUATION + c for c in characters), *characters]
@@ -203,7 +211,7 @@ def train_tokenizer(
             f"alone are {len(first)}. Set vocab_size to {2 * len(first)} or more."
         )
     ids = learn(
-        corpus.documents(),
+        sample.of(passages(corpus.documents())),
         vocab_size,
         normalizer=normalizer,
         first=first,

@@ -7,6 +7,7 @@ aborts its process. So it runs in a process beside this one, which gets the text
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import pickle
 import re
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Dict, Iterable, Iterator, List, Sequence
@@ -30,6 +32,13 @@ LONGEST_WORD_CHARACTERS = 100
 # Nor is anything longer than this without a blank text, even if punctuation cuts it into words, as in base64.
 _LONGEST_RUN_CHARACTERS = 1000
 _LONG_RUN = re.compile(rf"\S{{{LONGEST_WORD_CHARACTERS + 1},}}")
+# The trainer takes some 0.9 kB for each distinct word: of a text with more of them it gets a sample.
+MOST_WORDS = 500_000
+# Passages end at a blank; one has far fewer words than a sample may have.
+_PASSAGE = re.compile(r"(?s).{1,50000}\S*")
+# Punctuation separates words. Here it need not all be known: a sample with fewer words is all right.
+_WORD = re.compile(r"[^\s!-/:-@\[-`{-~\u00ab\u00bb\u2000-\u206f\u3000-\u303f]+")
+_COUNTED_WORD_IN = 16
 _LENGTH = struct.Struct("<Q")
 _ROOT = Path(__file__).resolve().parents[1]
 _PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); import data.vocabulary_training as t; t.serve()"
@@ -136,11 +145,73 @@ def learnable(document: str, normalizer: normalizers.Normalizer) -> str:
     return _LONG_RUN.sub(words, document)
 
 
-def frequent_characters(documents: Iterable[str], limit: int) -> List[str]:
-    """The most frequent characters, in code point order."""
+class Sample:
+    """Which passages of a text the trainer gets: all, or a half, a quarter ... with at most MOST_WORDS words.
+
+    Each passage has a level, decided by its number: half of them have at least 1, a quarter at least 2, and
+    so on, in no period that a text might have too. The sample's passages have at least `halvings`. Distinct
+    words are estimated from those with a certain hash, so that counting takes little memory.
+    """
+
+    def __init__(self) -> None:
+        self.halvings = 0
+        self._levels: Dict[str, int] = {}  # of the counted words: the highest level of their passages
+
+    def add(self, number: int, passage: str) -> None:
+        """Counts the words of the normalised passage with this number, from 0."""
+        level = _level(number)
+        if level < self.halvings:
+            return
+        for word in set(_WORD.findall(passage)):
+            if (
+                zlib.crc32(word.encode("utf-8")) % _COUNTED_WORD_IN == 0
+                and len(word) <= LONGEST_WORD_CHARACTERS
+            ):
+                self._levels[word] = max(level, self._levels.get(word, 0))
+        while self.words > MOST_WORDS and self.halvings < _HIGHEST_LEVEL:
+            self.halvings += 1
+            self._levels = {word: at for word, at in self._levels.items() if at >= self.halvings}
+
+    @property
+    def words(self) -> int:
+        """About how many distinct words it has."""
+        return len(self._levels) * _COUNTED_WORD_IN
+
+    def of(self, passages: Iterable[str]) -> Iterator[str]:
+        """Those that are in the sample: never none."""
+        return (passage for number, passage in enumerate(passages) if _level(number) >= self.halvings)
+
+    def note(self, corpus: str) -> str:
+        """A line for the log."""
+        return (
+            f"vocabulary: trained on 1/{2**self.halvings} of {corpus}, drawn evenly, with about "
+            f"{self.words:,} distinct words: the whole has more than {MOST_WORDS:,}"
+        )
+
+
+_HIGHEST_LEVEL = 64
+
+
+def _level(number: int) -> int:
+    """The zeros that end a hash of the number; the first passage is in every sample."""
+    if number == 0:
+        return _HIGHEST_LEVEL
+    digest = hashlib.blake2b(number.to_bytes(8, "little"), digest_size=8).digest()
+    drawn = int.from_bytes(digest, "little")
+    return (drawn & -drawn).bit_length() - 1 if drawn else _HIGHEST_LEVEL
+
+
+def passages(documents: Iterable[str]) -> Iterator[str]:
+    """The documents, long ones cut at blanks."""
+    return (passage for document in documents for passage in _PASSAGE.findall(document))
+
+
+def survey(passages: Iterable[str], most_characters: int, sample: Sample) -> List[str]:
+    """The most frequent characters of normalised passages, in code point order; and what `sample` is of."""
     counts: Counter[str] = Counter()
-    for document in documents:
-        counts.update(document)
+    for number, passage in enumerate(passages):
+        counts.update(passage)
+        sample.add(number, passage)
     characters = [character for character in counts if not character.isspace()]
     characters.sort(key=lambda character: (-counts[character], character))
-    return sorted(characters[:limit])
+    return sorted(characters[:most_characters])

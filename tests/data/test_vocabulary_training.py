@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from tokenizers import normalizers, pre_tokenizers
 
+from data import tokenizer as tokenizer_module
+from data import vocabulary_training
 from data.corpora import open_corpus
 from data.tokenizer import train_tokenizer
 from data.vocabulary_training import LONGEST_WORD_CHARACTERS, learnable
@@ -129,3 +131,66 @@ def test_too_little_memory_is_an_error_of_ours():
     )
     assert "the vocabulary's training ran out of memory" in done.stdout, done.stderr
     assert (done.returncode, done.stderr) == (0, "")
+
+
+class Words:
+    """Documents of 50 distinct words each, after one of two frequent words."""
+
+    name = "words"
+
+    def __init__(self, count):
+        self.names = ["".join(chr(97 + int(digit)) for digit in str(n)) + "z" for n in range(count)]
+
+    def documents(self):
+        yield "the words " * 50
+        yield from (" ".join(self.names[at : at + 50]) for at in range(0, len(self.names), 50))
+
+
+def trained(monkeypatch, corpus, most_words):
+    """The vocabulary, what the trainer was given, and the notes."""
+    given, notes = [], []
+
+    def learn(documents, *arguments, **options):
+        given.extend(documents)
+        return vocabulary_training.learn(given, *arguments, **options)
+
+    monkeypatch.setattr(vocabulary_training, "MOST_WORDS", most_words)
+    monkeypatch.setattr(tokenizer_module, "learn", learn)
+    return train_tokenizer(corpus, 300, notes=notes).vocabulary, given, notes
+
+
+def test_of_many_distinct_words_the_trainer_gets_a_sample(monkeypatch):
+    corpus = Words(30_000)
+    vocabulary, given, notes = trained(monkeypatch, corpus, 3000)
+    assert 750 < len({word for text in given for word in text.split()}) < 3600  # they are estimated
+    assert len(notes) == 1 and "trained on 1/16 of words" in notes[0]
+    documents = list(corpus.documents())
+    places = [documents.index(text) for text in given]
+    assert places[0] == 0 and places == sorted(places)
+    quarters = [sum(place * 4 // len(documents) == quarter for place in places) for quarter in range(4)]
+    assert min(quarters) > 0.5 * len(places) / 4
+    assert trained(monkeypatch, corpus, 3000) == (vocabulary, given, notes)
+
+
+def test_of_fewer_distinct_words_it_gets_all(monkeypatch):
+    corpus = Words(3000)
+    vocabulary, given, notes = trained(monkeypatch, corpus, 4000)
+    assert (given, notes) == (list(corpus.documents()), [])
+    assert trained(monkeypatch, corpus, 500_000) == (vocabulary, given, notes)
+
+
+def test_the_number_of_words_is_a_close_estimate():
+    sample = vocabulary_training.Sample()
+    for number, document in enumerate(Words(50_000).documents()):
+        sample.add(number, f"({document}), {document}")
+    assert sample.halvings == 0 and abs(sample.words - 50_002) < 5000
+
+
+def test_passages_are_the_whole_text_cut_at_blanks(documents):
+    long = " ".join(documents)[:110_000]
+    assert len(long) == 110_000
+    texts = ["", "a", long.replace(" ", "\n"), "x" * 60_000 + " y"]
+    cut = list(vocabulary_training.passages(texts))
+    assert "".join(cut) == "".join(texts)
+    assert words(" ".join(cut)) == [word for text in texts for word in words(text)]
+    assert max(map(len, cut)) <= 60_000
