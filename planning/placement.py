@@ -7,10 +7,12 @@ It finds the fastest values that fit, by the cost model of `--dry-run`. The sequ
 from __future__ import annotations
 
 import math
+import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Collection, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Collection, Dict, Iterator, List, Mapping, Optional, Sequence, TextIO, Tuple
 
 from ipu_simulator.cost import search as placement_search
 from ipu_simulator.environment import Target, target
@@ -27,6 +29,7 @@ from ipu.placement import (
     nearest_divisors,
 )
 
+from . import programs
 from .dry_run import blocks_of, program_of
 
 # The choices for each IPU if matmul_proportion is auto; published recipes range from 0.05 to 1, and 0 is the
@@ -37,6 +40,8 @@ _LARGEST_MICRO_BATCH = 64
 _MOST_PLACEMENTS = 5000
 # The most placements whose memory is evaluated: for a single micro batch size, or for each of several.
 _JUDGED, _JUDGED_OF_A_SIZE = 300, 60
+# Seconds between two lines of progress in a log.
+_PROGRESS_S = 10.0
 
 
 def load(
@@ -92,6 +97,68 @@ class Outcome:
     lines: Tuple[str, ...]
 
 
+class Progress:
+    """How far a search is: a line that is overwritten on a terminal, elsewhere a line every ten seconds."""
+
+    def __init__(
+        self, num_programs: int, stream: TextIO, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.done = 0
+        self.best_s: Optional[float] = None
+        self._num_programs = num_programs
+        self._stream = stream
+        self._clock = clock
+        self._on_terminal = stream.isatty()
+        self._every_s = 0.5 if self._on_terminal else _PROGRESS_S
+        self._last_s = clock()
+        self._width = 0
+
+    def tick(self) -> None:
+        """Shows the state, if it is time to."""
+        now_s = self._clock()
+        if now_s - self._last_s < self._every_s:
+            return
+        self._last_s = now_s
+        best = "nothing fits yet"
+        if self.best_s is not None:
+            best = f"best so far {sums.human_seconds(self.best_s)}"
+        line = f"placement search: {self.done} of {self._num_programs} programs, {best}"
+        self._write(line)
+
+    def close(self) -> None:
+        """Clears the line on a terminal."""
+        if self._width:
+            self._write("")
+            self._stream.write("\r")
+            self._stream.flush()
+
+    def _write(self, line: str) -> None:
+        if self._on_terminal:
+            self._stream.write("\r" + line.ljust(self._width))
+            self._width = len(line)
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()
+
+
+class Searches:
+    """Placement searches of configurations. Those of the same graph share what is known of it."""
+
+    def __init__(self) -> None:
+        self._of_graph: Dict[Any, Any] = {}
+        self._of_settings: Dict[Any, Any] = {}
+
+    def of(self, config: Config) -> Any:
+        graph = programs.key_of(config)
+        if graph not in self._of_graph:
+            self._of_graph[graph] = search_over(config)
+        known = self._of_graph[graph]
+        settings = programs.with_options(known.settings, config)
+        if (graph, settings) not in self._of_settings:
+            self._of_settings[graph, settings] = known.with_settings(settings)
+        return self._of_settings[graph, settings]
+
+
 def search(config: Config, free: Collection[str], pattern: Sequence[int]) -> Outcome:
     """The fastest configuration that fits, with new values of the `free` keys.
 
@@ -103,22 +170,35 @@ def search(config: Config, free: Collection[str], pattern: Sequence[int]) -> Out
     looked_at: List[Tuple[Config, Any]] = []
     too_large: Optional[Config] = None
     largest: Optional[Config] = None
+    searches = Searches()
+    variants = list(variants_of(config, free))
+    if len(variants) > 1:
+        # First the recipe, then what is likely to be fast: what it finds rules out most of the others.
+        variants.sort(
+            key=lambda each: (
+                each != config,
+                searches.of(each).lower_bound_s(candidate_of(each, each.layers_per_ipu, False)),
+            )
+        )
+    sizes_of = [list(micro_batches_of(variant, "micro_batch_size" in free)) for variant in variants]
+    progress = Progress(sum(map(len, sizes_of)), sys.stderr)
 
     def look_at(sized: Config, max_judged: int) -> Any:
         nonlocal best
         limit_s = math.inf if best is None else best[1].step_s
-        found = fastest_of(sized, free, pattern, limit_s, max_judged)
+        found = fastest_of(sized, free, pattern, limit_s, max_judged, searches, progress.tick)
         if found is not None:
             looked_at.append((sized, found))
             if found.best is not None:
                 best = sized, found.best
+                progress.best_s = found.best.step_s
+        progress.done += 1
+        progress.tick()
         return found
 
-    variants = list(variants_of(config, free))
-    for variant in variants:
-        sizes = list(micro_batches_of(variant, "micro_batch_size" in free))
+    for at, (sizes, variant) in enumerate(zip(sizes_of, variants), start=1):
         max_judged = _JUDGED if len(sizes) * len(variants) == 1 else _JUDGED_OF_A_SIZE
-        own = next((at for at, sized in enumerate(sizes) if sized == variant), 0)
+        own = next((place for place, sized in enumerate(sizes) if sized == variant), 0)
         # First larger micro batches until nothing fits, as memory grows with them; then smaller ones.
         for sized in sizes[own:]:
             found = look_at(sized, max_judged)
@@ -127,6 +207,8 @@ def search(config: Config, free: Collection[str], pattern: Sequence[int]) -> Out
                 break
         for sized in reversed(sizes[:own]):
             look_at(sized, max_judged)
+        progress.done = sum(map(len, sizes_of[:at]))  # with those that were skipped
+    progress.close()
     if best is None:
         misses = [(sized, found.nearest) for sized, found in looked_at]
         raise ConfigError(_nothing_fits(misses, sorted(free)))
@@ -144,9 +226,18 @@ def search(config: Config, free: Collection[str], pattern: Sequence[int]) -> Out
 
 
 def fastest_of(
-    sized: Config, free: Collection[str], pattern: Sequence[int], faster_than_s: float, max_judged: int
+    sized: Config,
+    free: Collection[str],
+    pattern: Sequence[int],
+    faster_than_s: float,
+    max_judged: int,
+    searches: Optional[Searches] = None,
+    tick: Callable[[], None] = lambda: None,
 ) -> Any:
-    """The search for one micro batch size; None if no placement's pipeline can be filled."""
+    """The search for one micro batch size; None if no placement's pipeline can be filled.
+
+    `tick` is called for each placement that is evaluated.
+    """
     placements = [sized.layers_per_ipu]
     if "layers_per_ipu" in free:
         placements = list(placements_of(sized.num_layers, pattern))
@@ -158,11 +249,16 @@ def fastest_of(
     if not placements:
         return None
     known = sized.layers_per_ipu in placements
-    return search_over(sized).fastest(
-        [candidate_of(sized, each, "matmul_proportion" in free) for each in placements],
-        max_judged=max_judged,
-        known=candidate_of(sized, sized.layers_per_ipu, False) if known else None,
-        faster_than_s=faster_than_s,
+    return (
+        (searches or Searches())
+        .of(sized)
+        .fastest(
+            [candidate_of(sized, each, "matmul_proportion" in free) for each in placements],
+            max_judged=max_judged,
+            known=candidate_of(sized, sized.layers_per_ipu, False) if known else None,
+            faster_than_s=faster_than_s,
+            tick=tick,
+        )
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import Callable, Iterable, Mapping, Sequence
+from typing import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -307,16 +307,21 @@ def memory_of(
     constants: MemoryConstants,
     op_cost: Callable[[Op], OpCost] | None = None,
     sizes: Materialised | None = None,
+    only: Collection[int] | None = None,
 ) -> MemoryEstimate:
-    """Memory of every IPU of one replica. `op_cost`, `sizes`: costs and tensor sizes, if known already."""
+    """Memory of every IPU of one replica, or of those in `only`.
+
+    `op_cost`, `sizes`: costs and tensor sizes, if known already.
+    """
     op_cost, sizes = op_cost or _cached(graph, settings, target), sizes or materialised(graph)
-    plans = plans_of(graph, stages, settings, constants, op_cost, sizes)
+    wanted = range(graph.num_ipus) if only is None else sorted(only)
+    plans = plans_of(graph, stages, settings, constants, op_cost, sizes, wanted)
     ipus: list[IpuMemory] = []
     points: list[LivenessPoint] = []
     overflows: list[Overflow] = []
     largest: list[tuple[int, Buffer]] = []
     moments: dict[int, str] = {}
-    for ipu, plan in enumerate(plans):
+    for ipu, plan in zip(wanted, plans, strict=True):
         always = _by_component(plan.always)
         live = plan.timeline.live_bytes()
         totals = sum(always.values()) + live.sum(axis=0)
@@ -436,15 +441,16 @@ def plans_of(
     constants: MemoryConstants,
     op_cost: Callable[[Op], OpCost],
     sizes: Materialised | None = None,
+    only: Sequence[int] | None = None,
 ) -> list[IpuPlan]:
-    """The buffers of each IPU."""
+    """The buffers of each IPU, or of those in `only`."""
     home, sizes = homes(graph), sizes or materialised(graph)
     crossing = crossing_tensors(graph)
     weights = WeightMemory(graph, sizes, settings, constants)
     streams = _streams(graph, constants)
     pipelined = settings.execution == "pipelined"
     plans: list[IpuPlan] = []
-    for ipu in range(graph.num_ipus):
+    for ipu in range(graph.num_ipus) if only is None else only:
         on_ipu = [stage for stage in stages if stage.ipu == ipu]
         ops = [op for stage in on_ipu for op in (*stage.forward, *stage.recompute, *stage.backward)]
         updated = [

@@ -72,6 +72,19 @@ def load_of(cost: OpCost, target: Target) -> Load:
     )
 
 
+def sum_of_loads(loads: Iterable[Load]) -> Load:
+    """The sum, added in order."""
+    matmul = vertex = sets = rearranged = 0.0
+    flops = 0
+    for load in loads:
+        matmul += load.matmul_cycles
+        vertex += load.vertex_cycles
+        sets += load.compute_sets
+        rearranged += load.rearranged_elements
+        flops += load.flops
+    return Load(matmul, vertex, sets, rearranged, flops)
+
+
 def costs_of(
     graph: Graph, settings: Settings, target: Target, sizes: Materialised | None = None
 ) -> Mapping[int, OpCost]:
@@ -95,7 +108,7 @@ def stage_loads(
     """The work of each stage, in order."""
 
     def sum_of(ops: Iterable[Op]) -> Load:
-        return sum((load_of(costs[op.index], target) for op in ops), Load())
+        return sum_of_loads(load_of(costs[op.index], target) for op in ops)
 
     accumulated = _accumulation(graph, target, constants)
     return tuple(
