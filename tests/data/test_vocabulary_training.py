@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from tokenizers import normalizers, pre_tokenizers
 
+from data import PretrainingDataOptions, prepare_pretraining_data, vocabulary_training
 from data import tokenizer as tokenizer_module
-from data import vocabulary_training
 from data.corpora import open_corpus
 from data.tokenizer import train_tokenizer
 from data.vocabulary_training import LONGEST_WORD_CHARACTERS, learnable
@@ -194,3 +194,14 @@ def test_passages_are_the_whole_text_cut_at_blanks(documents):
     assert "".join(cut) == "".join(texts)
     assert words(" ".join(cut)) == [word for text in texts for word in words(text)]
     assert max(map(len, cut)) <= 60_000
+
+
+def test_a_run_says_that_its_vocabulary_is_of_a_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr(vocabulary_training, "MOST_WORDS", 1000)
+    file = tmp_path / "text.txt"
+    file.write_text("\n\n".join(f"{text}.\nit is so." for text in Words(5000).documents()))
+    options = PretrainingDataOptions(
+        vocab_size=300, corpus=str(file), sequence_length=32, mask_tokens=5, preprocessing_workers=0
+    )
+    data = prepare_pretraining_data(options, cache_folder=tmp_path / "cache", progress=False)
+    assert any(f"of {file}, drawn evenly" in line for line in data.statistics.notes)
