@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import re
@@ -152,6 +153,61 @@ def test_a_free_micro_batch_is_the_fastest_of_all_that_are_searched_alone() -> N
     assert len(alone) > 2
     assert free.micro_batch_size == min(alone, key=alone.__getitem__)
     assert "none is faster and fits" in lines[2]
+
+
+def test_what_programs_share_leaves_the_result_of_trying_each_program_alone() -> None:
+    free = load(layers_per_ipu=(0, -1, -1), optimizer_state="auto")
+    keys = {"layers_per_ipu", "optimizer_state"}
+    best_s = {
+        variant: min(
+            verdict.step_s
+            for layers in placement.placements_of(LAYERS, [0, placement.ANY, placement.ANY])
+            for verdict in [alone.judge(placement.candidate_of(variant, layers, False))]
+            if verdict.fits
+        )
+        for variant in placement.variants_of(config.load("test_groupbert", overrides=SMALL), keys)
+        for alone in [placement.search_over(variant)]
+    }
+    assert len(best_s) == 2
+    assert verdict_of(free, "").step_s == min(best_s.values())
+
+
+def test_memory_that_is_kept_for_an_ipu_is_that_of_the_whole_program(search: Any) -> None:
+    for layers in ((0, 2, 2), (4, 0, 0)):
+        candidate = placement.candidate_of(small(), layers, False)
+        wanted = verdict_of(small(layers_per_ipu=layers), "")
+        found = search.judge(candidate)
+        fullest = max(wanted.ipus, key=lambda memory: memory.fullest_tile_bytes)
+        assert found.fullest_ipu == fullest.ipu
+        assert found.step_s == wanted.step_s
+        assert found.cycle_s == wanted.pipeline.cycle_s
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_progress_is_a_line_on_a_terminal_and_one_every_ten_seconds_in_a_log(on_terminal: bool) -> None:
+    class Stream(io.StringIO):
+        def isatty(self) -> bool:
+            return on_terminal
+
+    now_s, stream = [0.0], Stream()
+    progress = placement.Progress(36, stream, lambda: now_s[0])
+    for now_s[0], done, best_s in ((0.1, 0, None), (10.0, 1, None), (12.0, 2, 1.234), (21.0, 12, 1.234)):
+        progress.done, progress.best_s = done, best_s
+        progress.tick()
+    progress.close()
+    head = "placement search: "
+    if on_terminal:
+        assert stream.getvalue().split("\r")[1:4] == [
+            f"{head}1 of 36 programs, nothing fits yet",
+            f"{head}2 of 36 programs, best so far 1.234 s",
+            f"{head}12 of 36 programs, best so far 1.234 s",
+        ]
+        assert stream.getvalue().split("\r")[4].strip() == "" and stream.getvalue().endswith("\r")
+    else:
+        assert stream.getvalue().splitlines() == [
+            f"{head}1 of 36 programs, nothing fits yet",
+            f"{head}12 of 36 programs, best so far 1.234 s",
+        ]
 
 
 def test_without_free_keys_nothing_is_searched() -> None:
