@@ -50,5 +50,5 @@ def test_a_program_computes_as_it_is_told(tmp_path, script):
 def test_an_unknown_precision_is_refused_with_the_legal_ones(tmp_path, script):
     refused = door(script, folder=tmp_path, status=2, by=(DOOR,), IPU_SIMULATOR_PRECISION="float16")
     assert "IPU_SIMULATOR_PRECISION is 'float16'" in refused.stderr
-    assert "float32, ipu-float16" in refused.stderr
+    assert "float32, float32-onednn, ipu-float16" in refused.stderr
     assert "Traceback" not in refused.stderr
