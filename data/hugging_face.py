@@ -40,7 +40,11 @@ def is_saved(name: str) -> bool:
 
 def as_named(source: str) -> str:
     """The source, as "hf:FOLDER" if it is a folder that `save_to_disk` wrote."""
-    return PREFIX + source if source and is_saved(str(Path(source).expanduser())) else source
+    try:
+        named = PREFIX + source if source and is_saved(str(Path(source).expanduser())) else source
+    except (OSError, RuntimeError, ValueError):  # too long a name, no such user's folder, a NUL character
+        return source  # whose error is that of reading it
+    return named
 
 
 def rows_of(

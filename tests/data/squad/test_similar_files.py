@@ -199,3 +199,8 @@ def test_a_configuration_is_chosen(tmp_path: Path) -> None:
         assert read.id == "en"
     with pytest.raises(DataError, match=r"(?s)'de', 'en'.*hf:NAME:CONFIGURATION"):
         open_questions(f"hf:{tmp_path}", "train", version="1.1")
+
+
+def test_a_name_that_no_file_can_have_is_an_error_of_ours() -> None:
+    with pytest.raises(DataError, match="cannot read"):
+        open_questions("a" * 300, "train", version="1.1")
