@@ -14,6 +14,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, Dict, Iterator, Optional, Sequence, Tuple
 
 
+def local_path(name: str) -> Path:
+    """The path, with ~ as the home folder. One of an unknown user stays as it is, so no file has it."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 class DataError(ValueError):
     """Invalid or unusable data: says what was asked, what was found and what to do."""
 

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence, Tuple
 
-from .files import DataError
+from .files import DataError, local_path
 
 PREFIX = "hf:"
 
@@ -16,9 +16,9 @@ def parts_of(source: str, subset: Optional[str] = None) -> Tuple[str, Optional[s
     configuration if the source names none."""
     name = source[len(PREFIX) :] if source.startswith(PREFIX) else source
     head, colon, tail = name.rpartition(":")
-    if colon and head and tail and not Path(name).expanduser().exists():
+    if colon and head and tail and not local_path(name).exists():
         name, subset = head, tail
-    return str(Path(name).expanduser()), subset
+    return str(local_path(name)), subset
 
 
 def library(source: str) -> Any:
@@ -41,8 +41,8 @@ def is_saved(name: str) -> bool:
 def as_named(source: str) -> str:
     """The source, as "hf:FOLDER" if it is a folder that `save_to_disk` wrote."""
     try:
-        named = PREFIX + source if source and is_saved(str(Path(source).expanduser())) else source
-    except (OSError, RuntimeError, ValueError):  # too long a name, no such user's folder, a NUL character
+        named = PREFIX + source if source and is_saved(str(local_path(source))) else source
+    except (OSError, ValueError):  # too long a name, a NUL character
         return source  # whose error is that of reading it
     return named
 

@@ -15,7 +15,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Un
 
 import numpy as np
 
-from .files import DataError, OpenFiles, write_atomically
+from .files import DataError, OpenFiles, local_path, write_atomically
 
 by_package: Optional[Callable[[bytes], int]]
 try:  # 3 GB/s, where numpy takes 24 MB/s; an IPU host may lack it
@@ -332,7 +332,7 @@ def find_tfrecord_files(source: str) -> List[Path]:
 
     In a folder these are *.tfrecord, and files with other names that begin as TFRecord files do.
     """
-    path = Path(source).expanduser()
+    path = local_path(source)
     if path.is_file():
         return [path]
     pattern = str(path / "**" / "*.tfrecord") if path.is_dir() else str(path)

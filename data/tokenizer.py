@@ -14,7 +14,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from .added_tokens import AddedToken, add_to, appended, beside_vocabulary, count_after_model, from_list
 from .corpora import Corpus
-from .files import DataError, open_plain, write_atomically
+from .files import DataError, local_path, open_plain, write_atomically
 from .json_files import read_json
 from .vocabulary_training import Sample, learn, passages, survey
 from .word_cache import WordCache
@@ -235,7 +235,7 @@ def load_tokenizer(source: str, *, lowercase: bool = True) -> Tokenizer:
     `lowercase` applies to a bare vocab.txt: a tokenizer.json, or a folder's tokenizer_config.json, specifies
     its normalisation. Raises DataError for anything but a BERT WordPiece vocabulary.
     """
-    path = Path(source).expanduser()
+    path = local_path(source)
     if path.is_dir():
         return _load_folder(path, lowercase)
     if not path.is_file():

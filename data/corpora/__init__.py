@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import List, Optional, Sequence
 
-from ..files import DataError
+from ..files import DataError, local_path
 from ..hugging_face import as_named
 from .kinds import COMPRESSED, ROWS, TEXT_SUFFIXES, TFRECORD
 from .python_docs import PythonDocsCorpus
@@ -45,10 +45,10 @@ def open_corpus(
         return PythonDocsCorpus(progress)
     corpus = as_named(corpus)
     if corpus.startswith("hf:") and len(corpus) > len("hf:"):
-        return HuggingFaceCorpus(str(Path(corpus[3:]).expanduser()), subset, split, text_column)
+        return HuggingFaceCorpus(str(local_path(corpus[3:])), subset, split, text_column)
     if corpus.endswith(".tfrecord"):
         raise _masked_already(corpus)
-    if corpus and (_looks_like_path(corpus) or Path(corpus).expanduser().exists()):
+    if corpus and (_looks_like_path(corpus) or local_path(corpus).exists()):
         found = find_files(corpus)
         if found.kind == TFRECORD:
             raise _masked_already(corpus)
@@ -65,11 +65,11 @@ def open_corpus(
 def tfrecord_notes(corpus: str) -> Optional[Sequence[str]]:
     """None unless the corpus is a TFRecord file, or a folder or glob of them; then what the user should know
     of how it is read. Raises DataError for files of two kinds."""
-    if corpus.endswith(".tfrecord") and not Path(corpus).expanduser().is_dir():
+    if corpus.endswith(".tfrecord") and not local_path(corpus).is_dir():
         return ()
     if corpus == PythonDocsCorpus.name or as_named(corpus).startswith("hf:"):
         return None
-    if not corpus or not (_looks_like_path(corpus) or Path(corpus).expanduser().exists()):
+    if not corpus or not (_looks_like_path(corpus) or local_path(corpus).exists()):
         return None
     found = find_files(corpus)
     return found.notes if found.kind == TFRECORD else None

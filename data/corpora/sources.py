@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Tuple
 
-from ..files import DataError
+from ..files import DataError, local_path
 from .kinds import ROWS, TEXT, TFRECORD, is_text_file, kind_of, refuse
 from .text import unreadable
 
@@ -27,7 +27,7 @@ def find_files(source: str) -> Found:
     are neither text files by their name nor rows of text nor TFRecords by their first bytes. Raises DataError
     if nothing is found, for files of two kinds, and for a text file that isn't text.
     """
-    path = Path(source).expanduser()
+    path = local_path(source)
     if path.is_file():
         return _of_one_kind(source, {path: _kind(path)})
     if path.is_dir():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from ..files import DataError, open_plain
+from ..files import DataError, local_path, open_plain
 from ..hugging_face import PREFIX, as_named, library, parts_of, rows_of
 from ..json_files import MOST_BYTES
 from .tasks import MISMATCHED, OTHER_COLUMNS, WHOLE, GlueTask
@@ -81,7 +81,7 @@ def read_examples(
     if source.startswith(PREFIX):
         parts = [(source, part, _rows_of_hub(source, split, part, task)) for part in _parts(split, task)]
     else:
-        files = _files(Path(source).expanduser(), split, task)
+        files = _files(local_path(source), split, task)
         parts = [(str(file), part, _rows(file, task, split)) for file, part in files]
     found: List[Example] = []
     known = tuple(task.classes if task.columns else classes)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
-from ..files import DataError
+from ..files import DataError, local_path
 from ..hugging_face import PREFIX, as_named, library, parts_of, rows_of
 from ..json_files import read_json
 
@@ -297,7 +297,7 @@ def open_questions(source: str, split: str, *, version: str, subset: Optional[st
     if source.startswith(PREFIX):
         data = _from_hub(source, split, subset, wanted, has_impossible=version == "2.0")
     else:
-        data = read_questions(Path(source).expanduser(), answers=wanted)
+        data = read_questions(local_path(source), answers=wanted)
     if data.has_impossible and version != "2.0":
         raise DataError(
             f"{source!r} is of version 2.0, with questions that have no answer, and squad_version is "

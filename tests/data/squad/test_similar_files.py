@@ -201,6 +201,7 @@ def test_a_configuration_is_chosen(tmp_path: Path) -> None:
         open_questions(f"hf:{tmp_path}", "train", version="1.1")
 
 
-def test_a_name_that_no_file_can_have_is_an_error_of_ours() -> None:
+@pytest.mark.parametrize("name", ["a" * 300, "~no-such-user/questions.json"])
+def test_a_name_that_no_file_can_have_is_an_error_of_ours(name: str) -> None:
     with pytest.raises(DataError, match="cannot read"):
-        open_questions("a" * 300, "train", version="1.1")
+        open_questions(name, "train", version="1.1")
